@@ -1,0 +1,124 @@
+"""Exact answers, for the processes that have them: finite ones and linear-Gaussian ones.
+
+Every function takes either kind. Objectives are in nats, soft values in reward units, and all of
+them are differentiable in the process's tensors.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
+from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step, posterior_occupancy
+from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = [
+    "LinearGaussianPlan",
+    "Plan",
+    "backward_step",
+    "elbo",
+    "evaluate",
+    "is_available",
+    "log_evidence",
+    "occupancy",
+    "optimal_elbo",
+    "plan",
+    "posterior_occupancy",
+    "sample_posterior",
+]
+
+
+def is_available(process: Any) -> bool:
+    """Returns whether ``process`` has exact answers."""
+    return isinstance(process, TabularMDP | LinearGaussianMDP)
+
+
+def plan(mdp: Any, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
+    """Returns the soft-optimal plan: values, policy and objective.
+
+    See :func:`rl_as_inference.exact.tabular.plan` for finite and
+    :func:`rl_as_inference.exact.linear_gaussian.plan` for linear-Gaussian processes.
+
+    Args:
+        mdp: a finite or linear-Gaussian process.
+        dynamics: ``"causal"`` (maximum-entropy control; the objective is the largest ELBO) or
+            ``"posterior"`` (conditioning on optimality, luck included; the log evidence).
+
+    Raises:
+        ValueError: if the process has no exact answers, or there is no fixed point.
+
+    Example:
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
+        >>> plan(mdp).policy
+        tensor([[[0.2689, 0.7311]]])
+    """
+    return _room(mdp).plan(mdp, dynamics)  # type: ignore[no-any-return]
+
+
+def evaluate(mdp: Any, policy: Any) -> Plan | LinearGaussianPlan:
+    """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats."""
+    return _room(mdp).evaluate(mdp, policy)  # type: ignore[no-any-return]
+
+
+def elbo(mdp: Any, policy: Any) -> Tensor:
+    """Returns the trajectory ELBO of ``policy``, 0-dimensional, in nats.
+
+    ``E_π Σ_t γ^t (r_t/α + log p(a_t|s_t) - log π(a_t|s_t))``.
+
+    Example:
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
+        >>> elbo(mdp, torch.tensor([[0.5, 0.5]]))
+        tensor(0.5000)
+    """
+    return evaluate(mdp, policy).objective
+
+
+def optimal_elbo(mdp: Any) -> Tensor:
+    """Returns the largest ELBO any policy reaches, 0-dimensional, in nats."""
+    return plan(mdp, "causal").objective
+
+
+def log_evidence(mdp: Any) -> Tensor:
+    """Returns ``log p(O) = log E_prior[exp(Σ_t r_t/α)]``, 0-dimensional, in nats.
+
+    With γ < 1 the sum stops at a survival coin; see DESIGN's two renderings of the discount.
+
+    Example:
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
+        >>> log_evidence(mdp)  # log((1 + e) / 2)
+        tensor(0.6201)
+    """
+    return plan(mdp, "posterior").objective
+
+
+def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
+    """Returns the distribution of the state over time under ``policy``, ``(T+1, S)``.
+
+    See :func:`rl_as_inference.exact.tabular.occupancy`.
+
+    Raises:
+        ValueError: if the process is not finite.
+    """
+    if not isinstance(mdp, TabularMDP):
+        raise ValueError(f"occupancy needs a TabularMDP, got {type(mdp).__name__}")
+    return tabular.occupancy(mdp, policy)
+
+
+def sample_posterior(mdp: Any, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
+    """Returns exact independent draws of trajectories given optimality."""
+    return _room(mdp).sample_posterior(mdp, num_draws, dynamics)  # type: ignore[no-any-return]
+
+
+def _room(mdp: Any) -> Any:
+    if isinstance(mdp, TabularMDP):
+        return tabular
+    if isinstance(mdp, LinearGaussianMDP):
+        return linear_gaussian
+    raise ValueError(
+        f"no exact answers for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate by "
+        f"estimate_elbo and posterior(..., method='importance')"
+    )
+
+

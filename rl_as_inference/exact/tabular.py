@@ -1,0 +1,579 @@
+"""Exact messages on finite processes: soft planning, evaluation, occupancy, posterior draws.
+
+Everything inside works in nats; what leaves in a :class:`Plan` as soft values is in reward units.
+The recursions are those of Levine (2018, arXiv:1805.00909), sections 2.2 and 3.1, with a
+temperature, discount as survival, and terminal states.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.kernels import DenseKernel
+from rl_as_inference.processes.tabular import TabularMDP
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = [
+    "Dynamics",
+    "Plan",
+    "backward_step",
+    "evaluate",
+    "log_policy_table",
+    "occupancy",
+    "plan",
+    "posterior_occupancy",
+    "sample_posterior",
+]
+
+Dynamics = Literal["causal", "posterior"]
+
+_SOLVE_LIMIT = 3000
+"""Fixed points of up to this many states are solved by Newton's method, larger ones by iteration."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Soft values of a finite process, and the policy they belong to.
+
+    It can be called as a policy, ``plan(state, t) -> Categorical``.
+
+    Attributes:
+        soft_v: ``(T+1, S)``, or ``(S,)`` with no horizon, in reward units; 0 in terminal states.
+        soft_q: ``(T, S, A)``, or ``(S, A)``, in reward units.
+        objective: 0-dimensional, in nats: the ELBO, or for ``dynamics="posterior"`` the log evidence.
+        log_policy: ``log π_t(a|s)``, ``(T, S, A)`` or ``(S, A)``; the action prior in terminal states.
+        dynamics: which posterior the plan belongs to.
+    """
+
+    soft_v: Tensor
+    soft_q: Tensor
+    objective: Tensor
+    dynamics: Dynamics
+    _log_policy: Tensor | Callable[[], Tensor]
+
+    batch_steps = True
+
+    @cached_property
+    def log_policy(self) -> Tensor:
+        # Made when asked for: a plan of a large process is often wanted for its values alone.
+        return self._log_policy if isinstance(self._log_policy, Tensor) else self._log_policy()
+
+    @property
+    def policy(self) -> Tensor:
+        """``π_t(a|s)``, ``(T, S, A)`` or ``(S, A)``."""
+        return self.log_policy.exp()
+
+    def __call__(self, state: Tensor, t: int | Tensor) -> Any:
+        """Returns the policy's distribution over actions, of the batch shape of ``state``."""
+        table = self.log_policy
+        return dist.Categorical(logits=table[state] if table.dim() == 2 else table[t, state])
+
+
+def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
+    """Returns the exact soft plan of a finite process.
+
+    ``dynamics="causal"`` leaves the dynamics alone and gives the maximum-entropy optimum, whose
+    objective is the largest ELBO; ``"posterior"`` conditions on optimality outright, and its
+    objective is the log evidence (with survival sampled, if γ < 1). With no horizon it is the fixed point.
+
+    Raises:
+        ValueError: for unknown ``dynamics``, or when there is no fixed point.
+    """
+    if dynamics not in ("causal", "posterior"):
+        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    reward = _reward_nats(mdp, dynamics)
+    if mdp.horizon is None:
+        value = _fixed_point(mdp, dynamics, reward)
+        q = _backup(mdp, dynamics, reward, value)
+        values, qs = value, q
+        start = value
+    else:
+        start = reward.new_zeros(mdp.num_states)
+        messages, backups = [start], []
+        for t in reversed(range(mdp.horizon)):
+            q = _backup(mdp, dynamics, reward, None if t == mdp.horizon - 1 else start)
+            start = _soft_maximum(mdp, q)
+            messages.append(start)
+            backups.append(q)
+        values = torch.stack(messages[::-1])
+        # Sparse kernels answer in action-major memory; stacking it as such spares a transposition.
+        qs = torch.stack([q.mT for q in reversed(backups)]).mT
+
+    def log_policy() -> Tensor:
+        table = mdp.log_action_prior + qs - values[: mdp.horizon, :, None] if mdp.horizon else (
+            mdp.log_action_prior + qs - values[:, None]
+        )
+        return torch.where(mdp.terminal[:, None], mdp.log_action_prior, table) if mdp.has_terminal else table
+
+    initial = mdp.initial_probabilities
+    if dynamics == "causal":
+        objective = initial @ start
+    else:
+        possible = initial > 0
+        logs = torch.where(possible, torch.where(possible, initial, 1.0).log() + start, -torch.inf)
+        objective = torch.logsumexp(logs, 0)
+    return Plan(mdp.temperature * values, mdp.temperature * qs, objective, dynamics, log_policy)
+
+
+def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
+    """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats.
+
+    Soft policy evaluation (Haarnoja et al. 2018, arXiv:1801.01290, lemma 1), with the action prior:
+    ``V = E_a[Q + α (log p - log π)]``.
+
+    Args:
+        policy: a plan, a table ``(S, A)`` or ``(T, S, A)`` of probabilities, or a callable.
+    """
+    log_policy = log_policy_table(mdp, policy)
+    probabilities = log_policy.exp()
+    # 0 log 0 = 0, and an action that neither takes costs nothing.
+    cost = torch.where(probabilities > 0, log_policy, 0.0) - torch.where(
+        probabilities > 0, mdp.log_action_prior, 0.0
+    )
+    reward = _reward_nats(mdp, "causal")
+
+    if mdp.horizon is None:
+        _check_fixed_point(mdp)
+        own = (probabilities * (reward - cost)).sum(-1)
+        if mdp.has_terminal:
+            own = torch.where(mdp.terminal, 0.0, own)
+        values = _solve_linear(mdp, probabilities, own)
+        qs = _backup(mdp, "causal", reward, values)
+        start = values
+    else:
+        start = reward.new_zeros(mdp.num_states)
+        messages, backups = [start], []
+        for t in reversed(range(mdp.horizon)):
+            pi, paid = (probabilities, cost) if cost.dim() == 2 else (probabilities[t], cost[t])
+            q = _backup(mdp, "causal", reward, None if t == mdp.horizon - 1 else start)
+            start = (pi * (q - paid)).sum(-1)
+            if mdp.has_terminal:
+                start = torch.where(mdp.terminal, 0.0, start)
+            messages.append(start)
+            backups.append(q)
+        values = torch.stack(messages[::-1])
+        qs = torch.stack([q.mT for q in reversed(backups)]).mT
+        log_policy = log_policy.expand(mdp.horizon, -1, -1)
+    objective = mdp.initial_probabilities @ start
+    return Plan(mdp.temperature * values, mdp.temperature * qs, objective, "causal", log_policy)
+
+
+def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal") -> tuple[Tensor, Tensor]:
+    """Returns ``(soft_v_t, soft_q_t)``, ``(S,)`` and ``(S, A)`` in reward units, from ``soft_v_{t+1}``.
+
+    One soft Bellman backup, for those who write their own recursion.
+    """
+    q = _backup(mdp, dynamics, _reward_nats(mdp, dynamics), soft_v / mdp.temperature)
+    return mdp.temperature * _soft_maximum(mdp, q), mdp.temperature * q
+
+
+def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
+    """Returns the distribution of the state at each time under ``policy``, ``(T+1, S)``; rows sum to one.
+
+    It is the state's own distribution, whatever the discount; an ended trajectory stays in its
+    terminal state. With no horizon: the discounted number of visits ``Σ_t γ^t P(s_t = s)``, ``(S,)``,
+    where a terminal state counts on arrival.
+    """
+    probabilities = log_policy_table(mdp, policy).exp()
+    state = mdp.initial_probabilities
+    if mdp.horizon is None:
+        _check_fixed_point(mdp)
+        return _solve_linear(mdp, probabilities, state, transpose=True)
+    states = [state]
+    for t in range(mdp.horizon):
+        pi = probabilities if probabilities.dim() == 2 else probabilities[t]
+        state = mdp.kernel.push(state[:, None] * pi)
+        states.append(state)
+    return torch.stack(states)
+
+
+def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Tensor:
+    """Returns the distribution of the state at each time given optimality, ``(T+1, S)``.
+
+    For ``"posterior"`` the smoothed marginals ``p(s_t | O)``, luck included; a trajectory that does
+    not survive its discount stays where it was. For ``"causal"`` the occupancy of the causal plan.
+
+    Raises:
+        ValueError: with no horizon.
+    """
+    horizon = mdp.finite_horizon("posterior_occupancy")
+    messages = plan(mdp, dynamics)
+    if dynamics == "causal":
+        return occupancy(mdp, messages)
+    values = messages.soft_v / mdp.temperature
+    reward = mdp.reward_table / mdp.temperature
+    everywhere = torch.arange(mdp.num_states, device=values.device)
+    states, actions = everywhere[:, None], torch.arange(mdp.num_actions, device=values.device)
+    indices, probabilities = mdp.kernel.successors(*torch.broadcast_tensors(states, actions))
+    factor = reward[..., None] if reward.dim() == 2 else reward
+    logs = torch.where(probabilities > 0, torch.where(probabilities > 0, probabilities, 1.0).log(), -torch.inf)
+    alive = torch.softmax(torch.where(mdp.initial_probabilities > 0, values[0], -torch.inf), 0)
+    alive = mdp.initial_probabilities * (values[0] - messages.objective).exp()
+    ended = torch.zeros_like(alive)
+    rows = [alive]
+    for t in range(horizon):
+        going, stopping = _survival_weights(mdp, values[t + 1], last=t == horizon - 1)
+        flow = alive[:, None] * messages.policy[t]
+        tilt = logs + factor - (messages.soft_q[t] / mdp.temperature)[..., None]
+        if mdp.has_terminal:  # there the kernel stays put and nothing is earned
+            tilt = torch.where(mdp.terminal[:, None, None], logs, tilt)
+        alive, stopped = (
+            _arrivals(flow, tilt, indices, weights, mdp.num_states) for weights in (going, stopping)
+        )
+        ended = ended + stopped
+        rows.append(alive + ended)
+    return torch.stack(rows)
+
+
+def _arrivals(flow: Tensor, tilt: Tensor, indices: Tensor, weights: Tensor | None, num_states: int) -> Tensor:
+    arrived = flow.new_zeros(num_states)
+    if weights is None:
+        return arrived
+    moved = flow[..., None] * (tilt + weights[indices]).exp()
+    return arrived.index_add(0, indices.flatten(), moved.flatten())
+
+
+@torch.no_grad()
+def sample_posterior(
+    mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "posterior"
+) -> Trajectories:
+    """Returns exact independent draws of trajectories given optimality.
+
+    Backward messages, then forward draws. For ``"posterior"`` transitions and initial state are
+    bent towards success; for ``"causal"`` only the actions are. With γ < 1 the coins are drawn too:
+    ``mask`` ends where a trajectory does not survive. ``log_policy`` is that of the plan's policy.
+    With no horizon the draws go on until the last has ended.
+
+    Raises:
+        ValueError: if ``num_draws`` < 1, or there is no fixed point.
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be >= 1, got {num_draws}")
+    messages = plan(mdp, dynamics)
+    values = messages.soft_v / mdp.temperature
+    tilted = dynamics == "posterior"
+    at = (lambda table, t: table) if mdp.horizon is None else (lambda table, t: table[t])
+    initial = mdp.initial_probabilities.log()
+    state = dist.Categorical(logits=initial + at(values, 0) if tilted else initial).sample((num_draws,))
+    alive = torch.ones(num_draws, dtype=torch.bool, device=state.device)
+    states, actions, rewards, masks, log_p, log_q = [state], [], [], [], [], []
+    t = 0
+    while t < mdp.horizon if mdp.horizon is not None else bool(alive.any()):
+        if mdp.has_terminal:
+            alive = alive & ~mdp.terminal[state]
+            if mdp.horizon is None and t > 0 and not bool(alive.any()):
+                break
+        policy = at(messages.log_policy, t)[state]
+        prior = mdp.log_action_prior[state]
+        action = dist.Categorical(logits=torch.where(alive[:, None], policy, prior)).sample()
+        indices, probabilities = mdp.kernel.successors(state, action)
+        logits = probabilities.log()
+        last = mdp.horizon is not None and t == mdp.horizon - 1
+        next_values = values if mdp.horizon is None else values[t + 1]
+        if tilted:
+            factor = mdp.reward_table[state, action] / mdp.temperature
+            going, stopping = _survival_weights(mdp, next_values, last)
+            logits = logits + (factor if factor.dim() == 2 else factor[:, None])
+        else:
+            going, stopping = _survival_weights(mdp, torch.zeros_like(next_values), last)
+        both = [logits + weights[indices] for weights in (going, stopping) if weights is not None]
+        k = dist.Categorical(logits=torch.cat(both, -1)).sample()
+        next_state = indices.gather(-1, (k % indices.shape[-1])[:, None]).squeeze(-1)
+        next_state = torch.where(alive, next_state, state)
+        rewards.append(torch.where(alive, mdp.reward(state, action, next_state), 0.0))
+        log_p.append(torch.where(alive, prior.gather(-1, action[:, None]).squeeze(-1), 0.0))
+        log_q.append(torch.where(alive, policy.gather(-1, action[:, None]).squeeze(-1), 0.0))
+        masks.append(alive)
+        actions.append(action)
+        states.append(next_state)
+        survived = k < indices.shape[-1] if going is not None else torch.zeros_like(alive)
+        alive, state = alive & survived, next_state
+        t += 1
+    return Trajectories(
+        states=torch.stack(states),
+        actions=torch.stack(actions),
+        rewards=torch.stack(rewards),
+        mask=torch.stack(masks),
+        log_prior=torch.stack(log_p),
+        log_policy=torch.stack(log_q),
+        log_factors=torch.stack(rewards) / mdp.temperature,
+        temperature=mdp.temperature,
+        discount=1.0,
+    )
+
+
+def log_policy_table(mdp: TabularMDP, policy: Any) -> Tensor:
+    """Returns ``log π_t(a|s)`` of any kind of policy, ``(S, A)`` or ``(T, S, A)``.
+
+    Args:
+        policy: a :class:`Plan`; a table of probabilities ``(S, A)`` or ``(T, S, A)``; a callable
+            ``(state, t) -> Distribution``; None for the action prior. With no horizon a callable is
+            asked at ``t = 0``.
+
+    Raises:
+        ValueError: if a table has the wrong shape or rows that do not sum to one, or a callable's
+            distribution is not over the process's actions.
+    """
+    if policy is None:
+        return mdp.log_action_prior
+    if isinstance(policy, Plan):
+        return policy.log_policy
+    shapes = [(mdp.num_states, mdp.num_actions)]
+    if mdp.horizon is not None:
+        shapes.append((mdp.horizon, *shapes[0]))
+    if isinstance(policy, Tensor):
+        if tuple(policy.shape) not in shapes:
+            raise ValueError(f"policy: a table must have shape {' or '.join(map(str, shapes))}, got {tuple(policy.shape)}")
+        sums = policy.detach().sum(-1)
+        if not bool(((policy.detach() >= 0).all(-1) & ((sums - 1).abs() < 1e-4)).all()):
+            raise ValueError("policy: a table must hold probabilities >= 0 whose rows sum to one over actions")
+        possible = policy > 0
+        return torch.where(possible, torch.where(possible, policy, 1.0).log(), -torch.inf).to(
+            mdp.log_action_prior.dtype
+        )
+    if not callable(policy):
+        raise ValueError(f"policy must be a plan, a table or a callable (state, t), got {type(policy).__name__}")
+    return _ask_policy(mdp, policy)
+
+
+def _ask_policy(mdp: TabularMDP, policy: Policy) -> Tensor:
+    device = mdp.log_action_prior.device
+    states = torch.arange(mdp.num_states, device=device)
+    if mdp.horizon is None:
+        answers = [policy(states, 0)]
+    elif getattr(policy, "batch_steps", False):
+        shape = (mdp.horizon, mdp.num_states)
+        times = torch.arange(mdp.horizon, device=device)[:, None].expand(shape)
+        answers = [policy(states.expand(shape), times)]  # type: ignore[arg-type]
+    else:
+        answers = [policy(states, t) for t in range(mdp.horizon)]
+    tables = []
+    for answer in answers:
+        if isinstance(answer, torch.distributions.Categorical):
+            table = answer.logits
+        else:
+            batch = (1,) * len(answer.batch_shape)
+            actions = torch.arange(mdp.num_actions, device=device).reshape(-1, *batch)
+            table = answer.log_prob(actions).movedim(0, -1)
+        if table.shape[-1] != mdp.num_actions:
+            raise ValueError(
+                f"policy gives probabilities to {table.shape[-1]} actions, but the process has {mdp.num_actions}"
+            )
+        tables.append(table.expand(*table.shape[:-2], mdp.num_states, mdp.num_actions))
+    return tables[0] if len(tables) == 1 else torch.stack(tables)
+
+
+def _reward_nats(mdp: TabularMDP, dynamics: Dynamics) -> Tensor:
+    """Returns what the backup adds: ``(S, A)``, or the table on the kernel's support for the posterior."""
+    table = mdp.expected_reward() if dynamics == "causal" else mdp.reward_table
+    nats = table / mdp.temperature
+    return nats if nats.dim() == 3 or isinstance(mdp.kernel, DenseKernel) else nats.mT.contiguous().mT
+
+
+def _backup(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor | None) -> Tensor:
+    """Returns ``Q(s,a)`` in nats from the next step's ``V``; None after the last step."""
+    if dynamics == "causal":
+        q = reward if value is None else reward + mdp.discount * mdp.kernel.expect(value)
+    else:
+        onward = reward.new_zeros(mdp.num_states) if value is None else _log_survival(mdp.discount, value)
+        if reward.dim() == 3:
+            q = mdp.kernel.log_expect(onward, reward)
+        else:
+            q = reward if value is None else reward + mdp.kernel.log_expect(onward)
+    return torch.where(mdp.terminal[:, None], 0.0, q) if mdp.has_terminal else q
+
+
+def _soft_maximum(mdp: TabularMDP, q: Tensor) -> Tensor:
+    """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats."""
+    if mdp.has_uniform_prior:
+        value = torch.logsumexp(q, -1) + mdp.log_action_prior[0, 0]
+    else:
+        value = torch.logsumexp(q + mdp.log_action_prior, -1)
+    return torch.where(mdp.terminal, 0.0, value) if mdp.has_terminal else value
+
+
+def _log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
+    """Returns ``log((1-γ) + γ e^V)``, what a successor is worth when survival is a coin."""
+    gamma = torch.as_tensor(discount, dtype=value.dtype, device=value.device)
+    if not gamma.requires_grad:
+        if float(gamma) == 1.0:
+            return value
+        if float(gamma) == 0.0:
+            return torch.zeros_like(value)
+    return torch.logaddexp(torch.log1p(-gamma), gamma.log() + value)
+
+
+def _survival_weights(mdp: TabularMDP, value: Tensor, last: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the log weights of going on from a successor and of stopping there; None where impossible."""
+    zero = torch.zeros_like(value)
+    gamma = torch.as_tensor(mdp.discount, dtype=value.dtype, device=value.device)
+    if last or float(gamma) == 1.0:
+        return value if not last else zero, None
+    if float(gamma) == 0.0:
+        return None, zero
+    return gamma.log() + value, torch.log1p(-gamma) + zero
+
+
+def _check_fixed_point(mdp: TabularMDP) -> None:
+    """Raises ValueError where an undiscounted process without horizon need not end."""
+    if bool(torch.as_tensor(mdp.discount < 1).all()):
+        return
+    if not mdp.has_terminal:
+        raise ValueError(
+            "no fixed point: the process is undiscounted and has neither horizon nor terminal states; set "
+            "horizon, a discount < 1, or terminal"
+        )
+    reaches = mdp.terminal.clone()
+    allowed = (mdp.action_prior > 0).to(mdp.initial_probabilities.dtype)
+    while True:
+        onward = (mdp.kernel.expect(reaches.to(allowed.dtype)).detach() * allowed).sum(-1) > 0
+        grown = reaches | onward
+        if bool((grown == reaches).all()):
+            break
+        reaches = grown
+    if not bool(reaches.all()):
+        state = int((~reaches).nonzero()[0])
+        raise ValueError(
+            f"no fixed point: the process is undiscounted, has no horizon, and state {state} cannot reach a "
+            f"terminal state; set horizon or a discount < 1"
+        )
+
+
+def _fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
+    """Returns the soft values of a process without horizon, in nats, differentiable in its tensors.
+
+    Newton's method from below: each backup is convex and monotone in the values, so the iterates
+    rise to the smallest fixed point. For causal dynamics it is soft policy iteration. The gradient
+    is that of the implicit function theorem.
+    """
+    _check_fixed_point(mdp)
+    with torch.no_grad():
+        fixed = reward.detach()
+        if dynamics == "causal":
+            value = fixed.new_zeros(mdp.num_states)
+        else:  # by Jensen's inequality the causal values lie below
+            value = _fixed_point(mdp, "causal", _reward_nats(mdp, "causal"))
+        value = _rise(mdp, dynamics, fixed, value)
+    improved = _soft_maximum(mdp, _backup(mdp, dynamics, reward, value))
+    if not improved.requires_grad:
+        return value
+    return _ImplicitGradient.apply(improved, mdp, dynamics, reward.detach(), value)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) -> Tensor:
+    newton = mdp.num_states <= _SOLVE_LIMIT
+    tolerance = 100 * torch.finfo(value.dtype).eps
+    identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
+    for count in range(200 if newton else 100_000):
+        q = _backup(mdp, dynamics, reward, value)
+        step = _soft_maximum(mdp, q) - value
+        if identity is not None:
+            step = torch.linalg.solve(identity - _jacobian(mdp, dynamics, reward, value, q), step)
+        value = value + step
+        # The first Newton step may go anywhere below the solution; after it the values can only rise.
+        falls = count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())
+        if falls or not bool(value.isfinite().all()) or float(value.abs().max()) > 1e12:
+            break
+        size = float((step.abs() / (1 + value.abs())).max())
+        slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
+        if size <= tolerance * slow:
+            return value
+    what = "log evidence" if dynamics == "posterior" else "largest ELBO"
+    raise ValueError(
+        f"no fixed point: with no horizon the {what} of this process is infinite, or too large to find; set a "
+        f"horizon, a smaller discount, or a higher temperature"
+    )
+
+
+def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor, q: Tensor) -> Tensor:
+    """Returns ``∂ backup(s) / ∂ value(s')``, ``(S, S)``."""
+    weights = torch.softmax(q + mdp.log_action_prior, -1)
+    if dynamics == "causal":
+        jacobian = _policy_kernel(mdp, weights) * mdp.discount
+    else:
+        onward = mdp.discount * (value - _log_survival(mdp.discount, value)).exp()
+        exponent = _log_survival(mdp.discount, value)
+        if reward.dim() == 3:
+            factor = reward
+        else:
+            factor = reward[..., None]
+        everywhere = torch.arange(mdp.num_states, device=value.device)
+        grid = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=value.device))
+        indices, probabilities = mdp.kernel.successors(*grid)
+        tilted = probabilities * (factor + exponent[indices] - q[..., None]).exp() * onward[indices]
+        if mdp.has_terminal:
+            tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)
+        jacobian = _scatter(weights[..., None] * tilted, indices, mdp.num_states)
+    return torch.where(mdp.terminal[:, None], 0.0, jacobian) if mdp.has_terminal else jacobian
+
+
+def _scatter(values: Tensor, indices: Tensor, num_states: int) -> Tensor:
+    out = values.new_zeros(num_states, num_states)
+    return out.scatter_add(1, indices.flatten(1), values.flatten(1))
+
+
+def _policy_kernel(mdp: TabularMDP, probabilities: Tensor) -> Tensor:
+    """Returns ``Σ_a π(a|s) p(s'|s,a)``, ``(S, S)``, with nothing leaving a terminal state."""
+    if isinstance(mdp.kernel, DenseKernel):
+        moved = torch.einsum("sa,sat->st", probabilities, mdp.kernel.probabilities)
+    else:
+        everywhere = torch.arange(mdp.num_states, device=probabilities.device)
+        actions = torch.arange(mdp.num_actions, device=probabilities.device)
+        indices, weights = mdp.kernel.successors(*torch.broadcast_tensors(everywhere[:, None], actions))
+        moved = _scatter(probabilities[..., None] * weights, indices, mdp.num_states)
+    return torch.where(mdp.terminal[:, None], 0.0, moved) if mdp.has_terminal else moved
+
+
+def _solve_linear(mdp: TabularMDP, probabilities: Tensor, own: Tensor, transpose: bool = False) -> Tensor:
+    """Solves ``x = own + γ M x`` with ``M`` the policy's kernel, or its transpose."""
+    if mdp.num_states <= _SOLVE_LIMIT:
+        system = torch.eye(mdp.num_states, dtype=own.dtype, device=own.device)
+        system = system - mdp.discount * _policy_kernel(mdp, probabilities)
+        return torch.linalg.solve(system.mT if transpose else system, own)
+    going = (~mdp.terminal).to(own.dtype)
+    value, tolerance = own, 100 * torch.finfo(own.dtype).eps
+    for _ in range(100_000):
+        if transpose:
+            moved = mdp.kernel.push((value * going)[:, None] * probabilities)
+        else:
+            moved = going * (probabilities * mdp.kernel.expect(value)).sum(-1)
+        after = own + mdp.discount * moved
+        if float(((after - value).abs() / (1 + value.abs())).detach().max()) <= tolerance:
+            return after
+        value = after
+    raise ValueError("no fixed point: the policy's values did not settle; set a horizon or a smaller discount")
+
+
+class _ImplicitGradient(torch.autograd.Function):
+    """Carries a gradient through a fixed point: ``(I - J)^{-T}`` applied to what comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, improved: Tensor, mdp: Any, dynamics: Any, reward: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.context = (mdp, dynamics, reward, value)
+        return improved.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        mdp, dynamics, reward, value = ctx.context
+        if mdp.num_states <= _SOLVE_LIMIT:
+            with torch.no_grad():
+                q = _backup(mdp, dynamics, reward, value)
+                jacobian = _jacobian(mdp, dynamics, reward, value, q)
+                identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device)
+                return torch.linalg.solve((identity - jacobian).mT, grad), None, None, None, None
+        with torch.enable_grad():
+            at = value.detach().requires_grad_()
+            backup = _soft_maximum(mdp, _backup(mdp, dynamics, reward, at))
+        total, term = grad, grad
+        for _ in range(100_000):
+            (term,) = torch.autograd.grad(backup, at, term, retain_graph=True)
+            total = total + term
+            if float(term.abs().max()) <= 1e-3 * torch.finfo(grad.dtype).eps * float(total.abs().max()):
+                break
+        return total, None, None, None, None

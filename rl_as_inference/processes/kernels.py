@@ -1,0 +1,258 @@
+"""Transition kernels of finite processes, dense and sparse, behind one small interface.
+
+A kernel holds ``p(s'|s,a)``. Both kinds answer the same questions with the same shapes, so that
+nothing above needs to know which one it has. ``(S, A)`` tables are returned with time-free layout.
+"""
+
+import math
+import warnings
+from functools import cached_property
+from typing import Any, Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["DenseKernel", "Kernel", "SparseKernel", "Successors"]
+
+
+class Kernel(Protocol):
+    """What a transition kernel answers. ``S`` states, ``A`` actions, ``K`` successors at most."""
+
+    num_states: int
+    num_actions: int
+
+    def expect(self, values: Tensor) -> Tensor:
+        """Returns ``E_{s'}[values(s')]``, ``(S, A)``."""
+
+    def log_expect(self, log_values: Tensor, log_factor: Tensor | None = None) -> Tensor:
+        """Returns ``log E_{s'}[exp(log_factor(s,a,s') + log_values(s'))]``, ``(S, A)``.
+
+        ``log_factor`` lies on the kernel's own support, as rewards given per transition do.
+        """
+
+    def mean(self, table: Tensor) -> Tensor:
+        """Returns ``E_{s'}[table(s,a,s')]`` of a table on the kernel's support, ``(S, A)``."""
+
+    def push(self, flow: Tensor) -> Tensor:
+        """Returns ``Σ_{s,a} flow(s,a) p(s'|s,a)``, ``(S,)``."""
+
+    def lookup(self, table: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """Returns ``table(s,a,s')`` of a table on the kernel's support."""
+
+    def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the next states and their probabilities, both ``(*batch, K)``."""
+
+    def distribution(self, state: Tensor, action: Tensor) -> Any:
+        """Returns ``p(s'|s,a)`` as a Pyro distribution of the batch shape of ``state``."""
+
+    def sample(self, state: Tensor, action: Tensor) -> Tensor:
+        """Returns draws of ``s'`` by inverting the distribution function, faster than ``distribution``."""
+
+
+def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
+    """Returns ``log Σ_k weights_k exp(exponents_k)`` over the last dimension, where weights may be 0."""
+    # Only exponents that carry weight may set the scale, or everything else underflows.
+    carried = torch.where(weights > 0, exponents, -torch.inf)
+    top = carried.detach().amax(-1, keepdim=True)
+    top = torch.where(top.isfinite(), top, 0.0)
+    return (weights * (carried - top).exp()).sum(-1).log() + top.squeeze(-1)
+
+
+class _Sampler:
+    """Inverts the cumulative probabilities of rows that have few successors each."""
+
+    def __init__(self, indices: Tensor, probabilities: Tensor) -> None:
+        self.indices = indices
+        cumulative = probabilities.cumsum(-1)
+        self.cumulative = cumulative / cumulative[..., -1:]
+
+    def __call__(self, row: Tensor) -> Tensor:
+        cumulative = self.cumulative[row]
+        uniform = torch.rand(row.shape, dtype=cumulative.dtype, device=cumulative.device)
+        # The first k whose cumulative probability exceeds the draw; never one of probability 0.
+        k = (cumulative <= uniform[..., None]).sum(-1)
+        return self.indices[row, k]
+
+
+class DenseKernel:
+    """A kernel held as one tensor ``(S, A, S)``."""
+
+    def __init__(self, probabilities: Tensor) -> None:
+        self.probabilities = probabilities
+        self.num_states, self.num_actions, _ = probabilities.shape
+
+    def expect(self, values: Tensor) -> Tensor:
+        return self.probabilities @ values
+
+    def log_expect(self, log_values: Tensor, log_factor: Tensor | None = None) -> Tensor:
+        exponents = log_values.expand_as(self.probabilities)
+        return log_mean_exp(self.probabilities, exponents if log_factor is None else exponents + log_factor)
+
+    def mean(self, table: Tensor) -> Tensor:
+        return (self.probabilities * table).sum(-1)
+
+    def push(self, flow: Tensor) -> Tensor:
+        return torch.einsum("sa,sat->t", flow, self.probabilities)
+
+    def lookup(self, table: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return table[state, action, next_state]
+
+    def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = self.probabilities[state, action]
+        everywhere = torch.arange(self.num_states, device=probabilities.device)
+        return everywhere.expand_as(probabilities), probabilities
+
+    def distribution(self, state: Tensor, action: Tensor) -> Any:
+        return dist.Categorical(logits=self._log_probabilities[state, action])
+
+    def sample(self, state: Tensor, action: Tensor) -> Tensor:
+        return self._sampler(state * self.num_actions + action)
+
+    @property
+    def _log_probabilities(self) -> Tensor:
+        # Not probs=...: Categorical clamps them, and what is impossible would become possible.
+        if self.probabilities.requires_grad:
+            return _log_or_minus_inf(self.probabilities)
+        return self._fixed_log_probabilities
+
+    @cached_property
+    def _fixed_log_probabilities(self) -> Tensor:
+        return _log_or_minus_inf(self.probabilities)
+
+    @cached_property
+    def _sampler(self) -> _Sampler:
+        rows = self.probabilities.detach().flatten(0, 1)
+        most = int((rows > 0).sum(-1).max())
+        largest = rows.topk(most, dim=-1)
+        return _Sampler(largest.indices, largest.values)
+
+
+class SparseKernel:
+    """A kernel held as ``K`` successors a state and action: indices and probabilities ``(S, A, K)``.
+
+    Rows with fewer successors repeat an index with probability 0.
+    """
+
+    def __init__(self, indices: Tensor, probabilities: Tensor) -> None:
+        self.indices = indices
+        self.probabilities = probabilities
+        self.num_states, self.num_actions, _ = probabilities.shape
+
+    def expect(self, values: Tensor) -> Tensor:
+        if self._tracked(values):
+            return (self.probabilities * values[self.indices]).sum(-1)
+        # The matrix's rows are ordered action first, which makes the sum over actions that follows
+        # every use of this table contiguous; the (S, A) table is a view of it.
+        return (self._matrix @ values).view(self.num_actions, self.num_states).t()
+
+    def log_expect(self, log_values: Tensor, log_factor: Tensor | None = None) -> Tensor:
+        if log_factor is None and not self._tracked(log_values):
+            low, top = log_values.aminmax()
+            # One scale for all states serves as long as no term underflows against it.
+            if bool(top - low < -0.9 * math.log(torch.finfo(log_values.dtype).tiny)):
+                return self.expect((log_values - top).exp()).log_().add_(top)
+        exponents = log_values[self.indices]
+        return log_mean_exp(self.probabilities, exponents if log_factor is None else exponents + log_factor)
+
+    def mean(self, table: Tensor) -> Tensor:
+        return (self.probabilities * table).sum(-1)
+
+    def push(self, flow: Tensor) -> Tensor:
+        out = flow.new_zeros(self.num_states)
+        return out.index_add(0, self.indices.flatten(), (flow[..., None] * self.probabilities).flatten())
+
+    def lookup(self, table: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        indices, probabilities = self.successors(state, action)
+        # A successor may stand in several slots of a row, with one reward; weigh them to count it once.
+        weight = torch.where(indices == next_state[..., None], probabilities.detach(), 0.0)
+        return (weight * table[state, action]).sum(-1) / weight.sum(-1)
+
+    def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return self.indices[state, action], self.probabilities[state, action]
+
+    def distribution(self, state: Tensor, action: Tensor) -> Any:
+        indices, probabilities = self.successors(state, action)
+        return Successors(indices, probabilities, self.num_states)
+
+    def sample(self, state: Tensor, action: Tensor) -> Tensor:
+        return self._sampler(state * self.num_actions + action)
+
+    def _tracked(self, values: Tensor) -> bool:
+        return torch.is_grad_enabled() and (values.requires_grad or self.probabilities.requires_grad)
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        # Measured on a grid of 10^6 states, 4 actions, 5 successors, two cores: 23 ms with int32
+        # indices, 55 ms with int64, 130 ms by gathering, multiplying and summing.
+        per_row = self.indices.shape[-1]
+        index = torch.int32 if self.indices.numel() < 2**31 else torch.int64
+        rows = self.num_actions * self.num_states
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Sparse (CSR|invariant)")  # in beta since 2021
+            return torch.sparse_csr_tensor(
+                torch.arange(0, rows * per_row + 1, per_row, dtype=index, device=self.indices.device),
+                self.indices.transpose(0, 1).to(index).flatten(),
+                self.probabilities.detach().transpose(0, 1).flatten(),
+                size=(rows, self.num_states),
+                check_invariants=False,
+            )
+
+    @cached_property
+    def _sampler(self) -> _Sampler:
+        return _Sampler(self.indices.flatten(0, 1), self.probabilities.detach().flatten(0, 1))
+
+
+class Successors(TorchDistribution):  # type: ignore[misc]
+    """A distribution over ``num_states`` states that puts its mass on few of them.
+
+    Args:
+        indices: the states that carry mass, ``(*batch, K)``.
+        probabilities: their probabilities, ``(*batch, K)``, rows summing to one.
+        num_states: the size of the support ``0 … num_states - 1``.
+
+    Example:
+        >>> p = Successors(torch.tensor([3, 7]), torch.tensor([0.25, 0.75]), 1000)
+        >>> p.log_prob(torch.tensor([7, 8])).exp()
+        tensor([0.7500, 0.0000])
+    """
+
+    arg_constraints = {}  # noqa: RUF012 - torch's own protocol
+    has_enumerate_support = True
+
+    def __init__(
+        self, indices: Tensor, probabilities: Tensor, num_states: int, validate_args: bool | None = None
+    ) -> None:
+        self.indices, self.probabilities, self.num_states = indices, probabilities, num_states
+        super().__init__(probabilities.shape[:-1], torch.Size(), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return constraints.integer_interval(0, self.num_states - 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Successors":
+        shape = (*batch_shape, self.probabilities.shape[-1])
+        return Successors(self.indices.expand(shape), self.probabilities.expand(shape), self.num_states, False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        k = dist.Categorical(probs=self.probabilities, validate_args=False).sample(sample_shape)
+        drawn: Tensor = self.indices.expand(*shape, -1).gather(-1, k[..., None]).squeeze(-1)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        mass = torch.where(self.indices == value[..., None], self.probabilities, 0.0).sum(-1)
+        return _log_or_minus_inf(mass)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = torch.arange(self.num_states, device=self.indices.device)
+        values = values.reshape((-1,) + (1,) * len(self.batch_shape))
+        return values.expand((-1, *self.batch_shape)) if expand else values
+
+
+def _log_or_minus_inf(probabilities: Tensor) -> Tensor:
+    """Returns the logarithm, with gradient 0 instead of infinity where the probability is 0."""
+    possible = probabilities > 0
+    return torch.where(possible, torch.where(possible, probabilities, 1.0).log(), -torch.inf)

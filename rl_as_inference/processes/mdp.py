@@ -1,0 +1,280 @@
+"""Markov decision processes in parts: a Pyro program when called, fast tensors when rolled out."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from rl_as_inference.program import act, reward, steps, terminate
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["MarkovDecisionProcess", "check_discount", "check_horizon", "check_temperature"]
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raises ValueError unless the temperature is positive and finite."""
+    value = torch.as_tensor(temperature)
+    if not bool(((value > 0) & value.isfinite()).all()):
+        raise ValueError(f"temperature must be a finite number > 0 (reward units per nat), got {temperature}")
+
+
+def check_discount(discount: float | Tensor) -> None:
+    """Raises ValueError unless the discount is in [0, 1]."""
+    value = torch.as_tensor(discount)
+    if not bool(((value >= 0) & (value <= 1)).all()):
+        raise ValueError(f"discount must be in [0, 1], got {discount}")
+
+
+def check_horizon(horizon: int | None) -> None:
+    """Raises ValueError unless the horizon is a positive integer or None."""
+    if horizon is None:
+        return
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+        raise ValueError(f"horizon must be an integer >= 1, or None for no horizon, got {horizon!r}")
+
+
+class MarkovDecisionProcess:
+    """A reinforcement-learning problem given by its parts.
+
+    Override :meth:`initial`, :meth:`transition` and :meth:`reward`, and optionally :meth:`prior`
+    and :meth:`terminated`; set ``state_space`` and ``action_space``. Calling the process runs its
+    Pyro program, with sites ``state_t``, ``action_t`` and ``reward_t`` in the plate
+    ``trajectories``; :meth:`rollout` is the fast reading of the same process.
+
+    Args:
+        horizon: the number of steps, or None.
+        discount: γ in [0, 1].
+        temperature: α > 0, in reward units per nat.
+
+    Raises:
+        ValueError: if one of them is out of range.
+
+    Example:
+        >>> class Bandit(MarkovDecisionProcess):
+        ...     state_space, action_space = gymnasium.spaces.Discrete(1), gymnasium.spaces.Discrete(3)
+        ...     def initial(self):
+        ...         return dist.Categorical(torch.ones(1))
+        ...     def transition(self, state, action):
+        ...         return dist.Categorical(torch.ones(*state.shape, 1))
+        ...     def reward(self, state, action, next_state):
+        ...         return action.float()
+        >>> _ = pyro.set_rng_seed(0)
+        >>> Bandit(horizon=1).rollout(None, 4).rewards
+        tensor([[2., 0., 0., 1.]])
+    """
+
+    state_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    absorbing = False
+    """Whether the transition itself keeps terminal states where they are."""
+
+    def __init__(
+        self,
+        *,
+        horizon: int | None = None,
+        discount: float | Tensor = 1.0,
+        temperature: float | Tensor = 1.0,
+    ) -> None:
+        check_horizon(horizon)
+        check_discount(discount)
+        check_temperature(temperature)
+        self.horizon = horizon
+        self.discount = discount
+        self.temperature = temperature
+
+    def initial(self) -> Any:
+        """Returns the distribution of ``s_0``, of batch shape ``()``."""
+        raise NotImplementedError(f"{type(self).__name__} must override initial() -> Distribution")
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        """Returns the distribution of ``s_{t+1}``, of the batch shape of ``state``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must override transition(state, action) -> Distribution"
+        )
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """Returns the reward in reward units, of the batch shape of ``state``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must override reward(state, action, next_state) -> Tensor"
+        )
+
+    def prior(self, state: Tensor) -> Any:
+        """Returns the action prior ``p(a|s)``: uniform over the action space unless overridden.
+
+        Raises:
+            ValueError: if the action space is neither Discrete nor the unit box ``[-1, 1]^d``.
+        """
+        batch = self.batch_shape(state)
+        space = self.action_space
+        dtype = state.dtype if state.is_floating_point() else torch.get_default_dtype()
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return dist.Categorical(logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device))
+        if isinstance(space, gymnasium.spaces.Box) and (space.low == -1).all() and (space.high == 1).all():
+            low = -torch.ones(*batch, *space.shape, dtype=dtype, device=state.device)
+            # A draw of exactly ±1 is in the box.
+            return dist.Uniform(low, -low, validate_args=False).to_event(len(space.shape))
+        raise ValueError(
+            f"action_space {space} has no uniform prior here: use Discrete(n) or Box(-1, 1, shape) and "
+            f"rescale inside transition(), or override prior(state)"
+        )
+
+    def terminated(self, state: Tensor) -> Tensor | None:
+        """Returns which states are terminal, bool of the batch shape of ``state``; None if none ever is."""
+        return None
+
+    def __call__(self, num_trajectories: int = 1) -> Tensor:
+        """Runs the Pyro program of ``num_trajectories`` trajectories and returns their last state."""
+        horizon = self.finite_horizon("running the program")
+        with pyro.plate("trajectories", num_trajectories, dim=-1):
+            state: Tensor = pyro.sample("state_0", self.initial())
+            for t in steps(horizon, self.discount, markov=True):
+                done = self.terminated(state)
+                if done is not None:
+                    terminate(done, absorbing=self.absorbing)
+                action = act(f"action_{t}", state, self.prior(state))
+                next_state = pyro.sample(f"state_{t + 1}", self.transition(state, action))
+                reward(f"reward_{t}", self.reward(state, action, next_state), self.temperature)
+                state = next_state
+        return state
+
+    def rollout(
+        self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False
+    ) -> Trajectories:
+        """Returns ``num_trajectories`` trajectories of ``policy``, drawn without effect handlers.
+
+        ``log_policy`` is differentiable in the policy's parameters. A policy with a true
+        ``batch_steps`` attribute, as those of ``guides`` have, is asked once for all steps.
+
+        Args:
+            policy: a callable ``(state, t) -> Distribution``; None for the action prior.
+            num_trajectories: ``N``.
+            pathwise: draw actions and states by ``rsample``, so that rewards and log probabilities
+                are differentiable through the dynamics.
+
+        Raises:
+            ValueError: if the horizon is None, a reward is NaN (the step is named), or ``pathwise``
+                is asked of a distribution that is not reparameterized.
+        """
+        horizon = self.finite_horizon("rollout")
+        if num_trajectories < 1:
+            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        batched = not pathwise and bool(getattr(policy, "batch_steps", False))
+        with _unvalidated():
+            return self._rollout(policy, num_trajectories, horizon, pathwise, batched)
+
+    def _rollout(
+        self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool, batched: bool
+    ) -> Trajectories:
+        draw = _rsample if pathwise else _sample
+        grad = torch.is_grad_enabled() and not batched
+        state = draw(self.initial().expand([num_trajectories]), "the initial state")
+        states, actions, rewards, masks, log_prior, log_policy = [state], [], [], [], [], []
+        alive: Tensor | None = None
+        for t in range(horizon):
+            done = self.terminated(state)
+            if done is not None:
+                alive = ~done if alive is None else alive & ~done
+            with torch.set_grad_enabled(grad):
+                prior = self.prior(state)
+                chosen = prior if policy is None else policy(state, t)
+                action = draw(chosen, "the policy")
+                if not batched:
+                    log_prior.append(prior.log_prob(action))
+                    log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and pathwise):
+                proposed = self._next_state(state, action, draw)
+            rewards.append(self.reward(state, action, proposed))
+            if alive is not None:
+                masks.append(alive)
+                if not self.absorbing:
+                    still = alive.reshape(alive.shape + (1,) * (state.dim() - 1))
+                    proposed = torch.where(still, proposed, state)
+            state = proposed
+            states.append(state)
+            actions.append(action)
+        all_states, all_actions, all_rewards = torch.stack(states), torch.stack(actions), torch.stack(rewards)
+        mask = torch.stack(masks) if masks else torch.ones_like(all_rewards, dtype=torch.bool)
+        if batched and policy is not None:
+            prior = self.prior(all_states[:-1])
+            times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(horizon, num_trajectories)
+            log_p = prior.log_prob(all_actions)
+            log_q = policy(all_states[:-1], times).log_prob(all_actions)  # type: ignore[arg-type]
+        else:
+            log_p, log_q = torch.stack(log_prior), torch.stack(log_policy)
+        if masks:
+            zero = all_rewards.new_zeros(())
+            all_rewards = torch.where(mask, all_rewards, zero)
+            log_p, log_q = torch.where(mask, log_p, zero), torch.where(mask, log_q, zero)
+        nan = all_rewards.detach().isnan()
+        if bool(nan.any()):
+            step = int(nan.any(1).int().argmax())
+            raise ValueError(f"reward is NaN at step {step}; check reward() of {type(self).__name__}")
+        return Trajectories(
+            states=all_states,
+            actions=all_actions,
+            rewards=all_rewards,
+            mask=mask,
+            log_prior=log_p.expand_as(all_rewards),
+            log_policy=log_q,
+            log_factors=all_rewards / self.temperature,
+            temperature=self.temperature,
+            discount=self.discount,
+        )
+
+    def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
+        """Returns a draw of the next state; a process with a faster way than its distribution has it here."""
+        drawn: Tensor = draw(self.transition(state, action), "the transition")
+        return drawn
+
+    def batch_shape(self, state: Tensor) -> torch.Size:
+        """Returns ``state``'s shape without that of a single state."""
+        event = len(self.state_space.shape or ())
+        return state.shape[: state.dim() - event]
+
+    def finite_horizon(self, wanted: str) -> int:
+        """Returns the horizon, or raises ValueError saying that ``wanted`` needs one."""
+        if self.horizon is None:
+            raise ValueError(f"horizon is None, and {wanted} needs one: set horizon to a number of steps")
+        return self.horizon
+
+    @property
+    def uniform_log_density(self) -> float | None:
+        """The uniform action prior's log density in nats (``-log|A|`` or ``-d log 2``); None for other spaces."""
+        if isinstance(self.action_space, gymnasium.spaces.Discrete):
+            return -math.log(int(self.action_space.n))
+        if isinstance(self.action_space, gymnasium.spaces.Box):
+            return -math.prod(self.action_space.shape) * math.log(2.0)
+        return None
+
+
+def _sample(distribution: Any, what: str) -> Tensor:
+    drawn: Tensor = distribution.sample()
+    return drawn
+
+
+def _rsample(distribution: Any, what: str) -> Tensor:
+    if not distribution.has_rsample:
+        raise ValueError(
+            f"pathwise gradients need reparameterized draws, but {what} is a "
+            f"{type(distribution).__name__}; use the score estimator"
+        )
+    drawn: Tensor = distribution.rsample()
+    return drawn
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Skips argument checks of distributions: in an inner loop they cost more than the draws."""
+    default = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(default)

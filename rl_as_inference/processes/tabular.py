@@ -1,0 +1,461 @@
+"""Finite Markov decision processes given by tables."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
+
+__all__ = ["TabularMDP"]
+
+_DENSE_LIMIT = 4_000_000
+"""Tables read from elsewhere are held densely up to this many entries."""
+
+
+class TabularMDP(MarkovDecisionProcess):
+    """A process with ``S`` states and ``A`` actions, given by its tables.
+
+    Every reading of it is differentiable in the tensors given here. In a terminal state nothing
+    more is earned and the state stays where it is, whatever the tables say there.
+
+    Args:
+        transition: ``p(s'|s,a)``, ``(S, A, S)``, dense or ``torch.sparse_coo``; rows sum to one.
+        reward: ``r(s,a)``, ``(S, A)``, or ``r(s,a,s')``, ``(S, A, S)`` (sparse if the transition is,
+            on the same support), in reward units.
+        initial: ``p(s_0)``, ``(S,)``.
+        horizon: number of steps, or None for no horizon.
+        discount: γ in [0, 1].
+        temperature: α > 0, in reward units per nat.
+        action_prior: ``p(a|s)``, ``(A,)`` or ``(S, A)``; uniform by default. A probability of 0
+            forbids the action.
+        terminal: which states are terminal, ``(S,)`` bool.
+
+    Raises:
+        ValueError: naming the argument, where it is wrong, and how to mend it.
+
+    Example:
+        >>> stay_or_go = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+        >>> mdp = TabularMDP(stay_or_go, torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([1.0, 0.0]),
+        ...                  horizon=2, terminal=torch.tensor([False, True]))
+        >>> mdp.num_states, mdp.num_actions
+        (2, 2)
+    """
+
+    absorbing = True
+
+    def __init__(
+        self,
+        transition: Any,
+        reward: Any,
+        initial: Any,
+        *,
+        horizon: int | None = None,
+        discount: float | Tensor = 1.0,
+        temperature: float | Tensor = 1.0,
+        action_prior: Any = None,
+        terminal: Any = None,
+    ) -> None:
+        transition = _tensor(transition)
+        if transition.dim() != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
+            raise ValueError(
+                f"transition must have shape (S, A, S) with S, A >= 1, got {tuple(transition.shape)}"
+            )
+        num_states, num_actions, _ = transition.shape
+        options: dict[str, Any] = {"dtype": transition.dtype, "device": transition.device}
+        terminal = (
+            torch.zeros(num_states, dtype=torch.bool, device=transition.device)
+            if terminal is None
+            else torch.as_tensor(terminal, device=transition.device)
+        )
+        if terminal.shape != (num_states,) or terminal.dtype != torch.bool:
+            raise ValueError(
+                f"terminal must be a bool tensor of shape ({num_states},), got {terminal.dtype} of shape "
+                f"{tuple(terminal.shape)}"
+            )
+        if transition.is_sparse:
+            indices, probabilities, slots = _successor_lists(transition)
+            reward = _sparse_reward(reward, transition, slots, probabilities.shape, options)
+        else:
+            indices, probabilities = None, transition
+            reward = _tensor(reward).to(**options)
+        self._build(
+            indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature
+        )
+
+    @classmethod
+    def from_successors(
+        cls,
+        indices: Tensor,
+        probabilities: Tensor,
+        reward: Tensor,
+        initial: Tensor,
+        *,
+        horizon: int | None = None,
+        discount: float | Tensor = 1.0,
+        temperature: float | Tensor = 1.0,
+        action_prior: Any = None,
+        terminal: Tensor | None = None,
+    ) -> "TabularMDP":
+        """Returns a sparse process whose rows are given by their ``K`` successors.
+
+        Args:
+            indices: the next states, integers ``(S, A, K)``.
+            probabilities: their probabilities, ``(S, A, K)``; rows sum to one. A row with fewer
+                successors fills up with probability 0.
+            reward: ``(S, A)``, or ``(S, A, K)`` for rewards that depend on the successor.
+            initial, horizon, discount, temperature, action_prior, terminal: as in the constructor.
+
+        Raises:
+            ValueError: as the constructor does.
+        """
+        probabilities = _tensor(probabilities)
+        if probabilities.dim() != 3 or 0 in probabilities.shape:
+            raise ValueError(f"probabilities must have shape (S, A, K), got {tuple(probabilities.shape)}")
+        indices = torch.as_tensor(indices, device=probabilities.device)
+        if indices.shape != probabilities.shape or indices.is_floating_point():
+            raise ValueError(
+                f"indices must be integers of the shape of probabilities, {tuple(probabilities.shape)}, got "
+                f"{indices.dtype} of shape {tuple(indices.shape)}"
+            )
+        num_states = probabilities.shape[0]
+        if int(indices.min()) < 0 or int(indices.max()) >= num_states:
+            raise ValueError(f"indices must be states 0 … {num_states - 1}")
+        if terminal is None:
+            terminal = torch.zeros(num_states, dtype=torch.bool, device=probabilities.device)
+        self = cls.__new__(cls)
+        self._build(
+            indices,
+            probabilities,
+            _tensor(reward).to(probabilities),
+            initial,
+            terminal,
+            action_prior,
+            horizon,
+            discount,
+            temperature,
+        )
+        return self
+
+    def _build(
+        self,
+        indices: Tensor | None,
+        probabilities: Tensor,
+        reward: Tensor,
+        initial: Any,
+        terminal: Tensor,
+        action_prior: Any,
+        horizon: int | None,
+        discount: float | Tensor,
+        temperature: float | Tensor,
+    ) -> None:
+        MarkovDecisionProcess.__init__(self, horizon=horizon, discount=discount, temperature=temperature)
+        num_states, num_actions, _ = probabilities.shape
+        self.num_states, self.num_actions = num_states, num_actions
+        self.state_space = gymnasium.spaces.Discrete(num_states)
+        self.action_space = gymnasium.spaces.Discrete(num_actions)
+        self.name = "tabular"
+        self.layout: np.ndarray[Any, Any] | None = None
+        """For grids: a letter per cell, ``(rows, columns)``, states numbered row by row."""
+
+        if reward.shape not in ((num_states, num_actions), probabilities.shape):
+            raise ValueError(
+                f"reward must have shape ({num_states}, {num_actions}) or {tuple(probabilities.shape)}, got "
+                f"{tuple(reward.shape)}"
+            )
+        if not bool(reward.isfinite().all()):
+            where = tuple(int(i) for i in (~reward.isfinite()).nonzero()[0])
+            raise ValueError(f"reward must be finite; it is {float(reward[where])} at index {where}")
+        options: dict[str, Any] = {"dtype": probabilities.dtype, "device": probabilities.device}
+        initial = _tensor(initial).to(**options)
+        if initial.shape != (num_states,):
+            raise ValueError(f"initial must have shape ({num_states},), got {tuple(initial.shape)}")
+        self.has_uniform_prior = action_prior is None
+        if action_prior is None:
+            prior = torch.full((num_states, num_actions), 1.0 / num_actions, **options)
+        else:
+            prior = _tensor(action_prior).to(**options)
+            if prior.shape not in ((num_actions,), (num_states, num_actions)):
+                raise ValueError(
+                    f"action_prior must have shape ({num_actions},) or ({num_states}, {num_actions}), got "
+                    f"{tuple(prior.shape)}"
+                )
+            prior = prior.expand(num_states, num_actions)
+        _check_rows("transition", probabilities)
+        _check_rows("initial", initial)
+        _check_rows("action_prior", prior)
+
+        if bool(terminal.any()):
+            indices, probabilities = _stay_where_terminal(indices, probabilities, terminal)
+        self.kernel: Kernel = (
+            DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
+        )
+        self.terminal = terminal
+        self.has_terminal = bool(terminal.any())
+        self.reward_table = reward
+        self.initial_probabilities = initial
+        self.action_prior = prior
+        possible = prior > 0
+        self.log_action_prior = torch.where(possible, torch.where(possible, prior, 1.0).log(), -torch.inf)
+
+    def initial(self) -> Any:
+        return dist.Categorical(probs=self.initial_probabilities)
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return self.kernel.distribution(state, action)
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        if self.reward_table.dim() == 2:
+            return self.reward_table[state, action]
+        return self.kernel.lookup(self.reward_table, state, action, next_state)
+
+    def prior(self, state: Tensor) -> Any:
+        return dist.Categorical(logits=self.log_action_prior[state])
+
+    def terminated(self, state: Tensor) -> Tensor | None:
+        return self.terminal[state] if self.has_terminal else None
+
+    def expected_reward(self) -> Tensor:
+        """Returns ``r(s,a) = E_{s'} r(s,a,s')``, ``(S, A)`` in reward units."""
+        return self.reward_table if self.reward_table.dim() == 2 else self.kernel.mean(self.reward_table)
+
+    def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
+        return self.kernel.sample(state, action)
+
+    def replace(self, **changes: Any) -> "TabularMDP":
+        """Returns a copy with other ``horizon``, ``discount``, ``temperature`` or ``reward`` (same shape).
+
+        Raises:
+            ValueError: for a name that cannot be replaced, or a bad value.
+        """
+        unknown = set(changes) - {"horizon", "discount", "temperature", "reward"}
+        if unknown:
+            raise ValueError(
+                f"replace: cannot replace {sorted(unknown)}; it takes horizon, discount, temperature, reward"
+            )
+        sparse = self.kernel.indices if isinstance(self.kernel, SparseKernel) else None
+        other = TabularMDP.__new__(TabularMDP)
+        other._build(
+            sparse,
+            self.kernel.probabilities,  # type: ignore[attr-defined]
+            changes.get("reward", self.reward_table),
+            self.initial_probabilities,
+            self.terminal,
+            None if self.has_uniform_prior else self.action_prior,
+            changes.get("horizon", self.horizon),
+            changes.get("discount", self.discount),
+            changes.get("temperature", self.temperature),
+        )
+        other.name, other.layout = self.name, self.layout
+        return other
+
+    @classmethod
+    def from_gymnasium(
+        cls,
+        env_id: str,
+        *,
+        horizon: int | None = None,
+        discount: float | Tensor = 1.0,
+        temperature: float | Tensor = 1.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **make_kwargs: Any,
+    ) -> "TabularMDP":
+        """Returns the process of a toy-text environment, read from its own transition table.
+
+        Args:
+            env_id: ``"FrozenLake-v1"``, ``"CliffWalking-v1"``, ``"Taxi-v4"`` or any environment
+                with a table ``P`` and a distribution of initial states.
+            horizon, discount, temperature: as in the constructor. The environment's own time limit
+                is a truncation, not part of its table: give it as the horizon if it is meant.
+            dtype, device: of the tensors.
+            **make_kwargs: passed to :func:`gymnasium.make` (``map_name="8x8"``, ``is_slippery=True``).
+
+        Raises:
+            ValueError: if Gymnasium cannot make the environment, or it has no table.
+
+        Example:
+            >>> lake = TabularMDP.from_gymnasium("FrozenLake-v1", map_name="4x4", horizon=20)
+            >>> lake.num_states, lake.num_actions, int(lake.terminal.sum())
+            (16, 4, 5)
+        """
+        try:
+            env = gymnasium.make(env_id, **make_kwargs).unwrapped
+        except Exception as error:  # Gymnasium raises its own errors, and the environment's constructor any
+            raise ValueError(f"env_id: gymnasium.make({env_id!r}) failed: {error}") from error
+        table, start = getattr(env, "P", None), getattr(env, "initial_state_distrib", None)
+        if table is None or start is None:
+            raise ValueError(
+                f"env_id: {env_id!r} has no transition table (attributes P and initial_state_distrib); "
+                f"TabularMDP reads FrozenLake, CliffWalking, Taxi and their like"
+            )
+        num_states, num_actions = len(table), len(table[0])
+        table = {s: {a: _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}
+        most = max(len(outcomes) for row in table.values() for outcomes in row.values())
+        indices = np.zeros((num_states, num_actions, most), dtype=np.int64)
+        probabilities = np.zeros((num_states, num_actions, most))
+        rewards = np.zeros((num_states, num_actions, most))
+        for s, row in table.items():
+            for a, outcomes in row.items():
+                for k, (after, (probability, value, _)) in enumerate(outcomes.items()):
+                    indices[s, a, k], probabilities[s, a, k], rewards[s, a, k] = after, probability, value
+        ends = _terminal_states(env_id, table, np.asarray(start))
+        dtype = dtype or torch.get_default_dtype()
+        tensors = [torch.as_tensor(x, dtype=dtype, device=device) for x in (probabilities, rewards, start)]
+        options: dict[str, Any] = {
+            "horizon": horizon,
+            "discount": discount,
+            "temperature": temperature,
+            "terminal": torch.as_tensor(ends, device=device),
+        }
+        successors = torch.as_tensor(indices, device=device)
+        if num_states * num_actions * num_states <= _DENSE_LIMIT:
+            transition, reward = _densify(successors, tensors[0], tensors[1])
+            mdp = cls(transition, reward, tensors[2], **options)
+        else:
+            mdp = cls.from_successors(successors, *tensors, **options)
+        mdp.name = env_id
+        layout = getattr(env, "desc", None)
+        shape = getattr(env, "shape", None)
+        if layout is not None and layout.size == num_states:
+            mdp.layout = np.asarray(layout).astype(str)
+        elif shape is not None and int(np.prod(shape)) == num_states and len(shape) == 2:
+            letters = np.where(ends, "G", np.where(np.asarray(start) > 0, "S", "F"))
+            mdp.layout = letters.reshape(shape)
+        return mdp
+
+
+def _tensor(value: Any) -> Tensor:
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def _check_rows(name: str, probabilities: Tensor) -> None:
+    """Raises ValueError unless every row is a distribution."""
+    values = probabilities.detach()
+    if not bool((values >= 0).all()):  # also false for NaN
+        where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
+        raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
+    sums = values.sum(-1)
+    tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
+    wrong = (sums - 1).abs() > tolerance
+    if bool(wrong.any()):
+        where = tuple(int(i) for i in wrong.nonzero()[0])
+        row = f"row {where} sums" if where else "it sums"
+        raise ValueError(
+            f"{name} must have rows that sum to one; {row} to {float(sums[where]):.6g}; divide by the row sums"
+        )
+
+
+def _stay_where_terminal(
+    indices: Tensor | None, probabilities: Tensor, terminal: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    states = torch.arange(len(terminal), device=terminal.device)
+    here = terminal[:, None, None]
+    if indices is None:
+        stay = torch.eye(len(terminal), dtype=probabilities.dtype, device=terminal.device)[:, None, :]
+        return None, torch.where(here, stay, probabilities)
+    first = torch.zeros_like(probabilities)
+    first[..., 0] = 1.0
+    return torch.where(here, states[:, None, None], indices), torch.where(here, first, probabilities)
+
+
+def _successor_lists(transition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns indices and probabilities ``(S, A, K)`` of a sparse transition, and each entry's slot."""
+    transition = transition.coalesce()
+    num_states, num_actions, _ = transition.shape
+    entries, values = transition.indices(), transition.values()
+    row = entries[0] * num_actions + entries[1]
+    counts = torch.bincount(row, minlength=num_states * num_actions)
+    if int(counts.min()) == 0:
+        empty = int(counts.argmin())
+        raise ValueError(
+            f"transition must have rows that sum to one; row ({empty // num_actions}, {empty % num_actions}) "
+            f"has no entries"
+        )
+    most = int(counts.max())
+    starts = counts.cumsum(0) - counts
+    slot = row * most + (torch.arange(len(row), device=row.device) - starts[row])
+    indices = entries[2].new_zeros(num_states * num_actions * most).index_copy(0, slot, entries[2])
+    probabilities = values.new_zeros(len(indices)).index_copy(0, slot, values)
+    shape = (num_states, num_actions, most)
+    return indices.view(shape), probabilities.view(shape), slot
+
+
+def _sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, options: Any) -> Tensor:
+    if not (isinstance(reward, Tensor) and reward.is_sparse):
+        reward = _tensor(reward).to(**options)
+        if reward.dim() != 2:
+            raise ValueError(
+                "reward must be (S, A), or a sparse (S, A, S) with the entries of transition, when transition "
+                "is sparse"
+            )
+        return reward
+    reward = reward.coalesce()
+    if not torch.equal(reward.indices(), transition.coalesce().indices()):
+        raise ValueError("reward must have its entries where transition has them, when both are sparse")
+    flat = reward.values().new_zeros(slots.new_tensor(shape).prod()).index_copy(0, slots, reward.values())
+    return flat.view(shape).to(**options)
+
+
+def _terminal_states(env_id: str, table: dict[int, Any], start: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns which states end the episode on arrival.
+
+    Tables also have rows for states that no episode visits (Taxi's passenger at the destination
+    from the start), and what those say about endings must not count against the visited ones.
+    """
+    arrivals = {(s, after, done) for s, row in table.items() for o in row.values() for after, (_, _, done) in o.items()}
+    ends = np.zeros(len(table), bool)
+    visited = {int(s) for s in np.flatnonzero(start > 0)}
+    frontier = set(visited)
+    stays: set[int] = set(visited)
+    onward: dict[int, list[tuple[int, bool]]] = {}
+    for s, after, done in arrivals:
+        onward.setdefault(s, []).append((after, done))
+    while frontier:
+        reached = {step for s in frontier for step in onward.get(s, ())}
+        for after, done in reached:
+            if done:
+                ends[after] = True
+            else:
+                stays.add(after)
+        frontier = {after for after, done in reached if not done} - visited
+        visited |= frontier
+    if ends[list(stays)].any():
+        state = next(s for s in sorted(stays) if ends[s])
+        raise ValueError(
+            f"env_id: in {env_id!r} arriving in state {state} sometimes ends the episode and sometimes does not, "
+            f"so 'terminal' is not a property of its states; give the tables by hand"
+        )
+    for _, after, done in arrivals:
+        if done and after not in stays:
+            ends[after] = True
+    return ends
+
+
+def _merge(env_id: str, state: int, action: int, outcomes: Any) -> dict[int, tuple[float, float, bool]]:
+    """Returns the outcomes of a Gymnasium table's row by successor: probability, reward, done."""
+    merged: dict[int, tuple[float, float, bool]] = {}
+    for probability, after, value, done in outcomes:
+        if probability == 0:
+            continue
+        before, earned, ended = merged.get(after, (0.0, value, done))
+        if (earned, ended) != (value, done):
+            raise ValueError(
+                f"env_id: in {env_id!r} action {action} in state {state} leads to state {after} with different "
+                f"rewards or endings, so the reward is not a function of (s, a, s'); give the tables by hand"
+            )
+        merged[int(after)] = (before + probability, float(value), bool(done))
+    return merged
+
+
+def _densify(indices: Tensor, probabilities: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the dense tables of successors that are distinct within each row."""
+    num_states, num_actions, _ = probabilities.shape
+    empty = probabilities.new_zeros(num_states, num_actions, num_states)
+    # Slots that fill up a row have probability and reward 0, so adding them changes nothing.
+    return empty.scatter_add(2, indices, probabilities), empty.scatter_add(2, indices, rewards)

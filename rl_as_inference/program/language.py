@@ -1,0 +1,210 @@
+"""The four words that turn a Pyro program into a reinforcement-learning problem."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import am_i_wrapped, effectful
+from torch import Tensor
+
+from rl_as_inference.program.sites import ACTION, REWARD, is_action, is_reward
+
+__all__ = ["Rendering", "act", "reward", "steps", "terminate"]
+
+Rendering = Literal["scaled", "survival"]
+
+
+def act(name: str, state: Any, prior: Any) -> Tensor:
+    """Returns the action drawn at this site: from ``prior``, unless a reading says otherwise.
+
+    It is ``pyro.sample(name, prior)`` with a mark that lets a reading replace the action prior
+    ``p(a|s)`` by a policy ``π(a|s, t)``. Levine (2018, arXiv:1805.00909), section 2.2.
+
+    Args:
+        name: the site's name, unique within the program (``f"action_{t}"``).
+        state: what the policy may look at: a tensor, or whatever the policy understands.
+        prior: the action prior, a Pyro distribution. Several action dimensions that make one
+            action belong to its event: ``dist.Uniform(low, high).to_event(1)``.
+
+    Raises:
+        ValueError: if ``prior`` is not a distribution.
+
+    Example:
+        >>> _ = pyro.set_rng_seed(0)
+        >>> act("action_0", torch.tensor(2), dist.Categorical(logits=torch.zeros(4)))
+        tensor(0)
+    """
+    if not isinstance(prior, torch.distributions.Distribution):
+        raise ValueError(
+            f"act({name!r}): prior must be a Pyro distribution such as dist.Categorical(logits=...), "
+            f"not {type(prior).__name__}"
+        )
+    value: Tensor = pyro.sample(name, prior, infer={ACTION: {"state": state}})
+    return value
+
+
+def reward(name: str, value: Tensor | float, temperature: Tensor | float = 1.0) -> None:
+    """Adds the optimality factor ``exp(value / temperature)`` to the program's density.
+
+    Levine (2018, arXiv:1805.00909), equation 3, with a temperature. Under :func:`simulate` and
+    :func:`follow` the factor is silent.
+
+    Args:
+        name: the site's name (``f"reward_{t}"``).
+        value: the reward, in reward units; its shape is that of the enclosing plates.
+        temperature: α > 0, in reward units per nat.
+
+    Raises:
+        ValueError: if the temperature is not positive, or a reward is NaN. (On tensors these are
+            checked while Pyro's validation is on, its default.)
+    """
+    if is_validation_enabled() or not isinstance(temperature, Tensor):
+        if not bool(torch.as_tensor(temperature > 0).all()):
+            raise ValueError(f"reward({name!r}): temperature must be > 0, got {temperature}")
+        if bool(torch.as_tensor(value).isnan().any()):
+            raise ValueError(f"reward({name!r}): the reward is NaN; check the value passed at this site")
+    if not am_i_wrapped():  # nobody listens: a factor without a handler changes nothing
+        return
+    factor = torch.as_tensor(value / temperature)
+    if not factor.is_floating_point():
+        factor = factor.to(torch.get_default_dtype())
+    unit = dist.Unit(factor)
+    mark = {"value": value, "temperature": temperature}
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, REWARD: mark})
+
+
+def terminate(done: Tensor | bool, *, absorbing: bool = False) -> None:
+    """Ends the episode where ``done`` is true: from here on rewards are silent and no action is taken.
+
+    Call it inside :func:`steps`, before the step's action, once the state is known. In an ended
+    trajectory the program runs on, so that batches keep their shape, but rewards count nothing and
+    a policy under :func:`follow` leaves the action to the action prior, so that the ended part adds
+    exactly 0 to every ELBO and evidence.
+
+    Args:
+        done: a bool, or a boolean tensor with the shape of the enclosing plates.
+        absorbing: says that terminal states are never left, so that the current ``done`` alone
+            tells whether the episode has ended. Keeps the program Markov, which parallel
+            enumeration over long horizons needs.
+    """
+    if am_i_wrapped():
+        _terminate(torch.as_tensor(done), absorbing)
+
+
+def steps(
+    horizon: int, discount: float | Tensor = 1.0, rendering: Rendering = "scaled", *, markov: bool = False
+) -> Iterator[int]:
+    """Iterates over ``t = 0 … horizon - 1``, each step in its scope.
+
+    Discount is survival: after each step the episode goes on with probability γ. Two renderings
+    of the one meaning:
+
+    - ``"scaled"``: every term of step ``t`` counts γ^t times (``pyro.poutine.scale``). The coins
+      are summed out of the ELBO; use it wherever an ELBO is wanted.
+    - ``"survival"``: the coins are sites of the program, ``alive_1 … alive_{horizon-1}``, to be
+      sampled or enumerated; once one falls, later rewards are silent. Use it wherever a log
+      evidence or a posterior is wanted. :func:`survival` switches a whole program to it.
+
+    Args:
+        horizon: the number of steps, an integer ≥ 0.
+        discount: γ in [0, 1]; a tensor decides the device of the coins.
+        rendering: ``"scaled"`` or ``"survival"``.
+        markov: says that each step depends on the one before alone, as :func:`pyro.markov` does,
+            so that enumeration may reuse tensor dimensions.
+
+    Raises:
+        ValueError: if the horizon is not an integer ≥ 0, the discount is outside [0, 1], or the
+            rendering is unknown.
+
+    Example:
+        >>> list(steps(3))
+        [0, 1, 2]
+    """
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 0:
+        raise ValueError(f"steps: horizon must be an integer >= 0, got {horizon!r}")
+    if not bool(torch.as_tensor((discount >= 0) & (discount <= 1)).all()):
+        raise ValueError(f"steps: discount must be in [0, 1], got {discount}")
+    if rendering not in ("scaled", "survival"):
+        raise ValueError(f"steps: rendering must be 'scaled' or 'survival', got {rendering!r}")
+    return _steps(horizon, discount, rendering, markov)
+
+
+def _steps(horizon: int, discount: float | Tensor, rendering: Rendering, markov: bool) -> Iterator[int]:
+    if not am_i_wrapped():
+        # Nobody listens, so there is nothing to mark; and a scope left behind by an exception in
+        # the loop's body could not be cleared away by an outer handler.
+        yield from range(horizon)
+        return
+    times = pyro.markov(range(horizon)) if markov else range(horizon)
+    with _StepScope(discount, _rendering(rendering)) as scope:
+        for t in times:
+            scope.begin(t)
+            yield t
+
+
+@effectful(type="rlai_rendering")  # type: ignore[untyped-decorator]
+def _rendering(rendering: Rendering) -> Rendering:
+    return rendering
+
+
+@effectful(type="rlai_terminate")  # type: ignore[untyped-decorator]
+def _terminate(done: Tensor, absorbing: bool) -> Tensor:
+    return done
+
+
+class _StepScope(Messenger):  # type: ignore[misc]
+    """Scales or silences the sites of the current step, and tells action sites where they are."""
+
+    def __init__(self, discount: float | Tensor, rendering: Rendering) -> None:
+        super().__init__()
+        self.discount = discount
+        self.undiscounted = not isinstance(discount, Tensor) and discount == 1
+        self.survival = rendering == "survival" and not self.undiscounted
+        self.step = 0
+        self.scale: float | Tensor = 1.0
+        self.coin: Tensor | None = None
+        self.ended: Tensor | None = None
+
+    def begin(self, step: int) -> None:
+        self.step = step
+        if step == 0 or self.undiscounted:
+            return
+        if not self.survival:
+            self.scale = self.scale * self.discount
+            return
+        alive = torch.as_tensor(self.discount, dtype=torch.get_default_dtype())
+        if self.coin is not None:
+            # The coin's site holds "still alive", a Markov chain, and not the single toss.
+            alive = alive * self.coin
+        self.coin = pyro.sample(f"alive_{step}", dist.Bernoulli(alive))
+
+    def alive(self) -> Tensor | None:
+        """Which trajectories still earn and act; None where all do."""
+        standing = None if self.ended is None else ~self.ended
+        return standing if self.coin is None else _both(self.coin.bool(), standing)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = msg["scale"] * self.scale
+        # In nested loops the innermost scope speaks first, and it is the one that numbers the step.
+        if is_action(msg):
+            mark = msg["infer"][ACTION]
+            mark.setdefault("step", self.step)
+            mark["alive"] = _both(mark.get("alive"), self.alive())
+        elif is_reward(msg):
+            msg["infer"][REWARD].setdefault("step", self.step)
+            msg["mask"] = _both(msg["mask"], self.alive())
+
+    def _pyro_rlai_terminate(self, msg: Any) -> None:
+        done, absorbing = msg["args"]
+        self.ended = done if absorbing or self.ended is None else self.ended | done
+        msg["stop"] = True
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second

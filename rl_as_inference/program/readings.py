@@ -1,0 +1,187 @@
+"""Readings of a program: what a policy does, what the action prior does, and discount as survival."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.params import param_with_module_name
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from rl_as_inference.program.sites import ACTION, is_action, is_reward
+
+__all__ = ["Follow", "Guide", "Policy", "Program", "follow", "register_module", "simulate", "survival"]
+
+Program = Callable[..., Any]
+"""Any callable that runs Pyro statements."""
+
+Policy = Callable[[Any, int], Any]
+"""Any callable ``(state, t) -> Distribution``, normally a module from ``guides``."""
+
+
+def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
+    """Returns the guide that acts by ``policy`` in ``program``.
+
+    The guide is the same program in which action sites draw from ``policy(state, t)``, everything
+    else is left alone, and factors and observations are silent. Against its own program it gives
+    the trajectory ELBO, which is the maximum-entropy objective (DESIGN: ELBO and SAC).
+
+    A policy that is a module has its parameters registered with Pyro (:func:`pyro.module`), so
+    that ``SVI`` trains it; the guide is then a module too, so ``torch.optim`` sees its parameters
+    through ``elbo(program, guide)``.
+
+    Args:
+        program: the program. Without it, ``follow(policy=policy)`` is a ``with`` block.
+        policy: a callable ``(state, t) -> Distribution``.
+
+    Raises:
+        ValueError: if the policy is missing; and, when the guide runs, if the policy's answer is
+            not a distribution or its event shape is not the action prior's.
+
+    Example:
+        >>> def coin():
+        ...     return act("action_0", torch.tensor(0), dist.Bernoulli(0.5))
+        >>> always = lambda state, t: dist.Bernoulli(1.0)
+        >>> follow(coin, always)()
+        tensor(1.)
+        >>> with follow(policy=always):
+        ...     coin()
+        tensor(1.)
+    """
+    if policy is None:
+        raise ValueError("follow: policy is missing; call follow(program, policy), or follow(policy=policy)")
+    if not callable(policy):
+        raise ValueError(f"follow: policy must be a callable (state, t) -> Distribution, not {policy!r}")
+    if program is None:
+        return Follow(policy)
+    if not callable(program):
+        raise ValueError(f"follow: program must be a callable, not {type(program).__name__}")
+    return Guide(program, policy)
+
+
+def simulate(program: Program | None = None) -> Any:
+    """Returns the prior reading of ``program``: actions from the action prior, reward factors silent.
+
+    Without a program it is a ``with`` block.
+
+    Example:
+        >>> def coin():
+        ...     action = act("action_0", torch.tensor(0), dist.Bernoulli(0.5))
+        ...     reward("reward_0", action)
+        >>> trace = pyro.poutine.trace(simulate(coin)).get_trace()
+        >>> list(trace.stochastic_nodes), list(trace.observation_nodes)
+        (['action_0'], [])
+    """
+    return _Silence() if program is None else _Silence()(program)
+
+
+def survival(program: Program | None = None) -> Any:
+    """Returns ``program`` with its discount rendered as survival coins, whatever its steps say.
+
+    This is the reading that log evidence and posteriors need when γ < 1. Without a program it is
+    a ``with`` block.
+    """
+    return _Survival() if program is None else _Survival()(program)
+
+
+class Guide(nn.Module):
+    """What :func:`follow` returns: ``program`` acted by ``policy``, as a module."""
+
+    def __init__(self, program: Program, policy: Policy) -> None:
+        super().__init__()
+        self.program = program
+        self.policy = policy
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with Follow(self.policy):
+            return self.program(*args, **kwargs)
+
+
+class Follow(Messenger):  # type: ignore[misc]
+    """The effect behind :func:`follow`: action sites draw from the policy, observations are silent."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def __enter__(self) -> "Follow":
+        register_module("policy", self.policy)
+        super().__enter__()
+        return self
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_action(msg):
+            self._act(msg)
+        elif msg["is_observed"]:
+            msg["stop"] = True
+
+    def _act(self, msg: Any) -> None:
+        prior = msg["fn"]
+        site = msg["infer"][ACTION]
+        proposal = self.policy(site["state"], site.get("step", 0))
+        if not isinstance(proposal, torch.distributions.Distribution):
+            raise ValueError(
+                f"policy must return a distribution; at site {msg['name']!r} it returned "
+                f"{type(proposal).__name__}"
+            )
+        if proposal.event_shape != prior.event_shape:
+            raise ValueError(
+                f"policy's event_shape {tuple(proposal.event_shape)} differs from the action prior's "
+                f"{tuple(prior.event_shape)} at site {msg['name']!r}; declare what is one action with "
+                f".to_event(n) on both"
+            )
+        shape = torch.broadcast_shapes(proposal.batch_shape, prior.batch_shape)
+        if proposal.batch_shape != shape:
+            proposal = proposal.expand(shape)
+        if site.get("alive") is not None:
+            proposal = prior_where_ended(site["alive"], proposal, prior)
+        msg["infer"]["rlai_prior"] = prior
+        msg["fn"] = proposal
+
+
+def prior_where_ended(alive: Tensor, proposal: Any, prior: Any) -> Any:
+    """Returns a distribution that is ``proposal`` where ``alive`` and ``prior`` elsewhere."""
+    shape = torch.broadcast_shapes(proposal.batch_shape, alive.shape)
+    alive, proposal, prior = alive.expand(shape), proposal.expand(shape), prior.expand(shape)
+    if isinstance(proposal, torch.distributions.Categorical) and isinstance(
+        prior, torch.distributions.Categorical
+    ):
+        # Its own case because a mixture cannot be enumerated.
+        return dist.Categorical(logits=torch.where(alive[..., None], proposal.logits, prior.logits))
+    return dist.MaskedMixture(alive, prior, proposal)
+
+
+def register_module(name: str, module: Any) -> None:
+    """Registers a module's parameters with Pyro's store under ``name``, or ``name_2``, … if taken.
+
+    :func:`pyro.module` under a taken name would leave this module untrained without a word, since
+    the store would go on holding the other module's parameters.
+    """
+    if not isinstance(module, nn.Module):
+        return
+    parameters = [(key, value) for key, value in module.named_parameters() if value.requires_grad]
+    if not parameters:
+        return
+    store = pyro.get_param_store()._params
+    candidate, tries = name, 1
+    while any(
+        (held := store.get(param_with_module_name(candidate, key))) is not None and held is not value
+        for key, value in parameters
+    ):
+        tries += 1
+        candidate = f"{name}_{tries}"
+    for key, value in parameters:
+        pyro.param(param_with_module_name(candidate, key), value)
+
+
+class _Silence(Messenger):  # type: ignore[misc]
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_reward(msg):
+            msg["stop"] = True
+
+
+class _Survival(Messenger):  # type: ignore[misc]
+    def _pyro_rlai_rendering(self, msg: Any) -> None:
+        msg["value"], msg["done"] = "survival", True
