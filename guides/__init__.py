@@ -1,1 +1,64 @@
+"""Amortized policies, one family a file. Each is a module ``(state, t) -> Distribution``."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+from torch import nn
+
+from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
+from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
+from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
+from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+
+__all__ = [
+    "CategoricalPolicy",
+    "GaussianPolicy",
+    "LinearGaussianPolicy",
+    "TabularPolicy",
+    "TanhGaussianPolicy",
+    "TanhNormal",
+    "amortized_policy",
+]
+
+
+def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) -> nn.Module:
+    """Returns a network policy that fits the process's spaces and sees state and time.
+
+    Discrete actions get a :class:`CategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`,
+    unbounded actions a :class:`GaussianPolicy`; a :class:`LinearGaussianMDP`'s starts at the spread
+    of its action prior.
+
+    Args:
+        process: anything with ``state_space``, ``action_space`` and ``horizon``.
+        hidden_sizes: widths of the hidden layers.
+
+    Raises:
+        ValueError: if the process lacks these, or there is no policy for its action space.
+    """
+    spaces = getattr(process, "state_space", None), getattr(process, "action_space", None)
+    if spaces[0] is None or spaces[1] is None:
+        raise ValueError(
+            "process must have state_space and action_space for a policy to be chosen; pass a policy of your own"
+        )
+    state_space, action_space = spaces
+    options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
+    policy: nn.Module
+    if isinstance(action_space, gymnasium.spaces.Discrete):
+        forbids = isinstance(process, TabularMDP) and not process.has_uniform_prior
+        prior = process.prior if forbids else None
+        policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
+    elif isinstance(action_space, gymnasium.spaces.Box):
+        size = math.prod(action_space.shape)
+        if isinstance(process, LinearGaussianMDP):
+            spread = float(process.action_prior_cov.detach().diagonal().mean().sqrt())
+            policy = GaussianPolicy(state_space, size, initial_scale=spread, **options)
+        elif bool((action_space.low == -1).all() and (action_space.high == 1).all()):
+            policy = TanhGaussianPolicy(state_space, size, **options)
+        else:
+            policy = GaussianPolicy(state_space, size, **options)
+    else:
+        raise ValueError(f"action_space must be Discrete or Box, got {action_space}")
+    like = getattr(process, "initial_probabilities", getattr(process, "initial_mean", None))
+    return policy if like is None else policy.to(device=like.device, dtype=like.dtype)

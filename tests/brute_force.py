@@ -108,5 +108,3 @@ def posterior_marginals(mdp) -> Tensor:
         for t, s in enumerate(states):
             out[t, s] += weight
     return out / out[0].sum()
-
-

@@ -120,5 +120,3 @@ def _room(mdp: Any) -> Any:
         f"no exact answers for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate by "
         f"estimate_elbo and posterior(..., method='importance')"
     )
-
-

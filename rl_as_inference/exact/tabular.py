@@ -106,8 +106,10 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
         qs = torch.stack([q.mT for q in reversed(backups)]).mT
 
     def log_policy() -> Tensor:
-        table = mdp.log_action_prior + qs - values[: mdp.horizon, :, None] if mdp.horizon else (
-            mdp.log_action_prior + qs - values[:, None]
+        table = (
+            mdp.log_action_prior + qs - values[: mdp.horizon, :, None]
+            if mdp.horizon
+            else (mdp.log_action_prior + qs - values[:, None])
         )
         return torch.where(mdp.terminal[:, None], mdp.log_action_prior, table) if mdp.has_terminal else table
 
@@ -212,7 +214,9 @@ def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Te
     states, actions = everywhere[:, None], torch.arange(mdp.num_actions, device=values.device)
     indices, probabilities = mdp.kernel.successors(*torch.broadcast_tensors(states, actions))
     factor = reward[..., None] if reward.dim() == 2 else reward
-    logs = torch.where(probabilities > 0, torch.where(probabilities > 0, probabilities, 1.0).log(), -torch.inf)
+    logs = torch.where(
+        probabilities > 0, torch.where(probabilities > 0, probabilities, 1.0).log(), -torch.inf
+    )
     alive = torch.softmax(torch.where(mdp.initial_probabilities > 0, values[0], -torch.inf), 0)
     alive = mdp.initial_probabilities * (values[0] - messages.objective).exp()
     ended = torch.zeros_like(alive)
@@ -240,9 +244,7 @@ def _arrivals(flow: Tensor, tilt: Tensor, indices: Tensor, weights: Tensor | Non
 
 
 @torch.no_grad()
-def sample_posterior(
-    mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "posterior"
-) -> Trajectories:
+def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
     """Returns exact independent draws of trajectories given optimality.
 
     Backward messages, then forward draws. For ``"posterior"`` transitions and initial state are
@@ -329,16 +331,22 @@ def log_policy_table(mdp: TabularMDP, policy: Any) -> Tensor:
         shapes.append((mdp.horizon, *shapes[0]))
     if isinstance(policy, Tensor):
         if tuple(policy.shape) not in shapes:
-            raise ValueError(f"policy: a table must have shape {' or '.join(map(str, shapes))}, got {tuple(policy.shape)}")
+            raise ValueError(
+                f"policy: a table must have shape {' or '.join(map(str, shapes))}, got {tuple(policy.shape)}"
+            )
         sums = policy.detach().sum(-1)
         if not bool(((policy.detach() >= 0).all(-1) & ((sums - 1).abs() < 1e-4)).all()):
-            raise ValueError("policy: a table must hold probabilities >= 0 whose rows sum to one over actions")
+            raise ValueError(
+                "policy: a table must hold probabilities >= 0 whose rows sum to one over actions"
+            )
         possible = policy > 0
         return torch.where(possible, torch.where(possible, policy, 1.0).log(), -torch.inf).to(
             mdp.log_action_prior.dtype
         )
     if not callable(policy):
-        raise ValueError(f"policy must be a plan, a table or a callable (state, t), got {type(policy).__name__}")
+        raise ValueError(
+            f"policy must be a plan, a table or a callable (state, t), got {type(policy).__name__}"
+        )
     return _ask_policy(mdp, policy)
 
 
@@ -504,7 +512,9 @@ def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor
         else:
             factor = reward[..., None]
         everywhere = torch.arange(mdp.num_states, device=value.device)
-        grid = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=value.device))
+        grid = torch.broadcast_tensors(
+            everywhere[:, None], torch.arange(mdp.num_actions, device=value.device)
+        )
         indices, probabilities = mdp.kernel.successors(*grid)
         tilted = probabilities * (factor + exponent[indices] - q[..., None]).exp() * onward[indices]
         if mdp.has_terminal:
@@ -547,7 +557,9 @@ def _solve_linear(mdp: TabularMDP, probabilities: Tensor, own: Tensor, transpose
         if float(((after - value).abs() / (1 + value.abs())).detach().max()) <= tolerance:
             return after
         value = after
-    raise ValueError("no fixed point: the policy's values did not settle; set a horizon or a smaller discount")
+    raise ValueError(
+        "no fixed point: the policy's values did not settle; set a horizon or a smaller discount"
+    )
 
 
 class _ImplicitGradient(torch.autograd.Function):

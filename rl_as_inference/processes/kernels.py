@@ -234,7 +234,9 @@ class Successors(TorchDistribution):  # type: ignore[misc]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Successors":
         shape = (*batch_shape, self.probabilities.shape[-1])
-        return Successors(self.indices.expand(shape), self.probabilities.expand(shape), self.num_states, False)
+        return Successors(
+            self.indices.expand(shape), self.probabilities.expand(shape), self.num_states, False
+        )
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape

@@ -115,7 +115,9 @@ class MarkovDecisionProcess:
         space = self.action_space
         dtype = state.dtype if state.is_floating_point() else torch.get_default_dtype()
         if isinstance(space, gymnasium.spaces.Discrete):
-            return dist.Categorical(logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device))
+            return dist.Categorical(
+                logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device)
+            )
         if isinstance(space, gymnasium.spaces.Box) and (space.low == -1).all() and (space.high == 1).all():
             low = -torch.ones(*batch, *space.shape, dtype=dtype, device=state.device)
             # A draw of exactly ±1 is in the box.
@@ -129,12 +131,15 @@ class MarkovDecisionProcess:
         """Returns which states are terminal, bool of the batch shape of ``state``; None if none ever is."""
         return None
 
-    def __call__(self, num_trajectories: int = 1) -> Tensor:
-        """Runs the Pyro program of ``num_trajectories`` trajectories and returns their last state."""
+    def __call__(self, num_trajectories: int = 1, *, markov: bool = False) -> Tensor:
+        """Runs the Pyro program of ``num_trajectories`` trajectories and returns their last state.
+
+        ``markov=True`` is for enumerating the program over a long horizon; see :func:`steps`.
+        """
         horizon = self.finite_horizon("running the program")
         with pyro.plate("trajectories", num_trajectories, dim=-1):
             state: Tensor = pyro.sample("state_0", self.initial())
-            for t in steps(horizon, self.discount, markov=True):
+            for t in steps(horizon, self.discount, markov=markov, like=self._like(state)):
                 done = self.terminated(state)
                 if done is not None:
                     terminate(done, absorbing=self.absorbing)
@@ -203,7 +208,9 @@ class MarkovDecisionProcess:
         mask = torch.stack(masks) if masks else torch.ones_like(all_rewards, dtype=torch.bool)
         if batched and policy is not None:
             prior = self.prior(all_states[:-1])
-            times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(horizon, num_trajectories)
+            times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(
+                horizon, num_trajectories
+            )
             log_p = prior.log_prob(all_actions)
             log_q = policy(all_states[:-1], times).log_prob(all_actions)  # type: ignore[arg-type]
         else:
@@ -232,6 +239,10 @@ class MarkovDecisionProcess:
         """Returns a draw of the next state; a process with a faster way than its distribution has it here."""
         drawn: Tensor = draw(self.transition(state, action), "the transition")
         return drawn
+
+    def _like(self, state: Tensor) -> Tensor:
+        """Returns a tensor of the dtype and device that the process's probabilities have."""
+        return state if state.is_floating_point() else torch.empty(0, device=state.device)
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns ``state``'s shape without that of a single state."""

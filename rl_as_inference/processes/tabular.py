@@ -226,6 +226,9 @@ class TabularMDP(MarkovDecisionProcess):
     def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
         return self.kernel.sample(state, action)
 
+    def _like(self, state: Tensor) -> Tensor:
+        return self.initial_probabilities
+
     def replace(self, **changes: Any) -> "TabularMDP":
         """Returns a copy with other ``horizon``, ``discount``, ``temperature`` or ``reward`` (same shape).
 
@@ -339,7 +342,9 @@ def _check_rows(name: str, probabilities: Tensor) -> None:
     values = probabilities.detach()
     if not bool((values >= 0).all()):  # also false for NaN
         where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
-        raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
+        raise ValueError(
+            f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}"
+        )
     sums = values.sum(-1)
     tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
     wrong = (sums - 1).abs() > tolerance
@@ -408,7 +413,12 @@ def _terminal_states(env_id: str, table: dict[int, Any], start: np.ndarray[Any, 
     Tables also have rows for states that no episode visits (Taxi's passenger at the destination
     from the start), and what those say about endings must not count against the visited ones.
     """
-    arrivals = {(s, after, done) for s, row in table.items() for o in row.values() for after, (_, _, done) in o.items()}
+    arrivals = {
+        (s, after, done)
+        for s, row in table.items()
+        for o in row.values()
+        for after, (_, _, done) in o.items()
+    }
     ends = np.zeros(len(table), bool)
     visited = {int(s) for s in np.flatnonzero(start > 0)}
     frontier = set(visited)

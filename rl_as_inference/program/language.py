@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor
 
-from rl_as_inference.program.sites import ACTION, REWARD, is_action, is_reward
+from rl_as_inference.program.sites import ACTION, REWARD, STEP, is_reward
 
 __all__ = ["Rendering", "act", "reward", "steps", "terminate"]
 
@@ -67,7 +67,7 @@ def reward(name: str, value: Tensor | float, temperature: Tensor | float = 1.0) 
             raise ValueError(f"reward({name!r}): temperature must be > 0, got {temperature}")
         if bool(torch.as_tensor(value).isnan().any()):
             raise ValueError(f"reward({name!r}): the reward is NaN; check the value passed at this site")
-    if not am_i_wrapped():  # nobody listens: a factor without a handler changes nothing
+    if not am_i_wrapped() or not _factors_count():
         return
     factor = torch.as_tensor(value / temperature)
     if not factor.is_floating_point():
@@ -88,15 +88,19 @@ def terminate(done: Tensor | bool, *, absorbing: bool = False) -> None:
     Args:
         done: a bool, or a boolean tensor with the shape of the enclosing plates.
         absorbing: says that terminal states are never left, so that the current ``done`` alone
-            tells whether the episode has ended. Keeps the program Markov, which parallel
-            enumeration over long horizons needs.
+            tells whether the episode has ended. ``steps(..., markov=True)`` needs this.
     """
     if am_i_wrapped():
         _terminate(torch.as_tensor(done), absorbing)
 
 
 def steps(
-    horizon: int, discount: float | Tensor = 1.0, rendering: Rendering = "scaled", *, markov: bool = False
+    horizon: int,
+    discount: float | Tensor = 1.0,
+    rendering: Rendering = "scaled",
+    *,
+    markov: bool = False,
+    like: Tensor | None = None,
 ) -> Iterator[int]:
     """Iterates over ``t = 0 … horizon - 1``, each step in its scope.
 
@@ -111,10 +115,13 @@ def steps(
 
     Args:
         horizon: the number of steps, an integer ≥ 0.
-        discount: γ in [0, 1]; a tensor decides the device of the coins.
+        discount: γ in [0, 1].
         rendering: ``"scaled"`` or ``"survival"``.
         markov: says that each step depends on the one before alone, as :func:`pyro.markov` does,
-            so that enumeration may reuse tensor dimensions.
+            so that enumerating the program over a long horizon may reuse tensor dimensions. For
+            the program itself (evidence, ``infer_discrete``) only: Pyro 1.9 gives a wrong ELBO when it
+            enumerates a *guide* inside ``markov`` for more than two steps.
+        like: a tensor whose dtype and device the survival coins take.
 
     Raises:
         ValueError: if the horizon is not an integer ≥ 0, the discount is outside [0, 1], or the
@@ -130,20 +137,32 @@ def steps(
         raise ValueError(f"steps: discount must be in [0, 1], got {discount}")
     if rendering not in ("scaled", "survival"):
         raise ValueError(f"steps: rendering must be 'scaled' or 'survival', got {rendering!r}")
-    return _steps(horizon, discount, rendering, markov)
+    return _steps(horizon, discount, rendering, markov, torch.empty(0) if like is None else like)
 
 
-def _steps(horizon: int, discount: float | Tensor, rendering: Rendering, markov: bool) -> Iterator[int]:
+def _steps(
+    horizon: int, discount: float | Tensor, rendering: Rendering, markov: bool, like: Tensor
+) -> Iterator[int]:
     if not am_i_wrapped():
         # Nobody listens, so there is nothing to mark; and a scope left behind by an exception in
         # the loop's body could not be cleared away by an outer handler.
         yield from range(horizon)
         return
     times = pyro.markov(range(horizon)) if markov else range(horizon)
-    with _StepScope(discount, _rendering(rendering)) as scope:
+    with _StepScope(discount, _rendering(rendering), like) as scope:
         for t in times:
             scope.begin(t)
             yield t
+
+
+@effectful(type="rlai_factors_count")  # type: ignore[untyped-decorator]
+def _factors_count() -> bool:
+    """Whether reward factors are part of the present reading.
+
+    Readings that silence them answer here, before there is a site: a site that is hidden later has
+    already been counted by ``pyro.markov``, which then breaks enumeration.
+    """
+    return True
 
 
 @effectful(type="rlai_rendering")  # type: ignore[untyped-decorator]
@@ -159,8 +178,9 @@ def _terminate(done: Tensor, absorbing: bool) -> Tensor:
 class _StepScope(Messenger):  # type: ignore[misc]
     """Scales or silences the sites of the current step, and tells action sites where they are."""
 
-    def __init__(self, discount: float | Tensor, rendering: Rendering) -> None:
+    def __init__(self, discount: float | Tensor, rendering: Rendering, like: Tensor) -> None:
         super().__init__()
+        self.like = like
         self.discount = discount
         self.undiscounted = not isinstance(discount, Tensor) and discount == 1
         self.survival = rendering == "survival" and not self.undiscounted
@@ -176,7 +196,7 @@ class _StepScope(Messenger):  # type: ignore[misc]
         if not self.survival:
             self.scale = self.scale * self.discount
             return
-        alive = torch.as_tensor(self.discount, dtype=torch.get_default_dtype())
+        alive = torch.as_tensor(self.discount, dtype=self.like.dtype, device=self.like.device)
         if self.coin is not None:
             # The coin's site holds "still alive", a Markov chain, and not the single toss.
             alive = alive * self.coin
@@ -190,12 +210,12 @@ class _StepScope(Messenger):  # type: ignore[misc]
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = msg["scale"] * self.scale
         # In nested loops the innermost scope speaks first, and it is the one that numbers the step.
-        if is_action(msg):
-            mark = msg["infer"][ACTION]
-            mark.setdefault("step", self.step)
-            mark["alive"] = _both(mark.get("alive"), self.alive())
-        elif is_reward(msg):
-            msg["infer"][REWARD].setdefault("step", self.step)
+        discount = 1.0 if self.survival else self.discount
+        outermost = {"step": self.step, "discount": discount, "scale": 1.0, "alive": None}
+        mark = msg["infer"].setdefault(STEP, outermost)
+        mark["scale"] = mark["scale"] * self.scale
+        mark["alive"] = _both(mark["alive"], self.alive())
+        if is_reward(msg):
             msg["mask"] = _both(msg["mask"], self.alive())
 
     def _pyro_rlai_terminate(self, msg: Any) -> None:

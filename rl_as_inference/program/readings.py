@@ -10,7 +10,7 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from rl_as_inference.program.sites import ACTION, is_action, is_reward
+from rl_as_inference.program.sites import ACTION, is_action, step_of
 
 __all__ = ["Follow", "Guide", "Policy", "Program", "follow", "register_module", "simulate", "survival"]
 
@@ -117,10 +117,13 @@ class Follow(Messenger):  # type: ignore[misc]
         elif msg["is_observed"]:
             msg["stop"] = True
 
+    def _pyro_rlai_factors_count(self, msg: Any) -> None:
+        msg["value"], msg["done"] = False, True
+
     def _act(self, msg: Any) -> None:
         prior = msg["fn"]
-        site = msg["infer"][ACTION]
-        proposal = self.policy(site["state"], site.get("step", 0))
+        place = step_of(msg)
+        proposal = self.policy(msg["infer"][ACTION]["state"], place["step"] or 0)
         if not isinstance(proposal, torch.distributions.Distribution):
             raise ValueError(
                 f"policy must return a distribution; at site {msg['name']!r} it returned "
@@ -135,8 +138,8 @@ class Follow(Messenger):  # type: ignore[misc]
         shape = torch.broadcast_shapes(proposal.batch_shape, prior.batch_shape)
         if proposal.batch_shape != shape:
             proposal = proposal.expand(shape)
-        if site.get("alive") is not None:
-            proposal = prior_where_ended(site["alive"], proposal, prior)
+        if place["alive"] is not None:
+            proposal = prior_where_ended(place["alive"], proposal, prior)
         msg["infer"]["rlai_prior"] = prior
         msg["fn"] = proposal
 
@@ -177,9 +180,8 @@ def register_module(name: str, module: Any) -> None:
 
 
 class _Silence(Messenger):  # type: ignore[misc]
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_reward(msg):
-            msg["stop"] = True
+    def _pyro_rlai_factors_count(self, msg: Any) -> None:
+        msg["value"], msg["done"] = False, True
 
 
 class _Survival(Messenger):  # type: ignore[misc]

@@ -6,13 +6,19 @@ inference ignores it.
 
 from typing import Any
 
-__all__ = ["ACTION", "REWARD", "is_action", "is_reward"]
+__all__ = ["ACTION", "REWARD", "STEP", "is_action", "is_reward", "step_of"]
 
 ACTION = "rlai_action"
 """Marks an action site; holds ``{"state": what the policy may look at}``."""
 
 REWARD = "rlai_reward"
 """Marks a reward factor; holds ``{"value": in reward units, "temperature": reward units per nat}``."""
+
+
+STEP = "rlai_step"
+"""Marks every site inside :func:`rl_as_inference.steps`; see :func:`step_of`."""
+
+_OUTSIDE: dict[str, Any] = {"step": None, "discount": 1.0, "scale": 1.0, "alive": None}
 
 
 def is_action(site: Any) -> bool:
@@ -23,3 +29,14 @@ def is_action(site: Any) -> bool:
 def is_reward(site: Any) -> bool:
     """Whether a Pyro message is a reward factor, written by :func:`rl_as_inference.reward`."""
     return site["type"] == "sample" and REWARD in (site["infer"] or ())
+
+
+def step_of(site: Any) -> dict[str, Any]:
+    """Returns a message's place in time.
+
+    ``step`` is the step's number (None outside of any); ``discount`` the loop's γ where it is
+    rendered by scaling, else 1; ``scale`` what the loops multiplied the site's scale by; ``alive``
+    which trajectories have not ended (None where all live).
+    """
+    mark: dict[str, Any] = (site["infer"] or {}).get(STEP, _OUTSIDE)
+    return mark

@@ -1,0 +1,78 @@
+"""Amortized policies over discrete actions: a network of state and time, and a table."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from rl_as_inference.networks import StateTimeNetwork
+
+__all__ = ["CategoricalPolicy", "TabularPolicy"]
+
+
+class CategoricalPolicy(nn.Module):
+    """A network from state and time to the logits of discrete actions.
+
+    ``π(a|s, t) ∝ p(a|s) exp(f(s, t)_a)``: it starts at the action prior and never leaves its support.
+
+    Args:
+        state_space: ``Discrete`` or ``Box``.
+        num_actions: ``A``.
+        horizon: the number of steps; None for a stationary policy.
+        hidden_sizes: widths of the hidden layers.
+        prior: the action prior, ``state -> Categorical``; uniform by default.
+
+    Example:
+        >>> policy = CategoricalPolicy(gymnasium.spaces.Discrete(5), 2, horizon=10)
+        >>> policy(torch.tensor([0, 4]), 3).probs
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]], grad_fn=<SoftmaxBackward0>)
+    """
+
+    batch_steps = True
+
+    def __init__(
+        self,
+        state_space: gymnasium.Space[Any],
+        num_actions: int,
+        *,
+        horizon: int | None = None,
+        hidden_sizes: Sequence[int] = (64, 64),
+        prior: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = StateTimeNetwork(state_space, num_actions, horizon=horizon, hidden_sizes=hidden_sizes)
+        self.prior = prior
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Any:
+        logits = self.network(state, t)
+        return dist.Categorical(logits=logits if self.prior is None else logits + self.prior(state).logits)
+
+
+class TabularPolicy(nn.Module):
+    """A table of logits: every policy of a finite process.
+
+    Args:
+        num_states: ``S``.
+        num_actions: ``A``.
+        horizon: ``T`` for a table per step, None for a stationary policy.
+
+    Example:
+        >>> TabularPolicy(3, 2, horizon=4).logits.shape
+        torch.Size([4, 3, 2])
+    """
+
+    batch_steps = True
+
+    def __init__(self, num_states: int, num_actions: int, *, horizon: int | None = None) -> None:
+        super().__init__()
+        shape = (num_states, num_actions) if horizon is None else (horizon, num_states, num_actions)
+        self.logits = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Any:
+        return dist.Categorical(
+            logits=self.logits[state] if self.logits.dim() == 2 else self.logits[t, state]
+        )

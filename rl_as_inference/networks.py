@@ -1,0 +1,84 @@
+"""Small networks that policies and critics share: features of state and time, then layers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+__all__ = ["StateTimeNetwork"]
+
+_HARMONICS = 4
+
+
+class StateTimeNetwork(nn.Module):
+    """A multilayer perceptron of state and time; ``forward(state, t)`` is ``(*batch, num_outputs)``.
+
+    Discrete states are embedded, boxes flattened. Time enters as ``t / horizon`` and a few
+    harmonics of it, so that a rule may change near the end. The last layer starts at zero: what is
+    built on it starts at its base (a guide at the action prior, a critic at 0).
+
+    Args:
+        state_space: ``Discrete`` or ``Box``.
+        num_outputs: the size of the last dimension.
+        horizon: the number of steps; None leaves time out (a stationary function).
+        hidden_sizes: the widths of the hidden layers.
+
+    Raises:
+        ValueError: for another kind of space, or a width < 1.
+    """
+
+    batch_steps = True
+
+    def __init__(
+        self,
+        state_space: gymnasium.Space[Any],
+        num_outputs: int,
+        *,
+        horizon: int | None = None,
+        hidden_sizes: Sequence[int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        if any(size < 1 for size in (*hidden_sizes, num_outputs)):
+            raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+        first = hidden_sizes[0] if hidden_sizes else num_outputs
+        self.horizon = horizon
+        self.event_dim = len(state_space.shape or ())
+        self.state_layer: nn.Module
+        if isinstance(state_space, gymnasium.spaces.Discrete):
+            self.state_layer = nn.Embedding(int(state_space.n), first)
+            nn.init.normal_(self.state_layer.weight, std=1.0)
+        elif isinstance(state_space, gymnasium.spaces.Box):
+            self.state_layer = nn.Linear(math.prod(state_space.shape), first)
+        else:
+            raise ValueError(f"state_space must be Discrete or Box, got {state_space}")
+        self.time_layer = None if horizon is None else nn.Linear(1 + 2 * _HARMONICS, first)
+        widths = [*hidden_sizes, num_outputs]
+        layers: list[nn.Module] = []
+        for size, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Tanh(), nn.Linear(size, after)]
+        self.layers = nn.Sequential(*layers)
+        last = layers[-1] if layers else self.state_layer
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        if getattr(last, "bias", None) is not None:
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Tensor:
+        if isinstance(self.state_layer, nn.Embedding):
+            hidden = self.state_layer(state)
+        else:
+            hidden = self.state_layer(state.flatten(-self.event_dim) if self.event_dim != 1 else state)
+        if self.time_layer is not None:
+            hidden = hidden + self.time_layer(self._time_features(t, hidden))
+        out: Tensor = self.layers(hidden)
+        return out
+
+    def _time_features(self, t: int | Tensor, like: Tensor) -> Tensor:
+        assert self.horizon is not None
+        # Every feature stays within [-1, 1]; the harmonics are of half periods, so that the first
+        # and the last step do not look alike.
+        phase = torch.as_tensor(t, device=like.device).to(like.dtype)[..., None] / max(self.horizon, 1)
+        octaves = math.pi * 2.0 ** torch.arange(_HARMONICS, device=like.device, dtype=like.dtype)
+        return torch.cat([2 * phase - 1, (octaves * phase).sin(), (octaves * phase).cos()], -1)

@@ -1,0 +1,47 @@
+"""Monte Carlo estimates with their standard errors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.programs import as_process
+
+__all__ = ["Estimate", "estimate_elbo"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error, in the same unit."""
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, samples: Tensor) -> "Estimate":
+        """Returns the estimate of the mean of independent samples, ``(N,)``."""
+        error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.tensor(torch.nan)
+        return cls(float(samples.mean()), float(error))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.standard_error:.2g}"
+
+
+@torch.no_grad()
+def estimate_elbo(process: Any, policy: Any, num_trajectories: int = 4096) -> Estimate:
+    """Returns the ELBO of ``policy`` by rollouts, in nats.
+
+    Args:
+        process: a process or a Pyro program.
+        policy: a callable ``(state, t) -> Distribution``; None for the action prior.
+        num_trajectories: how many independent rollouts, ≥ 2 for a standard error.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> _ = torch.manual_seed(0)
+        >>> print(estimate_elbo(mdp, None, 1000))
+        1.995 ± 0.031
+    """
+    return Estimate.of(as_process(process).rollout(policy, num_trajectories).log_weight())

@@ -1,0 +1,227 @@
+"""A Pyro program as a process: rollouts by running it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.program.recording import prior_of, record
+from rl_as_inference.program.sites import ACTION, REWARD, is_action, step_of
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["ProgramProcess", "as_process"]
+
+_PER_STEP = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
+
+
+def as_process(process: Any) -> Any:
+    """Returns ``process`` if it has rollouts, or the Pyro program as a :class:`ProgramProcess`.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if hasattr(process, "rollout"):
+        return process
+    if not callable(process):
+        raise ValueError(
+            f"process must be a process or a Pyro program (a callable), got {type(process).__name__}"
+        )
+    return ProgramProcess(process)
+
+
+class ProgramProcess:
+    """Rollouts of a Pyro program, by running it inside a plate.
+
+    Args:
+        program: takes no arguments; its actions are drawn by :func:`rl_as_inference.act`, one a step.
+        vectorized: whether one run in a plate of all trajectories serves; otherwise the program is
+            run for one trajectory at a time. None tries, and turns to single runs if that fails (as
+            it does where Python branches on a draw).
+    """
+
+    horizon = None
+
+    def __init__(self, program: Callable[[], Any], *, vectorized: bool | None = None) -> None:
+        self.program = program
+        self.vectorized = vectorized
+        self._nesting: int | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.program(*args, **kwargs)
+
+    def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories:
+        """Returns ``num_trajectories`` trajectories of ``policy``; None for the action prior.
+
+        Trajectories of different lengths are filled up: masked out, staying in their last state.
+
+        Raises:
+            ValueError: if the program has no actions, several a step, or states that are not tensors.
+        """
+        if num_trajectories < 1:
+            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        if self.vectorized is None:
+            try:
+                together = self._run(policy, num_trajectories)
+            except (RuntimeError, ValueError, TypeError):
+                # A single run will say what is wrong, unless it was the batch that failed.
+                self.vectorized = False
+            else:
+                self.vectorized = True
+                return _join([together])
+        if self.vectorized:
+            return _join([self._run(policy, num_trajectories)])
+        return _join([self._run(policy, 1) for _ in range(num_trajectories)])
+
+    def _run(self, policy: Policy | None, count: int) -> "_Run":
+        if self._nesting is None:
+            self._nesting = self._plate_nesting(policy)
+        nesting = self._nesting
+
+        def run() -> None:
+            with pyro.plate("rlai_trajectories", count, dim=-1 - nesting):
+                self.program()
+
+        return _read(record(run, policy), (count,) + (1,) * nesting)
+
+    def _plate_nesting(self, policy: Policy | None) -> int:
+        """Returns how many plates the program has of its own."""
+
+        def run() -> None:
+            with pyro.plate("rlai_trajectories", 1, dim=-6):
+                self.program()
+
+        dims = [
+            frame.dim
+            for msg in record(run, policy)
+            for frame in msg["cond_indep_stack"]
+            if frame.vectorized and frame.name != "rlai_trajectories"
+        ]
+        return -min(dims, default=0)
+
+
+@dataclass
+class _Run:
+    """One run's rows, one a step; every tensor begins with the trajectory."""
+
+    rows: list[dict[str, Tensor]] = field(default_factory=list)
+    final_state: Tensor | None = None
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    temperature: Any = None
+    discount: Any = 1.0
+
+
+def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
+    """Reads the messages of a run in a plate of shape ``batch``, the trajectories leftmost."""
+    run, count, last_step = _Run(), batch[0], object()
+
+    def per_trajectory(value: Tensor) -> Tensor:
+        return value.expand(torch.broadcast_shapes(value.shape, batch)).reshape(count, -1).sum(1)
+
+    def leading(value: Any) -> Tensor:
+        tensor = torch.as_tensor(value)
+        return tensor if tensor.shape[:1] == (count,) else tensor.expand(count, *tensor.shape)
+
+    head: dict[str, Tensor] = {}  # what is observed before the first action
+    drawn_since: list[Tensor] = []
+    states: list[Tensor] = []
+    for msg in messages:
+        place, row = step_of(msg), run.rows[-1] if run.rows else head
+        scale = _beyond(msg["scale"], place["scale"])
+        if is_action(msg):
+            state = msg["infer"][ACTION]["state"]
+            if not isinstance(state, Tensor):
+                raise ValueError(
+                    f"act({msg['name']!r}): state must be a tensor for trajectories to be recorded, got "
+                    f"{type(state).__name__}"
+                )
+            if place["step"] is not None and place["step"] == last_step:
+                raise ValueError(
+                    f"act({msg['name']!r}) is a second action in step {last_step}; trajectories need one a step: "
+                    f"make both one site with .to_event(1)"
+                )
+            last_step = place["step"] if place["step"] is not None else object()
+            alive = place["alive"]
+            living = torch.ones((), dtype=torch.bool, device=state.device) if alive is None else alive
+            mask = living.expand(torch.broadcast_shapes(living.shape, batch)).reshape(count, -1).any(1)
+            priors, policies = (
+                per_trajectory(scale_and_mask(fn.log_prob(msg["value"]), scale, alive))
+                for fn in (prior_of(msg), msg["fn"])
+            )
+            zero = torch.zeros_like(priors)
+            new = {"states": leading(state), "actions": leading(msg["value"]), "mask": mask}
+            run.rows.append(
+                {**new, "log_prior": priors, "log_policy": policies, "rewards": zero, "log_factors": zero}
+            )
+            for name in head if len(run.rows) == 1 else ():
+                run.rows[0][name] = run.rows[0][name] + head[name]
+            run.discount = place["discount"]
+            states.append(state)
+            drawn_since = []
+        elif msg["is_observed"]:
+            factor = per_trajectory(scale_and_mask(msg["fn"].log_prob(msg["value"]), scale, msg["mask"]))
+            row["log_factors"] = row.get("log_factors", 0.0) + factor
+            mark = msg["infer"].get(REWARD)
+            if mark is not None:
+                run.temperature = mark["temperature"]
+                value = torch.as_tensor(mark["value"]).to(factor)
+                row["rewards"] = row.get("rewards", 0.0) + per_trajectory(
+                    scale_and_mask(value, 1.0, msg["mask"])
+                )
+        else:
+            drawn_since.append(msg["value"])
+            if place["step"] is None:
+                run.latents[msg["name"]] = msg["value"]
+    if not run.rows:
+        raise ValueError("the program has no actions: draw them by act(name, state, prior)")
+    last = run.rows[-1]["states"]
+    for value in drawn_since:
+        if value.dtype == last.dtype and leading(value).shape == last.shape:
+            run.final_state = leading(value)
+    run.latents = {
+        name: leading(value)
+        for name, value in run.latents.items()
+        if not any(value is state for state in states)
+    }
+    return run
+
+
+def _join(runs: list[_Run]) -> Trajectories:
+    """Returns the trajectories of several runs, the short ones filled up."""
+    longest = max(len(run.rows) for run in runs)
+    with_final = all(run.final_state is not None for run in runs)
+    columns: dict[str, list[Tensor]] = {name: [] for name in _PER_STEP}
+    for run in runs:
+        missing = longest - len(run.rows)
+        for name in _PER_STEP:
+            column = [row[name] for row in run.rows]
+            filler = column[-1] if name in ("states", "actions") else torch.zeros_like(column[-1])
+            if name == "states" and with_final:
+                filler = run.final_state  # type: ignore[assignment]
+                column.append(filler)
+            columns[name].append(torch.stack(column + [filler] * missing))
+    tables = {name: torch.cat(parts, 1) for name, parts in columns.items()}
+    latents = {
+        name: torch.cat([run.latents[name] for run in runs])
+        for name in runs[0].latents
+        if all(name in run.latents for run in runs)
+    }
+    first = runs[0]
+    return Trajectories(
+        **tables,
+        temperature=1.0 if first.temperature is None else first.temperature,
+        discount=first.discount,
+        latents=latents,
+    )
+
+
+def _beyond(scale: Any, step_scale: Any) -> Any:
+    """Returns a site's scale without what its step's discount contributes."""
+    if isinstance(scale, Tensor) or isinstance(step_scale, Tensor):
+        step = torch.as_tensor(step_scale)
+        return torch.where(step > 0, torch.as_tensor(scale) / step, 1.0)
+    return scale / step_scale if step_scale > 0 else 1.0

@@ -1,0 +1,60 @@
+"""Running a program once under a policy, and keeping what happened at each site."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rl_as_inference.program.readings import Follow, Policy
+from rl_as_inference.program.sites import is_action
+
+__all__ = ["prior_of", "record"]
+
+
+def record(run: Callable[[], Any], policy: Policy | None, *, pathwise: bool = False) -> list[Any]:
+    """Returns the Pyro messages of one run of a program under ``policy``, in the order of execution.
+
+    One run serves model and guide at once: an action site's message holds the policy as ``fn`` and
+    the action prior under :func:`prior_of`, and everything else is common to both. Factors and
+    observations are kept. Put plates inside ``run``, so that the messages know them.
+
+    Args:
+        run: the program with its arguments bound.
+        policy: None for the action prior.
+        pathwise: draw actions by ``rsample`` where the policy can, and let gradients through.
+    """
+    with _Recorder(policy, pathwise) as recorder:
+        run()
+    return recorder.messages
+
+
+def prior_of(message: Any) -> Any:
+    """Returns the action prior of an action site's message."""
+    return message["infer"].get("rlai_prior", message["fn"])
+
+
+class _Recorder(Follow):
+    def __init__(self, policy: Policy | None, pathwise: bool) -> None:
+        super().__init__(policy or _no_policy)
+        self.prior_only = policy is None
+        self.pathwise = pathwise
+        self.messages: list[Any] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_action(msg):
+            return
+        if not self.prior_only:
+            self._act(msg)
+        if not self.pathwise and msg["value"] is None:
+            with torch.no_grad():
+                msg["value"] = msg["fn"].sample()
+
+    def _pyro_rlai_factors_count(self, msg: Any) -> None:
+        """Factors are what is to be recorded, so they are not silenced."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.messages.append(msg)
+
+
+def _no_policy(state: Any, t: int) -> Any:
+    raise AssertionError("the action prior is not asked through a policy")
