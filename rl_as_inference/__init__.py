@@ -1,7 +1,33 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
 from rl_as_inference import exact
+from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.fit import FitResult, fit
+from rl_as_inference.inspect import posterior
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.program import act, follow, reward, simulate, steps, survival, terminate
 from rl_as_inference.trajectories import Trajectories
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "FitResult",
+    "LinearGaussianMDP",
+    "MarkovDecisionProcess",
+    "TabularMDP",
+    "Trajectories",
+    "TrajectoryELBO",
+    "act",
+    "compare",
+    "estimate_elbo",
+    "exact",
+    "fit",
+    "follow",
+    "posterior",
+    "reward",
+    "simulate",
+    "steps",
+    "survival",
+    "terminate",
+]

@@ -4,8 +4,10 @@ Every function takes either kind. Objectives are in nats, soft values in reward 
 them are differentiable in the process's tensors.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rl_as_inference.exact import linear_gaussian, tabular
@@ -15,17 +17,20 @@ from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
+    "Dynamics",
     "LinearGaussianPlan",
     "Plan",
     "backward_step",
     "elbo",
     "evaluate",
+    "expected_return",
     "is_available",
     "log_evidence",
     "occupancy",
     "optimal_elbo",
     "plan",
     "posterior_occupancy",
+    "posterior_return",
     "sample_posterior",
 ]
 
@@ -91,6 +96,31 @@ def log_evidence(mdp: Any) -> Tensor:
         tensor(0.6201)
     """
     return plan(mdp, "posterior").objective
+
+
+def expected_return(mdp: Any, policy: Any) -> Tensor:
+    """Returns ``E_π Σ_t γ^t r_t`` of ``policy`` in the process as it is, 0-dimensional, in reward units.
+
+    The ELBO is linear in ``1/α`` with this as its slope.
+    """
+    return _slope(mdp, lambda process: elbo(process, policy))
+
+
+def posterior_return(mdp: Any) -> Tensor:
+    """Returns ``E[Σ_t r_t | O]``, what exact conditioning on optimality expects to earn, in reward units.
+
+    It is the slope of the log evidence in ``1/α`` (the mean energy of statistical physics), and counts
+    the luck that the posterior bends towards; no policy need reach it.
+    """
+    return _slope(mdp, log_evidence)
+
+
+def _slope(mdp: Any, objective: Callable[[Any], Tensor]) -> Tensor:
+    with torch.enable_grad():
+        like = objective(mdp)
+        alpha = torch.as_tensor(mdp.temperature, dtype=like.dtype, device=like.device).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(objective(mdp.at_temperature(alpha)), alpha)
+    return -(alpha.detach() ** 2) * slope
 
 
 def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:

@@ -1,9 +1,10 @@
 """Markov decision processes in parts: a Pyro program when called, fast tensors when rolled out."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import pyro
@@ -85,6 +86,7 @@ class MarkovDecisionProcess:
         check_horizon(horizon)
         check_discount(discount)
         check_temperature(temperature)
+        self.name = type(self).__name__
         self.horizon = horizon
         self.discount = discount
         self.temperature = temperature
@@ -239,6 +241,13 @@ class MarkovDecisionProcess:
         """Returns a draw of the next state; a process with a faster way than its distribution has it here."""
         drawn: Tensor = draw(self.transition(state, action), "the transition")
         return drawn
+
+    def at_temperature(self, temperature: float | Tensor) -> Self:
+        """Returns a copy of the process with another temperature."""
+        check_temperature(temperature)
+        other = copy.copy(self)
+        other.temperature = temperature
+        return other
 
     def _like(self, state: Tensor) -> Tensor:
         """Returns a tensor of the dtype and device that the process's probabilities have."""

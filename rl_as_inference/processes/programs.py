@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from rl_as_inference.program.recording import prior_of, record
 from rl_as_inference.program.sites import ACTION, REWARD, is_action, step_of
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["ProgramProcess", "as_process"]
+__all__ = ["ProgramProcess", "as_process", "trajectories_at"]
 
 _PER_STEP = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
 
@@ -49,7 +50,6 @@ class ProgramProcess:
     def __init__(self, program: Callable[[], Any], *, vectorized: bool | None = None) -> None:
         self.program = program
         self.vectorized = vectorized
-        self._nesting: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
@@ -77,19 +77,41 @@ class ProgramProcess:
             return _join([self._run(policy, num_trajectories)])
         return _join([self._run(policy, 1) for _ in range(num_trajectories)])
 
-    def _run(self, policy: Policy | None, count: int) -> "_Run":
-        if self._nesting is None:
-            self._nesting = self._plate_nesting(policy)
-        nesting = self._nesting
+    def in_plate(self, count: int) -> Callable[[], None]:
+        """Returns the program of ``count`` trajectories at once, inside a plate left of its own."""
 
         def run() -> None:
-            with pyro.plate("rlai_trajectories", count, dim=-1 - nesting):
+            with pyro.plate("rlai_trajectories", count, dim=-1 - self._nesting):
                 self.program()
 
-        return _read(record(run, policy), (count,) + (1,) * nesting)
+        return run
 
-    def _plate_nesting(self, policy: Policy | None) -> int:
-        """Returns how many plates the program has of its own."""
+    def at(self, values: dict[str, Tensor], count: int) -> Trajectories:
+        """Returns the trajectories whose draws are given by site name, each ``(count, *site)``."""
+        if self.vectorized is None:
+            self.rollout(None, 2)  # finds out
+        if self.vectorized:
+            # A site's own shape is that of a single run; the new plate stands left of the program's.
+            aligned = {name: self._left_of_plates(value) for name, value in values.items()}
+            batch = (count,) + (1,) * self._nesting
+            return _join([_read(record(self.in_plate(count), None, values=aligned), batch)])
+        single = (1,) + (1,) * self._nesting
+        runs = []
+        for index in range(count):
+            one = {name: self._left_of_plates(value[index : index + 1]) for name, value in values.items()}
+            runs.append(_read(record(self.in_plate(1), None, values=one), single))
+        return _join(runs)
+
+    def _left_of_plates(self, value: Tensor) -> Tensor:
+        missing = max(self._nesting + 1 - value.dim(), 0)
+        return value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:])
+
+    def _run(self, policy: Policy | None, count: int) -> "_Run":
+        return _read(record(self.in_plate(count), policy), (count,) + (1,) * self._nesting)
+
+    @cached_property
+    def _nesting(self) -> int:
+        """How many plates the program has of its own."""
 
         def run() -> None:
             with pyro.plate("rlai_trajectories", 1, dim=-6):
@@ -97,11 +119,16 @@ class ProgramProcess:
 
         dims = [
             frame.dim
-            for msg in record(run, policy)
+            for msg in record(run, None)
             for frame in msg["cond_indep_stack"]
             if frame.vectorized and frame.name != "rlai_trajectories"
         ]
         return -min(dims, default=0)
+
+
+def trajectories_at(run: Callable[[], Any], values: dict[str, Tensor], count: int) -> Trajectories:
+    """Returns the trajectories of a program in a plate of ``count`` whose draws are given by site name."""
+    return _join([_read(record(run, None, values=values), (count,))])
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Running a program once under a policy, and keeping what happened at each site."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl_as_inference.program.readings import Follow, Policy
 from rl_as_inference.program.sites import is_action
@@ -11,7 +12,13 @@ from rl_as_inference.program.sites import is_action
 __all__ = ["prior_of", "record"]
 
 
-def record(run: Callable[[], Any], policy: Policy | None, *, pathwise: bool = False) -> list[Any]:
+def record(
+    run: Callable[[], Any],
+    policy: Policy | None,
+    *,
+    pathwise: bool = False,
+    values: Mapping[str, Tensor] | None = None,
+) -> list[Any]:
     """Returns the Pyro messages of one run of a program under ``policy``, in the order of execution.
 
     One run serves model and guide at once: an action site's message holds the policy as ``fn`` and
@@ -22,8 +29,9 @@ def record(run: Callable[[], Any], policy: Policy | None, *, pathwise: bool = Fa
         run: the program with its arguments bound.
         policy: None for the action prior.
         pathwise: draw actions by ``rsample`` where the policy can, and let gradients through.
+        values: what to take at the sites of these names, instead of drawing.
     """
-    with _Recorder(policy, pathwise) as recorder:
+    with _Recorder(policy, pathwise, values or {}) as recorder:
         run()
     return recorder.messages
 
@@ -34,13 +42,16 @@ def prior_of(message: Any) -> Any:
 
 
 class _Recorder(Follow):
-    def __init__(self, policy: Policy | None, pathwise: bool) -> None:
+    def __init__(self, policy: Policy | None, pathwise: bool, values: Mapping[str, Tensor]) -> None:
         super().__init__(policy or _no_policy)
         self.prior_only = policy is None
         self.pathwise = pathwise
+        self.values = values
         self.messages: list[Any] = []
 
     def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
         if not is_action(msg):
             return
         if not self.prior_only:

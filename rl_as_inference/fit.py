@@ -1,0 +1,162 @@
+"""Training a policy on the trajectory ELBO."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rl_as_inference import exact
+from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
+from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.program.readings import follow
+from rl_as_inference.progress import progress_bar
+
+__all__ = ["FitEstimator", "FitResult", "fit"]
+
+FitEstimator = Estimator | Literal["exact"]
+
+_EXACT_LIMIT = 4_000_000
+"""``estimator="auto"`` takes the exact gradient of finite processes up to ``T·S·A·K`` of this size."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` returns.
+
+    Attributes:
+        policy: the trained policy (the one passed in, trained in place).
+        elbo: the ELBO of the policy before each step, ``(steps,)`` in nats: exact for
+            ``estimator="exact"``, else an estimate from that step's trajectories.
+        estimator: the gradient estimator that was used.
+        critic: the critic, trained alongside if it is a module.
+        seconds: wall time.
+    """
+
+    policy: nn.Module
+    elbo: Tensor
+    estimator: str
+    critic: Any
+    seconds: float
+
+
+def fit(
+    process: Any,
+    policy: nn.Module,
+    *,
+    steps: int,
+    estimator: FitEstimator = "auto",
+    critic: Callable[[Any, Any], Tensor] | None = None,
+    lambda_: float = 1.0,
+    num_trajectories: int = 256,
+    learning_rate: float = 1e-2,
+    anneal: bool = True,
+    seed: int | None = None,
+    progress: bool | None = None,
+    callback: Callable[[int, float], None] | None = None,
+) -> FitResult:
+    """Trains ``policy`` in place on the trajectory ELBO, and returns it with its history.
+
+    Adam on minus the ELBO. A finite process takes the gradient of its exact ELBO by default, as
+    there is nothing to estimate; every other process and program takes :class:`TrajectoryELBO`'s
+    unbiased estimator over ``num_trajectories`` rollouts.
+
+    Args:
+        process: a process, or a Pyro program without arguments.
+        policy: a module ``(state, t) -> Distribution``.
+        steps: how many gradient steps.
+        estimator: ``"exact"``, or one of :class:`TrajectoryELBO`'s; ``"auto"`` chooses.
+        critic: soft values in reward units, for the estimators that use one; a module is trained.
+        lambda_: λ of ``"advantage"``.
+        num_trajectories: rollouts a gradient.
+        learning_rate: Adam's, at the start.
+        anneal: let the learning rate fall to a twentieth along a cosine, so that the end settles.
+        seed: seeds PyTorch's generators.
+        progress: show a progress bar; None shows it on a terminal.
+        callback: called as ``callback(step, elbo)`` after every step.
+
+    Raises:
+        ValueError: for arguments out of range, a policy without parameters, an exact gradient asked
+            of a process that has none, or an ELBO that is not finite (the step is named).
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    if learning_rate <= 0:
+        raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
+    if num_trajectories < 1:
+        raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+    if estimator not in (*get_args(Estimator), "exact"):
+        raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
+    parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
+    if not parameters:
+        raise ValueError("policy has no parameters to train; pass a module such as those of rl_as_inference.guides")
+    process = as_process(process)
+    if estimator == "auto" and critic is None and _has_cheap_exact_gradient(process):
+        estimator = "exact"
+    if estimator == "exact" and not exact.is_available(process):
+        raise ValueError(f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}")
+    if seed is not None:
+        torch.manual_seed(seed)
+    if isinstance(critic, nn.Module):
+        parameters += list(critic.parameters())
+
+    loss = _loss(process, policy, estimator, critic, lambda_, num_trajectories)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
+    history = torch.empty(steps, dtype=torch.float64)
+    started = time.perf_counter()
+    with progress_bar("fit", steps, show=progress) as bar:
+        for step in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            value = loss()
+            if value.requires_grad:
+                value.backward()  # type: ignore[no-untyped-call]
+            elbo = -float(value.detach())
+            if not torch.isfinite(value.detach()):
+                raise ValueError(
+                    f"the ELBO is {elbo} at step {step}; check rewards and action prior, or lower learning_rate"
+                )
+            optimizer.step()
+            if anneal:
+                schedule.step()
+            history[step] = elbo
+            bar.advance(f"ELBO {elbo:.3f} nats")
+            if callback is not None:
+                callback(step, elbo)
+    return FitResult(policy, history, estimator, critic, time.perf_counter() - started)
+
+
+def _has_cheap_exact_gradient(process: Any) -> bool:
+    if not isinstance(process, TabularMDP):
+        return False
+    return (process.horizon or 1) * process.kernel.probabilities.numel() <= _EXACT_LIMIT
+
+
+def _loss(
+    process: Any,
+    policy: nn.Module,
+    estimator: FitEstimator,
+    critic: Callable[[Any, Any], Tensor] | None,
+    lambda_: float,
+    num_trajectories: int,
+) -> Callable[[], Tensor]:
+    """Returns a function whose value is minus the ELBO and whose gradient is the estimator's."""
+    if estimator == "exact":
+        return lambda: -exact.elbo(process, policy)
+    objective = TrajectoryELBO(estimator, critic, lambda_)
+    if isinstance(process, MarkovDecisionProcess):
+        guide = follow(process, policy)
+        return lambda: objective.differentiable_loss(process, guide, num_trajectories) / num_trajectories
+    if isinstance(process, ProgramProcess):
+        process.rollout(None, 2)  # finds out whether the program can be run in a plate
+        if not process.vectorized:
+            objective = TrajectoryELBO(estimator, critic, lambda_, num_particles=num_trajectories)
+            guide = follow(process.program, policy)
+            return lambda: objective.differentiable_loss(process.program, guide)
+        batch = process.in_plate(num_trajectories)
+        guide = follow(batch, policy)
+        return lambda: objective.differentiable_loss(batch, guide) / num_trajectories
+    raise ValueError(f"fit cannot train on {type(process).__name__}: it has no program to differentiate")

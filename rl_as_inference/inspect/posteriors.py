@@ -1,0 +1,92 @@
+"""Which trajectories explain success: posterior draws by any method, as ArviZ data."""
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from rl_as_inference import exact
+from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
+from rl_as_inference.processes.programs import as_process
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.sampling import WeightedDraws, importance_sampling, nuts, sequential_monte_carlo, survive
+from rl_as_inference.sampling.importance import resample
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["Method", "posterior"]
+
+Method = Literal["guide", "exact", "importance", "smc", "nuts"]
+
+_PROPOSALS_PER_DRAW = 10
+
+
+def posterior(
+    process: Any,
+    policy: Policy | None = None,
+    *,
+    method: Method = "guide",
+    num_draws: int = 1000,
+    dynamics: exact.Dynamics = "posterior",
+) -> "arviz.InferenceData":
+    """Returns draws of trajectories given optimality, as ArviZ data.
+
+    - ``"guide"``: the policy's own trajectories; ``log_weight`` says how far each is from the
+      posterior. With ``policy=None`` the action prior's.
+    - ``"exact"``: exact draws, for finite and linear-Gaussian processes; ``dynamics="causal"`` for
+      the posterior over actions alone.
+    - ``"importance"``: ten proposals a draw from the policy (or the action prior), resampled by weight.
+    - ``"smc"``: a particle filter over time with the policy (or the action prior) as proposal.
+    - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
+
+    With γ < 1 survival coins are drawn (see :func:`rl_as_inference.steps`), whatever the program's
+    rendering. Variables ``state``, ``action``, ``reward``, ``alive``; ``sample_stats`` has
+    ``return`` and ``log_weight``. The posterior's attributes tell the method, and for ``importance``
+    and ``smc`` the log evidence with its standard error, the effective sample size, and for
+    ``importance`` Pareto k̂ (Vehtari et al. 2024): above 0.7 the weights are not to be trusted.
+
+    Raises:
+        ValueError: for an unknown method, ``num_draws`` < 1, or a process the method cannot treat.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> data = posterior(mdp, method="exact", num_draws=2000)
+        >>> abs(float(data.posterior["action"].mean()) - 0.7311) < 0.03
+        True
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be >= 1, got {num_draws}")
+    process = as_process(process)
+    notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
+    with torch.no_grad():
+        if method == "exact":
+            return from_trajectories(exact.sample_posterior(process, num_draws, dynamics), dynamics=dynamics, **notes)
+        if method == "nuts":
+            with torch.enable_grad():
+                return from_trajectories(nuts(process, num_draws), **notes)
+        if method == "guide":
+            draws = survive(process.rollout(policy, num_draws))
+            prior = None if policy is None else survive(process.rollout(None, num_draws))
+            return from_trajectories(draws, prior=prior, **notes)
+        if method == "importance":
+            weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)
+            notes["pareto_k"] = _pareto_k(weighted)
+        else:
+            weighted = sequential_monte_carlo(process, policy, num_draws)
+        index = resample(weighted.log_weight, num_draws)
+        return from_trajectories(
+            weighted.trajectories.select(index),
+            log_weight=weighted.log_weight[index][None],
+            log_evidence=weighted.log_evidence,
+            log_evidence_standard_error=weighted.standard_error,
+            effective_sample_size=weighted.effective_sample_size,
+            **notes,
+        )
+
+
+def _pareto_k(weighted: WeightedDraws) -> float:
+    _, k = import_arviz().psislw(weighted.log_weight.cpu().numpy())
+    return float(k)

@@ -1,0 +1,107 @@
+"""Importance sampling of trajectories, and what its weights are worth."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.programs import as_process
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["WeightedDraws", "effective_sample_size", "importance_sampling", "resample", "survive"]
+
+
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Trajectories with weights, and the evidence they estimate.
+
+    Attributes:
+        trajectories: the proposals, ``N`` of them.
+        log_weight: their log weights, ``(N,)`` in nats, not normalised.
+        log_evidence: ``log p(O)`` by the mean weight, in nats; unbiased before the logarithm.
+        standard_error: of the log evidence, by the delta method, in nats.
+    """
+
+    trajectories: Trajectories
+    log_weight: Tensor
+    log_evidence: float
+    standard_error: float
+
+    @property
+    def effective_sample_size(self) -> float:
+        """``(Σ w)² / Σ w²``: how many independent posterior draws the weights are worth."""
+        return effective_sample_size(self.log_weight)
+
+
+def effective_sample_size(log_weight: Tensor) -> float:
+    """Returns ``(Σ w)² / Σ w²``.
+
+    Example:
+        >>> effective_sample_size(torch.zeros(8))
+        8.0
+    """
+    return float((2 * torch.logsumexp(log_weight, 0) - torch.logsumexp(2 * log_weight, 0)).exp())
+
+
+@torch.no_grad()
+def survive(trajectories: Trajectories) -> Trajectories:
+    """Returns the trajectories with their survival coins tossed, and a discount of 1.
+
+    Tossing them after the fact is the survival rendering, since the coins depend on nothing else: what
+    comes after a fall counts nothing, and the trajectory stays where it was. Log evidence and
+    posteriors need it where γ < 1.
+    """
+    gamma = float(trajectories.discount)
+    if gamma == 1.0:
+        return trajectories
+    coins = torch.rand(trajectories.rewards.shape, device=trajectories.rewards.device) < gamma
+    coins[0] = True  # the first step is always taken
+    alive = coins.cumprod(0).bool()
+    states = trajectories.states.clone()
+    for t in range(1, len(states)):
+        # The state at t was reached by the step before it, if that step was taken.
+        stays = ~alive[t - 1].reshape(-1, *(1,) * (states.dim() - 2))
+        states[t] = torch.where(stays, states[t - 1], states[t])
+    silenced = {
+        name: torch.where(alive, getattr(trajectories, name), 0.0)
+        for name in ("rewards", "log_prior", "log_policy", "log_factors")
+    }
+    return replace(trajectories, states=states, mask=trajectories.mask & alive, discount=1.0, **silenced)
+
+
+@torch.no_grad()
+def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDraws:
+    """Returns ``num_draws`` trajectories of ``policy`` with their weights under the posterior.
+
+    Args:
+        process: a process or a Pyro program.
+        policy: the proposal, ``(state, t) -> Distribution``; None for the action prior.
+        num_draws: how many proposals.
+
+    Raises:
+        ValueError: if every weight is zero.
+    """
+    draws = survive(as_process(process).rollout(policy, num_draws))
+    log_weight = draws.log_weight()
+    total = torch.logsumexp(log_weight, 0)
+    if not bool(total.isfinite()):
+        raise ValueError(
+            f"all {num_draws} importance weights are zero (or one is infinite): the proposal never meets the "
+            f"conditions of the program; use another policy or more draws"
+        )
+    share = (log_weight - log_weight.max()).exp()
+    relative = share.std() / share.mean() / num_draws**0.5
+    return WeightedDraws(draws, log_weight, float(total) - torch.tensor(float(num_draws)).log().item(), float(relative))
+
+
+def resample(log_weight: Tensor, num_draws: int) -> Tensor:
+    """Returns ``num_draws`` indices in proportion to the weights, systematically.
+
+    One uniform number places ``num_draws`` evenly spaced pointers on the cumulative weights: less noise
+    than independent draws, and unbiased (Douc, Cappé & Moulines 2005).
+    """
+    cumulative = torch.softmax(log_weight.double(), 0).cumsum(0)
+    start = torch.rand((), dtype=torch.float64, device=log_weight.device)
+    pointers = (torch.arange(num_draws, device=log_weight.device) + start) / num_draws
+    return torch.searchsorted(cumulative / cumulative[-1], pointers).clamp(max=len(log_weight) - 1)

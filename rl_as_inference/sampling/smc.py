@@ -1,0 +1,95 @@
+"""Sequential Monte Carlo over the steps of a process."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["sequential_monte_carlo"]
+
+
+@torch.no_grad()
+def sequential_monte_carlo(
+    mdp: MarkovDecisionProcess, policy: Policy | None, num_particles: int, *, threshold: float = 0.5
+) -> WeightedDraws:
+    """Returns whole trajectories from a particle filter over time, with its evidence estimate.
+
+    Particles move by ``policy`` and the dynamics, are weighed by ``exp(r/α) p(a|s)/π(a|s)`` and
+    resampled systematically when the effective sample size falls below ``threshold``; ancestors are
+    traced back, so that what is returned are whole trajectories with equal or nearly equal weights.
+    Doucet & Johansen (2011), algorithm for particle filtering; Piché et al. (2019) for control.
+
+    Args:
+        mdp: a Markov decision process with a horizon.
+        policy: the proposal; None for the action prior (the bootstrap filter).
+        num_particles: ``N``.
+        threshold: resample when the effective sample size is below this fraction of ``N``.
+
+    Raises:
+        ValueError: if the process is not one in parts, has no horizon, or every particle dies out.
+    """
+    if not isinstance(mdp, MarkovDecisionProcess):
+        raise ValueError("method='smc' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
+    horizon = mdp.finite_horizon("sequential Monte Carlo")
+    gamma = float(mdp.discount)
+    state: Tensor = mdp.initial().expand([num_particles]).sample()
+    rows: dict[str, list[Tensor]] = {
+        name: [] for name in ("states", "actions", "rewards", "mask", "log_prior", "log_policy")
+    }
+    ancestors: list[Tensor] = []
+    alive = torch.ones(num_particles, dtype=torch.bool, device=state.device)
+    log_weight: Tensor | None = None
+    log_evidence, variance = 0.0, 0.0
+    for t in range(horizon):
+        done = mdp.terminated(state)
+        if done is not None:
+            alive = alive & ~done
+        prior = mdp.prior(state)
+        chosen = prior if policy is None else policy(state, t)
+        action = chosen.sample()
+        log_p = torch.where(alive, prior.log_prob(action), 0.0)
+        log_q = log_p if policy is None else torch.where(alive, chosen.log_prob(action), 0.0)
+        proposed = mdp.transition(state, action).sample()
+        reward = torch.where(alive, mdp.reward(state, action, proposed), 0.0)
+        after = torch.where(alive.reshape(-1, *(1,) * (state.dim() - 1)), proposed, state)
+        for name, value in zip(rows, (state, action, reward, alive, log_p, log_q), strict=True):
+            rows[name].append(value)
+        increment = reward / mdp.temperature + log_p - log_q
+        log_weight = increment if log_weight is None else log_weight + increment
+        if not bool(torch.logsumexp(log_weight, 0).isfinite()):
+            raise ValueError(f"every particle's weight is zero at step {t}; use another policy or more particles")
+        if gamma < 1 and t < horizon - 1:
+            alive = alive & (torch.rand(num_particles, device=state.device) < gamma)
+        index = torch.arange(num_particles, device=state.device)
+        size = effective_sample_size(log_weight)
+        if t < horizon - 1 and size < threshold * num_particles:
+            log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
+            variance += max(num_particles / size - 1, 0.0) / num_particles
+            index = resample(log_weight, num_particles)
+            log_weight = torch.zeros_like(log_weight)
+        ancestors.append(index)
+        state, alive = after[index], alive[index]
+    assert log_weight is not None
+    log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
+    variance += max(num_particles / effective_sample_size(log_weight) - 1, 0.0) / num_particles
+
+    line = torch.arange(num_particles, device=state.device)
+    lines = []
+    for index in reversed(ancestors):
+        line = index[line]
+        lines.append(line)
+    lines.reverse()
+    traced = {
+        name: torch.stack([row[line] for row, line in zip(values, lines, strict=True)])
+        for name, values in rows.items()
+    }
+    traced["states"] = torch.cat([traced["states"], state[None]])
+    trajectories = Trajectories(
+        **traced, log_factors=traced["rewards"] / mdp.temperature, temperature=mdp.temperature, discount=1.0
+    )
+    return WeightedDraws(trajectories, log_weight, log_evidence, variance**0.5)
