@@ -24,25 +24,26 @@ __all__ = [
 
 
 def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) -> nn.Module:
-    """Returns a network policy that fits the process's spaces and sees state and time.
+    """Returns a policy that fits the process's spaces and sees state and time.
 
     Discrete actions get a :class:`CategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`,
-    unbounded actions a :class:`GaussianPolicy`; a :class:`LinearGaussianMDP`'s starts at the spread
-    of its action prior.
+    unbounded actions a :class:`GaussianPolicy`. A :class:`LinearGaussianMDP` gets the family that
+    holds its optimum, a :class:`LinearGaussianPolicy`.
 
     Args:
-        process: anything with ``state_space``, ``action_space`` and ``horizon``.
+        process: a process, or anything with ``state_space``, ``action_space`` and ``horizon``; a Pyro
+            program through :func:`rl_as_inference.processes.as_process`.
         hidden_sizes: widths of the hidden layers.
 
     Raises:
         ValueError: if the process lacks these, or there is no policy for its action space.
     """
-    spaces = getattr(process, "state_space", None), getattr(process, "action_space", None)
-    if spaces[0] is None or spaces[1] is None:
+    state_space: Any = getattr(process, "state_space", None)
+    action_space: Any = getattr(process, "action_space", None)
+    if state_space is None or action_space is None:
         raise ValueError(
             "process must have state_space and action_space for a policy to be chosen; pass a policy of your own"
         )
-    state_space, action_space = spaces
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
@@ -53,7 +54,8 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
         size = math.prod(action_space.shape)
         if isinstance(process, LinearGaussianMDP):
             spread = float(process.action_prior_cov.detach().diagonal().mean().sqrt())
-            policy = GaussianPolicy(state_space, size, initial_scale=spread, **options)
+            states = math.prod(state_space.shape)
+            policy = LinearGaussianPolicy(states, size, horizon=process.horizon, initial_scale=spread)
         elif bool((action_space.low == -1).all() and (action_space.high == 1).all()):
             policy = TanhGaussianPolicy(state_space, size, **options)
         else:

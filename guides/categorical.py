@@ -73,6 +73,4 @@ class TabularPolicy(nn.Module):
         self.logits = nn.Parameter(torch.zeros(shape))
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
-        return dist.Categorical(
-            logits=self.logits[state] if self.logits.dim() == 2 else self.logits[t, state]
-        )
+        return dist.Categorical(logits=self.logits[state] if self.logits.dim() == 2 else self.logits[t, state])

@@ -17,7 +17,7 @@ from rl_as_inference.networks import StateTimeNetwork
 __all__ = ["GaussianPolicy", "TanhGaussianPolicy", "TanhNormal"]
 
 
-class TanhNormal(TorchDistribution):  # type: ignore[misc]
+class TanhNormal(TorchDistribution):
     """The distribution of ``tanh(x)`` with ``x ~ Normal(loc, scale)``, on ``(-1, 1)``.
 
     The log density uses ``log(1 - tanh² x) = 2 (log 2 - x - softplus(-2x))``, which is exact where
@@ -56,9 +56,7 @@ class TanhNormal(TorchDistribution):  # type: ignore[misc]
         else:
             limit = 1 - torch.finfo(value.dtype).eps
             before = value.clamp(-limit, limit).atanh()
-        normal = (
-            -0.5 * ((before - self.loc) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
-        )
+        normal = -0.5 * ((before - self.loc) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
         return normal - 2 * (math.log(2) - before - softplus(-2 * before))
 
     @property
@@ -95,9 +93,7 @@ class GaussianPolicy(nn.Module):
         initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.network = StateTimeNetwork(
-            state_space, 2 * action_size, horizon=horizon, hidden_sizes=hidden_sizes
-        )
+        self.network = StateTimeNetwork(state_space, 2 * action_size, horizon=horizon, hidden_sizes=hidden_sizes)
         self.initial_log_scale = math.log(initial_scale)
 
     def location_and_scale(self, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:

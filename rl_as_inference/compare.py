@@ -112,7 +112,9 @@ class Comparison:
             for rule in self.rules
         ]
         header = ("who acts", "ELBO (nats)", "return it gets (reward)", "return it expects (reward)")
-        return text + render("The dynamics gap: what each action rule gets, run in the process", header, rules, right=(1, 2, 3))
+        return text + render(
+            "The dynamics gap: what each action rule gets, run in the process", header, rules, right=(1, 2, 3)
+        )
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -57,7 +58,7 @@ class StateTimeNetwork(nn.Module):
         self.time_layer = None if horizon is None else nn.Linear(1 + 2 * _HARMONICS, first)
         widths = [*hidden_sizes, num_outputs]
         layers: list[nn.Module] = []
-        for size, after in zip(widths, widths[1:], strict=False):
+        for size, after in pairwise(widths):
             layers += [nn.Tanh(), nn.Linear(size, after)]
         self.layers = nn.Sequential(*layers)
         last = layers[-1] if layers else self.state_layer

@@ -30,6 +30,12 @@ def progress_bar(title: str, total: int, *, show: bool | None = None) -> Iterato
     if not show:
         yield ProgressBar(None, total)
         return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield ProgressBar(progress, total)

@@ -593,9 +593,7 @@ def test_answers_stay_finite_where_noise_or_temperature_is_tiny():
         for dynamics in ("causal", "posterior"):
             messages = plan(mdp, dynamics)
             assert messages.objective.isfinite()
-            assert (
-                torch.linalg.eigvalsh(messages.value_matrix) >= -1e-9 * messages.value_matrix.abs().max()
-            ).all()
+            assert (torch.linalg.eigvalsh(messages.value_matrix) >= -1e-9 * messages.value_matrix.abs().max()).all()
             assert (messages.scale_tril.diagonal(dim1=-2, dim2=-1) > 0).all()
 
 

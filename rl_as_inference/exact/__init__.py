@@ -59,12 +59,12 @@ def plan(mdp: Any, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
         >>> plan(mdp).policy
         tensor([[[0.2689, 0.7311]]])
     """
-    return _room(mdp).plan(mdp, dynamics)  # type: ignore[no-any-return]
+    return _room(mdp).plan(mdp, dynamics)
 
 
 def evaluate(mdp: Any, policy: Any) -> Plan | LinearGaussianPlan:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats."""
-    return _room(mdp).evaluate(mdp, policy)  # type: ignore[no-any-return]
+    return _room(mdp).evaluate(mdp, policy)
 
 
 def elbo(mdp: Any, policy: Any) -> Tensor:
@@ -138,7 +138,7 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
 
 def sample_posterior(mdp: Any, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
     """Returns exact independent draws of trajectories given optimality."""
-    return _room(mdp).sample_posterior(mdp, num_draws, dynamics)  # type: ignore[no-any-return]
+    return _room(mdp).sample_posterior(mdp, num_draws, dynamics)
 
 
 def _room(mdp: Any) -> Any:

@@ -158,9 +158,7 @@ def posterior_marginals(mdp: LinearGaussianMDP, dynamics: Dynamics = "posterior"
 
 
 @torch.no_grad()
-def sample_posterior(
-    mdp: LinearGaussianMDP, num_draws: int, dynamics: Dynamics = "posterior"
-) -> Trajectories:
+def sample_posterior(mdp: LinearGaussianMDP, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
     """Returns exact independent draws of trajectories given optimality.
 
     Backward messages, then forward draws. For ``"posterior"`` the initial state is bent by

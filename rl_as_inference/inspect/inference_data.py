@@ -85,9 +85,7 @@ def from_trajectories(
         warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
         data = import_arviz().from_dict(**groups, dims=dims, coords=coords)
     note = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
-    data.posterior.attrs.update(
-        {key: value for key, value in {**note, **attributes}.items() if value is not None}
-    )
+    data.posterior.attrs.update({key: value for key, value in {**note, **attributes}.items() if value is not None})
     return data
 
 

@@ -35,20 +35,21 @@ def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     Raises:
         ValueError: if the comparison has no exact values.
     """
-    if comparison.log_evidence is None or comparison.optimal_elbo is None or comparison.policy_gap is None:
+    evidence, best = comparison.log_evidence, comparison.optimal_elbo
+    if evidence is None or best is None or comparison.policy_gap is None:
         raise ValueError("plot_gaps needs a comparison with exact values (a finite or linear-Gaussian process)")
     ax = _axes(ax, 7.2, 2.8)
-    reached = comparison.optimal_elbo - comparison.policy_gap
+    reached = best - comparison.policy_gap
     bars = [
         ("ELBO of the guide", 0.0, reached, BLUE, f"{reached:,.2f}"),
         ("policy gap", reached, comparison.policy_gap, ORANGE, f"{comparison.policy_gap:+,.2f}"),
-        ("dynamics gap", comparison.optimal_elbo, comparison.dynamics_gap, GREEN, f"{comparison.dynamics_gap:+,.2f}"),
-        ("log evidence", 0.0, comparison.log_evidence, GREY, f"{comparison.log_evidence:,.2f}"),
+        ("dynamics gap", best, evidence - best, GREEN, f"{evidence - best:+,.2f}"),
+        ("log evidence", 0.0, evidence, GREY, f"{evidence:,.2f}"),
     ]
-    span = max(abs(x) for _, left, width, _, _ in bars for x in (left, left + (width or 0.0))) or 1.0
+    span = max(abs(x) for _, left, width, _, _ in bars for x in (left, left + width)) or 1.0
     for row, (_, left, width, colour, text) in enumerate(bars):
         ax.barh(row, width, left=left, color=colour, height=0.62)
-        end = max(left, left + (width or 0.0), 0.0)
+        end = max(left, left + width, 0.0)
         ax.text(end + 0.012 * span, row, text, va="center", fontsize=9)
     ax.set_yticks(range(len(bars)), [name for name, *_ in bars])
     ax.invert_yaxis()
@@ -60,9 +61,7 @@ def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
-def plot_elbo_history(
-    elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes | None" = None
-) -> "Axes":
+def plot_elbo_history(elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes | None" = None) -> "Axes":
     """Draws the ELBO over training steps, in nats, under its ceiling where that is known."""
     ax = _axes(ax)
     values = np.asarray(elbo)
@@ -103,7 +102,9 @@ def plot_returns(returns: Mapping[str, Any], ax: "Axes | None" = None) -> "Axes"
         bins = np.histogram_bin_edges(everything, bins=40)
         for i, (name, values) in enumerate(arrays.items()):
             weights = np.full(len(values), 1 / len(values))
-            ax.hist(values, bins, weights=weights, label=name, color=colours[i % 5], histtype="step", linewidth=1.6)
+            ax.hist(
+                values, bins.tolist(), weights=weights, label=name, color=colours[i % 5], histtype="step", linewidth=1.6
+            )
     ax.set_xlabel("return (reward units)")
     ax.set_ylabel("share of trajectories")
     ax.margins(y=0.12)
@@ -174,7 +175,9 @@ def plot_dynamics_gap(mdp: TabularMDP, policy: Any = None, axes: "Sequence[Axes]
         figure = Figure(figsize=(3.0 * len(panels), 3.9), layout="constrained")
         axes = list(figure.subplots(1, len(panels)))
         figure.suptitle(
-            f"{mdp.name}: the dynamics gap. What conditioning on success dreams of, and what acting on it gets"
+            f"{mdp.name}: the dynamics gap. What conditioning on success dreams of, and what acting on it gets\n"
+            f"(brighter: more of the time spent there)",
+            fontsize=11,
         )
     shares = [visits.detach().cpu() for _, visits, _ in panels]
     # One scale for all panels; cells where ended trajectories wait would otherwise drown the paths.

@@ -91,7 +91,8 @@ def exact_sum_surrogate(policy: Any, prior: Any, q_t: Tensor, weight_t: Tensor) 
     pi = log_pi.exp()
     possible = pi > 0
     gain = q_t.detach() + torch.where(possible, prior.logits - log_pi, 0.0)
-    return (weight_t * (pi * gain).sum(-1)).sum()
+    total: Tensor = (weight_t * (pi * gain).sum(-1)).sum()
+    return total
 
 
 def critic_loss(values_t: Tensor, targets_t: Tensor, alive_t: Tensor) -> Tensor:

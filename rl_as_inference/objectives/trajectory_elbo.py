@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +29,7 @@ Estimator = Literal["auto", "pathwise", "full_return", "score", "baseline", "adv
 _WITH_CRITIC = ("baseline", "advantage", "exact_sum")
 
 
-class TrajectoryELBO(ELBO):  # type: ignore[misc]
+class TrajectoryELBO(ELBO):
     """The ELBO of a trajectory program against a guide: ``-loss`` is the ELBO, in nats, summed over plates.
 
     It is used as any of Pyro's: ``SVI(program, follow(program, policy), optim, TrajectoryELBO())``.
@@ -108,7 +109,7 @@ class TrajectoryELBO(ELBO):  # type: ignore[misc]
         for elbo, surrogate in self._particles(model, guide, args, kwargs):
             loss = loss - (elbo.detach() + surrogate - surrogate.detach()) / self._shares
         warn_if_nan(loss, "loss")
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Returns ``-ELBO`` and accumulates the estimator's gradient in the parameters."""
@@ -123,7 +124,7 @@ class TrajectoryELBO(ELBO):  # type: ignore[misc]
     @property
     def _shares(self) -> int:
         """What the sum over particles is divided by."""
-        return self.num_particles  # type: ignore[no-any-return]
+        return self.num_particles
 
     def _particles(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields ``(elbo, surrogate)`` of each particle; vectorized particles come as one."""
@@ -140,10 +141,7 @@ class TrajectoryELBO(ELBO):  # type: ignore[misc]
                 continue
             pair = (self._vectorized_num_particles(fn) if vectorized else fn for fn in (model, guide))
             run, other = (partial(fn, *args, **kwargs) for fn in pair)
-            if own:
-                read = partial(_read_program, run, guide.policy)
-            else:
-                read = partial(self._read_pair, run, other)
+            read = partial(_read_program, run, guide.policy) if own else partial(self._read_pair, run, other)
             yield self._combine(self._settle(read))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -154,7 +152,8 @@ class TrajectoryELBO(ELBO):  # type: ignore[misc]
     def _read_pair(self, model: Any, guide: Any, pathwise: bool) -> "list[_Term]":
         marks = _Marks()
         guide = guide if pathwise else _DetachedActions()(guide)
-        return _terms_of_traces(*self._get_trace(marks(model), guide, (), {}), marks.of, pathwise)
+        model_trace, guide_trace = self._get_trace(marks(model), guide, (), {})
+        return _terms_of_traces(model_trace, guide_trace, marks.of, pathwise)
 
     def _settle(self, read: "Callable[[bool], list[_Term]]") -> "list[_Term]":
         """Returns the terms of one run, with actions drawn as the estimator wants them."""
@@ -298,9 +297,7 @@ def _read_program(run: Callable[[], Any], policy: Any, pathwise: bool) -> list[_
     return terms
 
 
-def _terms_of_traces(
-    model_trace: Any, guide_trace: Any, marks: dict[str, Any], pathwise: bool
-) -> list[_Term]:
+def _terms_of_traces(model_trace: Any, guide_trace: Any, marks: dict[str, Any], pathwise: bool) -> list[_Term]:
     """Returns the terms of a model's trace against a guide's."""
     model_trace.compute_log_prob()
     terms = []
@@ -313,9 +310,7 @@ def _terms_of_traces(
         reparameterized = drawn is not None and drawn["fn"].has_rsample and (pathwise or not is_action(site))
         terms.append(_term(site, site["unscaled_log_prob"], log_q, reparameterized, drawn))
     names = [term.name for term in terms]
-    latent = [
-        n for n, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]
-    ]
+    latent = [n for n, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
     for name in (n for n in latent if n not in names):  # auxiliary draws of the guide's own
         drawn = guide_trace.nodes[name]
         log_q = drawn["fn"].log_prob(drawn["value"])
@@ -401,10 +396,7 @@ def _steps_of_terms(acts: list[_Term], costs: list[Any], temperature: Any) -> _S
     shape = scores[0].shape
     # Costs of segments in between, whose action stands in other plates, belong to the act before.
     bounds = [term.segment for term in acts] + [len(costs)]
-    terms = [
-        torch.as_tensor(sum(costs[i:j])).to(scores[0]).expand(shape)
-        for i, j in zip(bounds, bounds[1:], strict=False)
-    ]
+    terms = [torch.as_tensor(sum(costs[i:j])).to(scores[0]).expand(shape) for i, j in pairwise(bounds)]
 
     def aligned(value: Any) -> Tensor:
         return torch.as_tensor(value).to(scores[0]).expand(shape)
@@ -417,9 +409,7 @@ def _steps_of_terms(acts: list[_Term], costs: list[Any], temperature: Any) -> _S
                     raise ValueError(
                         f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
                     )
-        policy, prior = (
-            torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True)
-        )
+        policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
         return _Logits(policy), _Logits(prior)
 
     weights = []
@@ -445,9 +435,7 @@ def _stack_states(states: list[Any]) -> Any:
     return torch.stack(torch.broadcast_tensors(*[state.detach() for state in states]))
 
 
-def _steps_of_rollout(
-    mdp: MarkovDecisionProcess, policy: Any, trajectories: Trajectories, terms: Tensor
-) -> _Steps:
+def _steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Trajectories, terms: Tensor) -> _Steps:
     states = trajectories.states[: trajectories.horizon]
 
     def distributions() -> tuple[Any, Any]:
@@ -498,7 +486,7 @@ class _Logits:
         self.logits = logits
 
 
-class _Marks(Messenger):  # type: ignore[misc]
+class _Marks(Messenger):
     """Keeps the model's marks, which replaying a guide's draw overwrites by the guide's."""
 
     def __init__(self) -> None:
@@ -509,7 +497,7 @@ class _Marks(Messenger):  # type: ignore[misc]
         self.of[msg["name"]] = msg["infer"]
 
 
-class _DetachedActions(Messenger):  # type: ignore[misc]
+class _DetachedActions(Messenger):
     """Draws actions without a path for gradients."""
 
     def _pyro_sample(self, msg: Any) -> None:

@@ -109,8 +109,7 @@ class LinearGaussianMDP(MarkovDecisionProcess):
             raise ValueError(f"A must be square, (ds, ds) with ds >= 1, got shape {tuple(A.shape)}")
         if B.dim() != 2 or B.shape[0] != A.shape[0] or 0 in B.shape:
             raise ValueError(
-                f"B must have shape (ds, da) with ds = {A.shape[0]}, as A has, and da >= 1, got "
-                f"{tuple(B.shape)}"
+                f"B must have shape (ds, da) with ds = {A.shape[0]}, as A has, and da >= 1, got {tuple(B.shape)}"
             )
         self.state_size, self.action_size = ds, da = B.shape[0], B.shape[1]
         shapes = {
@@ -196,9 +195,7 @@ class LinearGaussianMDP(MarkovDecisionProcess):
         return mean + torch.randn_like(mean) @ self.noise_scale_tril.mT
 
 
-def linear_gaussian_rule(
-    state: Tensor, t: int | Tensor, gain: Tensor, offset: Tensor, scale_tril: Tensor
-) -> Any:
+def linear_gaussian_rule(state: Tensor, t: int | Tensor, gain: Tensor, offset: Tensor, scale_tril: Tensor) -> Any:
     """Returns ``π_t(a|s) = N(gain_t s + offset_t, L_t L_t')``, of the batch shape of ``state``.
 
     Args:
@@ -238,10 +235,7 @@ def _tensors(given: dict[str, Any]) -> dict[str, Tensor]:
     if dtype is None:
         dtype = torch.get_default_dtype()
     device = arrays["A"].device if "A" in arrays else None
-    return {
-        name: torch.as_tensor(arrays.get(name, value), dtype=dtype, device=device)
-        for name, value in given.items()
-    }
+    return {name: torch.as_tensor(arrays.get(name, value), dtype=dtype, device=device) for name, value in given.items()}
 
 
 def _check_finite(name: str, value: Tensor) -> None:

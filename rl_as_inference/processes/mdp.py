@@ -97,15 +97,11 @@ class MarkovDecisionProcess:
 
     def transition(self, state: Tensor, action: Tensor) -> Any:
         """Returns the distribution of ``s_{t+1}``, of the batch shape of ``state``."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must override transition(state, action) -> Distribution"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must override transition(state, action) -> Distribution")
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """Returns the reward in reward units, of the batch shape of ``state``."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must override reward(state, action, next_state) -> Tensor"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must override reward(state, action, next_state) -> Tensor")
 
     def prior(self, state: Tensor) -> Any:
         """Returns the action prior ``p(a|s)``: uniform over the action space unless overridden.
@@ -117,9 +113,7 @@ class MarkovDecisionProcess:
         space = self.action_space
         dtype = state.dtype if state.is_floating_point() else torch.get_default_dtype()
         if isinstance(space, gymnasium.spaces.Discrete):
-            return dist.Categorical(
-                logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device)
-            )
+            return dist.Categorical(logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device))
         if isinstance(space, gymnasium.spaces.Box) and (space.low == -1).all() and (space.high == 1).all():
             low = -torch.ones(*batch, *space.shape, dtype=dtype, device=state.device)
             # A draw of exactly ±1 is in the box.
@@ -151,9 +145,7 @@ class MarkovDecisionProcess:
                 state = next_state
         return state
 
-    def rollout(
-        self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False
-    ) -> Trajectories:
+    def rollout(self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False) -> Trajectories:
         """Returns ``num_trajectories`` trajectories of ``policy``, drawn without effect handlers.
 
         ``log_policy`` is differentiable in the policy's parameters. A policy with a true
@@ -210,9 +202,7 @@ class MarkovDecisionProcess:
         mask = torch.stack(masks) if masks else torch.ones_like(all_rewards, dtype=torch.bool)
         if batched and policy is not None:
             prior = self.prior(all_states[:-1])
-            times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(
-                horizon, num_trajectories
-            )
+            times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(horizon, num_trajectories)
             log_p = prior.log_prob(all_actions)
             log_q = policy(all_states[:-1], times).log_prob(all_actions)  # type: ignore[arg-type]
         else:

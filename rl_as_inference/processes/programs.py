@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -29,9 +31,7 @@ def as_process(process: Any) -> Any:
     if hasattr(process, "rollout"):
         return process
     if not callable(process):
-        raise ValueError(
-            f"process must be a process or a Pyro program (a callable), got {type(process).__name__}"
-        )
+        raise ValueError(f"process must be a process or a Pyro program (a callable), got {type(process).__name__}")
     return ProgramProcess(process)
 
 
@@ -45,11 +45,10 @@ class ProgramProcess:
             it does where Python branches on a draw).
     """
 
-    horizon = None
-
     def __init__(self, program: Callable[[], Any], *, vectorized: bool | None = None) -> None:
         self.program = program
         self.vectorized = vectorized
+        self.name = getattr(program, "__name__", type(program).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
@@ -85,6 +84,58 @@ class ProgramProcess:
                 self.program()
 
         return run
+
+    @cached_property
+    def _sample_run(self) -> list[Any]:
+        messages = record(self.in_plate(1), None)
+        if not any(is_action(msg) for msg in messages):
+            raise ValueError("the program has no actions: draw them by act(name, state, prior)")
+        return messages
+
+    @property
+    def horizon(self) -> int:
+        """The number of actions in a run; where runs differ, that of one run."""
+        return sum(is_action(msg) for msg in self._sample_run)
+
+    @property
+    def state_space(self) -> gymnasium.Space[Any]:
+        """The space of what the first action looks at, read off one run of the program.
+
+        Raises:
+            ValueError: if it is an integer that no single site draws, so that its range is unknown.
+        """
+        state = next(msg for msg in self._sample_run if is_action(msg))["infer"][ACTION]["state"]
+        if state.is_floating_point():
+            shape = tuple(state.shape[1 + self._nesting :])
+            return gymnasium.spaces.Box(-np.inf, np.inf, shape)
+        for msg in self._sample_run:
+            if msg["value"] is state and hasattr(msg["fn"].support, "upper_bound"):
+                return gymnasium.spaces.Discrete(int(torch.as_tensor(msg["fn"].support.upper_bound).max()) + 1)
+        raise ValueError(
+            "the range of the program's integer state is unknown, as no site draws it; pass a policy of your own, or "
+            "give act() a floating-point state"
+        )
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:
+        """The space of the first action, read off its prior.
+
+        Raises:
+            ValueError: for priors other than categorical, uniform on the unit box, or on all reals.
+        """
+        prior = prior_of(next(msg for msg in self._sample_run if is_action(msg)))
+        if isinstance(prior, torch.distributions.Categorical):
+            return gymnasium.spaces.Discrete(prior.logits.shape[-1])
+        support = getattr(prior.support, "base_constraint", prior.support)
+        low, high = getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
+        if prior.event_dim == 1 and bool((torch.as_tensor(low) == -1).all() and (torch.as_tensor(high) == 1).all()):
+            return gymnasium.spaces.Box(-1.0, 1.0, tuple(prior.event_shape))
+        if prior.event_dim == 1 and support is torch.distributions.constraints.real:
+            return gymnasium.spaces.Box(-np.inf, np.inf, tuple(prior.event_shape))
+        raise ValueError(
+            f"no policy is known for actions of prior {type(prior).__name__} with event shape "
+            f"{tuple(prior.event_shape)}; pass a policy of your own"
+        )
 
     def at(self, values: dict[str, Tensor], count: int) -> Trajectories:
         """Returns the trajectories whose draws are given by site name, each ``(count, *site)``."""
@@ -181,9 +232,7 @@ def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
             )
             zero = torch.zeros_like(priors)
             new = {"states": leading(state), "actions": leading(msg["value"]), "mask": mask}
-            run.rows.append(
-                {**new, "log_prior": priors, "log_policy": policies, "rewards": zero, "log_factors": zero}
-            )
+            run.rows.append({**new, "log_prior": priors, "log_policy": policies, "rewards": zero, "log_factors": zero})
             for name in head if len(run.rows) == 1 else ():
                 run.rows[0][name] = run.rows[0][name] + head[name]
             run.discount = place["discount"]
@@ -196,9 +245,7 @@ def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
             if mark is not None:
                 run.temperature = mark["temperature"]
                 value = torch.as_tensor(mark["value"]).to(factor)
-                row["rewards"] = row.get("rewards", 0.0) + per_trajectory(
-                    scale_and_mask(value, 1.0, msg["mask"])
-                )
+                row["rewards"] = row.get("rewards", 0.0) + per_trajectory(scale_and_mask(value, 1.0, msg["mask"]))
         else:
             drawn_since.append(msg["value"])
             if place["step"] is None:
@@ -210,9 +257,7 @@ def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
         if value.dtype == last.dtype and leading(value).shape == last.shape:
             run.final_state = leading(value)
     run.latents = {
-        name: leading(value)
-        for name, value in run.latents.items()
-        if not any(value is state for state in states)
+        name: leading(value) for name, value in run.latents.items() if not any(value is state for state in states)
     }
     return run
 

@@ -62,10 +62,8 @@ class TabularMDP(MarkovDecisionProcess):
     ) -> None:
         transition = _tensor(transition)
         if transition.dim() != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
-            raise ValueError(
-                f"transition must have shape (S, A, S) with S, A >= 1, got {tuple(transition.shape)}"
-            )
-        num_states, num_actions, _ = transition.shape
+            raise ValueError(f"transition must have shape (S, A, S) with S, A >= 1, got {tuple(transition.shape)}")
+        num_states = transition.shape[0]
         options: dict[str, Any] = {"dtype": transition.dtype, "device": transition.device}
         terminal = (
             torch.zeros(num_states, dtype=torch.bool, device=transition.device)
@@ -83,9 +81,7 @@ class TabularMDP(MarkovDecisionProcess):
         else:
             indices, probabilities = None, transition
             reward = _tensor(reward).to(**options)
-        self._build(
-            indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature
-        )
+        self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
 
     @classmethod
     def from_successors(
@@ -191,9 +187,7 @@ class TabularMDP(MarkovDecisionProcess):
 
         if bool(terminal.any()):
             indices, probabilities = _stay_where_terminal(indices, probabilities, terminal)
-        self.kernel: Kernel = (
-            DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
-        )
+        self.kernel: Kernel = DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
         self.terminal = terminal
         self.has_terminal = bool(terminal.any())
         self.reward_table = reward
@@ -244,7 +238,7 @@ class TabularMDP(MarkovDecisionProcess):
         other = TabularMDP.__new__(TabularMDP)
         other._build(
             sparse,
-            self.kernel.probabilities,  # type: ignore[attr-defined]
+            self.kernel.probabilities,
             changes.get("reward", self.reward_table),
             self.initial_probabilities,
             self.terminal,
@@ -342,9 +336,7 @@ def _check_rows(name: str, probabilities: Tensor) -> None:
     values = probabilities.detach()
     if not bool((values >= 0).all()):  # also false for NaN
         where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
-        raise ValueError(
-            f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}"
-        )
+        raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
     sums = values.sum(-1)
     tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
     wrong = (sums - 1).abs() > tolerance
@@ -396,8 +388,7 @@ def _sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, o
         reward = _tensor(reward).to(**options)
         if reward.dim() != 2:
             raise ValueError(
-                "reward must be (S, A), or a sparse (S, A, S) with the entries of transition, when transition "
-                "is sparse"
+                "reward must be (S, A), or a sparse (S, A, S) with the entries of transition, when transition is sparse"
             )
         return reward
     reward = reward.coalesce()
@@ -413,12 +404,7 @@ def _terminal_states(env_id: str, table: dict[int, Any], start: np.ndarray[Any, 
     Tables also have rows for states that no episode visits (Taxi's passenger at the destination
     from the start), and what those say about endings must not count against the visited ones.
     """
-    arrivals = {
-        (s, after, done)
-        for s, row in table.items()
-        for o in row.values()
-        for after, (_, _, done) in o.items()
-    }
+    arrivals = {(s, after, done) for s, row in table.items() for o in row.values() for after, (_, _, done) in o.items()}
     ends = np.zeros(len(table), bool)
     visited = {int(s) for s in np.flatnonzero(start > 0)}
     frontier = set(visited)

@@ -140,9 +140,7 @@ def steps(
     return _steps(horizon, discount, rendering, markov, torch.empty(0) if like is None else like)
 
 
-def _steps(
-    horizon: int, discount: float | Tensor, rendering: Rendering, markov: bool, like: Tensor
-) -> Iterator[int]:
+def _steps(horizon: int, discount: float | Tensor, rendering: Rendering, markov: bool, like: Tensor) -> Iterator[int]:
     if not am_i_wrapped():
         # Nobody listens, so there is nothing to mark; and a scope left behind by an exception in
         # the loop's body could not be cleared away by an outer handler.
@@ -155,7 +153,7 @@ def _steps(
             yield t
 
 
-@effectful(type="rlai_factors_count")  # type: ignore[untyped-decorator]
+@effectful(type="rlai_factors_count")
 def _factors_count() -> bool:
     """Whether reward factors are part of the present reading.
 
@@ -165,17 +163,17 @@ def _factors_count() -> bool:
     return True
 
 
-@effectful(type="rlai_rendering")  # type: ignore[untyped-decorator]
+@effectful(type="rlai_rendering")
 def _rendering(rendering: Rendering) -> Rendering:
     return rendering
 
 
-@effectful(type="rlai_terminate")  # type: ignore[untyped-decorator]
+@effectful(type="rlai_terminate")
 def _terminate(done: Tensor, absorbing: bool) -> Tensor:
     return done
 
 
-class _StepScope(Messenger):  # type: ignore[misc]
+class _StepScope(Messenger):
     """Scales or silences the sites of the current step, and tells action sites where they are."""
 
     def __init__(self, discount: float | Tensor, rendering: Rendering, like: Tensor) -> None:

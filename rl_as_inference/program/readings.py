@@ -99,7 +99,7 @@ class Guide(nn.Module):
             return self.program(*args, **kwargs)
 
 
-class Follow(Messenger):  # type: ignore[misc]
+class Follow(Messenger):
     """The effect behind :func:`follow`: action sites draw from the policy, observations are silent."""
 
     def __init__(self, policy: Policy) -> None:
@@ -126,8 +126,7 @@ class Follow(Messenger):  # type: ignore[misc]
         proposal = self.policy(msg["infer"][ACTION]["state"], place["step"] or 0)
         if not isinstance(proposal, torch.distributions.Distribution):
             raise ValueError(
-                f"policy must return a distribution; at site {msg['name']!r} it returned "
-                f"{type(proposal).__name__}"
+                f"policy must return a distribution; at site {msg['name']!r} it returned {type(proposal).__name__}"
             )
         if proposal.event_shape != prior.event_shape:
             raise ValueError(
@@ -148,9 +147,7 @@ def prior_where_ended(alive: Tensor, proposal: Any, prior: Any) -> Any:
     """Returns a distribution that is ``proposal`` where ``alive`` and ``prior`` elsewhere."""
     shape = torch.broadcast_shapes(proposal.batch_shape, alive.shape)
     alive, proposal, prior = alive.expand(shape), proposal.expand(shape), prior.expand(shape)
-    if isinstance(proposal, torch.distributions.Categorical) and isinstance(
-        prior, torch.distributions.Categorical
-    ):
+    if isinstance(proposal, torch.distributions.Categorical) and isinstance(prior, torch.distributions.Categorical):
         # Its own case because a mixture cannot be enumerated.
         return dist.Categorical(logits=torch.where(alive[..., None], proposal.logits, prior.logits))
     return dist.MaskedMixture(alive, prior, proposal)
@@ -179,11 +176,11 @@ def register_module(name: str, module: Any) -> None:
         pyro.param(param_with_module_name(candidate, key), value)
 
 
-class _Silence(Messenger):  # type: ignore[misc]
+class _Silence(Messenger):
     def _pyro_rlai_factors_count(self, msg: Any) -> None:
         msg["value"], msg["done"] = False, True
 
 
-class _Survival(Messenger):  # type: ignore[misc]
+class _Survival(Messenger):
     def _pyro_rlai_rendering(self, msg: Any) -> None:
         msg["value"], msg["done"] = "survival", True

@@ -33,7 +33,8 @@ def record(
     """
     with _Recorder(policy, pathwise, values or {}) as recorder:
         run()
-    return recorder.messages
+    messages: list[Any] = recorder.messages
+    return messages
 
 
 def prior_of(message: Any) -> Any:

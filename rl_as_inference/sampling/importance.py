@@ -63,7 +63,7 @@ def survive(trajectories: Trajectories) -> Trajectories:
         # The state at t was reached by the step before it, if that step was taken.
         stays = ~alive[t - 1].reshape(-1, *(1,) * (states.dim() - 2))
         states[t] = torch.where(stays, states[t - 1], states[t])
-    silenced = {
+    silenced: dict[str, Any] = {
         name: torch.where(alive, getattr(trajectories, name), 0.0)
         for name in ("rewards", "log_prior", "log_policy", "log_factors")
     }

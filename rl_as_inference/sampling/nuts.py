@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import torch
 from pyro.infer import MCMC, NUTS
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -64,4 +63,5 @@ def _replay(process: Any, samples: dict[str, Tensor], count: int) -> Trajectorie
     if isinstance(process, MarkovDecisionProcess):
         values = {name: value.squeeze(1) for name, value in samples.items()}  # the plate of one trajectory
         return trajectories_at(lambda: process(count), values, count)
-    return process.at(samples, count)
+    found: Trajectories = process.at(samples, count)
+    return found

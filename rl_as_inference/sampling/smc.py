@@ -1,6 +1,7 @@
 """Sequential Monte Carlo over the steps of a process."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,9 +85,8 @@ def sequential_monte_carlo(
         line = index[line]
         lines.append(line)
     lines.reverse()
-    traced = {
-        name: torch.stack([row[line] for row, line in zip(values, lines, strict=True)])
-        for name, values in rows.items()
+    traced: dict[str, Any] = {
+        name: torch.stack([row[line] for row, line in zip(values, lines, strict=True)]) for name, values in rows.items()
     }
     traced["states"] = torch.cat([traced["states"], state[None]])
     trajectories = Trajectories(

@@ -1,0 +1,37 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help demo test lint types bench clean
+
+help:            ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# Everything the targets need, pinned by constraints.txt. torch comes first and by its exact version,
+# so that nothing pulls another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its dynamics gap
+	$(BIN)/rlai compare FrozenLake-v1 --map-name 8x8 --horizon 100 --temperature 0.005 \
+		--out runs/frozen_lake --overwrite
+
+test: $(STAMP) lint types  ## lint, types, tests, docs' and docstrings' examples
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+lint: $(STAMP)   ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict, and the contract on which room may import which
+	tools/check_wheel.sh $(BIN)
+
+bench: $(STAMP)  ## the benchmarks, as one table
+	$(BIN)/python -m benchmarks.run
+
+clean:           ## remove what make made
+	rm -rf $(VENV) build dist *.egg-info

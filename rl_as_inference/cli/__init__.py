@@ -1,0 +1,5 @@
+"""The ``rlai`` command."""
+
+from rl_as_inference.cli.commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,278 @@
+"""The commands of ``rlai``."""
+
+import functools
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import torch
+import typer
+from rich.console import Console
+
+from rl_as_inference import exact
+from rl_as_inference.checkpoints import save_policy
+from rl_as_inference.cli.problems import load_problem, parse_options
+from rl_as_inference.cli.runs import RunFolder, new_run_folder
+from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.fit import FitEstimator, FitResult, fit
+from rl_as_inference.guides import amortized_policy
+from rl_as_inference.inspect import Method, plots, posterior
+from rl_as_inference.processes import TabularMDP
+from rl_as_inference.processes.programs import as_process
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="rlai",
+    help="Reinforcement learning written as probabilistic inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_PROBLEM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Problem = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROBLEM",
+        help="A model (corridor), a Gymnasium id (FrozenLake-v1), or your Python file (lake.py or lake.py:name). "
+        "Further options go to it: --map-name 8x8.",
+    ),
+]
+Horizon = Annotated[int | None, typer.Option(help="Number of steps. A Gymnasium id's time limit by default.")]
+Discount = Annotated[float | None, typer.Option(help="γ in [0, 1].")]
+Temperature = Annotated[float | None, typer.Option(help="α, in reward units per nat.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write to; nothing is written without it.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")]
+Steps = Annotated[int, typer.Option(help="Gradient steps.")]
+EstimatorName = Annotated[
+    str, typer.Option(help=f"One of: {', '.join(str(x) for x in ('exact', *get_args(get_args(FitEstimator)[0])))}.")
+]
+Rollouts = Annotated[int, typer.Option(help="Rollouts for each sampled gradient.")]
+LearningRate = Annotated[float, typer.Option(help="Adam's learning rate at the start.")]
+Hidden = Annotated[str, typer.Option(help="Widths of the guide's hidden layers, as 64,64.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="A bar; by default on a terminal.")]
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns what the user can mend into one line on standard error and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ValueError as error:
+            print(f"rlai: error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("rlai: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if show_version:
+        print(f"rlai {version('rl-as-inference')}")
+        raise typer.Exit
+
+
+@app.command("compare", context_settings=_PROBLEM_OPTIONS)
+@_plain_errors
+def compare_command(
+    context: typer.Context,
+    problem: Problem,
+    horizon: Horizon = None,
+    discount: Discount = None,
+    temperature: Temperature = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    steps: Steps = 500,
+    estimator: EstimatorName = "auto",
+    num_trajectories: Rollouts = 256,
+    learning_rate: LearningRate = 1e-2,
+    hidden_sizes: Hidden = "64,64",
+    seed: Seed = 0,
+    num_rollouts: Annotated[int, typer.Option(help="Rollouts for the comparison's estimates.")] = 4096,
+    num_draws: Annotated[int, typer.Option(help="Posterior draws to write.")] = 1000,
+    progress: Progress = None,
+) -> None:
+    """Train a guide on the ELBO; show it beside SAC's objective and the exact answers."""
+    run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
+    fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
+    comparison = compare(run.process, fitted.policy, num_trajectories=num_rollouts)
+    print(comparison.table())
+    print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
+    if run.folder is None:
+        return
+    run.write_training(fitted, comparison.optimal_elbo)
+    run.folder.write_json("comparison.json", "the table above", comparison.to_dict())
+    method: Method = "exact" if exact.is_available(run.process) else "importance"
+    draws = posterior(run.process, fitted.policy, method=method, num_draws=num_draws)
+    with run.folder.writing("posterior.nc", f"{num_draws} posterior draws ({method}), ArviZ InferenceData") as path:
+        draws.to_netcdf(str(path), engine="h5netcdf")
+    run.write_pictures(fitted, comparison, draws, num_draws)
+    run.finish()
+
+
+@app.command("fit", context_settings=_PROBLEM_OPTIONS)
+@_plain_errors
+def fit_command(
+    context: typer.Context,
+    problem: Problem,
+    horizon: Horizon = None,
+    discount: Discount = None,
+    temperature: Temperature = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    steps: Steps = 500,
+    estimator: EstimatorName = "auto",
+    num_trajectories: Rollouts = 256,
+    learning_rate: LearningRate = 1e-2,
+    hidden_sizes: Hidden = "64,64",
+    seed: Seed = 0,
+    progress: Progress = None,
+) -> None:
+    """Train a guide on the ELBO and save it."""
+    run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
+    fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
+    print(f"ELBO {float(fitted.elbo[-1]):.4g} nats after {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
+    if run.folder is not None:
+        best = float(exact.optimal_elbo(run.process)) if exact.is_available(run.process) else None
+        run.write_training(fitted, best)
+        run.finish()
+
+
+@app.command("bench")
+@_plain_errors
+def bench_command(
+    quick: Annotated[bool, typer.Option("--quick", help="A short version, to see that it runs.")] = False,
+) -> None:
+    """Run the benchmarks of a clone of the repository and print their table."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        run_benchmarks = importlib.import_module("benchmarks.run").main
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("benchmarks"):
+            raise
+        raise ValueError(
+            "bench: the benchmarks come with the repository, not with the installed package; run it from a clone"
+        ) from error
+    run_benchmarks(quick=quick)
+
+
+class _Run:
+    """One command's process, seed and folder."""
+
+    def __init__(self, process: Any, folder: RunFolder | None, record: dict[str, Any]) -> None:
+        self.process = process
+        self.folder = folder
+        self.record = record
+        self.started = time.perf_counter()
+
+    @classmethod
+    def start(
+        cls,
+        context: typer.Context,
+        problem: str,
+        horizon: int | None,
+        discount: float | None,
+        temperature: float | None,
+        out: Path | None,
+        overwrite: bool,
+        seed: int,
+    ) -> "_Run":
+        options = parse_options(context.args)
+        # Before the work, so that an hour's training is not lost to a folder that is taken.
+        folder = None if out is None else new_run_folder(out, overwrite=overwrite)
+        torch.manual_seed(seed)
+        process = as_process(
+            load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature)
+        )
+        record = {
+            "command": context.info_name,
+            "problem": problem,
+            "options": options,
+            "horizon": horizon,
+            "discount": discount,
+            "temperature": temperature,
+            "seed": seed,
+            "versions": {name: version(name) for name in ("rl-as-inference", "torch", "pyro-ppl", "gymnasium")},
+        }
+        return cls(process, folder, record)
+
+    def train(
+        self, steps: int, estimator: str, num_trajectories: int, rate: float, hidden: str, progress: bool | None
+    ) -> FitResult:
+        try:
+            sizes = tuple(int(size) for size in hidden.split(",") if size)
+        except ValueError:
+            raise ValueError(f"--hidden-sizes must be widths such as 64,64; got {hidden!r}") from None
+        policy = amortized_policy(self.process, hidden_sizes=sizes)
+        self.record |= {"steps": steps, "estimator": estimator, "num_trajectories": num_trajectories}
+        self.record |= {"learning_rate": rate, "hidden_sizes": list(sizes)}
+        return fit(
+            self.process,
+            policy,
+            steps=steps,
+            estimator=estimator,  # type: ignore[arg-type]
+            num_trajectories=num_trajectories,
+            learning_rate=rate,
+            seed=self.record["seed"],
+            progress=progress,
+        )
+
+    def write_training(self, fitted: FitResult, optimal_elbo: float | None) -> None:
+        assert self.folder is not None
+        with self.folder.writing("policy.safetensors", "the trained guide") as path:
+            save_policy(fitted.policy, path, **self.record)
+        self.folder.write_json("history.json", "the ELBO at every step, in nats", fitted.elbo.tolist())
+        self.picture(
+            "training.png", "the ELBO over training", plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo)
+        )
+
+    def write_pictures(self, fitted: FitResult, comparison: Comparison, draws: Any, count: int) -> None:
+        process, policy = self.process, fitted.policy
+        if comparison.log_evidence is not None and comparison.policy_gap is not None:
+            self.picture("gaps.png", "how the log evidence splits", plots.plot_gaps(comparison))
+        if isinstance(process, TabularMDP) and process.horizon is not None:
+            axes = plots.plot_dynamics_gap(process, policy)
+            self.picture("dynamics_gap.png", "what luck dreams of and what acting on it gets", axes[0])
+        elif draws.posterior["state"].ndim <= 4:
+            self.picture("states.png", "the posterior's states over time", plots.plot_states(draws))
+        with torch.no_grad():
+            returns = {
+                "action prior": process.rollout(None, count).returns().cpu(),
+                "guide": process.rollout(policy, count).returns().cpu(),
+                f"posterior ({draws.posterior.attrs['method']})": draws.sample_stats["return"].values,
+            }
+        self.picture("returns.png", "returns of prior, guide and posterior", plots.plot_returns(returns))
+
+    def picture(self, name: str, meaning: str, ax: Any) -> None:
+        assert self.folder is not None
+        with self.folder.writing(name, meaning) as path:
+            ax.figure.savefig(path, dpi=130)
+
+    def finish(self) -> None:
+        assert self.folder is not None
+        self.record["seconds"] = round(time.perf_counter() - self.started, 2)
+        self.folder.write_json("run.json", "what was run, with versions and seed", self.record)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"written to [bold]{self.folder.path}[/bold]:")
+        width = max(len(name) for name, _ in self.folder.written)
+        for name, meaning in self.folder.written:
+            console.print(f"  {name:<{width}}  {meaning}")

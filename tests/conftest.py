@@ -1,0 +1,20 @@
+"""What every test starts from: no parameters, a known seed, and the devices there are."""
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fresh_start():
+    """Tests must not see each other's parameters or random numbers."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Every device that a process may live on; the ones that this machine lacks are skipped in sight."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
