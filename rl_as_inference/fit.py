@@ -169,8 +169,7 @@ def _loss(
         guide = follow(process, policy)
         return lambda: objective.differentiable_loss(process, guide, num_trajectories) / num_trajectories
     if isinstance(process, ProgramProcess):
-        process.rollout(None, 2)  # finds out whether the program can be run in a plate
-        if not process.vectorized:
+        if not process.is_vectorized():
             objective = TrajectoryELBO(estimator, critic, lambda_, num_particles=num_trajectories)
             guide = follow(process.program, policy)
             return lambda: objective.differentiable_loss(process.program, guide)

@@ -4,6 +4,9 @@ import pyro
 import pytest
 import torch
 
+# Small tensors are faster on one thread, and the cores are for parallel test processes.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _fresh_start():

@@ -365,10 +365,11 @@ def _backward(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, horizon: int)
         # Large tables take as long to allocate as to compute, so they are written where they stay.
         values = reward.new_empty(horizon + 1, mdp.num_states)
         qs = reward.new_empty(horizon, mdp.num_actions, mdp.num_states).mT
+        scratch = torch.empty_like(qs[0])
         values[horizon] = 0.0
         for t in reversed(range(horizon)):
             q = _backup(mdp, dynamics, reward, None if t == last else values[t + 1], out=qs[t])
-            values[t] = _soft_maximum(mdp, q)
+            values[t] = _soft_maximum(mdp, q, scratch)
         return values, qs
 
     start = reward.new_zeros(mdp.num_states)
@@ -425,14 +426,16 @@ def _backup(
     return q.masked_fill(ended, 0.0) if out is None else q.masked_fill_(ended, 0.0)
 
 
-def _soft_maximum(mdp: TabularMDP, q: Tensor) -> Tensor:
-    """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats."""
+def _soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats; ``scratch`` is spare memory of the shape of ``q``."""
     plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
     # On large tables one scale for all states takes half the time of each state's own.
     if plain and (scale := common_scale(q.mT)) is not None:
-        value = exp_from(scale, q)
-        value = value.sum(-1) / mdp.num_actions if mdp.has_uniform_prior else value.mul_(mdp.action_prior).sum(-1)
-        value = log_to(scale, value)
+        factors = exp_from(scale, q, scratch)
+        if mdp.has_uniform_prior:
+            value = log_to(scale, factors.sum(-1).div_(mdp.num_actions))
+        else:
+            value = log_to(scale, factors.mul_(mdp.action_prior).sum(-1))
     elif mdp.has_uniform_prior:
         value = torch.logsumexp(q, -1) + mdp.log_action_prior[0, 0]
     else:

@@ -79,9 +79,9 @@ def common_scale(exponents: Tensor) -> float | None:
     return top if top - low < widest else None
 
 
-def exp_from(scale: float, exponents: Tensor) -> Tensor:
-    """Returns ``exp(exponents - scale)`` in new memory."""
-    return (exponents - scale).exp_() if scale else exponents.exp()
+def exp_from(scale: float, exponents: Tensor, out: Tensor | None = None) -> Tensor:
+    """Returns ``exp(exponents - scale)``, in the memory of ``out`` or new memory."""
+    return torch.sub(exponents, scale, out=out).exp_() if scale else torch.exp(exponents, out=out)
 
 
 def log_to(scale: float, factors: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class ProgramProcess:
     def __init__(self, program: Callable[[], Any], *, vectorized: bool | None = None) -> None:
         self.program = program
         self.vectorized = vectorized
-        self.name = getattr(program, "__name__", type(program).__name__)
+        self.name = getattr(program, "__qualname__", type(program).__name__).split(".")[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
@@ -79,8 +79,10 @@ class ProgramProcess:
     def in_plate(self, count: int) -> Callable[[], None]:
         """Returns the program of ``count`` trajectories at once, inside a plate left of its own."""
 
+        dim = -1 - self._nesting  # found out here and not inside the run, which is being recorded
+
         def run() -> None:
-            with pyro.plate("rlai_trajectories", count, dim=-1 - self._nesting):
+            with pyro.plate("rlai_trajectories", count, dim=dim):
                 self.program()
 
         return run
@@ -137,11 +139,15 @@ class ProgramProcess:
             f"{tuple(prior.event_shape)}; pass a policy of your own"
         )
 
+    def is_vectorized(self) -> bool:
+        """Returns whether one run in a plate gives many trajectories; finds out by trying, if need be."""
+        if self.vectorized is None:
+            self.rollout(None, 2)
+        return bool(self.vectorized)
+
     def at(self, values: dict[str, Tensor], count: int) -> Trajectories:
         """Returns the trajectories whose draws are given by site name, each ``(count, *site)``."""
-        if self.vectorized is None:
-            self.rollout(None, 2)  # finds out
-        if self.vectorized:
+        if self.is_vectorized():
             # A site's own shape is that of a single run; the new plate stands left of the program's.
             aligned = {name: self._left_of_plates(value) for name, value in values.items()}
             batch = (count,) + (1,) * self._nesting

@@ -1,15 +1,21 @@
 """Pyro's No-U-Turn sampler on trajectory programs with continuous sites."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
+import torch
 from pyro.infer import MCMC, NUTS
+from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process, trajectories_at
+from rl_as_inference.program.sites import is_reward
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["nuts"]
@@ -45,23 +51,72 @@ def nuts(
     if float(getattr(process, "discount", 1.0)) < 1:
         raise ValueError("method='nuts' cannot draw survival coins (discount < 1); use 'importance' or 'smc'")
     per_chain = -(-num_draws // num_chains)
+    white = pyro.poutine.reparam(config=_whiten)
+    # Run by handlers, a gradient costs several times what its tensors do, so it is traced once; but
+    # where Python branches on a draw, a trace would take the same branch ever after.
+    static = isinstance(process, MarkovDecisionProcess) or process.is_vectorized()
     chains = []
     for _ in range(num_chains):
         sampler = MCMC(
-            NUTS(program, full_mass=True, max_tree_depth=8),
+            NUTS(white(program), max_tree_depth=8, jit_compile=static, ignore_jit_warnings=True),
             num_samples=per_chain,
             warmup_steps=num_warmup,
             disable_progbar=not progress,
         )
-        sampler.run()
-        chains.append(_replay(process, sampler.get_samples(), per_chain))
+        with pyro.validation_enabled(False):  # its checks would be traced too
+            sampler.run()
+        chains.append(_read_back(process, white, sampler.get_samples(), per_chain))
     return chains
 
 
-def _replay(process: Any, samples: dict[str, Tensor], count: int) -> Trajectories:
-    """Returns the trajectories whose sites have the values drawn."""
+def _read_back(process: Any, white: Any, samples: dict[str, Tensor], count: int) -> Trajectories:
+    """Returns the trajectories that the draws of the whitened sites stand for."""
     if isinstance(process, MarkovDecisionProcess):
-        values = {name: value.squeeze(1) for name, value in samples.items()}  # the plate of one trajectory
-        return trajectories_at(lambda: process(count), values, count)
-    found: Trajectories = process.at(samples, count)
+        # Each draw is a run with a plate of one trajectory; together they are a plate of many.
+        run: Callable[[], Any] = partial(process, count)
+        values = {name: value.squeeze(1) for name, value in samples.items()}
+        return trajectories_at(run, _unwhitened(white(run), values), count)
+    single = [
+        _unwhitened(white(process.program), {name: value[i] for name, value in samples.items()}) for i in range(count)
+    ]
+    found: Trajectories = process.at({name: torch.stack([s[name] for s in single]) for name in single[0]}, count)
     return found
+
+
+def _unwhitened(program: Callable[[], Any], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    trace = pyro.poutine.trace(pyro.poutine.condition(program, data=values)).get_trace()
+    return {
+        name: site["value"]
+        for name, site in prune_subsample_sites(trace).nodes.items()
+        if site["type"] == "sample" and not name.endswith(_AUXILIARY) and not is_reward(site)
+    }
+
+
+_WHITE = "_white"
+_AUXILIARY = (_WHITE, "_decentered")
+"""Endings of the sites that whitening adds, by this module and by Pyro's own reparameterizer."""
+
+
+class _Whiten(Reparam):
+    """Draws a multivariate normal site as an affine map of standard normals."""
+
+    def apply(self, msg: Any) -> Any:
+        fn = msg["fn"]
+        white = pyro.sample(msg["name"] + _WHITE, dist.Normal(torch.zeros_like(fn.loc), 1.0).to_event(1))
+        value = fn.loc + (fn.scale_tril @ white[..., None]).squeeze(-1)
+        return {"fn": dist.Delta(value, event_dim=1).mask(False), "value": value, "is_observed": True}
+
+
+def _whiten(site: Any) -> Any:
+    """Says how to draw a site so that the prior is a standard normal wherever it is Gaussian.
+
+    Trajectories are chains in which each state is tight around what the one before implies; in those
+    coordinates the posterior is so narrow that the sampler takes hundreds of steps a draw.
+    """
+    fn = site["fn"]
+    if site["is_observed"] or site["name"].endswith(_AUXILIARY):
+        return None
+    if isinstance(fn, torch.distributions.MultivariateNormal):
+        return _Whiten()
+    base = fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
+    return LocScaleReparam(centered=0.0) if isinstance(base, torch.distributions.Normal) else None
