@@ -36,7 +36,7 @@ def enumerated(program: Callable[[], Any], guide: Callable[[], Any] | None = Non
 def main(quick: bool = False) -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
-    program = corridor(length=CELLS, horizon=HORIZON)
+    program = corridor(length=CELLS, horizon=HORIZON, temperature=1.0)
     survived = rlai.survival(program)
 
     print("TraceEnum_ELBO")
@@ -66,16 +66,18 @@ def main(quick: bool = False) -> None:
     optimizer = pyro.optim.Adam({"lr": 0.1})
     elbo = Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(program, rlai.follow(program, policy), optimizer, loss=elbo)
-    for _ in range(60 if quick else 300):
+    for _ in range(60 if quick else 200):
         svi.step()
     print(f"  ELBO of the trained policy    {enumerated(program, rlai.follow(program, policy)):.4f} nats")
 
     print("Importance")
     guide = rlai.follow(survived, policy)
     with torch.no_grad():
-        weights = Importance(survived, guide, num_samples=200 if quick else 2000).run()
-    print(f"  log evidence from the policy  {weights.get_log_normalizer():.4f} nats, ", end="")
-    print(f"effective sample size {weights.get_ESS():.0f}")
+        num_samples = 200 if quick else 2000
+        weights = Importance(survived, guide, num_samples=num_samples).run()
+    error = (1 / weights.get_ESS() - 1 / num_samples).sqrt()
+    print(f"  log evidence from the policy  {weights.get_log_normalizer():.4f} ± {error:.4f} nats, ", end="")
+    print(f"effective sample size {weights.get_ESS():.0f} of {num_samples}")
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def test_gaussian_guides_keep_their_scale_in_bounds():
     policy = GaussianPolicy(BOX, 1)
     for bias, expected in ((1e6, math.exp(8.0)), (-1e6, math.exp(-20.0))):
         policy.network.layers[-1].bias.data[1] = bias
-        assert float(policy(torch.zeros(3), 0).base_dist.scale) == pytest.approx(expected)
+        assert policy(torch.zeros(3), 0).base_dist.scale.item() == pytest.approx(expected)
 
 
 def test_linear_gaussian_guides_start_centred_and_are_linear():

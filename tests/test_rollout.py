@@ -458,7 +458,7 @@ def test_estimates_come_with_their_standard_error():
     """10 estimates of 1,000 rollouts, seeds 0-9: z-scores against the exact ELBO have size about 1."""
     mdp = random_mdp(10, discount=0.9, terminal=True)
     policy = random_policy(mdp)
-    expected = float(exact.elbo(mdp, policy))
+    expected = exact.elbo(mdp, policy).item()
     scores = []
     for seed in range(10):
         pyro.set_rng_seed(seed)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import gymnasium
 import numpy as np
@@ -84,7 +85,7 @@ def reading_of(reading, mdp, policy):
         with pyro.plate("trajectories", count, dim=-1):
             state = pyro.sample("state_0", mdp.initial())
             for t in steps(mdp.horizon, mdp.discount):
-                logits = torch.where(mdp.terminal[state][:, None], mdp.prior(state).logits, policy(state, t).logits)
+                logits = torch.where(mdp.terminal[state][..., None], mdp.prior(state).logits, policy(state, t).logits)
                 action = pyro.sample(f"action_{t}", dist.Categorical(logits=logits))
                 state = pyro.sample(f"state_{t + 1}", mdp.transition(state, action))
 
@@ -257,6 +258,24 @@ def test_loss_and_grads_accumulates_what_differentiable_loss_differentiates():
             TrajectoryELBO(num_particles=3).differentiable_loss(model, guide, 10), policy.logits
         )
         torch.testing.assert_close(policy.logits.grad, expected)
+
+
+@pytest.mark.parametrize("reading", ["fast", "one run", "two runs"])
+def test_training_warns_of_nothing(reading):
+    """Torch says some things once a process; here it says everything always, and each word is an error."""
+    mdp = problem()
+    model, guide = reading_of(reading, mdp, random_policy(mdp))
+    guide(2)  # registers the policy
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for elbo in (TrajectoryELBO(), TrajectoryELBO(num_particles=2, vectorize_particles=True)):
+                elbo.loss_and_grads(model, guide, 5)
+                elbo.differentiable_loss(model, guide, 5).backward()
+                elbo.loss(model, guide, 5)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_the_loss_is_summed_over_plates_and_averaged_over_particles():

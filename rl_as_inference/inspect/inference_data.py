@@ -84,6 +84,9 @@ def from_trajectories(
         # More chains than draws, or a chain of its own length in the prior, are as they should be.
         warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
         data = import_arviz().from_dict(**groups, dims=dims, coords=coords)
+    for name, value in constants.items():
+        data.constant_data[name] = ((), value)  # from_dict makes arrays of one of them
+    data.constant_data = data.constant_data.drop_dims([f"{name}_dim_0" for name in constants])
     note = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
     data.posterior.attrs.update({key: value for key, value in {**note, **attributes}.items() if value is not None})
     return data

@@ -1,0 +1,215 @@
+"""The comparison of ELBO and SAC objective: identities, gaps, critics, and what has no exact answer."""
+
+import math
+
+import pytest
+import torch
+from problems import random_mdp
+
+import rl_as_inference as rlai
+from rl_as_inference import exact
+from rl_as_inference.critics import TableCritic
+from rl_as_inference.guides import LinearGaussianPolicy, TabularPolicy
+from rl_as_inference.models import corridor, double_integrator
+
+
+def some_policy(mdp: rlai.TabularMDP, seed: int = 0) -> TabularPolicy:
+    policy = TabularPolicy(mdp.num_states, mdp.num_actions, horizon=mdp.horizon).double()
+    torch.nn.init.normal_(policy.logits, generator=torch.Generator().manual_seed(seed))
+    return policy
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_identities(discount: float, terminal: bool) -> None:
+    """N = 20,000 rollouts, seed 1: z-scores; the identities among rows are exact."""
+    mdp = random_mdp(5, num_states=4, num_actions=3, horizon=6, discount=discount, terminal=terminal)
+    policy = some_policy(mdp)
+    torch.manual_seed(1)
+    found = rlai.compare(mdp, policy, num_trajectories=20_000)
+    assert found.elbo_exact == pytest.approx(float(exact.elbo(mdp, policy).detach()), abs=1e-12)
+    assert abs(found.elbo - found.elbo_exact) < 4 * found.elbo_standard_error
+    assert found.sac_objective == pytest.approx(found.temperature * found.elbo + found.prior_term, abs=1e-9)
+    assert found.sac_objective == pytest.approx(found.expected_return + found.temperature * found.entropy, abs=1e-9)
+    gaps = found.dynamics_gap + found.policy_gap
+    assert found.log_evidence - found.elbo_exact == pytest.approx(gaps, abs=1e-12)
+    assert found.dynamics_gap >= 0
+    assert found.policy_gap >= 0
+    guide = found.rules[0]
+    assert guide.believed_return == guide.expected_return
+    assert abs(found.expected_return - guide.expected_return) < 0.1
+
+
+def test_uniform_prior_and_fixed_length_differ_by_a_constant() -> None:
+    mdp = random_mdp(2, num_actions=2, horizon=5, discount=0.8, uniform_prior=True)
+    constant = float(mdp.temperature) * sum(0.8**t for t in range(5)) * torch.tensor(2.0, dtype=torch.float64).log()
+    for seed in range(3):
+        found = rlai.compare(mdp, some_policy(mdp, seed), num_trajectories=10)
+        assert found.prior_term == pytest.approx(float(constant), abs=1e-12)
+
+
+def test_optimal_policies_leave_no_policy_gap() -> None:
+    mdp = random_mdp(3, horizon=5)
+    assert rlai.compare(mdp, exact.plan(mdp), num_trajectories=2).policy_gap == pytest.approx(0.0, abs=1e-12)
+    system = double_integrator(horizon=4)
+    assert rlai.compare(system, exact.plan(system), num_trajectories=2).policy_gap == pytest.approx(0.0, abs=1e-4)
+
+
+def test_deterministic_dynamics_have_no_dynamics_gap() -> None:
+    g = torch.Generator().manual_seed(0)
+    move = torch.nn.functional.one_hot(torch.randint(4, (4, 2), generator=g), 4).double()
+    mdp = rlai.TabularMDP(move, torch.randn(4, 2, generator=g).double(), [1.0, 0.0, 0.0, 0.0], horizon=6)
+    assert rlai.compare(mdp, None, num_trajectories=2).dynamics_gap == pytest.approx(0.0, abs=1e-12)
+
+
+def test_expected_and_posterior_returns() -> None:
+    """The slopes in 1/α against sums over every trajectory."""
+    import brute_force
+
+    mdp = random_mdp(8, horizon=3, discount=0.9, terminal=True)
+    weights = [(p.dynamics * p.prior * math.exp(p.return_ / 0.7), p) for p in brute_force.paths(mdp)]
+    total = sum(w for w, _ in weights)
+    believed = sum(w * p.return_ for w, p in weights) / total
+    assert float(exact.posterior_return(mdp)) == pytest.approx(believed, abs=1e-12)
+    gets = sum(p.dynamics * p.prior * p.return_ for p in brute_force.paths(mdp))
+    assert float(exact.expected_return(mdp, None)) == pytest.approx(gets, abs=1e-12)
+
+
+def test_critics() -> None:
+    mdp = random_mdp(4, horizon=4)
+    policy = some_policy(mdp)
+    plan = exact.evaluate(mdp, policy)
+    first = torch.zeros(mdp.num_states, dtype=torch.float64)
+    first[1] = 1.0
+    start = rlai.TabularMDP(
+        mdp.kernel.probabilities, mdp.reward_table, first, horizon=4, temperature=0.7, action_prior=mdp.action_prior
+    )
+    for table in (plan.soft_v.detach(), plan.soft_q.detach()):
+        found = rlai.compare(start, policy, critic=TableCritic(table), num_trajectories=50)
+        assert found.elbo_critic == pytest.approx(found.elbo_exact, abs=1e-9)
+    with pytest.raises(ValueError, match="critic must give one value a state"):
+        rlai.compare(mdp, policy, critic=lambda state, t: torch.zeros(3, 5))
+
+
+def test_rows_without_exact_answers_are_none() -> None:
+    found = rlai.compare(corridor(), None, num_trajectories=100)
+    assert found.log_evidence is None
+    assert found.optimal_elbo is None
+    assert found.policy_gap is None
+    assert found.rules == ()
+    assert "nan" not in found.table().lower()
+
+
+def test_policy_outside_the_linear_gaussian_family() -> None:
+    system = double_integrator(horizon=3)
+
+    def bent(state: torch.Tensor, t: int) -> rlai.Trajectories:
+        import pyro.distributions as dist
+
+        return dist.Normal(state[..., :1].tanh(), 1.0).to_event(1)
+
+    found = rlai.compare(system, bent, num_trajectories=50)
+    assert found.elbo_exact is None
+    assert found.policy_gap is None
+    assert found.dynamics_gap is not None
+
+
+def test_bad_arguments() -> None:
+    mdp = random_mdp(0)
+    with pytest.raises(ValueError, match="num_trajectories must be >= 2"):
+        rlai.compare(mdp, None, num_trajectories=1)
+    with pytest.raises(ValueError, match="process must be a process or a Pyro program"):
+        rlai.compare(3, None)
+
+
+class TestFit:
+    def test_exact_gradient_reaches_the_ceiling(self) -> None:
+        mdp = random_mdp(1, num_states=4, horizon=5, discount=0.9)
+        policy = TabularPolicy(4, 2, horizon=5).double()
+        result = rlai.fit(mdp, policy, steps=400, learning_rate=0.1, seed=0)
+        assert result.estimator == "exact"
+        assert result.policy is policy
+        assert len(result.elbo) == 400
+        gap = float(exact.optimal_elbo(mdp) - exact.elbo(mdp, policy).detach())
+        assert 0 <= gap < 1e-3
+
+    @pytest.mark.parametrize("estimator", ["score", "baseline", "exact_sum"])
+    def test_sampled_gradients_come_close(self, estimator: str) -> None:
+        """A learned critic is trained alongside; seed 0."""
+        from rl_as_inference.critics import SoftQ, SoftV
+
+        mdp = random_mdp(1, num_states=4, horizon=5, discount=0.9, dtype=torch.float32)
+        policy = TabularPolicy(4, 2, horizon=5)
+        critic = {
+            "score": None,
+            "baseline": SoftV(mdp.state_space, horizon=5),
+            "exact_sum": SoftQ(mdp.state_space, 2, horizon=5),
+        }[estimator]
+        result = rlai.fit(
+            mdp, policy, steps=300, estimator=estimator, critic=critic, learning_rate=0.05, num_trajectories=128, seed=0
+        )
+        assert result.estimator == estimator
+        gap = float(exact.optimal_elbo(mdp) - exact.elbo(mdp, policy).detach())
+        start = float(exact.optimal_elbo(mdp) - exact.elbo(mdp, TabularPolicy(4, 2, horizon=5)).detach())
+        assert 0 <= gap < 0.15 * start
+
+    def test_pathwise_on_a_linear_gaussian_process(self) -> None:
+        system = double_integrator(horizon=5)
+        policy = LinearGaussianPolicy(2, 1, horizon=5)
+        before = float(exact.elbo(system, policy).detach())
+        rlai.fit(system, policy, steps=300, learning_rate=0.05, num_trajectories=64, seed=0)
+        gap = float(exact.optimal_elbo(system) - exact.elbo(system, policy).detach())
+        assert 0 <= gap < 0.1 < float(exact.optimal_elbo(system)) - before
+
+    def test_programs(self) -> None:
+        """In a plate, and where Python branches on a draw, one run at a time; seed 0."""
+        import pyro
+        import pyro.distributions as dist
+
+        def branching() -> None:
+            state = pyro.sample("state_0", dist.Categorical(torch.ones(2)))
+            for t in rlai.steps(3):
+                action = rlai.act(f"action_{t}", state, dist.Categorical(torch.ones(2)))
+                rlai.reward(f"reward_{t}", 2.0 * (action == state).float())
+                if int(action) != int(state):
+                    break
+
+        for program, count in ((corridor(), 64), (branching, 16)):
+            from rl_as_inference.processes.programs import as_process
+
+            process = as_process(program)
+            policy = rlai.guides.amortized_policy(process)
+            result = rlai.fit(process, policy, steps=60, learning_rate=0.02, num_trajectories=count, seed=0)
+            assert float(result.elbo[-15:].mean()) > float(result.elbo[0]) + 0.3
+            if program is branching:  # its optimum: three rewards of 2, at log 2 nats each
+                assert float(result.elbo[-1]) == pytest.approx(6 - 3 * math.log(2), abs=0.01)
+
+    def test_same_seed_same_result(self) -> None:
+        mdp = random_mdp(1, horizon=3, dtype=torch.float32)
+        histories = [
+            rlai.fit(mdp, TabularPolicy(3, 2, horizon=3), steps=5, estimator="score", seed=7).elbo for _ in range(2)
+        ]
+        assert torch.equal(*histories)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"steps": 0}, "steps must be >= 1"),
+            ({"learning_rate": -1.0}, "learning_rate must be > 0"),
+            ({"num_trajectories": 0}, "num_trajectories must be >= 1"),
+            ({"estimator": "magic"}, "estimator must be exact or one of"),
+            ({"estimator": "baseline"}, "needs a critic"),
+            ({"estimator": "pathwise"}, "pathwise gradients need reparameterized draws"),
+        ],
+    )
+    def test_bad_arguments(self, changes: dict[str, object], words: str) -> None:
+        mdp = random_mdp(0, dtype=torch.float32)
+        with pytest.raises(ValueError, match=words):
+            rlai.fit(mdp, TabularPolicy(3, 2, horizon=3), **{"steps": 2, **changes})
+
+    def test_policies_that_cannot_be_trained(self) -> None:
+        mdp = random_mdp(0)
+        with pytest.raises(ValueError, match="policy has no parameters"):
+            rlai.fit(mdp, exact.plan(mdp), steps=1)
+        with pytest.raises(ValueError, match="estimator='exact' needs"):
+            rlai.fit(corridor(), TabularPolicy(5, 2), steps=1, estimator="exact")
