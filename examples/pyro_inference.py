@@ -66,14 +66,14 @@ def main(quick: bool = False) -> None:
     optimizer = pyro.optim.Adam({"lr": 0.1})
     elbo = Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(program, rlai.follow(program, policy), optimizer, loss=elbo)
-    for _ in range(60 if quick else 200):
+    for _ in range(40 if quick else 200):
         svi.step()
     print(f"  ELBO of the trained policy    {enumerated(program, rlai.follow(program, policy)):.4f} nats")
 
     print("Importance")
     guide = rlai.follow(survived, policy)
     with torch.no_grad():
-        num_samples = 200 if quick else 2000
+        num_samples = 100 if quick else 500
         weights = Importance(survived, guide, num_samples=num_samples).run()
     error = (1 / weights.get_ESS() - 1 / num_samples).sqrt()
     print(f"  log evidence from the policy  {weights.get_log_normalizer():.4f} ± {error:.4f} nats, ", end="")

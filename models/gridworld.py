@@ -121,6 +121,6 @@ def _layout(rows: int, columns: int, uses: dict[str, tuple[str, Iterable[Cell]]]
             if not (-rows <= row < rows and -columns <= column < columns):
                 raise ValueError(f"{name}: the cell {cell} is outside the grid of {rows} rows and {columns} columns")
             if layout[row, column] != "F":
-                raise ValueError(f"{name}: the cell {cell} is taken by {layout[row, column]!r} already")
+                raise ValueError(f"{name}: the cell {cell} is taken by {str(layout[row, column])!r} already")
             layout[row, column] = letter
     return layout

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import gymnasium
 import torch
 from torch import Tensor, nn
 
 from rl_as_inference import exact
+from rl_as_inference.critics import SoftQ, SoftV
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.programs import ProgramProcess, as_process
@@ -70,7 +72,8 @@ def fit(
         policy: a module ``(state, t) -> Distribution``.
         steps: how many gradient steps.
         estimator: ``"exact"``, or one of :class:`TrajectoryELBO`'s; ``"auto"`` chooses.
-        critic: soft values in reward units, for the estimators that use one; a module is trained.
+        critic: soft values in reward units, for the estimators that use one; a module is trained
+            alongside. Where an estimator needs one and none is given, a network is made and trained.
         lambda_: λ of ``"advantage"``.
         num_trajectories: rollouts a gradient.
         learning_rate: Adam's, at the start.
@@ -101,6 +104,8 @@ def fit(
         raise ValueError(f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}")
     if seed is not None:
         torch.manual_seed(seed)
+    if critic is None and estimator in ("baseline", "advantage", "exact_sum"):
+        critic = _new_critic(process, estimator).to(parameters[0])
     if isinstance(critic, nn.Module):
         parameters += list(critic.parameters())
 
@@ -128,6 +133,16 @@ def fit(
             if callback is not None:
                 callback(step, elbo)
     return FitResult(policy, history, estimator, critic, time.perf_counter() - started)
+
+
+def _new_critic(process: Any, estimator: str) -> nn.Module:
+    # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
+    scale = float(torch.as_tensor(getattr(process, "temperature", 1.0)))
+    if estimator != "exact_sum":
+        return SoftV(process.state_space, horizon=process.horizon, scale=scale)
+    if not isinstance(process.action_space, gymnasium.spaces.Discrete):
+        raise ValueError(f"estimator='exact_sum' needs discrete actions, got {process.action_space}; use 'auto'")
+    return SoftQ(process.state_space, int(process.action_space.n), horizon=process.horizon, scale=scale)
 
 
 @contextmanager

@@ -173,7 +173,8 @@ class TestOwnFile:
             tmp_path,
             "import torch, pyro, pyro.distributions as dist, rl_as_inference as rlai\n"
             "def make(reward=1.0, horizon=3):\n"
-            "    return rlai.TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, reward]]), torch.ones(1), horizon=horizon)\n"
+            "    table = torch.tensor([[0.0, reward]])\n"
+            "    return rlai.TabularMDP(torch.ones(1, 2, 1), table, torch.ones(1), horizon=horizon)\n"
             "problem = make()\n"
             "def coin():\n"
             "    state = pyro.sample('state_0', dist.Categorical(torch.ones(2)))\n"

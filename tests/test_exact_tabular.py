@@ -636,17 +636,30 @@ def test_tables_of_environments_are_read_entry_by_entry(env_id, options):
             assert float(mdp.transition(state, torch.tensor(a)).log_prob(state)) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_environments_that_are_large_are_held_sparsely():
-    taxi = TabularMDP.from_gymnasium(newest("Taxi"), horizon=20, dtype=F64)
-    assert (taxi.num_states, taxi.num_actions) == (500, 6)
+def test_large_tables_are_held_sparsely_and_say_the_same(monkeypatch):
+    dense = TabularMDP.from_gymnasium("FrozenLake-v1", map_name="4x4", horizon=20, temperature=0.1, dtype=F64)
+    monkeypatch.setattr("rl_as_inference.processes.tabular._DENSE_LIMIT", 100)
+    sparse = TabularMDP.from_gymnasium("FrozenLake-v1", map_name="4x4", horizon=20, temperature=0.1, dtype=F64)
+    assert isinstance(sparse.kernel, SparseKernel)
+    assert not isinstance(dense.kernel, SparseKernel)
+    for dynamics in ("causal", "posterior"):
+        close(exact.plan(sparse, dynamics).soft_q, exact.plan(dense, dynamics).soft_q)
+
+
+def test_grids_know_their_layout():
     lake = TabularMDP.from_gymnasium("FrozenLake-v1", map_name="4x4", horizon=20)
     assert lake.layout.shape == (4, 4)
-    assert lake.layout[0, 0] == "S"
-    cliff = TabularMDP.from_gymnasium(newest("CliffWalking"), horizon=20, dtype=F64)
+    assert (lake.layout[0, 0], lake.layout[3, 3]) == ("S", "G")
+    assert (lake.layout == "H").sum() == 4
+    cliff = TabularMDP.from_gymnasium(newest("CliffWalking"), horizon=20)
     assert cliff.layout.shape == (4, 12)
-    # One way around the cliff is 13 steps of -1, and nothing beats it where nothing is random.
-    sharp = TabularMDP.from_gymnasium(newest("CliffWalking"), horizon=30, temperature=1e-3, dtype=F64)
-    assert float(1e-3 * exact.optimal_elbo(sharp)) == pytest.approx(-13.0, abs=0.05)
+    assert (cliff.layout[3, 0], cliff.layout[3, 11]) == ("S", "G")
+
+
+def test_the_best_way_around_the_cliff():
+    """13 steps of -1; nothing beats it where nothing is random and the temperature is nearly 0."""
+    cliff = TabularMDP.from_gymnasium(newest("CliffWalking"), horizon=30, temperature=1e-3, dtype=F64)
+    assert float(1e-3 * exact.optimal_elbo(cliff)) == pytest.approx(-13.0, abs=0.05)
 
 
 @pytest.mark.parametrize(

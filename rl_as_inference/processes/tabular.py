@@ -283,7 +283,7 @@ class TabularMDP(MarkovDecisionProcess):
         try:
             env = gymnasium.make(env_id, **make_kwargs).unwrapped
         except Exception as error:  # Gymnasium raises its own errors, and the environment's constructor any
-            raise ValueError(f"env_id: gymnasium.make({env_id!r}) failed: {error}") from error
+            raise ValueError(f"env_id: gymnasium.make({env_id!r}) failed: {type(error).__name__}: {error}") from error
         table, start = getattr(env, "P", None), getattr(env, "initial_state_distrib", None)
         if table is None or start is None:
             raise ValueError(

@@ -1,0 +1,146 @@
+"""Every example runs in quick form, and prints what it claims."""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples"
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs an example in quick form and returns what it printed."""
+
+    def run(name):
+        assert load(name).main(quick=True) is None
+        return capsys.readouterr().out
+
+    return run
+
+
+def numbers(text, label):
+    """The numbers in the first line that has ``label`` in it, after the label."""
+    line = next(line for line in text.splitlines() if label in line)
+    return [float(found) for found in re.findall(NUMBER, line.split(label, 1)[1])]
+
+
+def test_every_example_asks_its_question_and_has_its_test():
+    names = sorted(path.stem for path in FOLDER.glob("*.py"))
+    assert names
+    for name in names:
+        module = load(name)
+        assert module.__doc__.split("\n")[0].endswith("?"), f"{name} must begin with its question"
+        assert f"test_{name}" in globals(), f"{name} has no test"
+
+
+def test_first_program(run):
+    text = run("first_program")
+    (elbo,), best = numbers(text, "ELBO of the policy, exact"), numbers(text, "largest ELBO of any policy")[0]
+    mean, error = numbers(text, "by rollouts")
+    evidence = numbers(text, "log p(O)")[0]
+    assert (best, evidence) == (1.485, 3.376)
+    assert 0 <= best - elbo < 0.03
+    assert abs(mean - elbo) < 4 * error
+    right = numbers(text, "cell by cell:")
+    assert len(right) == 5
+    assert right[3] > right[2] > right[1] > 0.5, "the nearer the prize, the surer the step"
+
+
+def test_pyro_inference(run):
+    text = run("pyro_inference")
+    evidence, prior = numbers(text, "log evidence log p(O)")[0], numbers(text, "ELBO of the action prior")[0]
+    trained = numbers(text, "ELBO of the trained policy")[0]
+    assert prior + 0.1 < trained < evidence
+    share, count, exact = numbers(text, "first step to the right")
+    assert abs(share - exact) < 4 * math.sqrt(exact * (1 - exact) / count)
+    estimate, error, _, _ = numbers(text, "log evidence from the policy")
+    assert abs(estimate - evidence) < 4 * error
+    walks = re.findall(r"explains success\s+((?:\d ?)+)", text)
+    assert len(walks) == 3
+    assert all(walk.startswith("0") and len(walk.split()) == 7 for walk in walks)
+
+
+def test_dynamics_gap(run):
+    text = run("dynamics_gap")
+    assert numbers(text, "largest ELBO") == [51.75]
+    assert numbers(text, "log evidence") == [193.65]
+    assert numbers(text, "dynamics gap") == [141.89]
+    believes, table, lake, count = numbers(text, "causal posterior")
+    assert believes == table == 54.4
+    assert abs(lake - table) / 100 < 4 * math.sqrt(0.544 * 0.456 / count)
+    believes, table, lake, _ = numbers(text, "exact posterior")
+    assert (believes, table) == (100.0, 0.6)
+    assert lake < 3
+
+
+def test_linear_gaussian(run):
+    text = run("linear_gaussian")
+    before, after = numbers(text, "before training   ELBO")[0], numbers(text, "after training    ELBO")[0]
+    best, gap = numbers(text, "the optimum       ELBO")
+    assert before < after - 5
+    assert after <= best
+    assert 0 <= gap < 0.05
+    assert best < numbers(text, "log evidence")[0]
+    for line in re.findall(r"learned.*", text):
+        learned, learned_spread, exact, exact_spread = map(float, re.findall(NUMBER, line))
+        assert abs(learned - exact) < 0.15
+        assert abs(learned_spread - exact_spread) < 0.1
+
+
+def test_hidden_goal(run):
+    text = run("hidden_goal")
+    before, wished, told = (numbers(text, label)[0] for label in ("anything is known", "all went well", "said right"))
+    assert (before, wished, told) == (0.5, 0.11, 0.32)
+    shown = [numbers(text, f"went right {count} ×")[0] for count in (1, 2, 3)]
+    assert shown == [0.5, 0.85, 0.94]
+    elbo, evidence = numbers(text, "ELBO of the trained guide")[0], numbers(text, "log evidence")[0]
+    assert 1.4 < elbo < 1.75 < evidence == 2.794
+    left, right = numbers(text, "the note says left")[0], numbers(text, "the note says right")[0]
+    assert left < 0.3 < 0.5 < right
+
+
+def test_gradient_estimators(run):
+    lines = run("gradient_estimators").splitlines()[1:]
+    rows = [tuple(map(float, line.split()[-3:])) for line in lines]
+    assert len(rows) == 6
+    variances = [variance for variance, _, _ in rows]
+    assert variances == sorted(variances, reverse=True), "each row is quieter than the one above"
+    assert variances[0] > 20 * variances[-1]
+    assert all(abs(bias) < 4 for _, bias, _ in rows)
+    assert all(milliseconds > 0 for _, _, milliseconds in rows)
+
+
+def test_elbo_and_sac(run):
+    text = run("elbo_and_sac")
+    difference, constant = numbers(text, "J_SAC")
+    assert difference == pytest.approx(constant, abs=1e-3)
+    assert constant == pytest.approx(0.5 * 12 * math.log(4), abs=1e-4)
+    assert numbers(text, "largest ELBO (causal)")[0] == 3.8694
+    assert 0 <= numbers(text, "policy gap")[0] < 0.6
+    assert numbers(text, "dynamics gap")[0] == 1.6354
+
+
+def test_inspect_posterior(run):
+    text = run("inspect_posterior")
+    for title in ("action prior", "trained guide", "importance sampling"):
+        *shares, earned = numbers(text, title)
+        assert sum(shares) == pytest.approx(1, abs=0.021)
+        assert min(shares) > 0.05
+    prior, guide, sampled = (
+        numbers(text, title)[-1] for title in ("action prior", "trained guide", "importance sampling")
+    )
+    assert prior < guide < sampled
+    k, evidence = numbers(text, "Pareto k̂")
+    assert k < 1.2
+    assert 7.0 < evidence < 8.2
