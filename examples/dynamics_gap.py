@@ -9,6 +9,7 @@ Both rules are computed exactly and then run in Gymnasium's own FrozenLake.
 """
 
 import sys
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,11 +19,11 @@ import rl_as_inference as rlai
 from rl_as_inference.models import frozen_lake
 
 
-def success_rate(policy: rlai.exact.Plan, horizon: int, num_episodes: int) -> float:
-    """Returns how often ``policy`` reaches the goal in Gymnasium's lake."""
+def success_rate(plan: Any, horizon: int, num_episodes: int) -> float:
+    """Returns how often ``plan`` reaches the goal in Gymnasium's lake."""
     env = gymnasium.make("FrozenLake-v1", map_name="8x8", max_episode_steps=horizon)
     random = np.random.default_rng(0)
-    cumulative = policy.policy.cumsum(-1).numpy()
+    cumulative = plan.policy.cumsum(-1).numpy()
     state, _ = env.reset(seed=0)
     successes = 0
     for _ in range(num_episodes):

@@ -11,6 +11,7 @@ that of the mean, in its own standard errors: beyond 3 it would be real.
 
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ def main(quick: bool = False) -> None:
     policy = TabularPolicy(8, 3, horizon=10)
     (exact,) = torch.autograd.grad(rlai.exact.elbo(mdp, policy), policy.logits)
 
-    values = rlai.exact.evaluate(mdp, policy)
+    values: Any = rlai.exact.evaluate(mdp, policy)
     soft_v, soft_q = TableCritic(values.soft_v), TableCritic(values.soft_q)
     rows: dict[str, rlai.TrajectoryELBO] = {
         "score, full return": rlai.TrajectoryELBO("full_return"),

@@ -7,12 +7,14 @@ Pareto k̂ tells whether the weights can be trusted (below 0.7).
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
 
 import rl_as_inference as rlai
 from rl_as_inference.guides import amortized_policy
+from rl_as_inference.inspect import Method
 from rl_as_inference.models import point_mass
 
 
@@ -25,11 +27,12 @@ def main(quick: bool = False) -> None:
     goals = process.goals.numpy()
     print("share of trajectories that end nearest to each goal, and the mean return in reward units")
     print("                           east  north   west  south    return")
-    for title, proposal, method in (
+    readings: tuple[tuple[str, Any, Method], ...] = (
         ("action prior", None, "guide"),
         ("trained guide", policy, "guide"),
         ("importance sampling", policy, "importance"),
-    ):
+    )
+    for title, proposal, method in readings:
         data = rlai.posterior(process, proposal, method=method, num_draws=500 if quick else 4000)
         last = data.posterior["state"].values[0, :, -1]
         nearest = np.linalg.norm(last[:, None] - goals, axis=-1).argmin(-1)

@@ -10,7 +10,7 @@ from torch import nn
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
-from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 
 __all__ = [
     "CategoricalPolicy",
@@ -47,8 +47,12 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        forbids = isinstance(process, TabularMDP) and not process.has_uniform_prior
-        prior = process.prior if forbids else None
+        uniform = (
+            process.has_uniform_prior
+            if isinstance(process, TabularMDP)
+            else getattr(type(process), "prior", None) in (None, MarkovDecisionProcess.prior)
+        )
+        prior = None if uniform else process.prior
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):
         size = math.prod(action_space.shape)
@@ -63,4 +67,7 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     else:
         raise ValueError(f"action_space must be Discrete or Box, got {action_space}")
     like = getattr(process, "initial_probabilities", getattr(process, "initial_mean", None))
+    if like is None and isinstance(process, MarkovDecisionProcess):
+        drawn = process.initial().sample()
+        like = drawn if drawn.is_floating_point() else None
     return policy if like is None else policy.to(device=like.device, dtype=like.dtype)

@@ -45,12 +45,15 @@ class TanhNormal(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         before = self.loc + self.scale * noise
-        value = before.tanh()
+        limit = 1 - torch.finfo(before.dtype).eps
+        value = before.tanh().clamp(-limit, limit)
         # Near ±1 the inverse cannot be had from the value, so the draw is remembered.
         self._last = (value, before)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         if self._last is not None and self._last[0] is value:
             before = self._last[1]
         else:

@@ -79,4 +79,5 @@ def corridor(
             reward(f"reward_{t}", payoff[state, action], temperature)
             state = pyro.sample(f"state_{t + 1}", dist.Categorical(logits=move[state, action]))
 
+    program.__name__ = "corridor"
     return program

@@ -91,4 +91,5 @@ def hidden_goal(
             position = (position + 2 * action - 1).clamp(0, length - 1)
             reward(f"reward_{t}", (position == ends[goal]).to(even), temperature)
 
+    program.__name__ = "hidden_goal"
     return program

@@ -82,4 +82,5 @@ def uncertain_slip(
             position = torch.where(fallen, position, position + 1 + action).clamp(max=length)
             reward(f"reward_{t}", (position == length).to(a) - fall_cost * fallen.to(a), temperature)
 
+    program.__name__ = "uncertain_slip"
     return program

@@ -63,6 +63,9 @@ class StateTimeNetwork(nn.Module):
         self.layers = nn.Sequential(*layers)
         last = layers[-1] if layers else self.state_layer
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        if not layers and self.time_layer is not None:
+            nn.init.zeros_(self.time_layer.weight)
+            nn.init.zeros_(self.time_layer.bias)
         if getattr(last, "bias", None) is not None:
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
@@ -70,7 +73,8 @@ class StateTimeNetwork(nn.Module):
         if isinstance(self.state_layer, nn.Embedding):
             hidden = self.state_layer(state)
         else:
-            hidden = self.state_layer(state.flatten(-self.event_dim) if self.event_dim != 1 else state)
+            flat = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
+            hidden = self.state_layer(flat)
         if self.time_layer is not None:
             hidden = hidden + self.time_layer(self._time_features(t, hidden))
         out: Tensor = self.layers(hidden)

@@ -1,5 +1,7 @@
 """The problems of ``models``: they build, every reading works, and what their docstrings say is so."""
 
+import doctest
+import importlib
 import math
 from itertools import product
 
@@ -58,6 +60,13 @@ def test_every_problem_is_named_and_explained():
         assert factory.__name__ == name
         for part in ("Returns", "Source:", "Args:", "Raises:", "Example:"):
             assert part in factory.__doc__, (name, part)
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_the_docstrings_example_is_real(name):
+    result = doctest.testmod(importlib.import_module(f"rl_as_inference.models.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 @pytest.mark.parametrize("name", models.__all__)
@@ -162,6 +171,7 @@ def test_bad_arguments_are_named(name, arguments, words):
 def test_programs_run_alone_in_plates_and_under_readings(name):
     program = make(name, discount=0.9)
     assert program() is None
+    assert as_process(program).name == name
     for reading in (program, rlai.survival(program), rlai.simulate(program), rlai.follow(program, policy_for(name))):
         alone = poutine.trace(reading).get_trace()
         with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 4, dim=-1):
@@ -302,6 +312,15 @@ def crossing_tables(slip, temperature, horizon, length):
             reward[s, 1, s] = -0.5
     start = torch.eye(length + 1, dtype=F64)[0]
     return rlai.TabularMDP(transition, reward, start, horizon=horizon, temperature=temperature)
+
+
+@pytest.mark.parametrize("slip", [0.1, 0.6])
+def test_the_crossing_of_known_ice_is_its_tables(slip):
+    program = models.uncertain_slip(length=3, horizon=4, temperature=0.4, dtype=F64)
+    prior = torch.distributions.Beta(torch.tensor(2.0, dtype=F64), torch.tensor(4.0, dtype=F64))
+    expected = prior.log_prob(torch.tensor(slip, dtype=F64)) + exact.log_evidence(crossing_tables(slip, 0.4, 4, 3))
+    found = enumerated(conditioned(program, slip=torch.tensor(slip, dtype=F64)))
+    assert found == pytest.approx(float(expected), abs=1e-9)
 
 
 def test_the_crossing_is_believed_safer_given_success():

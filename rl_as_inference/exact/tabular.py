@@ -125,9 +125,16 @@ def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
     # 0 log 0 = 0, and an action that neither takes costs nothing.
     cost = torch.where(probabilities > 0, log_policy, 0.0) - torch.where(probabilities > 0, mdp.log_action_prior, 0.0)
     reward = _reward_nats(mdp, "causal")
+    forbidden = bool((cost == torch.inf).any())
 
     if mdp.horizon is None:
-        _check_fixed_point(mdp)
+        _check_fixed_point(mdp, probabilities)
+        if forbidden:
+            state, action = (int(i) for i in (cost == torch.inf).nonzero()[0])
+            raise ValueError(
+                f"policy takes action {action} in state {state}, which the action prior forbids, so its ELBO is -inf; "
+                f"give it probability 0"
+            )
         own = (probabilities * (reward - cost)).sum(-1)
         if mdp.has_terminal:
             own = torch.where(mdp.terminal, 0.0, own)
@@ -139,8 +146,13 @@ def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
         messages, backups = [start], []
         for t in reversed(range(mdp.horizon)):
             pi, paid = (probabilities, cost) if cost.dim() == 2 else (probabilities[t], cost[t])
-            q = _backup(mdp, "causal", reward, None if t == mdp.horizon - 1 else start)
-            start = (pi * (q - paid)).sum(-1)
+            last = t == mdp.horizon - 1
+            if forbidden:
+                q = _backup_of_forbidden(mdp, reward, None if last else start)
+                start = torch.where(pi > 0, pi * (q - paid), 0.0).sum(-1)
+            else:
+                q = _backup(mdp, "causal", reward, None if last else start)
+                start = (pi * (q - paid)).sum(-1)
             if mdp.has_terminal:
                 start = torch.where(mdp.terminal, 0.0, start)
             messages.append(start)
@@ -148,7 +160,8 @@ def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
         values = torch.stack(messages[::-1])
         qs = torch.stack([q.mT for q in reversed(backups)]).mT
         log_policy = log_policy.expand(mdp.horizon, -1, -1)
-    objective = mdp.initial_probabilities @ start
+    weighted = mdp.initial_probabilities * start
+    objective = (torch.where(mdp.initial_probabilities > 0, weighted, 0.0) if forbidden else weighted).sum()
     return Plan(mdp.temperature * values, mdp.temperature * qs, objective, "causal", log_policy)
 
 
@@ -171,7 +184,7 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
     probabilities = log_policy_table(mdp, policy).exp()
     state = mdp.initial_probabilities
     if mdp.horizon is None:
-        _check_fixed_point(mdp)
+        _check_fixed_point(mdp, probabilities)
         return _solve_linear(mdp, probabilities, state, transpose=True)
     states = [state]
     for t in range(mdp.horizon):
@@ -426,6 +439,16 @@ def _backup(
     return q.masked_fill(ended, 0.0) if out is None else q.masked_fill_(ended, 0.0)
 
 
+def _backup_of_forbidden(mdp: TabularMDP, reward: Tensor, value: Tensor | None) -> Tensor:
+    """Returns the causal backup of values that may be -inf, where 0 · -inf must be 0."""
+    if value is None:
+        return reward
+    doomed = value == -torch.inf
+    q = _backup(mdp, "causal", reward, torch.where(doomed, 0.0, value))
+    reaches = mdp.kernel.expect(doomed.to(value.dtype)) > 0
+    return torch.where(reaches & bool(mdp.discount > 0), -torch.inf, q)
+
+
 def _soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats; ``scratch`` is spare memory of the shape of ``q``."""
     plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
@@ -465,7 +488,7 @@ def _survival_weights(mdp: TabularMDP, value: Tensor, last: bool) -> tuple[Tenso
     return gamma.log() + value, torch.log1p(-gamma) + zero
 
 
-def _check_fixed_point(mdp: TabularMDP) -> None:
+def _check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
     """Raises ValueError where an undiscounted process without horizon need not end."""
     if bool(torch.as_tensor(mdp.discount < 1).all()):
         return
@@ -475,7 +498,7 @@ def _check_fixed_point(mdp: TabularMDP) -> None:
             "horizon, a discount < 1, or terminal"
         )
     reaches = mdp.terminal.clone()
-    allowed = (mdp.action_prior > 0).to(mdp.initial_probabilities.dtype)
+    allowed = ((mdp.action_prior if policy is None else policy) > 0).to(mdp.initial_probabilities.dtype)
     while True:
         onward = (mdp.kernel.expect(reaches.to(allowed.dtype)).detach() * allowed).sum(-1) > 0
         grown = reaches | onward
@@ -519,7 +542,9 @@ def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) ->
         q = _backup(mdp, dynamics, reward, value)
         step = _soft_maximum(mdp, q) - value
         if identity is not None:
-            step = torch.linalg.solve(identity - _jacobian(mdp, dynamics, reward, value, q), step)
+            step, failed = torch.linalg.solve_ex(identity - _jacobian(mdp, dynamics, reward, value, q), step)
+            if bool(failed):  # a loop that is never left, whose value has no bound
+                break
         value = value + step
         # The first Newton step may go anywhere below the solution; after it the values can only rise.
         falls = count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())

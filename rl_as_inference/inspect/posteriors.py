@@ -8,7 +8,7 @@ from rl_as_inference import exact
 from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.program.readings import Policy
-from rl_as_inference.sampling import WeightedDraws, importance_sampling, nuts, sequential_monte_carlo, survive
+from rl_as_inference.sampling import WeightedDraws, importance_sampling, nuts, sequential_monte_carlo, surviving_rollout
 from rl_as_inference.sampling.importance import resample
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def posterior(
             with torch.enable_grad():
                 return from_trajectories(nuts(process, num_draws), **notes)
         if method == "guide":
-            draws = survive(process.rollout(policy, num_draws))
-            prior = None if policy is None else survive(process.rollout(None, num_draws))
+            draws = surviving_rollout(process, policy, num_draws)
+            prior = None if policy is None else surviving_rollout(process, None, num_draws)
             return from_trajectories(draws, prior=prior, **notes)
         if method == "importance":
             weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)

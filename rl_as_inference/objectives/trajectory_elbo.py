@@ -40,8 +40,10 @@ class TrajectoryELBO(ELBO):
 
     Estimators of the gradient (DESIGN, "Gradients of the ELBO"):
 
-    - ``"auto"``: unbiased for every tagged program. Pathwise where actions are reparameterized and
-      nothing ends early, else ``"baseline"`` with a critic and ``"score"`` without.
+    - ``"auto"``: unbiased for every tagged program whose rewards, where they can be differentiated at
+      all, have no jumps besides. Pathwise where actions are reparameterized, nothing ends early and
+      rewards have slopes; else ``"baseline"`` with a critic and ``"score"`` without. For rewards
+      that are a slope plus a step function of continuous actions, say ``"score"``.
     - ``"pathwise"``: through the actions and the dynamics, SVG(∞) (Heess et al. 2015, arXiv:1510.09142).
     - ``"full_return"``: score function times the whole trajectory's return.
     - ``"score"``: score function times the return-to-go.
@@ -95,6 +97,13 @@ class TrajectoryELBO(ELBO):
         self.critic = critic
         self.lambda_ = lambda_
 
+    def __call__(self, model: Any, guide: Any) -> Any:
+        """Returns the loss as a module, as Pyro's ELBOs do; its parameters include the critic's."""
+        module = super().__call__(model, guide)
+        if isinstance(self.critic, torch.nn.Module):
+            module.critic = self.critic
+        return module
+
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Returns an estimate of ``-ELBO``, in nats, summed over plates."""
         with torch.no_grad():
@@ -117,7 +126,7 @@ class TrajectoryELBO(ELBO):
         for elbo, surrogate in self._particles(model, guide, args, kwargs):
             if surrogate.requires_grad:
                 (-surrogate / self._shares).backward(retain_graph=self.retain_graph)
-            loss -= float(elbo) / self._shares
+            loss -= float(elbo.detach()) / self._shares
         warn_if_nan(loss, "loss")
         return loss
 
@@ -135,7 +144,7 @@ class TrajectoryELBO(ELBO):
         if vectorized and self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         for _ in range(1 if vectorized else self.num_particles):
-            if own and isinstance(model, MarkovDecisionProcess) and not vectorized:
+            if own and not vectorized and not kwargs and self._is_in_parts(model):
                 register_module("policy", guide.policy)
                 yield self._read_rollout(model, guide.policy, *args, **kwargs)
                 continue
@@ -143,6 +152,13 @@ class TrajectoryELBO(ELBO):
             run, other = (partial(fn, *args, **kwargs) for fn in pair)
             read = partial(_read_program, run, guide.policy) if own else partial(self._read_pair, run, other)
             yield self._combine(self._settle(read))
+
+    def _is_in_parts(self, model: Any) -> bool:
+        """Whether the model has a reading without handlers that gives every gradient that is wanted."""
+        if not isinstance(model, MarkovDecisionProcess):
+            return False
+        # Draws without a derivative reach the dynamics' parameters by scores, which rollouts do not keep.
+        return self.estimator == "pathwise" or not model.learns_dynamics()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
@@ -160,9 +176,14 @@ class TrajectoryELBO(ELBO):
         if self.estimator not in ("auto", "pathwise"):
             return read(False)
         terms = read(True)
-        if self.estimator == "auto" and any(term.ends_early and term.score is None for term in terms):
-            # Where an episode ends depends on where actions led, with a jump that no derivative sees.
-            return read(False)
+        drawn_pathwise = any(term.action is not None and term.score is None for term in terms)
+        if self.estimator == "auto" and drawn_pathwise and torch.is_grad_enabled():
+            # Where an episode ends depends on where actions led, with a jump that no derivative sees; and a
+            # reward that is a step function has a slope of zero almost everywhere.
+            jumps = any(term.ends_early for term in terms)
+            slopes = any(term.differentiable for term in terms if term.is_factor)
+            if jumps or not slopes:
+                return read(False)
         return terms
 
     def _combine(self, terms: "list[_Term]") -> tuple[Tensor, Tensor]:
@@ -172,7 +193,12 @@ class TrajectoryELBO(ELBO):
             elbo = elbo + term.cost.sum()
             for part in term.differentiable:
                 surrogate = surrogate + part.sum()
-        scored = [term for term in terms if term.score is not None and term.score.requires_grad]
+        learning = isinstance(self.critic, torch.nn.Module) and any(p.requires_grad for p in self.critic.parameters())
+        scored = [
+            term
+            for term in terms
+            if term.score is not None and (term.score.requires_grad or (learning and term.action is not None))
+        ]
         if self.estimator == "pathwise" and scored:
             raise ValueError(
                 f"estimator='pathwise' needs reparameterized draws, but site {scored[0].name!r} has none; use 'auto'"
@@ -197,6 +223,9 @@ class TrajectoryELBO(ELBO):
     ) -> tuple[Tensor, Tensor]:
         pathwise = self.estimator == "pathwise" or (self.estimator == "auto" and _is_smooth(mdp, policy))
         trajectories = mdp.rollout(policy, num_trajectories, pathwise=pathwise)
+        flat = torch.is_grad_enabled() and not trajectories.log_factors.requires_grad
+        if self.estimator == "auto" and pathwise and flat:  # rewards without slope, as in _settle
+            pathwise, trajectories = False, mdp.rollout(policy, num_trajectories)
         terms = trajectories.terms()
         if pathwise:
             return terms.sum(), terms.sum()
@@ -218,6 +247,11 @@ class TrajectoryELBO(ELBO):
         if estimator == "score":
             return estimators.score_surrogate(steps.log_policy, estimators.return_to_go(steps.terms))
         assert self.critic is not None
+        if steps.temperature is None:
+            raise ValueError(
+                "critic: its values are in reward units, so all rewards of the program need one temperature, and "
+                "they have several or none"
+            )
         critic = _over_time(self.critic, steps.states, steps.times) / steps.temperature
         alive = steps.weights > 0
         safe = torch.where(alive, steps.weights, 1.0)
@@ -275,6 +309,7 @@ class _Term:
     """``log q`` of a draw that is not reparameterized, unscaled."""
     action: Any = None
     ends_early: bool = False
+    is_factor: bool = False
     temperature: Any = None
     segment: int = 0
 
@@ -355,6 +390,7 @@ def _term(site: Any, log_p: Tensor | None, log_q: Tensor | None, reparameterized
         score=None if reparameterized else log_q,
         action=action,
         ends_early=mark is not None and step_of(site)["alive"] is not None,
+        is_factor=log_q is None,
         temperature=site["infer"][REWARD]["temperature"] if is_reward(site) else None,
     )
 
@@ -443,6 +479,15 @@ def _steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Tra
             return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior(states)
         return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior(states)
 
+    def categorical() -> tuple[Any, Any]:
+        pair = distributions()
+        for fn in pair:
+            if not hasattr(fn, "logits"):
+                raise ValueError(
+                    f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
+                )
+        return pair
+
     scales = trajectories.scales * trajectories.mask
     return _Steps(
         terms=terms,
@@ -453,7 +498,7 @@ def _steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Tra
         actions=trajectories.actions,
         times=range(trajectories.horizon),
         temperature=trajectories.temperature,
-        distributions=distributions,
+        distributions=categorical,
     )
 
 

@@ -202,7 +202,8 @@ class SparseKernel:
         indices, probabilities = self.successors(state, action)
         # A successor may stand in several slots of a row, with one reward; weigh them to count it once.
         weight = torch.where(indices == next_state[..., None], probabilities.detach(), 0.0)
-        return (weight * table[state, action]).sum(-1) / weight.sum(-1)
+        total = weight.sum(-1)
+        return (weight * table[state, action]).sum(-1) / torch.where(total > 0, total, 1.0)
 
     def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.indices[state, action], self.probabilities[state, action]

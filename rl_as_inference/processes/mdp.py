@@ -117,7 +117,8 @@ class MarkovDecisionProcess:
         if isinstance(space, gymnasium.spaces.Box) and (space.low == -1).all() and (space.high == 1).all():
             low = -torch.ones(*batch, *space.shape, dtype=dtype, device=state.device)
             # A draw of exactly ±1 is in the box.
-            return dist.Uniform(low, -low, validate_args=False).to_event(len(space.shape))
+            high = torch.nextafter(-low, torch.full_like(low, 2.0))  # torch leaves the upper bound out
+            return dist.Uniform(low, high, validate_args=False).to_event(len(space.shape))
         raise ValueError(
             f"action_space {space} has no uniform prior here: use Discrete(n) or Box(-1, 1, shape) and "
             f"rescale inside transition(), or override prior(state)"
@@ -149,7 +150,8 @@ class MarkovDecisionProcess:
         """Returns ``num_trajectories`` trajectories of ``policy``, drawn without effect handlers.
 
         ``log_policy`` is differentiable in the policy's parameters. A policy with a true
-        ``batch_steps`` attribute, as those of ``guides`` have, is asked once for all steps.
+        ``batch_steps`` attribute, as those of ``guides`` have, is asked for the log probabilities of
+        all steps at once, if its actions are discrete.
 
         Args:
             policy: a callable ``(state, t) -> Distribution``; None for the action prior.
@@ -164,16 +166,19 @@ class MarkovDecisionProcess:
         horizon = self.finite_horizon("rollout")
         if num_trajectories < 1:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
-        batched = not pathwise and bool(getattr(policy, "batch_steps", False))
         with _unvalidated():
-            return self._rollout(policy, num_trajectories, horizon, pathwise, batched)
+            return self._rollout(policy, num_trajectories, horizon, pathwise)
 
-    def _rollout(
-        self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool, batched: bool
-    ) -> Trajectories:
+    def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         draw = _rsample if pathwise else _sample
-        grad = torch.is_grad_enabled() and not batched
         state = draw(self.initial().expand([num_trajectories]), "the initial state")
+        # Whether log π of all steps may be had afterwards, from the values of the actions. A squashed
+        # action cannot be unsquashed near its bounds, so such a policy is asked while it remembers the draw.
+        batched = False
+        if not pathwise and policy is not None and getattr(policy, "batch_steps", False):
+            with torch.no_grad():
+                batched = not policy(state, 0).has_rsample
+        grad = torch.is_grad_enabled() and not batched
         states, actions, rewards, masks, log_prior, log_policy = [state], [], [], [], [], []
         alive: Tensor | None = None
         for t in range(horizon):
@@ -238,6 +243,17 @@ class MarkovDecisionProcess:
         other = copy.copy(self)
         other.temperature = temperature
         return other
+
+    def learns_dynamics(self) -> bool:
+        """Returns whether a gradient is wanted of the dynamics' own parameters."""
+        if not torch.is_grad_enabled():
+            return False
+        initial = self.initial().expand([1])
+        state = initial.sample()
+        action = self.prior(state).sample()
+        transition = self.transition(state, action)
+        logs = (initial.log_prob(state), transition.log_prob(transition.sample()))
+        return any(log.requires_grad for log in logs)
 
     def _like(self, state: Tensor) -> Tensor:
         """Returns a tensor of the dtype and device that the process's probabilities have."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from rl_as_inference.program.readings import Policy
@@ -63,7 +64,7 @@ class ProgramProcess:
         """
         if num_trajectories < 1:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
-        if self.vectorized is None:
+        if self.vectorized is None and num_trajectories > 1:
             try:
                 together = self._run(policy, num_trajectories)
             except (RuntimeError, ValueError, TypeError):
@@ -206,16 +207,28 @@ def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
     def per_trajectory(value: Tensor) -> Tensor:
         return value.expand(torch.broadcast_shapes(value.shape, batch)).reshape(count, -1).sum(1)
 
+    dims = [msg["infer"][ACTION]["state"].dim() for msg in messages if is_action(msg) and _is_tensor_state(msg)]
+    most = max(dims, default=0)
+
     def leading(value: Any) -> Tensor:
         tensor = torch.as_tensor(value)
         return tensor if tensor.shape[:1] == (count,) else tensor.expand(count, *tensor.shape)
+
+    def leading_state(state: Tensor) -> Tensor:
+        # A state that is the same for all trajectories has a dimension less than the others, whatever its size.
+        return state.expand(count, *state.shape) if state.dim() < most else leading(state)
 
     head: dict[str, Tensor] = {}  # what is observed before the first action
     drawn_since: list[Tensor] = []
     states: list[Tensor] = []
     for msg in messages:
+        if site_is_subsample(msg):
+            continue
         place, row = step_of(msg), run.rows[-1] if run.rows else head
-        scale = _beyond(msg["scale"], place["scale"])
+        # Terms are kept without the discount of the row they stand in, which weights put back.
+        index = len(run.rows) if is_action(msg) else max(len(run.rows) - 1, 0)
+        discount = place["discount"] if is_action(msg) else run.discount
+        scale = _beyond(msg["scale"], discount**index)
         if is_action(msg):
             state = msg["infer"][ACTION]["state"]
             if not isinstance(state, Tensor):
@@ -237,7 +250,7 @@ def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
                 for fn in (prior_of(msg), msg["fn"])
             )
             zero = torch.zeros_like(priors)
-            new = {"states": leading(state), "actions": leading(msg["value"]), "mask": mask}
+            new = {"states": leading_state(state), "actions": leading(msg["value"]), "mask": mask}
             run.rows.append({**new, "log_prior": priors, "log_policy": policies, "rewards": zero, "log_factors": zero})
             for name in head if len(run.rows) == 1 else ():
                 run.rows[0][name] = run.rows[0][name] + head[name]
@@ -297,8 +310,12 @@ def _join(runs: list[_Run]) -> Trajectories:
     )
 
 
+def _is_tensor_state(msg: Any) -> bool:
+    return isinstance(msg["infer"][ACTION]["state"], Tensor)
+
+
 def _beyond(scale: Any, step_scale: Any) -> Any:
-    """Returns a site's scale without what its step's discount contributes."""
+    """Returns a site's scale without the discount of its row; 1 where that is zero."""
     if isinstance(scale, Tensor) or isinstance(step_scale, Tensor):
         step = torch.as_tensor(step_scale)
         return torch.where(step > 0, torch.as_tensor(scale) / step, 1.0)

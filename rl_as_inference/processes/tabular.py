@@ -220,6 +220,10 @@ class TabularMDP(MarkovDecisionProcess):
     def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
         return self.kernel.sample(state, action)
 
+    def learns_dynamics(self) -> bool:
+        wanted = self.kernel.probabilities.requires_grad or self.initial_probabilities.requires_grad
+        return torch.is_grad_enabled() and wanted
+
     def _like(self, state: Tensor) -> Tensor:
         return self.initial_probabilities
 

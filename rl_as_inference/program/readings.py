@@ -149,7 +149,12 @@ def prior_where_ended(alive: Tensor, proposal: Any, prior: Any) -> Any:
     alive, proposal, prior = alive.expand(shape), proposal.expand(shape), prior.expand(shape)
     if isinstance(proposal, torch.distributions.Categorical) and isinstance(prior, torch.distributions.Categorical):
         # Its own case because a mixture cannot be enumerated.
-        return dist.Categorical(logits=torch.where(alive[..., None], proposal.logits, prior.logits))
+        logits = torch.where(alive[..., None], proposal.logits, prior.logits)
+        mixed = dist.Categorical(logits=logits)
+        mixed.logits = logits  # normalized already; normalizing again moves the last digit
+        return mixed
+    if isinstance(proposal, torch.distributions.Bernoulli) and isinstance(prior, torch.distributions.Bernoulli):
+        return dist.Bernoulli(logits=torch.where(alive, proposal.logits, prior.logits))
     return dist.MaskedMixture(alive, prior, proposal)
 
 
@@ -162,6 +167,9 @@ def register_module(name: str, module: Any) -> None:
     if not isinstance(module, nn.Module):
         return
     parameters = [(key, value) for key, value in module.named_parameters() if value.requires_grad]
+    for _, value in parameters:
+        if not value.is_contiguous():  # the store would hold, and train, a contiguous copy
+            value.data = value.data.contiguous()
     if not parameters:
         return
     store = pyro.get_param_store()._params

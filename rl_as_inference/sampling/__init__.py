@@ -1,7 +1,7 @@
 """Draws from trajectory posteriors where there are no exact answers."""
 
-from rl_as_inference.sampling.importance import WeightedDraws, importance_sampling, survive
+from rl_as_inference.sampling.importance import WeightedDraws, importance_sampling, survive, surviving_rollout
 from rl_as_inference.sampling.nuts import nuts
 from rl_as_inference.sampling.smc import sequential_monte_carlo
 
-__all__ = ["WeightedDraws", "importance_sampling", "nuts", "sequential_monte_carlo", "survive"]
+__all__ = ["WeightedDraws", "importance_sampling", "nuts", "sequential_monte_carlo", "survive", "surviving_rollout"]

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.programs import as_process
+from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.program.readings import survival
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["WeightedDraws", "effective_sample_size", "importance_sampling", "resample", "survive"]
+__all__ = ["WeightedDraws", "effective_sample_size", "importance_sampling", "resample", "survive", "surviving_rollout"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ def survive(trajectories: Trajectories) -> Trajectories:
 
 
 @torch.no_grad()
+def surviving_rollout(process: Any, policy: Any, num_trajectories: int) -> Trajectories:
+    """Returns rollouts with discount as survival: a program runs with its coins, others toss them after."""
+    process = as_process(process)
+    if isinstance(process, ProgramProcess):
+        with_coins = ProgramProcess(survival(process.program), vectorized=process.vectorized)
+        return with_coins.rollout(policy, num_trajectories)
+    return survive(process.rollout(policy, num_trajectories))
+
+
+@torch.no_grad()
 def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDraws:
     """Returns ``num_draws`` trajectories of ``policy`` with their weights under the posterior.
 
@@ -82,7 +93,7 @@ def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDr
     Raises:
         ValueError: if every weight is zero.
     """
-    draws = survive(as_process(process).rollout(policy, num_draws))
+    draws = surviving_rollout(process, policy, num_draws)
     log_weight = draws.log_weight()
     total = torch.logsumexp(log_weight, 0)
     if not bool(total.isfinite()):

@@ -1,0 +1,1 @@
+"""Speed and quality of the library, measured: ``python -m benchmarks.run``."""
