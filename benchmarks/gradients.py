@@ -18,7 +18,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 from benchmarks.hand_written import Tables, exact_sum_gradient, score_gradient, score_gradient_of_all_states
-from benchmarks.measure import Advance, Claim, Row, Section, paired
+from benchmarks.measure import Advance, Claim, Row, Section, Timings, paired
 from rl_as_inference import TabularMDP, TrajectoryELBO, exact, follow
 from rl_as_inference.critics import TableCritic
 from rl_as_inference.guides import CategoricalPolicy, TabularPolicy
@@ -28,6 +28,7 @@ __all__ = ["STAGES", "measure"]
 NUM_STATES, NUM_ACTIONS, HORIZON, DISCOUNT, TEMPERATURE, NUM_TRAJECTORIES = 25, 4, 30, 0.95, 0.5, 256
 STAGES = 3
 PROGRAM, FAST, HAND = "Pyro program", "fast reading", "hand-written"
+AT_ONCE = "hand-written, states at once"
 TRACE, GRAPH = "Trace_ELBO", "TraceGraph_ELBO"
 
 
@@ -52,6 +53,8 @@ _ESTIMATORS = (
     _Estimator("exact sum, soft Q", "exact_sum", "soft_q"),
 )
 _SCORE, _EXACT_SUM = _ESTIMATORS[1], _ESTIMATORS[-1]
+_FREE = tuple(estimator.name for estimator in _ESTIMATORS if estimator.critic is None)
+_WITH_CRITIC = ", Q included"
 
 
 def measure(quick: bool, advance: Advance) -> Section:
@@ -59,8 +62,8 @@ def measure(quick: bool, advance: Advance) -> Section:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rounds = 3 if quick else 25
-        replicates, size = (48, 32) if quick else (384, 64)
+        rounds = 2 if quick else 25
+        replicates, size = (40, 32) if quick else (384, 64)
         times = _times(rounds)
         advance("gradients: times")
         network = _network_times(rounds)
@@ -108,8 +111,8 @@ def reference_problem(dtype: torch.dtype) -> tuple[TabularMDP, TabularPolicy]:
 _Key = tuple[str, str]
 
 
-def _times(rounds: int) -> dict[_Key, tuple[float, float]]:
-    """Returns seconds and ratio to Trace_ELBO by estimator and reading."""
+def _times(rounds: int) -> Timings:
+    """Returns times by estimator and reading."""
     mdp, policy = reference_problem(torch.float32)
     plan = _evaluate(mdp, policy)
 
@@ -121,7 +124,7 @@ def _times(rounds: int) -> dict[_Key, tuple[float, float]]:
 
         def run() -> float:
             policy.logits.grad = None
-            return elbo.loss_and_grads(model, guide, NUM_TRAJECTORIES)  # type: ignore[no-any-return]
+            return elbo.loss_and_grads(model, guide, NUM_TRAJECTORIES)
 
         return run
 
@@ -142,18 +145,19 @@ def _times(rounds: int) -> dict[_Key, tuple[float, float]]:
         contestants[estimator.name, PROGRAM] = gradient(estimator.elbo(plan), program)
         contestants[estimator.name, FAST] = gradient(estimator.elbo(plan), mdp)
     contestants |= {
-        (_EXACT_SUM.name, f"{PROGRAM}, Q included"): with_critic(program),
-        (_EXACT_SUM.name, f"{FAST}, Q included"): with_critic(mdp),
+        (_EXACT_SUM.name, PROGRAM + _WITH_CRITIC): with_critic(program),
+        (_EXACT_SUM.name, FAST + _WITH_CRITIC): with_critic(mdp),
         (_SCORE.name, HAND): lambda: score_gradient(tables, NUM_TRAJECTORIES),
-        (_SCORE.name, f"{HAND}, all states at once"): lambda: score_gradient_of_all_states(tables, NUM_TRAJECTORIES),
+        (_SCORE.name, AT_ONCE): lambda: score_gradient_of_all_states(tables, NUM_TRAJECTORIES),
         (_EXACT_SUM.name, HAND): lambda: exact_sum_gradient(tables, soft_q, NUM_TRAJECTORIES),
         ("soft Q of the policy", "exact.evaluate"): lambda: _evaluate(mdp, policy),
         ("exact gradient", "autograd of exact.elbo"): autograd,
     }
-    return _paired(contestants, rounds, (TRACE, PROGRAM))
+    pyro.clear_param_store()
+    return paired(contestants, rounds, every={(GRAPH, PROGRAM): 8})
 
 
-def _network_times(rounds: int) -> dict[_Key, tuple[float, float]]:
+def _network_times(rounds: int) -> Timings:
     mdp, _ = reference_problem(torch.float32)
     torch.manual_seed(0)
     policy = CategoricalPolicy(mdp.state_space, NUM_ACTIONS, horizon=HORIZON, hidden_sizes=(64, 64))
@@ -167,30 +171,19 @@ def _network_times(rounds: int) -> dict[_Key, tuple[float, float]]:
 
         def run() -> float:
             policy.zero_grad()
-            return elbo.loss_and_grads(model, guide, NUM_TRAJECTORIES)  # type: ignore[no-any-return]
+            return elbo.loss_and_grads(model, guide, NUM_TRAJECTORIES)
 
         return run
 
     contestants: dict[_Key, Callable[[], Any]] = {
         (TRACE, PROGRAM): gradient(Trace_ELBO(), program),
-        (_SCORE.name, PROGRAM): gradient(_SCORE.elbo, program) if False else gradient(TrajectoryELBO("score"), program),
+        (_SCORE.name, PROGRAM): gradient(TrajectoryELBO("score"), program),
         (_SCORE.name, FAST): gradient(TrajectoryELBO("score"), mdp),
         (_SCORE.name, HAND): lambda: score_gradient(tables, NUM_TRAJECTORIES),
-        (_SCORE.name, f"{HAND}, all states at once"): lambda: score_gradient_of_all_states(tables, NUM_TRAJECTORIES),
+        (_SCORE.name, AT_ONCE): lambda: score_gradient_of_all_states(tables, NUM_TRAJECTORIES),
     }
-    return _paired(contestants, rounds, (TRACE, PROGRAM))
-
-
-def _paired(
-    contestants: dict[_Key, Callable[[], Any]], rounds: int, reference: _Key
-) -> dict[_Key, tuple[float, float]]:
     pyro.clear_param_store()
-    names = {" / ".join(key): key for key in contestants}
-    slow = {name: 8 for name, key in names.items() if key[0] == GRAPH}
-    timings = paired({name: contestants[key] for name, key in names.items()}, rounds, every=slow)
-    return {
-        key: (timings.seconds(name), timings.ratio(name, " / ".join(reference))) for name, key in names.items()
-    }
+    return paired(contestants, rounds, every={(GRAPH, PROGRAM): 8})
 
 
 @dataclass(frozen=True)
@@ -261,11 +254,9 @@ def _quality(replicates: int, size: int) -> dict[_Key, _Quality]:
         found[estimator.name, PROGRAM] = pyro_quality(elbo)
         found[estimator.name, FAST] = in_turn(lambda elbo=elbo: elbo.loss_and_grads(mdp, guide, size))  # type: ignore[misc]
     soft_q = plan.soft_q / TEMPERATURE
-    found[_SCORE.name, HAND] = at_once(
-        lambda copies: score_gradient(Tables.of(mdp, copies.of, [copies.logits]), total)
-    )
+    found[_SCORE.name, HAND] = at_once(lambda copies: score_gradient(Tables.of(mdp, copies.of, [copies.logits]), total))
     tables = Tables.of(mdp, lambda state, t: policy.logits[state], [policy.logits])
-    found[_SCORE.name, f"{HAND}, all states at once"] = in_turn(lambda: score_gradient_of_all_states(tables, size))
+    found[_SCORE.name, AT_ONCE] = in_turn(lambda: score_gradient_of_all_states(tables, size))
     found[_EXACT_SUM.name, HAND] = at_once(
         lambda copies: exact_sum_gradient(Tables.of(mdp, copies.of, [copies.logits]), soft_q, total)
     )
@@ -280,54 +271,53 @@ def _evaluate(mdp: TabularMDP, policy: Any) -> exact.Plan:
 
 
 def _section(
-    times: dict[_Key, tuple[float, float]],
-    network: dict[_Key, tuple[float, float]],
-    quality: dict[_Key, _Quality],
-    settings: dict[str, Any],
-    judged: bool,
+    times: Timings, network: Timings, quality: dict[_Key, _Quality], settings: dict[str, Any], judged: bool
 ) -> Section:
-    worst = quality[GRAPH, PROGRAM].variance * times[GRAPH, PROGRAM][0]
+    trace, graph = (TRACE, PROGRAM), (GRAPH, PROGRAM)
+    most = quality[graph].variance * times.seconds(graph)
     rows = []
-    for (name, reading), (seconds, ratio) in times.items():
-        # What the critic costs changes the time alone.
-        found = quality.get((name, reading.removesuffix(", Q included")))
+    for name, reading in times.names:
+        key = (name, reading)
+        found = quality.get((name, reading.removesuffix(_WITH_CRITIC)))  # the critic's cost changes the time alone
         columns: dict[str, Any] = {}
         if found is not None:
-            work = found.variance * seconds
-            columns = {
-                "largest_z": found.largest_z,
-                "mean_square_z": found.mean_square_z,
-                "variance": found.variance,
-                "work": work,
-                "gain": worst / work,
-            }
-        rows.append(Row(name, reading, 1e3 * seconds, ratio, **columns))
-    rows += [
-        Row(name, f"{reading}, network", 1e3 * seconds, ratio, note="ratio to Trace_ELBO with the network")
-        for (name, reading), (seconds, ratio) in network.items()
+            work = found.variance * times.seconds(key)
+            columns = {**vars(found), "work": work, "gain": most / work}
+        rows.append(_row(times, key, **columns))
+    # A critic must be paid for; the estimators without one are as they stand.
+    paid = [
+        row
+        for row in rows
+        if row.reading.endswith(_WITH_CRITIC) or (row.what in _FREE and row.reading in (PROGRAM, FAST))
     ]
-    # The estimators that need no critic, or pay for it.
-    free = [row for row in rows if row.gain is not None and ("Q included" in row.reading or row.what == _SCORE.name)]
-    best = max(free, key=lambda row: row.gain or 0.0)
+    best = max(paid, key=lambda row: row.gain or 0.0)
+    rows += [_row(network, key, " (network)") for key in network.names]
 
-    def fast_to_hand(timed: dict[_Key, tuple[float, float]], hand: str) -> float:
-        return timed[_SCORE.name, FAST][1] / timed[_SCORE.name, hand][1]
-
+    score, fast, hand = ((_SCORE.name, reading) for reading in (PROGRAM, FAST, HAND))
     claims = [
-        Claim(f"TrajectoryELBO on the {PROGRAM}, time over Trace_ELBO's", times[_SCORE.name, PROGRAM][1], 1.5),
-        Claim("fast reading, time over hand-written tensors'", fast_to_hand(times, HAND), 1.2),
-        Claim("fast reading, time over hand-written tensors', network", fast_to_hand(network, HAND), 1.2),
+        Claim(f"TrajectoryELBO on the {PROGRAM}, time over {TRACE}'s", times.ratio(score, trace), 1.5, judged=judged),
+        Claim("fast reading, time over hand-written tensors'", times.ratio(fast, hand), 1.2, judged=judged),
+        Claim("the same with a network", network.ratio(fast, hand), 1.2, judged=judged),
         Claim(
-            f"variance × seconds, {GRAPH}'s over the best unbiased estimator's ({best.what}, {best.reading})",
+            f"variance × seconds: {GRAPH}'s over that of {best.what} ({best.reading})",
             best.gain or 0.0,
             1000.0,
             at_most=False,
+            judged=judged,
+        ),
+        Claim(
+            "bias of every estimator: largest of a coordinate, in standard errors",
+            max(found.largest_z for found in quality.values()),
+            4.5,
         ),
     ]
-    bias = Claim(
-        "bias of every estimator, largest of a coordinate in standard errors",
-        max(found.largest_z for found in quality.values()),
-        4.5,
-    )
-    timed = [Claim(c.text, c.value, c.limit, c.at_most, judged) for c in claims]
-    return Section("gradients, 25 states", "Trace_ELBO", settings, rows, [*timed, bias])
+    return Section("gradients, 25 states", TRACE, settings, rows, claims)
+
+
+def _row(timings: Timings, key: _Key, suffix: str = "", **columns: Any) -> Row:
+    name, reading = key
+    note = ""
+    if reading in (HAND, AT_ONCE):
+        note = f"fast reading: {timings.ratio((name, FAST), key):.2f} × this"
+    ratio = timings.ratio(key, (TRACE, PROGRAM))
+    return Row(name + suffix, reading, 1e3 * timings.seconds(key), ratio, note=note, **columns)

@@ -69,14 +69,18 @@ class Section:
 class Timings:
     """Seconds by contestant and round."""
 
-    def __init__(self, rounds: list[dict[str, float]]) -> None:
+    def __init__(self, rounds: list[dict[Any, float]]) -> None:
         self.rounds = rounds
 
-    def seconds(self, name: str) -> float:
+    @property
+    def names(self) -> list[Any]:
+        return list(dict.fromkeys(name for times in self.rounds for name in times))
+
+    def seconds(self, name: Any) -> float:
         """Returns the median over rounds."""
         return statistics.median(times[name] for times in self.rounds if name in times)
 
-    def ratio(self, name: str, to: str) -> float:
+    def ratio(self, name: Any, to: Any) -> float:
         """Returns the median over rounds of two contestants' ratio within a round.
 
         Whatever else the machine does slows both of a pair, so ratios are steadier than times.
@@ -85,7 +89,7 @@ class Timings:
 
 
 def paired(
-    contestants: Mapping[str, Callable[[], Any]], rounds: int, *, every: Mapping[str, int] | None = None
+    contestants: Mapping[Any, Callable[[], Any]], rounds: int, *, every: Mapping[Any, int] | None = None
 ) -> Timings:
     """Times every contestant once a round, in turn, after one round that is not counted.
 

@@ -140,8 +140,8 @@ def compare(
         >>> from rl_as_inference.processes import TabularMDP
         >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
         >>> comparison = compare(mdp, exact.plan(mdp), num_trajectories=100)
-        >>> round(comparison.log_evidence, 3), round(comparison.policy_gap, 3)
-        (2.481, 0.0)
+        >>> round(comparison.log_evidence, 3), abs(comparison.policy_gap) < 1e-6
+        (2.48, True)
     """
     if num_trajectories < 2:
         raise ValueError(f"num_trajectories must be >= 2 for a standard error, got {num_trajectories}")

@@ -10,10 +10,16 @@ import pyro
 import pytest
 
 import rl_as_inference
+import rl_as_inference.guides
+import rl_as_inference.models
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-MODULES = sorted(m.name for m in pkgutil.walk_packages(rl_as_inference.__path__, "rl_as_inference."))
+# An editable install maps models and guides into the package without its __path__ knowing.
+PACKAGES = (rl_as_inference, rl_as_inference.guides, rl_as_inference.models)
+MODULES = sorted(
+    {m.name for package in PACKAGES for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")}
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -749,7 +749,10 @@ def test_draws_of_the_next_state_have_the_tables_shares(kind):
         for a in range(2):
             state, action = torch.full((n,), s), torch.full((n,), a)
             expected = mdp.kernel.probabilities[s, a]
-            for drawn in (process.kernel.sample(state, action), process.transition(state, action).sample()):
+            for drawn in (
+                process.kernel.draw(state, action, torch.rand(state.shape)),
+                process.transition(state, action).sample(),
+            ):
                 shares = torch.bincount(drawn, minlength=3) / n
                 assert (shares[expected == 0] == 0).all()
                 error = (expected * (1 - expected) / n).sqrt().clamp(min=1e-9)

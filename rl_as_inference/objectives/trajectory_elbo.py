@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+import gymnasium
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.elbo import ELBO
@@ -66,6 +67,7 @@ class TrajectoryELBO(ELBO):
             needed; and on use, where the program does not allow the estimator (the reason is given).
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> from rl_as_inference.program import act, follow, reward, steps
         >>> def coins():
@@ -516,6 +518,8 @@ def _time_tensor(times: Sequence[int], states: Tensor, dims: int) -> Tensor:
 
 def _is_smooth(mdp: MarkovDecisionProcess, policy: Any) -> bool:
     """Whether rewards can be differentiated through actions and dynamics."""
+    if isinstance(mdp.action_space, gymnasium.spaces.Discrete):
+        return False
     with torch.no_grad():
         state = mdp.initial().expand([1]).sample()
         if mdp.terminated(state) is not None:

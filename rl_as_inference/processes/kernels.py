@@ -15,7 +15,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["DenseKernel", "Kernel", "SparseKernel", "Successors", "common_scale", "exp_from", "log_to"]
+__all__ = ["DenseKernel", "Kernel", "SparseKernel", "Successors", "common_scale", "exp_from", "invert", "log_to"]
 
 
 class Kernel(Protocol):
@@ -54,8 +54,8 @@ class Kernel(Protocol):
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         """Returns ``p(s'|s,a)`` as a Pyro distribution of the batch shape of ``state``."""
 
-    def sample(self, state: Tensor, action: Tensor) -> Tensor:
-        """Returns draws of ``s'`` by inverting the distribution function, faster than ``distribution``."""
+    def draw(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
+        """Returns the ``s'`` that uniform numbers in [0, 1) stand for; faster than ``distribution``."""
 
 
 def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
@@ -90,20 +90,28 @@ def log_to(scale: float, factors: Tensor) -> Tensor:
     return logs.add_(scale) if scale else logs
 
 
+def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """Returns the first ``k`` whose cumulative probability exceeds ``uniform``: never one of probability 0.
+
+    Args:
+        cumulative: ``(*batch, K)``, whose last is 1.
+        uniform: draws in [0, 1), ``(*batch,)``.
+    """
+    return torch.searchsorted(cumulative, uniform[..., None], right=True).squeeze(-1)
+
+
 class _Sampler:
     """Inverts the cumulative probabilities of rows that have few successors each."""
 
-    def __init__(self, indices: Tensor, probabilities: Tensor) -> None:
+    def __init__(self, indices: Tensor | None, probabilities: Tensor) -> None:
         self.indices = indices
         cumulative = probabilities.cumsum(-1)
         self.cumulative = cumulative / cumulative[..., -1:]
 
-    def __call__(self, row: Tensor) -> Tensor:
-        cumulative = self.cumulative[row]
-        uniform = torch.rand(row.shape, dtype=cumulative.dtype, device=cumulative.device)
-        # The first k whose cumulative probability exceeds the draw; never one of probability 0.
-        k = (cumulative <= uniform[..., None]).sum(-1)
-        return self.indices[row, k]
+    def __call__(self, row: Tensor, uniform: Tensor) -> Tensor:
+        # index_select takes less than half the time of self.cumulative[row].
+        k = invert(self.cumulative.index_select(0, row.flatten()).view(*row.shape, -1), uniform)
+        return k if self.indices is None else self.indices[row, k]
 
 
 class DenseKernel:
@@ -137,8 +145,8 @@ class DenseKernel:
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         return dist.Categorical(logits=self._log_probabilities[state, action])
 
-    def sample(self, state: Tensor, action: Tensor) -> Tensor:
-        return self._sampler(state * self.num_actions + action)
+    def draw(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
+        return self._sampler(state * self.num_actions + action, uniform)
 
     @property
     def _log_probabilities(self) -> Tensor:
@@ -155,6 +163,8 @@ class DenseKernel:
     def _sampler(self) -> _Sampler:
         rows = self.probabilities.detach().flatten(0, 1)
         most = int((rows > 0).sum(-1).max())
+        if most == self.num_states:
+            return _Sampler(None, rows)
         largest = rows.topk(most, dim=-1)
         return _Sampler(largest.indices, largest.values)
 
@@ -212,8 +222,8 @@ class SparseKernel:
         indices, probabilities = self.successors(state, action)
         return Successors(indices, probabilities, self.num_states)
 
-    def sample(self, state: Tensor, action: Tensor) -> Tensor:
-        return self._sampler(state * self.num_actions + action)
+    def draw(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
+        return self._sampler(state * self.num_actions + action, uniform)
 
     def _tracked(self, values: Tensor) -> bool:
         return torch.is_grad_enabled() and (values.requires_grad or self.probabilities.requires_grad)

@@ -68,7 +68,7 @@ class MarkovDecisionProcess:
         ...         return action.float()
         >>> _ = pyro.set_rng_seed(0)
         >>> Bandit(horizon=1).rollout(None, 4).rewards
-        tensor([[2., 0., 0., 1.]])
+        tensor([[2., 2., 1., 2.]])
     """
 
     state_space: gymnasium.Space[Any]

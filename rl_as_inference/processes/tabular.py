@@ -8,8 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel
+from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, invert
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["TabularMDP"]
 
@@ -217,8 +219,73 @@ class TabularMDP(MarkovDecisionProcess):
         """Returns ``r(s,a) = E_{s'} r(s,a,s')``, ``(S, A)`` in reward units."""
         return self.reward_table if self.reward_table.dim() == 2 else self.kernel.mean(self.reward_table)
 
-    def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
-        return self.kernel.sample(state, action)
+    def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
+        if pathwise:  # to be told why not
+            return super()._rollout(policy, num_trajectories, horizon, pathwise)
+        table = self._log_policy_table(policy, num_trajectories, horizon)
+        uniform = torch.rand(horizon, 2, num_trajectories, dtype=self._like_dtype, device=self.terminal.device)
+        with torch.no_grad():
+            state = self.initial().sample((num_trajectories,))
+            cumulative = None if table is None else _cumulative(table).expand(horizon, -1, -1).unbind()
+        states, actions, log_q = [state], [], []
+        for t in range(horizon):
+            if cumulative is None:
+                assert policy is not None
+                chosen = policy(state, t)
+                if not isinstance(chosen, torch.distributions.Categorical):
+                    return super()._rollout(policy, num_trajectories, horizon, pathwise)
+                logits = chosen.logits.expand(num_trajectories, self.num_actions)
+                action = invert(_cumulative(logits.detach()), uniform[t, 0])
+                log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
+            else:
+                action = invert(cumulative[t].index_select(0, state), uniform[t, 0])
+            state = self.kernel.draw(state, action, uniform[t, 1])
+            states.append(state)
+            actions.append(action)
+        all_states, all_actions = torch.stack(states), torch.stack(actions)
+        before = all_states[:-1]
+        rewards = self.reward(before, all_actions, all_states[1:])
+        log_p = self.log_action_prior[before, all_actions]
+        if policy is None:
+            log_policy = log_p
+        elif table is None:
+            log_policy = torch.stack(log_q)
+        elif len(table) == 1:
+            log_policy = table[0][before, all_actions]
+        else:
+            times = torch.arange(horizon, device=before.device)[:, None]
+            log_policy = table[times, before, all_actions]
+        # Terminal states are never left, so the state alone tells who has ended.
+        mask = ~self.terminal[before]
+        if self.has_terminal:
+            rewards, log_p, log_policy = (torch.where(mask, x, 0.0) for x in (rewards, log_p, log_policy))
+        return Trajectories(
+            states=all_states,
+            actions=all_actions,
+            rewards=rewards,
+            mask=mask,
+            log_prior=log_p,
+            log_policy=log_policy,
+            log_factors=rewards / self.temperature,
+            temperature=self.temperature,
+            discount=self.discount,
+        )
+
+    def _log_policy_table(self, policy: Policy | None, num_trajectories: int, horizon: int) -> Tensor | None:
+        """Returns ``log π`` in all states, ``(T or 1, S, A)``, where that costs no more than asking on the way."""
+        if policy is None:
+            return self.log_action_prior[None]
+        if not getattr(policy, "batch_steps", False) or self.num_states > 2 * num_trajectories:
+            return None
+        shape = (horizon, self.num_states)
+        states = torch.arange(self.num_states, device=self.terminal.device)
+        times = torch.arange(horizon, device=self.terminal.device)[:, None]
+        answer = policy(states.expand(shape), times.expand(shape))  # type: ignore[arg-type]
+        return answer.logits if isinstance(answer, torch.distributions.Categorical) else None
+
+    @property
+    def _like_dtype(self) -> torch.dtype:
+        return self.initial_probabilities.dtype
 
     def learns_dynamics(self) -> bool:
         wanted = self.kernel.probabilities.requires_grad or self.initial_probabilities.requires_grad
@@ -328,6 +395,12 @@ class TabularMDP(MarkovDecisionProcess):
             letters = np.where(ends, "G", np.where(np.asarray(start) > 0, "S", "F"))
             mdp.layout = letters.reshape(shape)
         return mdp
+
+
+def _cumulative(log_probabilities: Tensor) -> Tensor:
+    """Returns cumulative probabilities whose last is exactly one."""
+    cumulative = log_probabilities.detach().exp().cumsum(-1)
+    return cumulative / cumulative[..., -1:]
 
 
 def _tensor(value: Any) -> Tensor:

@@ -36,7 +36,7 @@ def act(name: str, state: Any, prior: Any) -> Tensor:
     Example:
         >>> _ = pyro.set_rng_seed(0)
         >>> act("action_0", torch.tensor(2), dist.Categorical(logits=torch.zeros(4)))
-        tensor(0)
+        tensor(2)
     """
     if not isinstance(prior, torch.distributions.Distribution):
         raise ValueError(

@@ -41,6 +41,7 @@ def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
             not a distribution or its event shape is not the action prior's.
 
     Example:
+        >>> from rl_as_inference.program import act
         >>> def coin():
         ...     return act("action_0", torch.tensor(0), dist.Bernoulli(0.5))
         >>> always = lambda state, t: dist.Bernoulli(1.0)
@@ -67,6 +68,7 @@ def simulate(program: Program | None = None) -> Any:
     Without a program it is a ``with`` block.
 
     Example:
+        >>> from rl_as_inference.program import act, reward
         >>> def coin():
         ...     action = act("action_0", torch.tensor(0), dist.Bernoulli(0.5))
         ...     reward("reward_0", action)

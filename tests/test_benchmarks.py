@@ -1,0 +1,75 @@
+"""The benchmarks run in their quick form, and the estimators they list are unbiased."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", "--quick", "--out", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads((folder / "quick.json").read_text()), run.stdout
+
+
+def test_results_say_where_and_when_they_were_measured(results):
+    data, _ = results
+    assert data["quick"] is True
+    assert data["threads"] >= 1
+    assert data["cpu"]
+    assert data["date"].endswith("+00:00")
+    assert {"python", "torch", "pyro-ppl", "rl-as-inference"} <= set(data["versions"])
+    assert [len(section["rows"]) > 0 for section in data["sections"]] == [True, True, True]
+
+
+def test_every_row_has_a_time_and_a_ratio(results):
+    data, _ = results
+    for section in data["sections"]:
+        assert section["settings"]["threads"] >= 1
+        for row in section["rows"]:
+            assert row["milliseconds"] > 0
+            assert row["ratio"] > 0
+
+
+def test_estimators_are_unbiased(results):
+    """40 gradients of 32 trajectories each, over 100 coordinates: z-scores with 39 degrees of freedom."""
+    data, _ = results
+    judged = [row for row in data["sections"][0]["rows"] if row["largest_z"] is not None]
+    assert {"Trace_ELBO", "TraceGraph_ELBO", "full return", "exact sum, soft Q"} <= {row["what"] for row in judged}
+    for row in judged:
+        assert row["largest_z"] < 4.5, row
+        assert 0.4 < row["mean_square_z"] < 2.0, row
+        assert math.isclose(row["work"], row["variance"] * row["milliseconds"] / 1e3, rel_tol=1e-9)
+
+
+def test_better_estimators_have_less_variance(results):
+    data, _ = results
+    rows = [row for row in data["sections"][0]["rows"] if row["reading"] == "Pyro program" and row["variance"]]
+    variance = {row["what"]: row["variance"] for row in rows}
+    assert variance["exact sum, soft Q"] < variance["advantage, λ = 0.5"] < variance["baseline, exact soft V"]
+    assert variance["baseline, exact soft V"] < variance["score, return-to-go"] < variance["full return"]
+
+
+def test_short_runs_judge_bias_but_not_times(results):
+    data, printed = results
+    claims = [claim for section in data["sections"] for claim in section["claims"]]
+    assert [claim["text"] for claim in claims if claim["judged"]] == [
+        "bias of every estimator: largest of a coordinate, in standard errors"
+    ]
+    assert all((claim["holds"] is not None) == claim["judged"] for claim in claims)
+    assert "PASS  bias of every estimator" in printed
+    assert "TraceGraph_ELBO" in printed
