@@ -1,27 +1,30 @@
 """The trajectory ELBO as a Pyro objective: the maximum-entropy objective, with its estimators."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import gymnasium
 import torch
-from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import MultiFrameTensor
-from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 from torch import Tensor
 
 from rl_as_inference.objectives import estimators
+from rl_as_inference.objectives.action_steps import ActionSteps, over_time, steps_of_rollout, steps_of_terms
+from rl_as_inference.objectives.program_terms import (
+    DetachedActions,
+    Marks,
+    Term,
+    read_program,
+    segment_costs,
+    suffix_sums,
+    temperature_of,
+    terms_of_traces,
+)
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.program.readings import Guide, register_module
-from rl_as_inference.program.recording import prior_of, record
-from rl_as_inference.program.sites import ACTION, REWARD, is_action, is_reward, step_of
-from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["Estimator", "TrajectoryELBO"]
 
@@ -152,7 +155,7 @@ class TrajectoryELBO(ELBO):
                 continue
             pair = (self._vectorized_num_particles(fn) if vectorized else fn for fn in (model, guide))
             run, other = (partial(fn, *args, **kwargs) for fn in pair)
-            read = partial(_read_program, run, guide.policy) if own else partial(self._read_pair, run, other)
+            read = partial(read_program, run, guide.policy) if own else partial(self._read_pair, run, other)
             yield self._combine(self._settle(read))
 
     def _is_in_parts(self, model: Any) -> bool:
@@ -167,13 +170,13 @@ class TrajectoryELBO(ELBO):
 
     # Programs: sites with their plates.
 
-    def _read_pair(self, model: Any, guide: Any, pathwise: bool) -> "list[_Term]":
-        marks = _Marks()
-        guide = guide if pathwise else _DetachedActions()(guide)
+    def _read_pair(self, model: Any, guide: Any, pathwise: bool) -> list[Term]:
+        marks = Marks()
+        guide = guide if pathwise else DetachedActions()(guide)
         model_trace, guide_trace = self._get_trace(marks(model), guide, (), {})
-        return _terms_of_traces(model_trace, guide_trace, marks.of, pathwise)
+        return terms_of_traces(model_trace, guide_trace, marks.of, pathwise)
 
-    def _settle(self, read: "Callable[[bool], list[_Term]]") -> "list[_Term]":
+    def _settle(self, read: Callable[[bool], list[Term]]) -> list[Term]:
         """Returns the terms of one run, with actions drawn as the estimator wants them."""
         if self.estimator not in ("auto", "pathwise"):
             return read(False)
@@ -188,7 +191,7 @@ class TrajectoryELBO(ELBO):
                 return read(False)
         return terms
 
-    def _combine(self, terms: "list[_Term]") -> tuple[Tensor, Tensor]:
+    def _combine(self, terms: list[Term]) -> tuple[Tensor, Tensor]:
         elbo: Any = torch.zeros(())
         surrogate: Any = torch.zeros(())
         for term in terms:
@@ -205,17 +208,17 @@ class TrajectoryELBO(ELBO):
             raise ValueError(
                 f"estimator='pathwise' needs reparameterized draws, but site {scored[0].name!r} has none; use 'auto'"
             )
-        segments = _segments(terms)
+        segments = segment_costs(terms)
         for frames in dict.fromkeys(term.frames for term in scored):
             costs = [segment.sum_to(frames) for segment in segments]
             mine = [term for term in scored if term.frames == frames]
-            to_go = _suffix_sums(costs)
+            to_go = suffix_sums(costs)
             for term in mine:
                 if term.action is None:  # a draw whose distribution the policy's actions shape
                     surrogate = surrogate + (term.score * to_go[term.segment]).sum()
             acts = [term for term in mine if term.action is not None]
             if acts:
-                surrogate = surrogate + self._score_part(_steps_of_terms(acts, costs, _temperature(terms)))
+                surrogate = surrogate + self._score_part(steps_of_terms(acts, costs, temperature_of(terms)))
         return elbo, surrogate
 
     # Processes in parts: time-major tensors.
@@ -232,14 +235,14 @@ class TrajectoryELBO(ELBO):
         if pathwise:
             return terms.sum(), terms.sum()
         direct = trajectories.log_factors + trajectories.log_prior
-        surrogate = self._score_part(_steps_of_rollout(mdp, policy, trajectories, terms.detach()))
+        surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()))
         if direct.requires_grad:
             surrogate = surrogate + (trajectories.scales * direct).sum()
         return terms.sum(), surrogate
 
     # What both have in common.
 
-    def _score_part(self, steps: "_Steps") -> Tensor:
+    def _score_part(self, steps: ActionSteps) -> Tensor:
         """Returns the surrogate of the action draws, and of the critic that is trained alongside."""
         estimator = self.estimator
         if estimator == "auto":
@@ -254,7 +257,7 @@ class TrajectoryELBO(ELBO):
                 "critic: its values are in reward units, so all rewards of the program need one temperature, and "
                 "they have several or none"
             )
-        critic = _over_time(self.critic, steps.states, steps.times) / steps.temperature
+        critic = over_time(self.critic, steps.states, steps.times) / steps.temperature
         alive = steps.weights > 0
         safe = torch.where(alive, steps.weights, 1.0)
         if estimator == "exact_sum":
@@ -278,244 +281,6 @@ class TrajectoryELBO(ELBO):
         return surrogate
 
 
-@dataclass
-class _Steps:
-    """Action draws that stand in the same plates, time first, ``(T, *batch)``."""
-
-    terms: Tensor
-    """All ELBO terms from one action to before the next, scaled, without gradient."""
-    own_terms: Tensor
-    """Of these, the action's own: ``log p - log π``, scaled."""
-    log_policy: Tensor
-    weights: Tensor
-    """γ^t where the trajectory is alive, 0 elsewhere."""
-    states: Tensor
-    actions: Tensor
-    times: Sequence[int]
-    temperature: Any
-    distributions: Callable[[], tuple[Any, Any]]
-    """Policy and action prior of all the draws at once; asked for when needed."""
-
-
-@dataclass
-class _Term:
-    """What one site adds to the ELBO, and how the gradient reaches its draw."""
-
-    name: str
-    frames: frozenset[Any]
-    cost: Tensor
-    """``log p - log q``, scaled and masked, without gradient."""
-    differentiable: list[Tensor]
-    """Parts of the ELBO to be differentiated as they stand."""
-    score: Tensor | None = None
-    """``log q`` of a draw that is not reparameterized, unscaled."""
-    action: Any = None
-    ends_early: bool = False
-    is_factor: bool = False
-    temperature: Any = None
-    segment: int = 0
-
-
-def _read_program(run: Callable[[], Any], policy: Any, pathwise: bool) -> list[_Term]:
-    """Returns the terms of one run of a program that is its own guide.
-
-    What is neither action nor observed has the same density in both, so it costs nothing.
-    """
-    terms = []
-    for msg in record(run, policy, pathwise=pathwise):
-        if is_action(msg) or msg["is_observed"]:
-            log_p = prior_of(msg).log_prob(msg["value"])
-            log_q = msg["fn"].log_prob(msg["value"]) if is_action(msg) else None
-            terms.append(_term(msg, log_p, log_q, pathwise and msg["fn"].has_rsample, msg))
-        elif torch.is_grad_enabled() and not msg["fn"].has_rsample:
-            log_q = msg["fn"].log_prob(msg["value"])
-            if log_q.requires_grad:
-                terms.append(_Term(msg["name"], _frames(msg), torch.zeros_like(log_q.detach()), [], log_q))
-    return terms
-
-
-def _terms_of_traces(model_trace: Any, guide_trace: Any, marks: dict[str, Any], pathwise: bool) -> list[_Term]:
-    """Returns the terms of a model's trace against a guide's."""
-    model_trace.compute_log_prob()
-    terms = []
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample":
-            continue
-        site = {**site, "infer": marks[name]}
-        drawn = None if site["is_observed"] else guide_trace.nodes[name]
-        log_q = None if drawn is None else drawn["fn"].log_prob(drawn["value"])
-        reparameterized = drawn is not None and drawn["fn"].has_rsample and (pathwise or not is_action(site))
-        terms.append(_term(site, site["unscaled_log_prob"], log_q, reparameterized, drawn))
-    names = [term.name for term in terms]
-    latent = [n for n, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
-    for name in (n for n in latent if n not in names):  # auxiliary draws of the guide's own
-        drawn = guide_trace.nodes[name]
-        log_q = drawn["fn"].log_prob(drawn["value"])
-        terms.append(_term(drawn, None, log_q, drawn["fn"].has_rsample, drawn))
-    if latent != [n for n in names if n in latent]:
-        # Drawn in another order than the model's, so what comes after what is unknown:
-        # charge every draw with everything.
-        for term in terms:
-            term.action = None
-    return terms
-
-
-def _term(site: Any, log_p: Tensor | None, log_q: Tensor | None, reparameterized: bool, drawn: Any) -> _Term:
-    scale, mask = site["scale"], site["mask"]
-    cost: Any = 0.0
-    differentiable = []
-    if log_p is not None:
-        log_p = scale_and_mask(log_p, scale, mask)
-        cost = log_p.detach()
-        if log_p.requires_grad:
-            differentiable.append(log_p)
-    if log_q is not None:
-        scaled = scale_and_mask(log_q, drawn["scale"], drawn["mask"])
-        cost = cost - scaled.detach()
-        if reparameterized and log_q.requires_grad:
-            differentiable.append(-scaled)
-    mark = site["infer"].get(ACTION)
-    action = None
-    if mark is not None and log_q is not None:
-        action = {
-            "state": mark["state"],
-            "value": drawn["value"],
-            "policy": drawn["fn"],
-            "prior": prior_of(site),
-        }
-        action |= {**step_of(site), "scale": scale}
-    return _Term(
-        name=site["name"],
-        frames=_frames(site),
-        cost=torch.as_tensor(cost),
-        differentiable=differentiable,
-        score=None if reparameterized else log_q,
-        action=action,
-        ends_early=mark is not None and step_of(site)["alive"] is not None,
-        is_factor=log_q is None,
-        temperature=site["infer"][REWARD]["temperature"] if is_reward(site) else None,
-    )
-
-
-def _frames(site: Any) -> frozenset[Any]:
-    return frozenset(frame for frame in site["cond_indep_stack"] if frame.vectorized)
-
-
-def _segments(terms: list[_Term]) -> list[MultiFrameTensor]:
-    """Groups costs by the action they follow, in the order of execution, and numbers the terms so.
-
-    A draw reaches only what is executed after it, so it need not be charged with earlier segments.
-    """
-    segments = [MultiFrameTensor()]
-    for term in terms:
-        if term.action is not None:
-            segments.append(MultiFrameTensor())
-        term.segment = len(segments) - 1
-        if not is_identically_zero(term.cost):
-            segments[-1].add((tuple(term.frames), term.cost))
-    return segments
-
-
-def _suffix_sums(costs: list[Any]) -> list[Any]:
-    sums: list[Any] = []
-    for cost in reversed(costs):
-        sums.append(cost + (sums[-1] if sums else 0.0))
-    return sums[::-1]
-
-
-def _temperature(terms: list[_Term]) -> Any:
-    """Returns the program's temperature; None, where it has several or none, forbids a critic."""
-    found = {float(term.temperature): term.temperature for term in terms if term.temperature is not None}
-    return next(iter(found.values())) if len(found) == 1 else None
-
-
-def _steps_of_terms(acts: list[_Term], costs: list[Any], temperature: Any) -> _Steps:
-    scores = torch.broadcast_tensors(*[term.score for term in acts])
-    shape = scores[0].shape
-    # Costs of segments in between, whose action stands in other plates, belong to the act before.
-    bounds = [term.segment for term in acts] + [len(costs)]
-    terms = [torch.as_tensor(sum(costs[i:j])).to(scores[0]).expand(shape) for i, j in pairwise(bounds)]
-
-    def aligned(value: Any) -> Tensor:
-        return torch.as_tensor(value).to(scores[0]).expand(shape)
-
-    def distributions() -> tuple[Any, Any]:
-        pairs = [(term.action["policy"], term.action["prior"]) for term in acts]
-        for pair in pairs:
-            for fn in pair:
-                if not isinstance(fn, torch.distributions.Categorical):
-                    raise ValueError(
-                        f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
-                    )
-        policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
-        return _Logits(policy), _Logits(prior)
-
-    weights = []
-    for term in acts:
-        alive = term.action["alive"]
-        weights.append(aligned(term.action["scale"]) * (1.0 if alive is None else alive))
-    return _Steps(
-        terms=torch.stack(terms),
-        own_terms=torch.stack([aligned(term.cost) for term in acts]),
-        log_policy=torch.stack(scores),
-        weights=torch.stack(weights),
-        states=_stack_states([term.action["state"] for term in acts]),
-        actions=torch.stack([term.action["value"].detach() for term in acts]),
-        times=[term.action["step"] or 0 for term in acts],
-        temperature=temperature,
-        distributions=distributions,
-    )
-
-
-def _stack_states(states: list[Any]) -> Any:
-    if not all(isinstance(state, Tensor) for state in states):
-        return states
-    return torch.stack(torch.broadcast_tensors(*[state.detach() for state in states]))
-
-
-def _steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Trajectories, terms: Tensor) -> _Steps:
-    states = trajectories.states[: trajectories.horizon]
-
-    def distributions() -> tuple[Any, Any]:
-        if getattr(policy, "batch_steps", False):
-            return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior(states)
-        return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior(states)
-
-    def categorical() -> tuple[Any, Any]:
-        pair = distributions()
-        for fn in pair:
-            if not hasattr(fn, "logits"):
-                raise ValueError(
-                    f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
-                )
-        return pair
-
-    scales = trajectories.scales * trajectories.mask
-    return _Steps(
-        terms=terms,
-        own_terms=(trajectories.scales * (trajectories.log_prior - trajectories.log_policy)).detach(),
-        log_policy=trajectories.log_policy,
-        weights=scales,
-        states=states,
-        actions=trajectories.actions,
-        times=range(trajectories.horizon),
-        temperature=trajectories.temperature,
-        distributions=categorical,
-    )
-
-
-def _over_time(critic: Callable[[Any, Any], Tensor], states: Any, times: Sequence[int]) -> Tensor:
-    """Returns the critic at every step, asked once where it takes all steps at once."""
-    if getattr(critic, "batch_steps", False) and isinstance(states, Tensor):
-        return critic(states, _time_tensor(times, states, 2))
-    return torch.stack([critic(state, t) for t, state in zip(times, states, strict=True)])
-
-
-def _time_tensor(times: Sequence[int], states: Tensor, dims: int) -> Tensor:
-    """Returns times ``(T, N)`` that go with states ``(T, N, ...)``."""
-    return torch.as_tensor(list(times), device=states.device)[:, None].expand(states.shape[:dims])
-
-
 def _is_smooth(mdp: MarkovDecisionProcess, policy: Any) -> bool:
     """Whether rewards can be differentiated through actions and dynamics."""
     if isinstance(mdp.action_space, gymnasium.spaces.Discrete):
@@ -526,30 +291,3 @@ def _is_smooth(mdp: MarkovDecisionProcess, policy: Any) -> bool:
             return False
         action = policy(state, 0)
         return bool(action.has_rsample and mdp.transition(state, action.sample()).has_rsample)
-
-
-class _Logits:
-    """Just enough of a categorical distribution for the exact sum."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-
-
-class _Marks(Messenger):
-    """Keeps the model's marks, which replaying a guide's draw overwrites by the guide's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        self.of[msg["name"]] = msg["infer"]
-
-
-class _DetachedActions(Messenger):
-    """Draws actions without a path for gradients."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_action(msg) and msg["value"] is None:
-            with torch.no_grad():
-                msg["value"] = msg["fn"].sample()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, invert
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.toy_text import read_toy_text
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.trajectories import Trajectories
 
@@ -351,49 +352,23 @@ class TabularMDP(MarkovDecisionProcess):
             >>> lake.num_states, lake.num_actions, int(lake.terminal.sum())
             (16, 4, 5)
         """
-        try:
-            env = gymnasium.make(env_id, **make_kwargs).unwrapped
-        except Exception as error:  # Gymnasium raises its own errors, and the environment's constructor any
-            raise ValueError(f"env_id: gymnasium.make({env_id!r}) failed: {type(error).__name__}: {error}") from error
-        table, start = getattr(env, "P", None), getattr(env, "initial_state_distrib", None)
-        if table is None or start is None:
-            raise ValueError(
-                f"env_id: {env_id!r} has no transition table (attributes P and initial_state_distrib); "
-                f"TabularMDP reads FrozenLake, CliffWalking, Taxi and their like"
-            )
-        num_states, num_actions = len(table), len(table[0])
-        table = {s: {a: _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}
-        most = max(len(outcomes) for row in table.values() for outcomes in row.values())
-        indices = np.zeros((num_states, num_actions, most), dtype=np.int64)
-        probabilities = np.zeros((num_states, num_actions, most))
-        rewards = np.zeros((num_states, num_actions, most))
-        for s, row in table.items():
-            for a, outcomes in row.items():
-                for k, (after, (probability, value, _)) in enumerate(outcomes.items()):
-                    indices[s, a, k], probabilities[s, a, k], rewards[s, a, k] = after, probability, value
-        ends = _terminal_states(env_id, table, np.asarray(start))
+        table = read_toy_text(env_id, **make_kwargs)
+        num_states, num_actions, _ = table.indices.shape
         dtype = dtype or torch.get_default_dtype()
-        tensors = [torch.as_tensor(x, dtype=dtype, device=device) for x in (probabilities, rewards, start)]
+        tensors = [torch.as_tensor(x, dtype=dtype, device=device) for x in table[1:4]]
         options: dict[str, Any] = {
             "horizon": horizon,
             "discount": discount,
             "temperature": temperature,
-            "terminal": torch.as_tensor(ends, device=device),
+            "terminal": torch.as_tensor(table.terminal, device=device),
         }
-        successors = torch.as_tensor(indices, device=device)
+        successors = torch.as_tensor(table.indices, device=device)
         if num_states * num_actions * num_states <= _DENSE_LIMIT:
             transition, reward = _densify(successors, tensors[0], tensors[1])
             mdp = cls(transition, reward, tensors[2], **options)
         else:
             mdp = cls.from_successors(successors, *tensors, **options)
-        mdp.name = env_id
-        layout = getattr(env, "desc", None)
-        shape = getattr(env, "shape", None)
-        if layout is not None and layout.size == num_states:
-            mdp.layout = np.asarray(layout).astype(str)
-        elif shape is not None and int(np.prod(shape)) == num_states and len(shape) == 2:
-            letters = np.where(ends, "G", np.where(np.asarray(start) > 0, "S", "F"))
-            mdp.layout = letters.reshape(shape)
+        mdp.name, mdp.layout = env_id, table.layout
         return mdp
 
 
@@ -473,57 +448,6 @@ def _sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, o
         raise ValueError("reward must have its entries where transition has them, when both are sparse")
     flat = reward.values().new_zeros(slots.new_tensor(shape).prod()).index_copy(0, slots, reward.values())
     return flat.view(shape).to(**options)
-
-
-def _terminal_states(env_id: str, table: dict[int, Any], start: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Returns which states end the episode on arrival.
-
-    Tables also have rows for states that no episode visits (Taxi's passenger at the destination
-    from the start), and what those say about endings must not count against the visited ones.
-    """
-    arrivals = {(s, after, done) for s, row in table.items() for o in row.values() for after, (_, _, done) in o.items()}
-    ends = np.zeros(len(table), bool)
-    visited = {int(s) for s in np.flatnonzero(start > 0)}
-    frontier = set(visited)
-    stays: set[int] = set(visited)
-    onward: dict[int, list[tuple[int, bool]]] = {}
-    for s, after, done in arrivals:
-        onward.setdefault(s, []).append((after, done))
-    while frontier:
-        reached = {step for s in frontier for step in onward.get(s, ())}
-        for after, done in reached:
-            if done:
-                ends[after] = True
-            else:
-                stays.add(after)
-        frontier = {after for after, done in reached if not done} - visited
-        visited |= frontier
-    if ends[list(stays)].any():
-        state = next(s for s in sorted(stays) if ends[s])
-        raise ValueError(
-            f"env_id: in {env_id!r} arriving in state {state} sometimes ends the episode and sometimes does not, "
-            f"so 'terminal' is not a property of its states; give the tables by hand"
-        )
-    for _, after, done in arrivals:
-        if done and after not in stays:
-            ends[after] = True
-    return ends
-
-
-def _merge(env_id: str, state: int, action: int, outcomes: Any) -> dict[int, tuple[float, float, bool]]:
-    """Returns the outcomes of a Gymnasium table's row by successor: probability, reward, done."""
-    merged: dict[int, tuple[float, float, bool]] = {}
-    for probability, after, value, done in outcomes:
-        if probability == 0:
-            continue
-        before, earned, ended = merged.get(after, (0.0, value, done))
-        if (earned, ended) != (value, done):
-            raise ValueError(
-                f"env_id: in {env_id!r} action {action} in state {state} leads to state {after} with different "
-                f"rewards or endings, so the reward is not a function of (s, a, s'); give the tables by hand"
-            )
-        merged[int(after)] = (before + probability, float(value), bool(done))
-    return merged
 
 
 def _densify(indices: Tensor, probabilities: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:

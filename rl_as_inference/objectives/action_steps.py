@@ -1,0 +1,128 @@
+"""Action draws as time-major tensors: the form in which the estimators take them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.objectives.program_terms import Term
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["ActionSteps", "over_time", "steps_of_rollout", "steps_of_terms"]
+
+
+@dataclass
+class ActionSteps:
+    """Action draws that stand in the same plates, time first, ``(T, *batch)``."""
+
+    terms: Tensor
+    """All ELBO terms from one action to before the next, scaled, without gradient."""
+    own_terms: Tensor
+    """Of these, the action's own: ``log p - log π``, scaled."""
+    log_policy: Tensor
+    weights: Tensor
+    """γ^t where the trajectory is alive, 0 elsewhere."""
+    states: Tensor
+    actions: Tensor
+    times: Sequence[int]
+    temperature: Any
+    distributions: Callable[[], tuple[Any, Any]]
+    """Policy and action prior of all the draws at once; asked for when needed."""
+
+
+def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> ActionSteps:
+    scores = torch.broadcast_tensors(*[term.score for term in acts])
+    shape = scores[0].shape
+    # Costs of segments in between, whose action stands in other plates, belong to the act before.
+    bounds = [term.segment for term in acts] + [len(costs)]
+    terms = [torch.as_tensor(sum(costs[i:j])).to(scores[0]).expand(shape) for i, j in pairwise(bounds)]
+
+    def aligned(value: Any) -> Tensor:
+        return torch.as_tensor(value).to(scores[0]).expand(shape)
+
+    def distributions() -> tuple[Any, Any]:
+        pairs = [(term.action["policy"], term.action["prior"]) for term in acts]
+        for pair in pairs:
+            for fn in pair:
+                if not isinstance(fn, torch.distributions.Categorical):
+                    raise ValueError(
+                        f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
+                    )
+        policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
+        return _Logits(policy), _Logits(prior)
+
+    weights = []
+    for term in acts:
+        alive = term.action["alive"]
+        weights.append(aligned(term.action["scale"]) * (1.0 if alive is None else alive))
+    return ActionSteps(
+        terms=torch.stack(terms),
+        own_terms=torch.stack([aligned(term.cost) for term in acts]),
+        log_policy=torch.stack(scores),
+        weights=torch.stack(weights),
+        states=_stack_states([term.action["state"] for term in acts]),
+        actions=torch.stack([term.action["value"].detach() for term in acts]),
+        times=[term.action["step"] or 0 for term in acts],
+        temperature=temperature,
+        distributions=distributions,
+    )
+
+
+def _stack_states(states: list[Any]) -> Any:
+    if not all(isinstance(state, Tensor) for state in states):
+        return states
+    return torch.stack(torch.broadcast_tensors(*[state.detach() for state in states]))
+
+
+def steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Trajectories, terms: Tensor) -> ActionSteps:
+    states = trajectories.states[: trajectories.horizon]
+
+    def distributions() -> tuple[Any, Any]:
+        if getattr(policy, "batch_steps", False):
+            return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior(states)
+        return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior(states)
+
+    def categorical() -> tuple[Any, Any]:
+        pair = distributions()
+        for fn in pair:
+            if not hasattr(fn, "logits"):
+                raise ValueError(
+                    f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
+                )
+        return pair
+
+    scales = trajectories.scales * trajectories.mask
+    return ActionSteps(
+        terms=terms,
+        own_terms=(trajectories.scales * (trajectories.log_prior - trajectories.log_policy)).detach(),
+        log_policy=trajectories.log_policy,
+        weights=scales,
+        states=states,
+        actions=trajectories.actions,
+        times=range(trajectories.horizon),
+        temperature=trajectories.temperature,
+        distributions=categorical,
+    )
+
+
+def over_time(critic: Callable[[Any, Any], Tensor], states: Any, times: Sequence[int]) -> Tensor:
+    """Returns the critic at every step, asked once where it takes all steps at once."""
+    if getattr(critic, "batch_steps", False) and isinstance(states, Tensor):
+        return critic(states, _time_tensor(times, states, 2))
+    return torch.stack([critic(state, t) for t, state in zip(times, states, strict=True)])
+
+
+def _time_tensor(times: Sequence[int], states: Tensor, dims: int) -> Tensor:
+    """Returns times ``(T, N)`` that go with states ``(T, N, ...)``."""
+    return torch.as_tensor(list(times), device=states.device)[:, None].expand(states.shape[:dims])
+
+
+class _Logits:
+    """Just enough of a categorical distribution for the exact sum."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits

@@ -1,0 +1,118 @@
+"""Reading the transition tables of Gymnasium's toy-text environments."""
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+__all__ = ["ToyText", "read_toy_text"]
+
+Array = np.ndarray[Any, Any]
+
+
+class ToyText(NamedTuple):
+    """An environment's tables, ``K`` distinct successors a state and action at most."""
+
+    indices: Array
+    """Successors, ``(S, A, K)``; rows with fewer fill up with probability 0."""
+    probabilities: Array
+    """``(S, A, K)``."""
+    rewards: Array
+    """``(S, A, K)``, in reward units."""
+    initial: Array
+    """``(S,)``."""
+    terminal: Array
+    """``(S,)`` bool."""
+    layout: Array | None
+    """For grids, a letter a cell, ``(rows, columns)``."""
+
+
+def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
+    """Returns the tables of an environment that has them as ``P`` and ``initial_state_distrib``.
+
+    Raises:
+        ValueError: if Gymnasium cannot make it, it has no tables, or its rewards and endings are not
+            functions of state, action and successor.
+    """
+    try:
+        env = gymnasium.make(env_id, **make_kwargs).unwrapped
+    except Exception as error:  # Gymnasium raises its own errors, and the environment's constructor any
+        raise ValueError(f"env_id: gymnasium.make({env_id!r}) failed: {type(error).__name__}: {error}") from error
+    table, start = getattr(env, "P", None), getattr(env, "initial_state_distrib", None)
+    if table is None or start is None:
+        raise ValueError(
+            f"env_id: {env_id!r} has no transition table (attributes P and initial_state_distrib); "
+            f"TabularMDP reads FrozenLake, CliffWalking, Taxi and their like"
+        )
+    num_states, num_actions = len(table), len(table[0])
+    table = {s: {a: _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}
+    most = max(len(outcomes) for row in table.values() for outcomes in row.values())
+    indices = np.zeros((num_states, num_actions, most), dtype=np.int64)
+    probabilities = np.zeros((num_states, num_actions, most))
+    rewards = np.zeros((num_states, num_actions, most))
+    for s, row in table.items():
+        for a, outcomes in row.items():
+            for k, (after, (probability, value, _)) in enumerate(outcomes.items()):
+                indices[s, a, k], probabilities[s, a, k], rewards[s, a, k] = after, probability, value
+    ends = _terminal_states(env_id, table, np.asarray(start))
+    return ToyText(indices, probabilities, rewards, np.asarray(start), ends, _layout(env, np.asarray(start), ends))
+
+
+def _layout(env: Any, start: Array, ends: Array) -> Array | None:
+    letters, shape = getattr(env, "desc", None), getattr(env, "shape", None)
+    if letters is not None and letters.size == len(ends):
+        return np.asarray(letters).astype(str)
+    if shape is not None and len(shape) == 2 and int(np.prod(shape)) == len(ends):
+        return np.where(ends, "G", np.where(start > 0, "S", "F")).reshape(shape)
+    return None
+
+
+def _terminal_states(env_id: str, table: dict[int, Any], start: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns which states end the episode on arrival.
+
+    Tables also have rows for states that no episode visits (Taxi's passenger at the destination
+    from the start), and what those say about endings must not count against the visited ones.
+    """
+    arrivals = {(s, after, done) for s, row in table.items() for o in row.values() for after, (_, _, done) in o.items()}
+    ends = np.zeros(len(table), bool)
+    visited = {int(s) for s in np.flatnonzero(start > 0)}
+    frontier = set(visited)
+    stays: set[int] = set(visited)
+    onward: dict[int, list[tuple[int, bool]]] = {}
+    for s, after, done in arrivals:
+        onward.setdefault(s, []).append((after, done))
+    while frontier:
+        reached = {step for s in frontier for step in onward.get(s, ())}
+        for after, done in reached:
+            if done:
+                ends[after] = True
+            else:
+                stays.add(after)
+        frontier = {after for after, done in reached if not done} - visited
+        visited |= frontier
+    if ends[list(stays)].any():
+        state = next(s for s in sorted(stays) if ends[s])
+        raise ValueError(
+            f"env_id: in {env_id!r} arriving in state {state} sometimes ends the episode and sometimes does not, "
+            f"so 'terminal' is not a property of its states; give the tables by hand"
+        )
+    for _, after, done in arrivals:
+        if done and after not in stays:
+            ends[after] = True
+    return ends
+
+
+def _merge(env_id: str, state: int, action: int, outcomes: Any) -> dict[int, tuple[float, float, bool]]:
+    """Returns the outcomes of a Gymnasium table's row by successor: probability, reward, done."""
+    merged: dict[int, tuple[float, float, bool]] = {}
+    for probability, after, value, done in outcomes:
+        if probability == 0:
+            continue
+        before, earned, ended = merged.get(after, (0.0, value, done))
+        if (earned, ended) != (value, done):
+            raise ValueError(
+                f"env_id: in {env_id!r} action {action} in state {state} leads to state {after} with different "
+                f"rewards or endings, so the reward is not a function of (s, a, s'); give the tables by hand"
+            )
+        merged[int(after)] = (before + probability, float(value), bool(done))
+    return merged
