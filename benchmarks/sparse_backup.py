@@ -30,7 +30,7 @@ AS_GIVEN, COMPACT, COO = "as given, int64 + float32", "compact, int32 + float32"
 
 def measure(quick: bool, advance: Advance) -> Section:
     """Returns the table of backward steps."""
-    side, steps, rounds = (60, 2, 3) if quick else (1000, 5, 9)
+    side, steps, rounds = (60, 2, 3) if quick else (1000, 10, 7)
     generator = torch.Generator().manual_seed(0)
     indices, probabilities = grid_tables(side, generator)
     num_states = side * side

@@ -8,13 +8,22 @@ temperature, discount as survival, and terminal states.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.kernels import DenseKernel, SparseKernel, common_scale, exp_from, log_to
+from rl_as_inference.exact.backups import (
+    Dynamics,
+    backup,
+    backup_of_forbidden,
+    backward,
+    reward_in_nats,
+    soft_maximum,
+    survival_weights,
+)
+from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, solve_linear
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.trajectories import Trajectories
@@ -30,11 +39,6 @@ __all__ = [
     "posterior_occupancy",
     "sample_posterior",
 ]
-
-Dynamics = Literal["causal", "posterior"]
-
-_SOLVE_LIMIT = 3000
-"""Fixed points of up to this many states are solved by Newton's method, larger ones by iteration."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,12 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     """
     if dynamics not in ("causal", "posterior"):
         raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
-    reward = _reward_nats(mdp, dynamics)
+    reward = reward_in_nats(mdp, dynamics)
     if mdp.horizon is None:
-        values = start = _fixed_point(mdp, dynamics, reward)
-        qs = _backup(mdp, dynamics, reward, values)
+        values = start = fixed_point(mdp, dynamics, reward)
+        qs = backup(mdp, dynamics, reward, values)
     else:
-        values, qs = _backward(mdp, dynamics, reward, mdp.horizon)
+        values, qs = backward(mdp, dynamics, reward, mdp.horizon)
         start = values[0]
 
     initial = mdp.initial_probabilities
@@ -124,11 +128,11 @@ def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
     probabilities = log_policy.exp()
     # 0 log 0 = 0, and an action that neither takes costs nothing.
     cost = torch.where(probabilities > 0, log_policy, 0.0) - torch.where(probabilities > 0, mdp.log_action_prior, 0.0)
-    reward = _reward_nats(mdp, "causal")
+    reward = reward_in_nats(mdp, "causal")
     forbidden = bool((cost == torch.inf).any())
 
     if mdp.horizon is None:
-        _check_fixed_point(mdp, probabilities)
+        check_fixed_point(mdp, probabilities)
         if forbidden:
             state, action = (int(i) for i in (cost == torch.inf).nonzero()[0])
             raise ValueError(
@@ -138,8 +142,8 @@ def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
         own = (probabilities * (reward - cost)).sum(-1)
         if mdp.has_terminal:
             own = torch.where(mdp.terminal, 0.0, own)
-        values = _solve_linear(mdp, probabilities, own)
-        qs = _backup(mdp, "causal", reward, values)
+        values = solve_linear(mdp, probabilities, own)
+        qs = backup(mdp, "causal", reward, values)
         start = values
     else:
         start = reward.new_zeros(mdp.num_states)
@@ -148,10 +152,10 @@ def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
             pi, paid = (probabilities, cost) if cost.dim() == 2 else (probabilities[t], cost[t])
             last = t == mdp.horizon - 1
             if forbidden:
-                q = _backup_of_forbidden(mdp, reward, None if last else start)
+                q = backup_of_forbidden(mdp, reward, None if last else start)
                 start = torch.where(pi > 0, pi * (q - paid), 0.0).sum(-1)
             else:
-                q = _backup(mdp, "causal", reward, None if last else start)
+                q = backup(mdp, "causal", reward, None if last else start)
                 start = (pi * (q - paid)).sum(-1)
             if mdp.has_terminal:
                 start = torch.where(mdp.terminal, 0.0, start)
@@ -170,8 +174,8 @@ def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal"
 
     One soft Bellman backup, for those who write their own recursion.
     """
-    q = _backup(mdp, dynamics, _reward_nats(mdp, dynamics), soft_v / mdp.temperature)
-    return _to_reward_units(mdp, _soft_maximum(mdp, q)), _to_reward_units(mdp, q)
+    q = backup(mdp, dynamics, reward_in_nats(mdp, dynamics), soft_v / mdp.temperature)
+    return _to_reward_units(mdp, soft_maximum(mdp, q)), _to_reward_units(mdp, q)
 
 
 def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
@@ -184,8 +188,8 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
     probabilities = log_policy_table(mdp, policy).exp()
     state = mdp.initial_probabilities
     if mdp.horizon is None:
-        _check_fixed_point(mdp, probabilities)
-        return _solve_linear(mdp, probabilities, state, transpose=True)
+        check_fixed_point(mdp, probabilities)
+        return solve_linear(mdp, probabilities, state, transpose=True)
     states = [state]
     for t in range(mdp.horizon):
         pi = probabilities if probabilities.dim() == 2 else probabilities[t]
@@ -219,7 +223,7 @@ def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Te
     ended = torch.zeros_like(alive)
     rows = [alive]
     for t in range(horizon):
-        going, stopping = _survival_weights(mdp, values[t + 1], last=t == horizon - 1)
+        going, stopping = survival_weights(mdp, values[t + 1], last=t == horizon - 1)
         flow = alive[:, None] * messages.policy[t]
         tilt = logs + factor - (messages.soft_q[t] / mdp.temperature)[..., None]
         if mdp.has_terminal:  # there the kernel stays put and nothing is earned
@@ -278,10 +282,10 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
         next_values = values if mdp.horizon is None else values[t + 1]
         if tilted:
             factor = mdp.reward_table[state, action] / mdp.temperature
-            going, stopping = _survival_weights(mdp, next_values, last)
+            going, stopping = survival_weights(mdp, next_values, last)
             logits = logits + (factor if factor.dim() == 2 else factor[:, None])
         else:
-            going, stopping = _survival_weights(mdp, torch.zeros_like(next_values), last)
+            going, stopping = survival_weights(mdp, torch.zeros_like(next_values), last)
         both = [logits + weights[indices] for weights in (going, stopping) if weights is not None]
         k = dist.Categorical(logits=torch.cat(both, -1)).sample()
         next_state = indices.gather(-1, (k % indices.shape[-1])[:, None]).squeeze(-1)
@@ -371,276 +375,8 @@ def _ask_policy(mdp: TabularMDP, policy: Policy) -> Tensor:
     return tables[0] if len(tables) == 1 else torch.stack(tables)
 
 
-def _backward(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-    """Returns the backward messages in nats: ``V``, ``(T+1, S)``, and ``Q``, ``(T, S, A)``."""
-    kernel, last = mdp.kernel, horizon - 1
-    if isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, reward, mdp.action_prior, mdp.discount):
-        # Large tables take as long to allocate as to compute, so they are written where they stay.
-        values = reward.new_empty(horizon + 1, mdp.num_states)
-        qs = reward.new_empty(horizon, mdp.num_actions, mdp.num_states).mT
-        scratch = torch.empty_like(qs[0])
-        values[horizon] = 0.0
-        for t in reversed(range(horizon)):
-            q = _backup(mdp, dynamics, reward, None if t == last else values[t + 1], out=qs[t])
-            values[t] = _soft_maximum(mdp, q, scratch)
-        return values, qs
-
-    start = reward.new_zeros(mdp.num_states)
-    messages, backups = [start], []
-    for t in reversed(range(horizon)):
-        q = _backup(mdp, dynamics, reward, None if t == last else start)
-        start = _soft_maximum(mdp, q)
-        messages.append(start)
-        backups.append(q)
-    # Sparse kernels answer in action-major memory; stacking it as such spares a transposition.
-    return torch.stack(messages[::-1]), torch.stack([q.mT for q in reversed(backups)]).mT
-
-
-def _tracked(*values: Any) -> bool:
-    """Returns whether a gradient is wanted with respect to any of the values."""
-    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
-
-
 def _to_reward_units(mdp: TabularMDP, nats: Tensor) -> Tensor:
     """Returns ``α`` times a tensor that nobody else holds, in its own memory where that can be."""
     if nats.requires_grad or isinstance(mdp.temperature, Tensor):
         return mdp.temperature * nats
     return nats if mdp.temperature == 1 else nats.mul_(mdp.temperature)
-
-
-def _reward_nats(mdp: TabularMDP, dynamics: Dynamics) -> Tensor:
-    """Returns what the backup adds: ``(S, A)``, or the table on the kernel's support for the posterior."""
-    table = mdp.expected_reward() if dynamics == "causal" else mdp.reward_table
-    sparse_pairs = table.dim() == 2 and not isinstance(mdp.kernel, DenseKernel)
-    # Action-major memory, as the sparse kernel's answers have.
-    return (table.mT.contiguous().mT if sparse_pairs else table) / mdp.temperature
-
-
-def _backup(
-    mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor | None, out: Tensor | None = None
-) -> Tensor:
-    """Returns ``Q(s,a)`` in nats from the next step's ``V``; None after the last step.
-
-    ``out``, ``(S, A)`` in action-major memory, takes it where no gradient is tracked.
-    """
-    if reward.dim() == 3:
-        onward = reward.new_zeros(mdp.num_states) if value is None else _log_survival(mdp.discount, value)
-        q = mdp.kernel.log_expect(onward, reward)
-        q = q if out is None else out.copy_(q)
-    elif value is None:
-        q = reward if out is None else out.copy_(reward)
-    elif dynamics == "causal":
-        q = torch.add(reward, mdp.kernel.expect(mdp.discount * value, out), out=out)
-    else:
-        q = torch.add(reward, mdp.kernel.log_expect(_log_survival(mdp.discount, value), out=out), out=out)
-    if not mdp.has_terminal:
-        return q
-    ended = mdp.terminal[:, None]
-    return q.masked_fill(ended, 0.0) if out is None else q.masked_fill_(ended, 0.0)
-
-
-def _backup_of_forbidden(mdp: TabularMDP, reward: Tensor, value: Tensor | None) -> Tensor:
-    """Returns the causal backup of values that may be -inf, where 0 · -inf must be 0."""
-    if value is None:
-        return reward
-    doomed = value == -torch.inf
-    q = _backup(mdp, "causal", reward, torch.where(doomed, 0.0, value))
-    reaches = mdp.kernel.expect(doomed.to(value.dtype)) > 0
-    return torch.where(reaches & bool(mdp.discount > 0), -torch.inf, q)
-
-
-def _soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats; ``scratch`` is spare memory of the shape of ``q``."""
-    plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
-    # On large tables one scale for all states takes half the time of each state's own.
-    if plain and (scale := common_scale(q.mT)) is not None:
-        factors = exp_from(scale, q, scratch)
-        if mdp.has_uniform_prior:
-            value = log_to(scale, factors.sum(-1).div_(mdp.num_actions))
-        else:
-            value = log_to(scale, factors.mul_(mdp.action_prior).sum(-1))
-    elif mdp.has_uniform_prior:
-        value = torch.logsumexp(q, -1) + mdp.log_action_prior[0, 0]
-    else:
-        value = torch.logsumexp(q + mdp.log_action_prior, -1)
-    return torch.where(mdp.terminal, 0.0, value) if mdp.has_terminal else value
-
-
-def _log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
-    """Returns ``log((1-γ) + γ e^V)``, what a successor is worth when survival is a coin."""
-    gamma = torch.as_tensor(discount, dtype=value.dtype, device=value.device)
-    if not gamma.requires_grad:
-        if float(gamma) == 1.0:
-            return value
-        if float(gamma) == 0.0:
-            return torch.zeros_like(value)
-    return torch.logaddexp(torch.log1p(-gamma), gamma.log() + value)
-
-
-def _survival_weights(mdp: TabularMDP, value: Tensor, last: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the log weights of going on from a successor and of stopping there; None where impossible."""
-    zero = torch.zeros_like(value)
-    gamma = torch.as_tensor(mdp.discount, dtype=value.dtype, device=value.device)
-    if last or float(gamma) == 1.0:
-        return value if not last else zero, None
-    if float(gamma) == 0.0:
-        return None, zero
-    return gamma.log() + value, torch.log1p(-gamma) + zero
-
-
-def _check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
-    """Raises ValueError where an undiscounted process without horizon need not end."""
-    if bool(torch.as_tensor(mdp.discount < 1).all()):
-        return
-    if not mdp.has_terminal:
-        raise ValueError(
-            "no fixed point: the process is undiscounted and has neither horizon nor terminal states; set "
-            "horizon, a discount < 1, or terminal"
-        )
-    reaches = mdp.terminal.clone()
-    allowed = ((mdp.action_prior if policy is None else policy) > 0).to(mdp.initial_probabilities.dtype)
-    while True:
-        onward = (mdp.kernel.expect(reaches.to(allowed.dtype)).detach() * allowed).sum(-1) > 0
-        grown = reaches | onward
-        if bool((grown == reaches).all()):
-            break
-        reaches = grown
-    if not bool(reaches.all()):
-        state = int((~reaches).nonzero()[0])
-        raise ValueError(
-            f"no fixed point: the process is undiscounted, has no horizon, and state {state} cannot reach a "
-            f"terminal state; set horizon or a discount < 1"
-        )
-
-
-def _fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
-    """Returns the soft values of a process without horizon, in nats, differentiable in its tensors.
-
-    Newton's method from below: each backup is convex and monotone in the values, so the iterates
-    rise to the smallest fixed point. For causal dynamics it is soft policy iteration. The gradient
-    is that of the implicit function theorem.
-    """
-    _check_fixed_point(mdp)
-    with torch.no_grad():
-        fixed = reward.detach()
-        if dynamics == "causal":
-            value = fixed.new_zeros(mdp.num_states)
-        else:  # by Jensen's inequality the causal values lie below
-            value = _fixed_point(mdp, "causal", _reward_nats(mdp, "causal"))
-        value = _rise(mdp, dynamics, fixed, value)
-    improved = _soft_maximum(mdp, _backup(mdp, dynamics, reward, value))
-    if not improved.requires_grad:
-        return value
-    return _ImplicitGradient.apply(improved, mdp, dynamics, reward.detach(), value)  # type: ignore[no-untyped-call]
-
-
-def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) -> Tensor:
-    newton = mdp.num_states <= _SOLVE_LIMIT
-    tolerance = 100 * torch.finfo(value.dtype).eps
-    identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
-    for count in range(200 if newton else 100_000):
-        q = _backup(mdp, dynamics, reward, value)
-        step = _soft_maximum(mdp, q) - value
-        if identity is not None:
-            step, failed = torch.linalg.solve_ex(identity - _jacobian(mdp, dynamics, reward, value, q), step)
-            if bool(failed):  # a loop that is never left, whose value has no bound
-                break
-        value = value + step
-        # The first Newton step may go anywhere below the solution; after it the values can only rise.
-        falls = count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())
-        if falls or not bool(value.isfinite().all()) or float(value.abs().max()) > 1e12:
-            break
-        size = float((step.abs() / (1 + value.abs())).max())
-        slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
-        if size <= tolerance * slow:
-            return value
-    what = "log evidence" if dynamics == "posterior" else "largest ELBO"
-    raise ValueError(
-        f"no fixed point: with no horizon the {what} of this process is infinite, or too large to find; set a "
-        f"horizon, a smaller discount, or a higher temperature"
-    )
-
-
-def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor, q: Tensor) -> Tensor:
-    """Returns ``∂ backup(s) / ∂ value(s')``, ``(S, S)``."""
-    weights = torch.softmax(q + mdp.log_action_prior, -1)
-    if dynamics == "causal":
-        jacobian = _policy_kernel(mdp, weights) * mdp.discount
-    else:
-        onward = mdp.discount * (value - _log_survival(mdp.discount, value)).exp()
-        exponent = _log_survival(mdp.discount, value)
-        factor = reward if reward.dim() == 3 else reward[..., None]
-        everywhere = torch.arange(mdp.num_states, device=value.device)
-        grid = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=value.device))
-        indices, probabilities = mdp.kernel.successors(*grid)
-        tilted = probabilities * (factor + exponent[indices] - q[..., None]).exp() * onward[indices]
-        if mdp.has_terminal:
-            tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)
-        jacobian = _scatter(weights[..., None] * tilted, indices, mdp.num_states)
-    return torch.where(mdp.terminal[:, None], 0.0, jacobian) if mdp.has_terminal else jacobian
-
-
-def _scatter(values: Tensor, indices: Tensor, num_states: int) -> Tensor:
-    out = values.new_zeros(num_states, num_states)
-    return out.scatter_add(1, indices.flatten(1), values.flatten(1))
-
-
-def _policy_kernel(mdp: TabularMDP, probabilities: Tensor) -> Tensor:
-    """Returns ``Σ_a π(a|s) p(s'|s,a)``, ``(S, S)``, with nothing leaving a terminal state."""
-    if isinstance(mdp.kernel, DenseKernel):
-        moved = torch.einsum("sa,sat->st", probabilities, mdp.kernel.probabilities)
-    else:
-        everywhere = torch.arange(mdp.num_states, device=probabilities.device)
-        actions = torch.arange(mdp.num_actions, device=probabilities.device)
-        indices, weights = mdp.kernel.successors(*torch.broadcast_tensors(everywhere[:, None], actions))
-        moved = _scatter(probabilities[..., None] * weights, indices, mdp.num_states)
-    return torch.where(mdp.terminal[:, None], 0.0, moved) if mdp.has_terminal else moved
-
-
-def _solve_linear(mdp: TabularMDP, probabilities: Tensor, own: Tensor, transpose: bool = False) -> Tensor:
-    """Solves ``x = own + γ M x`` with ``M`` the policy's kernel, or its transpose."""
-    if mdp.num_states <= _SOLVE_LIMIT:
-        system = torch.eye(mdp.num_states, dtype=own.dtype, device=own.device)
-        system = system - mdp.discount * _policy_kernel(mdp, probabilities)
-        return torch.linalg.solve(system.mT if transpose else system, own)
-    going = (~mdp.terminal).to(own.dtype)
-    value, tolerance = own, 100 * torch.finfo(own.dtype).eps
-    for _ in range(100_000):
-        if transpose:
-            moved = mdp.kernel.push((value * going)[:, None] * probabilities)
-        else:
-            moved = going * (probabilities * mdp.kernel.expect(value)).sum(-1)
-        after = own + mdp.discount * moved
-        if float(((after - value).abs() / (1 + value.abs())).detach().max()) <= tolerance:
-            return after
-        value = after
-    raise ValueError("no fixed point: the policy's values did not settle; set a horizon or a smaller discount")
-
-
-class _ImplicitGradient(torch.autograd.Function):
-    """Carries a gradient through a fixed point: ``(I - J)^{-T}`` applied to what comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, improved: Tensor, mdp: Any, dynamics: Any, reward: Tensor, value: Tensor) -> Tensor:
-        ctx.context = (mdp, dynamics, reward, value)
-        return improved.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        mdp, dynamics, reward, value = ctx.context
-        if mdp.num_states <= _SOLVE_LIMIT:
-            with torch.no_grad():
-                q = _backup(mdp, dynamics, reward, value)
-                jacobian = _jacobian(mdp, dynamics, reward, value, q)
-                identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device)
-                return torch.linalg.solve((identity - jacobian).mT, grad), None, None, None, None
-        with torch.enable_grad():
-            at = value.detach().requires_grad_()
-            backup = _soft_maximum(mdp, _backup(mdp, dynamics, reward, at))
-        total, term = grad, grad
-        for _ in range(100_000):
-            (term,) = torch.autograd.grad(backup, at, term, retain_graph=True)
-            total = total + term
-            if float(term.abs().max()) <= 1e-3 * torch.finfo(grad.dtype).eps * float(total.abs().max()):
-                break
-        return total, None, None, None, None

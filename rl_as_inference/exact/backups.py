@@ -1,0 +1,132 @@
+"""Soft Bellman backups of finite processes, in nats."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.kernels import DenseKernel, SparseKernel, common_scale, exp_from, log_to
+from rl_as_inference.processes.tabular import TabularMDP
+
+__all__ = [
+    "Dynamics",
+    "backup",
+    "backup_of_forbidden",
+    "backward",
+    "log_survival",
+    "reward_in_nats",
+    "soft_maximum",
+    "survival_weights",
+]
+
+Dynamics = Literal["causal", "posterior"]
+
+
+def reward_in_nats(mdp: TabularMDP, dynamics: Dynamics) -> Tensor:
+    """Returns what the backup adds: ``(S, A)``, or the table on the kernel's support for the posterior."""
+    table = mdp.expected_reward() if dynamics == "causal" else mdp.reward_table
+    sparse_pairs = table.dim() == 2 and not isinstance(mdp.kernel, DenseKernel)
+    # Action-major memory, as the sparse kernel's answers have.
+    return (table.mT.contiguous().mT if sparse_pairs else table) / mdp.temperature
+
+
+def backup(
+    mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """Returns ``Q(s,a)`` in nats from the next step's ``V``; None after the last step.
+
+    ``out``, ``(S, A)`` in action-major memory, takes it where no gradient is tracked.
+    """
+    if reward.dim() == 3:
+        onward = reward.new_zeros(mdp.num_states) if value is None else log_survival(mdp.discount, value)
+        q = mdp.kernel.log_expect(onward, reward)
+        q = q if out is None else out.copy_(q)
+    elif value is None:
+        q = reward if out is None else out.copy_(reward)
+    elif dynamics == "causal":
+        q = torch.add(reward, mdp.kernel.expect(mdp.discount * value, out), out=out)
+    else:
+        q = torch.add(reward, mdp.kernel.log_expect(log_survival(mdp.discount, value), out=out), out=out)
+    if not mdp.has_terminal:
+        return q
+    ended = mdp.terminal[:, None]
+    return q.masked_fill(ended, 0.0) if out is None else q.masked_fill_(ended, 0.0)
+
+
+def backup_of_forbidden(mdp: TabularMDP, reward: Tensor, value: Tensor | None) -> Tensor:
+    """Returns the causal backup of values that may be -inf, where 0 · -inf must be 0."""
+    if value is None:
+        return reward
+    doomed = value == -torch.inf
+    q = backup(mdp, "causal", reward, torch.where(doomed, 0.0, value))
+    reaches = mdp.kernel.expect(doomed.to(value.dtype)) > 0
+    return torch.where(reaches & bool(mdp.discount > 0), -torch.inf, q)
+
+
+def soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats; ``scratch`` is spare memory of the shape of ``q``."""
+    plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
+    # On large tables one scale for all states takes half the time of each state's own.
+    if plain and (scale := common_scale(q.mT)) is not None:
+        factors = exp_from(scale, q, scratch)
+        if mdp.has_uniform_prior:
+            value = log_to(scale, factors.sum(-1).div_(mdp.num_actions))
+        else:
+            value = log_to(scale, factors.mul_(mdp.action_prior).sum(-1))
+    elif mdp.has_uniform_prior:
+        value = torch.logsumexp(q, -1) + mdp.log_action_prior[0, 0]
+    else:
+        value = torch.logsumexp(q + mdp.log_action_prior, -1)
+    return torch.where(mdp.terminal, 0.0, value) if mdp.has_terminal else value
+
+
+def log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
+    """Returns ``log((1-γ) + γ e^V)``, what a successor is worth when survival is a coin."""
+    gamma = torch.as_tensor(discount, dtype=value.dtype, device=value.device)
+    if not gamma.requires_grad:
+        if float(gamma) == 1.0:
+            return value
+        if float(gamma) == 0.0:
+            return torch.zeros_like(value)
+    return torch.logaddexp(torch.log1p(-gamma), gamma.log() + value)
+
+
+def survival_weights(mdp: TabularMDP, value: Tensor, last: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the log weights of going on from a successor and of stopping there; None where impossible."""
+    zero = torch.zeros_like(value)
+    gamma = torch.as_tensor(mdp.discount, dtype=value.dtype, device=value.device)
+    if last or float(gamma) == 1.0:
+        return value if not last else zero, None
+    if float(gamma) == 0.0:
+        return None, zero
+    return gamma.log() + value, torch.log1p(-gamma) + zero
+
+
+def backward(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Returns the backward messages in nats: ``V``, ``(T+1, S)``, and ``Q``, ``(T, S, A)``."""
+    kernel, last = mdp.kernel, horizon - 1
+    if isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, reward, mdp.action_prior, mdp.discount):
+        # Large tables take as long to allocate as to compute, so they are written where they stay.
+        values = reward.new_empty(horizon + 1, mdp.num_states)
+        qs = reward.new_empty(horizon, mdp.num_actions, mdp.num_states).mT
+        scratch = torch.empty_like(qs[0])
+        values[horizon] = 0.0
+        for t in reversed(range(horizon)):
+            q = backup(mdp, dynamics, reward, None if t == last else values[t + 1], out=qs[t])
+            values[t] = soft_maximum(mdp, q, scratch)
+        return values, qs
+
+    start = reward.new_zeros(mdp.num_states)
+    messages, backups = [start], []
+    for t in reversed(range(horizon)):
+        q = backup(mdp, dynamics, reward, None if t == last else start)
+        start = soft_maximum(mdp, q)
+        messages.append(start)
+        backups.append(q)
+    # Sparse kernels answer in action-major memory; stacking it as such spares a transposition.
+    return torch.stack(messages[::-1]), torch.stack([q.mT for q in reversed(backups)]).mT
+
+
+def _tracked(*values: Any) -> bool:
+    """Returns whether a gradient is wanted with respect to any of the values."""
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)

@@ -1,0 +1,173 @@
+"""Soft values of finite processes without a horizon, as fixed points of their backups."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.exact.backups import Dynamics, backup, log_survival, reward_in_nats, soft_maximum
+from rl_as_inference.processes.kernels import DenseKernel
+from rl_as_inference.processes.tabular import TabularMDP
+
+__all__ = ["check_fixed_point", "fixed_point", "solve_linear"]
+
+_SOLVE_LIMIT = 3000
+"""Fixed points of up to this many states are solved by Newton's method, larger ones by iteration."""
+
+
+def check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
+    """Raises ValueError where an undiscounted process without horizon need not end."""
+    if bool(torch.as_tensor(mdp.discount < 1).all()):
+        return
+    if not mdp.has_terminal:
+        raise ValueError(
+            "no fixed point: the process is undiscounted and has neither horizon nor terminal states; set "
+            "horizon, a discount < 1, or terminal"
+        )
+    reaches = mdp.terminal.clone()
+    allowed = ((mdp.action_prior if policy is None else policy) > 0).to(mdp.initial_probabilities.dtype)
+    while True:
+        onward = (mdp.kernel.expect(reaches.to(allowed.dtype)).detach() * allowed).sum(-1) > 0
+        grown = reaches | onward
+        if bool((grown == reaches).all()):
+            break
+        reaches = grown
+    if not bool(reaches.all()):
+        state = int((~reaches).nonzero()[0])
+        raise ValueError(
+            f"no fixed point: the process is undiscounted, has no horizon, and state {state} cannot reach a "
+            f"terminal state; set horizon or a discount < 1"
+        )
+
+
+def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
+    """Returns the soft values of a process without horizon, in nats, differentiable in its tensors.
+
+    Newton's method from below: each backup is convex and monotone in the values, so the iterates
+    rise to the smallest fixed point. For causal dynamics it is soft policy iteration. The gradient
+    is that of the implicit function theorem.
+    """
+    check_fixed_point(mdp)
+    with torch.no_grad():
+        fixed = reward.detach()
+        if dynamics == "causal":
+            value = fixed.new_zeros(mdp.num_states)
+        else:  # by Jensen's inequality the causal values lie below
+            value = fixed_point(mdp, "causal", reward_in_nats(mdp, "causal"))
+        value = _rise(mdp, dynamics, fixed, value)
+    improved = soft_maximum(mdp, backup(mdp, dynamics, reward, value))
+    if not improved.requires_grad:
+        return value
+    return _ImplicitGradient.apply(improved, mdp, dynamics, reward.detach(), value)  # type: ignore[no-untyped-call]
+
+
+def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) -> Tensor:
+    newton = mdp.num_states <= _SOLVE_LIMIT
+    tolerance = 100 * torch.finfo(value.dtype).eps
+    identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
+    for count in range(200 if newton else 100_000):
+        q = backup(mdp, dynamics, reward, value)
+        step = soft_maximum(mdp, q) - value
+        if identity is not None:
+            step, failed = torch.linalg.solve_ex(identity - _jacobian(mdp, dynamics, reward, value, q), step)
+            if bool(failed):  # a loop that is never left, whose value has no bound
+                break
+        value = value + step
+        # The first Newton step may go anywhere below the solution; after it the values can only rise.
+        falls = count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())
+        if falls or not bool(value.isfinite().all()) or float(value.abs().max()) > 1e12:
+            break
+        size = float((step.abs() / (1 + value.abs())).max())
+        slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
+        if size <= tolerance * slow:
+            return value
+    what = "log evidence" if dynamics == "posterior" else "largest ELBO"
+    raise ValueError(
+        f"no fixed point: with no horizon the {what} of this process is infinite, or too large to find; set a "
+        f"horizon, a smaller discount, or a higher temperature"
+    )
+
+
+def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor, q: Tensor) -> Tensor:
+    """Returns ``∂ backup(s) / ∂ value(s')``, ``(S, S)``."""
+    weights = torch.softmax(q + mdp.log_action_prior, -1)
+    if dynamics == "causal":
+        jacobian = _policy_kernel(mdp, weights) * mdp.discount
+    else:
+        onward = mdp.discount * (value - log_survival(mdp.discount, value)).exp()
+        exponent = log_survival(mdp.discount, value)
+        factor = reward if reward.dim() == 3 else reward[..., None]
+        everywhere = torch.arange(mdp.num_states, device=value.device)
+        grid = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=value.device))
+        indices, probabilities = mdp.kernel.successors(*grid)
+        tilted = probabilities * (factor + exponent[indices] - q[..., None]).exp() * onward[indices]
+        if mdp.has_terminal:
+            tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)
+        jacobian = _scatter(weights[..., None] * tilted, indices, mdp.num_states)
+    return torch.where(mdp.terminal[:, None], 0.0, jacobian) if mdp.has_terminal else jacobian
+
+
+def _scatter(values: Tensor, indices: Tensor, num_states: int) -> Tensor:
+    out = values.new_zeros(num_states, num_states)
+    return out.scatter_add(1, indices.flatten(1), values.flatten(1))
+
+
+def _policy_kernel(mdp: TabularMDP, probabilities: Tensor) -> Tensor:
+    """Returns ``Σ_a π(a|s) p(s'|s,a)``, ``(S, S)``, with nothing leaving a terminal state."""
+    if isinstance(mdp.kernel, DenseKernel):
+        moved = torch.einsum("sa,sat->st", probabilities, mdp.kernel.probabilities)
+    else:
+        everywhere = torch.arange(mdp.num_states, device=probabilities.device)
+        actions = torch.arange(mdp.num_actions, device=probabilities.device)
+        indices, weights = mdp.kernel.successors(*torch.broadcast_tensors(everywhere[:, None], actions))
+        moved = _scatter(probabilities[..., None] * weights, indices, mdp.num_states)
+    return torch.where(mdp.terminal[:, None], 0.0, moved) if mdp.has_terminal else moved
+
+
+def solve_linear(mdp: TabularMDP, probabilities: Tensor, own: Tensor, transpose: bool = False) -> Tensor:
+    """Solves ``x = own + γ M x`` with ``M`` the policy's kernel, or its transpose."""
+    if mdp.num_states <= _SOLVE_LIMIT:
+        system = torch.eye(mdp.num_states, dtype=own.dtype, device=own.device)
+        system = system - mdp.discount * _policy_kernel(mdp, probabilities)
+        return torch.linalg.solve(system.mT if transpose else system, own)
+    going = (~mdp.terminal).to(own.dtype)
+    value, tolerance = own, 100 * torch.finfo(own.dtype).eps
+    for _ in range(100_000):
+        if transpose:
+            moved = mdp.kernel.push((value * going)[:, None] * probabilities)
+        else:
+            moved = going * (probabilities * mdp.kernel.expect(value)).sum(-1)
+        after = own + mdp.discount * moved
+        if float(((after - value).abs() / (1 + value.abs())).detach().max()) <= tolerance:
+            return after
+        value = after
+    raise ValueError("no fixed point: the policy's values did not settle; set a horizon or a smaller discount")
+
+
+class _ImplicitGradient(torch.autograd.Function):
+    """Carries a gradient through a fixed point: ``(I - J)^{-T}`` applied to what comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, improved: Tensor, mdp: Any, dynamics: Any, reward: Tensor, value: Tensor) -> Tensor:
+        ctx.context = (mdp, dynamics, reward, value)
+        return improved.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        mdp, dynamics, reward, value = ctx.context
+        if mdp.num_states <= _SOLVE_LIMIT:
+            with torch.no_grad():
+                q = backup(mdp, dynamics, reward, value)
+                jacobian = _jacobian(mdp, dynamics, reward, value, q)
+                identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device)
+                return torch.linalg.solve((identity - jacobian).mT, grad), None, None, None, None
+        with torch.enable_grad():
+            at = value.detach().requires_grad_()
+            improved = soft_maximum(mdp, backup(mdp, dynamics, reward, at))
+        total, term = grad, grad
+        for _ in range(100_000):
+            (term,) = torch.autograd.grad(improved, at, term, retain_graph=True)
+            total = total + term
+            if float(term.abs().max()) <= 1e-3 * torch.finfo(grad.dtype).eps * float(total.abs().max()):
+                break
+        return total, None, None, None, None
