@@ -55,7 +55,7 @@ def fit(
     critic: Callable[[Any, Any], Tensor] | None = None,
     lambda_: float = 1.0,
     num_trajectories: int = 256,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 2e-2,
     anneal: bool = True,
     seed: int | None = None,
     progress: bool | None = None,

@@ -104,7 +104,7 @@ def compare_command(
     steps: Steps = 500,
     estimator: EstimatorName = "auto",
     num_trajectories: Rollouts = 256,
-    learning_rate: LearningRate = 1e-2,
+    learning_rate: LearningRate = 2e-2,
     hidden_sizes: Hidden = "64,64",
     seed: Seed = 0,
     num_rollouts: Annotated[int, typer.Option(help="Rollouts for the comparison's estimates.")] = 4096,
@@ -142,7 +142,7 @@ def fit_command(
     steps: Steps = 500,
     estimator: EstimatorName = "auto",
     num_trajectories: Rollouts = 256,
-    learning_rate: LearningRate = 1e-2,
+    learning_rate: LearningRate = 2e-2,
     hidden_sizes: Hidden = "64,64",
     seed: Seed = 0,
     progress: Progress = None,
@@ -172,7 +172,7 @@ def bench_command(
         raise ValueError(
             "bench: the benchmarks come with the repository, not with the installed package; run it from a clone"
         ) from error
-    run_benchmarks(quick=quick)
+    raise typer.Exit(run_benchmarks(["--quick"] if quick else []))
 
 
 class _Run:
