@@ -1,5 +1,6 @@
 """Soft Bellman backups of finite processes, in nats."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -46,11 +47,23 @@ def backup(
     elif dynamics == "causal":
         q = torch.add(reward, mdp.kernel.expect(mdp.discount * value, out), out=out)
     else:
-        q = torch.add(reward, mdp.kernel.log_expect(log_survival(mdp.discount, value), out=out), out=out)
+        q = torch.add(reward, _log_expect_survival(mdp, value, out), out=out)
     if not mdp.has_terminal:
         return q
     ended = mdp.terminal[:, None]
     return q.masked_fill(ended, 0.0) if out is None else q.masked_fill_(ended, 0.0)
+
+
+def _log_expect_survival(mdp: TabularMDP, value: Tensor, out: Tensor | None) -> Tensor:
+    """Returns ``log E_{s'}[(1-γ) + γ e^{V(s')}]``, ``(S, A)``."""
+    kernel, gamma = mdp.kernel, mdp.discount
+    plain = isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, value)
+    if plain and not isinstance(gamma, Tensor) and 0 < gamma < 1 and (scale := common_scale(value)) is not None:
+        # Without going to logarithms and back. What underflows against a scale of 0 is nothing beside 1-γ.
+        scale = max(scale, 0.0)
+        factors = exp_from(scale, value).mul_(gamma).add_((1 - gamma) * math.exp(-scale))
+        return log_to(scale, kernel.expect(factors, out))
+    return kernel.log_expect(log_survival(gamma, value), out=out)
 
 
 def backup_of_forbidden(mdp: TabularMDP, reward: Tensor, value: Tensor | None) -> Tensor:
