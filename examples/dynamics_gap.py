@@ -1,7 +1,7 @@
 """Why not simply condition on success and act as the posterior says?
 
 Because exact conditioning also bends the dynamics: the posterior explains success by luck. On the 8×8
-frozen lake it believes that it hardly ever slips, and so takes any way; in the real lake the same action
+frozen lake it believes that slips go the right way, and so takes any way; in the real lake the same action
 rule drowns. Leaving the dynamics alone (``dynamics="causal"``, maximum-entropy control) gives a
 smaller number of nats and a rule that works. The difference in nats is the dynamics gap.
 

@@ -1,5 +1,6 @@
 """Amortized policies, one family a file. Each is a module ``(state, t) -> Distribution``."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,12 +39,13 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     Raises:
         ValueError: if the process lacks these, or there is no policy for its action space.
     """
-    state_space: Any = getattr(process, "state_space", None)
-    action_space: Any = getattr(process, "action_space", None)
-    if state_space is None or action_space is None:
+    # Statically: an error inside a program that is asked for its spaces must show as what it is.
+    if any(inspect.getattr_static(process, name, None) is None for name in ("state_space", "action_space")):
         raise ValueError(
             "process must have state_space and action_space for a policy to be chosen; pass a policy of your own"
         )
+    state_space: Any = process.state_space
+    action_space: Any = process.action_space
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):

@@ -1,6 +1,6 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
-from rl_as_inference import exact
+from rl_as_inference import exact, guides, models
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.inspect import posterior
@@ -24,6 +24,8 @@ __all__ = [
     "exact",
     "fit",
     "follow",
+    "guides",
+    "models",
     "posterior",
     "reward",
     "simulate",

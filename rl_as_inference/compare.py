@@ -229,6 +229,8 @@ def _elbo_by_critic(process: Any, policy: Any, critic: Any, draws: Trajectories)
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    if value == 0 or math.isinf(value):
+    if math.isinf(value):
         return f"{value:.2f}"
+    if abs(value) < 1e-9:  # what rounding leaves of a zero
+        return "0.0000"
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.2e}"

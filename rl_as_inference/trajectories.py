@@ -106,6 +106,31 @@ class Trajectories:
         changes["latents"] = {name: value[index] for name, value in self.latents.items()}
         return replace(self, **changes)
 
+    @staticmethod
+    def joined(parts: "list[Trajectories]") -> "Trajectories":
+        """Returns the trajectories of several batches, of one horizon, as one batch."""
+        changes: dict[str, Any] = {
+            f.name: torch.cat([getattr(part, f.name) for part in parts], 1)
+            for f in fields(Trajectories)
+            if f.name not in ("temperature", "discount", "latents")
+        }
+        names = parts[0].latents
+        return replace(parts[0], **changes, latents={n: torch.cat([part.latents[n] for part in parts]) for n in names})
+
+    def padded(self, horizon: int) -> "Trajectories":
+        """Returns the trajectories filled up to ``horizon`` steps: masked out, staying in their last state."""
+        missing = horizon - self.horizon
+        if missing <= 0:
+            return self
+        changes: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("temperature", "discount", "latents"):
+                continue
+            last = value[-1:] if f.name in ("states", "actions") else torch.zeros_like(value[-1:])
+            changes[f.name] = torch.cat([value, last.expand(missing, *last.shape[1:])])
+        return replace(self, **changes)
+
     def to(self, *args: Any, **kwargs: Any) -> "Trajectories":
         """Returns the trajectories with every tensor moved as :meth:`torch.Tensor.to` does to a device."""
         moved = {

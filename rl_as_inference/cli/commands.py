@@ -16,7 +16,7 @@ from rich.console import Console
 from rl_as_inference import exact
 from rl_as_inference.checkpoints import save_policy
 from rl_as_inference.cli.problems import load_problem, parse_options
-from rl_as_inference.cli.runs import RunFolder, new_run_folder
+from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
@@ -150,7 +150,7 @@ def fit_command(
     """Train a guide on the ELBO and save it."""
     run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
-    print(f"ELBO {float(fitted.elbo[-1]):.4g} nats after {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
+    print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
     if run.folder is not None:
         best = float(exact.optimal_elbo(run.process)) if exact.is_available(run.process) else None
         run.write_training(fitted, best)
@@ -197,8 +197,8 @@ class _Run:
         seed: int,
     ) -> "_Run":
         options = parse_options(context.args)
-        # Before the work, so that an hour's training is not lost to a folder that is taken.
-        folder = None if out is None else new_run_folder(out, overwrite=overwrite)
+        if out is not None:  # before the work, so that an hour's training is not lost to a folder that is taken
+            check_run_folder(out, overwrite=overwrite)
         torch.manual_seed(seed)
         process = as_process(
             load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature)
@@ -213,6 +213,7 @@ class _Run:
             "seed": seed,
             "versions": {name: version(name) for name in ("rl-as-inference", "torch", "pyro-ppl", "gymnasium")},
         }
+        folder = None if out is None else new_run_folder(out, overwrite=overwrite)
         return cls(process, folder, record)
 
     def train(
@@ -225,7 +226,7 @@ class _Run:
         policy = amortized_policy(self.process, hidden_sizes=sizes)
         self.record |= {"steps": steps, "estimator": estimator, "num_trajectories": num_trajectories}
         self.record |= {"learning_rate": rate, "hidden_sizes": list(sizes)}
-        return fit(
+        fitted = fit(
             self.process,
             policy,
             steps=steps,
@@ -235,6 +236,8 @@ class _Run:
             seed=self.record["seed"],
             progress=progress,
         )
+        self.record["estimator"] = fitted.estimator
+        return fitted
 
     def write_training(self, fitted: FitResult, optimal_elbo: float | None) -> None:
         assert self.folder is not None
@@ -270,7 +273,9 @@ class _Run:
     def finish(self) -> None:
         assert self.folder is not None
         self.record["seconds"] = round(time.perf_counter() - self.started, 2)
-        self.folder.write_json("run.json", "what was run, with versions and seed", self.record)
+        files = [name for name, _ in self.folder.written]
+        record = {**self.record, "finished": True, "files": files}
+        self.folder.write_json("run.json", "what was run, with versions and seed", record)
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"written to [bold]{self.folder.path}[/bold]:")
         width = max(len(name) for name, _ in self.folder.written)

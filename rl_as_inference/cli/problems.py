@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import torch
 
 from rl_as_inference import models
 from rl_as_inference.processes import TabularMDP
+from rl_as_inference.processes.programs import as_process
 
 __all__ = ["load_problem", "parse_options"]
 
@@ -41,6 +43,13 @@ def parse_options(words: list[str]) -> dict[str, Any]:
         else:
             options[name] = True
     return options
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"--dtype must be one of torch's, such as float32 or float64; got {name!r}")
+    return found
 
 
 def _value(text: str) -> Any:
@@ -75,11 +84,14 @@ def load_problem(
     Raises:
         ValueError: with one line that names the problem and the cause.
     """
+    options = {name: _dtype(value) if name == "dtype" else value for name, value in options.items()}
     common = {"horizon": horizon, "discount": discount, "temperature": temperature}
     given = {name: value for name, value in common.items() if value is not None}
     path, _, attribute = problem.partition(":")
     if path.endswith(".py") or ("/" in path and Path(path).exists()):
-        return _from_file(Path(path), attribute or "problem", {**options, **given})
+        found = as_process(_from_file(Path(path), attribute or "problem", {**options, **given}))
+        found.name = attribute or Path(path).stem
+        return found
     if problem in models.__all__:
         return _call(getattr(models, problem), {**options, **given}, problem)
     if problem in gymnasium.registry:

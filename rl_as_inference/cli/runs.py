@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunFolder", "new_run_folder"]
+__all__ = ["RunFolder", "check_run_folder", "new_run_folder"]
 
 _MARK = "run.json"
 
@@ -35,13 +35,17 @@ class RunFolder:
             raise
         self.written.append((name, meaning))
 
+    def mark(self, record: dict[str, Any]) -> None:
+        """Writes what makes the folder a run's, so that a later run may replace it."""
+        (self.path / _MARK).write_text(json.dumps(record, indent=2) + "\n")
+
     def write_json(self, name: str, meaning: str, value: Any) -> None:
         with self.writing(name, meaning) as path:
             path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def new_run_folder(out: Path, *, overwrite: bool) -> RunFolder:
-    """Creates the folder a run writes to.
+def check_run_folder(out: Path, *, overwrite: bool) -> None:
+    """Says whether a run may write to ``out``, before the work begins.
 
     Raises:
         ValueError: if it exists and is not empty (unless ``overwrite``, which only ever replaces an
@@ -57,8 +61,31 @@ def new_run_folder(out: Path, *, overwrite: bool) -> RunFolder:
                 f"--out: {str(out)!r} is not a run folder (it has no {_MARK}), so --overwrite will not touch it; "
                 f"choose another folder"
             )
+
+
+def new_run_folder(out: Path, *, overwrite: bool) -> RunFolder:
+    """Creates the folder a run writes to, without the files of the run that it replaces.
+
+    Raises:
+        ValueError: as :func:`check_run_folder` does, or if the folder cannot be made.
+    """
+    check_run_folder(out, overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if (out / _MARK).exists():
+            for name in _files_of(out / _MARK):
+                (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: cannot make the folder {str(out)!r}: {error.strerror}") from error
-    return RunFolder(out)
+        raise ValueError(f"--out: cannot write to the folder {str(out)!r}: {error.strerror}") from error
+    folder = RunFolder(out)
+    folder.mark({"finished": False, "files": []})
+    return folder
+
+
+def _files_of(mark: Path) -> list[str]:
+    """Returns the files that an earlier run lists as its own; never anything outside its folder."""
+    try:
+        files = json.loads(mark.read_text()).get("files", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name for name in files if isinstance(name, str) and Path(name).name == name]

@@ -30,6 +30,7 @@ def from_trajectories(
     *,
     log_weight: Tensor | None = None,
     prior: Trajectories | None = None,
+    discount: float | Tensor | None = None,
     problem: str = "",
     **attributes: Any,
 ) -> "arviz.InferenceData":
@@ -45,6 +46,7 @@ def from_trajectories(
         chains: one chain of draws, or several with the same number of draws.
         log_weight: weights of the draws in nats, ``(chain, draw)``; by default the draws' own.
         prior: draws from the action prior.
+        discount: γ of the process, where the draws have had their coins tossed.
         problem: the problem's name.
         **attributes: what to note on the posterior group (method, evidence, …).
 
@@ -56,6 +58,9 @@ def from_trajectories(
         {'chain': 1, 'draw': 10, 'time': 4}
     """
     chains = [chains] if isinstance(chains, Trajectories) else list(chains)
+    longest = max(each.horizon for each in (*chains, *(() if prior is None else (prior,))))
+    chains = [chain.padded(longest) for chain in chains]
+    prior = None if prior is None else prior.padded(longest)
     posterior = _variables(chains)
     stats = {
         "return": _stack([chain.returns() for chain in chains]),
@@ -64,7 +69,8 @@ def from_trajectories(
     }
     likelihood = {"optimality": _over_draws([chain.log_factors for chain in chains])}
     first = chains[0]
-    constants = {"temperature": np.asarray(float(first.temperature)), "discount": np.asarray(float(first.discount))}
+    gamma = first.discount if discount is None else discount
+    constants = {"temperature": np.asarray(float(first.temperature)), "discount": np.asarray(float(gamma))}
     groups: dict[str, Any] = {
         "posterior": posterior,
         "sample_stats": stats,

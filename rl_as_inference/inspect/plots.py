@@ -90,7 +90,7 @@ def plot_returns(returns: Mapping[str, Any], ax: "Axes | None" = None) -> "Axes"
     everything = np.concatenate(list(arrays.values()))
     levels = np.unique(everything)
     colours = (GREY, BLUE, GREEN, ORANGE, RED)
-    if len(levels) <= 8:
+    if len(levels) <= 5:
         width = 0.8 / len(arrays)
         for i, (name, values) in enumerate(arrays.items()):
             shares = [float(np.mean(values == level)) for level in levels]

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from rl_as_inference import exact
 from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.program.readings import Policy
-from rl_as_inference.sampling import WeightedDraws, importance_sampling, nuts, sequential_monte_carlo, surviving_rollout
+from rl_as_inference.sampling import WeightedDraws, importance_sampling, nuts, repeated_filters, surviving_rollout
 from rl_as_inference.sampling.importance import resample
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def posterior(
     - ``"exact"``: exact draws, for finite and linear-Gaussian processes; ``dynamics="causal"`` for
       the posterior over actions alone.
     - ``"importance"``: ten proposals a draw from the policy (or the action prior), resampled by weight.
-    - ``"smc"``: a particle filter over time with the policy (or the action prior) as proposal.
+    - ``"smc"``: eight particle filters over time, of ``num_draws`` particles each, with the policy (or
+      the action prior) as proposal; the standard error of the evidence is from their spread.
     - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
 
     With γ < 1 survival coins are drawn (see :func:`rl_as_inference.steps`), whatever the program's
@@ -61,6 +63,7 @@ def posterior(
         raise ValueError(f"num_draws must be >= 1, got {num_draws}")
     process = as_process(process)
     notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
+    notes["discount"] = getattr(process, "discount", None)
     with torch.no_grad():
         if method == "exact":
             return from_trajectories(exact.sample_posterior(process, num_draws, dynamics), dynamics=dynamics, **notes)
@@ -75,7 +78,7 @@ def posterior(
             weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)
             notes["pareto_k"] = _pareto_k(weighted)
         else:
-            weighted = sequential_monte_carlo(process, policy, num_draws)
+            weighted = repeated_filters(process, policy, num_draws)
         index = resample(weighted.log_weight, num_draws)
         return from_trajectories(
             weighted.trajectories.select(index),
@@ -88,5 +91,6 @@ def posterior(
 
 
 def _pareto_k(weighted: WeightedDraws) -> float:
-    _, k = import_arviz().psislw(weighted.log_weight.cpu().numpy())
+    with np.errstate(all="ignore"):  # weights that are all alike have no tail to fit
+        _, k = import_arviz().psislw(weighted.log_weight.cpu().numpy())
     return float(k)

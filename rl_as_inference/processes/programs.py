@@ -109,7 +109,8 @@ class ProgramProcess:
         """
         state = next(msg for msg in self._sample_run if is_action(msg))["infer"][ACTION]["state"]
         if state.is_floating_point():
-            shape = tuple(state.shape[1 + self._nesting :])
+            constant = self._state_dims is not None and state.dim() < self._state_dims
+            shape = tuple(state.shape if constant else state.shape[1 + self._nesting :])
             return gymnasium.spaces.Box(-np.inf, np.inf, shape)
         for msg in self._sample_run:
             if msg["value"] is state and hasattr(msg["fn"].support, "upper_bound"):
@@ -152,20 +153,37 @@ class ProgramProcess:
             # A site's own shape is that of a single run; the new plate stands left of the program's.
             aligned = {name: self._left_of_plates(value) for name, value in values.items()}
             batch = (count,) + (1,) * self._nesting
-            return _join([_read(record(self.in_plate(count), None, values=aligned), batch)])
+            return _join([_read(record(self.in_plate(count), None, values=aligned), batch, self._state_dims)])
         single = (1,) + (1,) * self._nesting
         runs = []
         for index in range(count):
             one = {name: self._left_of_plates(value[index : index + 1]) for name, value in values.items()}
-            runs.append(_read(record(self.in_plate(1), None, values=one), single))
+            runs.append(_read(record(self.in_plate(1), None, values=one), single, self._state_dims))
         return _join(runs)
 
     def _left_of_plates(self, value: Tensor) -> Tensor:
         missing = max(self._nesting + 1 - value.dim(), 0)
         return value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:])
 
+    @cached_property
+    def _state_dims(self) -> int | None:
+        """How many dimensions a state has with its plates; None where one run at a time is all there is.
+
+        Running in plates of two sizes tells a batch of states from a state of its own length.
+        """
+        try:
+            shapes = [
+                [msg["infer"][ACTION]["state"].shape for msg in record(self.in_plate(n), None) if is_action(msg)]
+                for n in (2, 3)
+            ]
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+            return None
+        most = max((len(shape) for shape in shapes[0]), default=0)
+        return most if shapes[0] != shapes[1] else most + 1 + self._nesting
+
     def _run(self, policy: Policy | None, count: int) -> "_Run":
-        return _read(record(self.in_plate(count), policy), (count,) + (1,) * self._nesting)
+        dims = self._state_dims  # before the run that is recorded
+        return _read(record(self.in_plate(count), policy), (count,) + (1,) * self._nesting, dims)
 
     @cached_property
     def _nesting(self) -> int:
@@ -200,7 +218,7 @@ class _Run:
     discount: Any = 1.0
 
 
-def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
+def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = None) -> _Run:
     """Reads the messages of a run in a plate of shape ``batch``, the trajectories leftmost."""
     run, count, last_step = _Run(), batch[0], object()
 
@@ -208,7 +226,7 @@ def _read(messages: list[Any], batch: tuple[int, ...]) -> _Run:
         return value.expand(torch.broadcast_shapes(value.shape, batch)).reshape(count, -1).sum(1)
 
     dims = [msg["infer"][ACTION]["state"].dim() for msg in messages if is_action(msg) and _is_tensor_state(msg)]
-    most = max(dims, default=0)
+    most = max(dims, default=0) if state_dims is None else state_dims
 
     def leading(value: Any) -> Tensor:
         tensor = torch.as_tensor(value)

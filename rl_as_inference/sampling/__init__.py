@@ -2,6 +2,14 @@
 
 from rl_as_inference.sampling.importance import WeightedDraws, importance_sampling, survive, surviving_rollout
 from rl_as_inference.sampling.nuts import nuts
-from rl_as_inference.sampling.smc import sequential_monte_carlo
+from rl_as_inference.sampling.smc import repeated_filters, sequential_monte_carlo
 
-__all__ = ["WeightedDraws", "importance_sampling", "nuts", "sequential_monte_carlo", "survive", "surviving_rollout"]
+__all__ = [
+    "WeightedDraws",
+    "importance_sampling",
+    "nuts",
+    "repeated_filters",
+    "sequential_monte_carlo",
+    "survive",
+    "surviving_rollout",
+]

@@ -11,7 +11,7 @@ from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["sequential_monte_carlo"]
+__all__ = ["repeated_filters", "sequential_monte_carlo"]
 
 
 @torch.no_grad()
@@ -33,6 +33,8 @@ def sequential_monte_carlo(
 
     Raises:
         ValueError: if the process is not one in parts, has no horizon, or every particle dies out.
+
+    One filter cannot tell its own standard error, so that is NaN; see :func:`repeated_filters`.
     """
     if not isinstance(mdp, MarkovDecisionProcess):
         raise ValueError("method='smc' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
@@ -45,7 +47,7 @@ def sequential_monte_carlo(
     ancestors: list[Tensor] = []
     alive = torch.ones(num_particles, dtype=torch.bool, device=state.device)
     log_weight: Tensor | None = None
-    log_evidence, variance = 0.0, 0.0
+    log_evidence = 0.0
     for t in range(horizon):
         done = mdp.terminated(state)
         if done is not None:
@@ -70,14 +72,12 @@ def sequential_monte_carlo(
         size = effective_sample_size(log_weight)
         if t < horizon - 1 and size < threshold * num_particles:
             log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
-            variance += max(num_particles / size - 1, 0.0) / num_particles
             index = resample(log_weight, num_particles)
             log_weight = torch.zeros_like(log_weight)
         ancestors.append(index)
         state, alive = after[index], alive[index]
     assert log_weight is not None
     log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
-    variance += max(num_particles / effective_sample_size(log_weight) - 1, 0.0) / num_particles
 
     line = torch.arange(num_particles, device=state.device)
     lines = []
@@ -92,4 +92,29 @@ def sequential_monte_carlo(
     trajectories = Trajectories(
         **traced, log_factors=traced["rewards"] / mdp.temperature, temperature=mdp.temperature, discount=1.0
     )
-    return WeightedDraws(trajectories, log_weight, log_evidence, variance**0.5)
+    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan)
+
+
+def repeated_filters(
+    mdp: MarkovDecisionProcess, policy: Policy | None, num_particles: int, *, num_repeats: int = 8
+) -> WeightedDraws:
+    """Returns the pooled trajectories of independent particle filters, weighed by each one's evidence.
+
+    The evidence is the filters' mean, and its standard error is from their spread.
+
+    Args:
+        mdp, policy, num_particles: as in :func:`sequential_monte_carlo`, for each filter.
+        num_repeats: how many filters, ≥ 2.
+    """
+    if num_repeats < 2:
+        raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
+    filters = [sequential_monte_carlo(mdp, policy, num_particles) for _ in range(num_repeats)]
+    logs = torch.tensor([one.log_evidence for one in filters], dtype=torch.float64)
+    shares = (logs - logs.max()).exp()
+    pooled = [one.log_weight - torch.logsumexp(one.log_weight, 0) + one.log_evidence for one in filters]
+    return WeightedDraws(
+        Trajectories.joined([one.trajectories for one in filters]),
+        torch.cat(pooled),
+        float(torch.logsumexp(logs, 0)) - math.log(num_repeats),
+        float(shares.std() / shares.mean()) / num_repeats**0.5,
+    )
