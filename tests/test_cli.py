@@ -256,3 +256,39 @@ class TestCheckpoints:
             with pytest.raises(ValueError, match=words):
                 load_policy(policy, path)
         assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+class TestRunFolders:
+    def test_overwriting_removes_the_earlier_runs_files(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        rlai("compare", "gridworld", "--out", out, *QUICK)
+        assert (out / "comparison.json").exists()
+        (out / "notes.txt").write_text("mine")
+        rlai("fit", "gridworld", "--steps", "2", "--out", out, "--overwrite")
+        assert not (out / "comparison.json").exists()
+        assert (out / "notes.txt").read_text() == "mine"
+
+    def test_a_killed_run_can_be_replaced(self, tmp_path: Path) -> None:
+        from rl_as_inference.cli.runs import new_run_folder
+
+        new_run_folder(tmp_path / "run", overwrite=False)  # and nothing more: it was killed
+        assert rlai("fit", "gridworld", "--steps", "2", "--out", tmp_path / "run", "--overwrite")[0] == 0
+
+    def test_a_forged_list_of_files_reaches_nothing_outside(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        out.mkdir()
+        (tmp_path / "thesis.tex").write_text("years of work")
+        (out / "run.json").write_text(json.dumps({"files": ["../thesis.tex", str(tmp_path / "thesis.tex")]}))
+        rlai("fit", "gridworld", "--steps", "2", "--out", out, "--overwrite")
+        assert (tmp_path / "thesis.tex").exists()
+
+    def test_an_unknown_problem_leaves_no_folder(self, tmp_path: Path) -> None:
+        refused("compare", "corridr", "--out", tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_dtype() -> None:
+    assert (
+        load_problem("random_mdp", parse_options(["--dtype", "float64"])).initial_probabilities.dtype == torch.float64
+    )
+    assert "--dtype must be one of torch's" in refused("compare", "random_mdp", "--dtype", "float65")
