@@ -58,6 +58,8 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):
         size = math.prod(action_space.shape)
+        if action_space.shape == ():
+            raise ValueError("action_space Box(shape=()) has no policy here; use shape (1,), one action as an event")
         if isinstance(process, LinearGaussianMDP):
             spread = float(process.action_prior_cov.detach().diagonal().mean().sqrt())
             states = math.prod(state_space.shape)

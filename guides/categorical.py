@@ -73,4 +73,10 @@ class TabularPolicy(nn.Module):
         self.logits = nn.Parameter(torch.zeros(shape))
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
-        return dist.Categorical(logits=self.logits[state] if self.logits.dim() == 2 else self.logits[t, state])
+        if self.logits.dim() == 2:
+            return dist.Categorical(logits=self.logits[state])
+        if int(torch.as_tensor(t).max()) >= len(self.logits):
+            raise ValueError(
+                f"policy: the table has {len(self.logits)} steps, and step {int(torch.as_tensor(t).max())} was asked"
+            )
+        return dist.Categorical(logits=self.logits[t, state])

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rl_as_inference.processes.mdp import check_discount, check_temperature
+from rl_as_inference.checks import check_discount, check_temperature
 
 __all__ = ["check_integer", "check_probability", "check_program"]
 

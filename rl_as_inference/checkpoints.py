@@ -16,8 +16,9 @@ _FORMAT = "rl-as-inference policy 1"
 def save_policy(policy: nn.Module, path: str | Path, **notes: Any) -> None:
     """Writes a policy's tensors, and notes that JSON can hold, to ``path``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    metadata = {"format": _FORMAT, "policy": type(policy).__name__, "notes": json.dumps(notes)}
-    safetensors.torch.save_file(tensors, str(path), metadata=metadata)
+    metadata = {"format": _FORMAT, "policy": type(policy).__name__, "notes": notes}
+    # One entry, as safetensors writes several in no fixed order: the same policy is the same file.
+    safetensors.torch.save_file(tensors, str(path), metadata={"rlai": json.dumps(metadata, sort_keys=True)})
 
 
 def load_policy(policy: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -32,9 +33,9 @@ def load_policy(policy: nn.Module, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"path: there is no file {str(path)!r}")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("rlai", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"path: {str(path)!r} is not a readable checkpoint: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path: {str(path)!r} holds tensors, but no policy written by save_policy")
@@ -47,5 +48,5 @@ def load_policy(policy: nn.Module, path: str | Path) -> dict[str, Any]:
             f"{wrong[0]!r} has shape {found.get(wrong[0])}, wanted {expected.get(wrong[0])}"
         )
     policy.load_state_dict(tensors)
-    notes: dict[str, Any] = json.loads(metadata["notes"])
+    notes: dict[str, Any] = metadata["notes"]
     return notes

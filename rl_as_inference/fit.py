@@ -88,15 +88,18 @@ def fit(
     """
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
-    if learning_rate <= 0:
-        raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be a finite number > 0, got {learning_rate}")
     if num_trajectories < 1:
         raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
     if estimator not in (*get_args(Estimator), "exact"):
         raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
     parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
     if not parameters:
-        raise ValueError("policy has no parameters to train; pass a module such as those of rl_as_inference.guides")
+        raise ValueError(
+            "policy has no parameters to train; pass a module such as those of rl_as_inference.guides (a policy that "
+            "uses pyro.param trains with Pyro's SVI and TrajectoryELBO)"
+        )
     process = as_process(process)
     if estimator == "auto" and critic is None and _has_cheap_exact_gradient(process):
         estimator = "exact"

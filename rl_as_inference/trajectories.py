@@ -11,6 +11,8 @@ __all__ = ["Trajectories", "discounts"]
 
 def discounts(discount: float | Tensor, horizon: int, like: Tensor) -> Tensor:
     """Returns ``γ^t`` for ``t = 0 … horizon - 1``, shape ``(horizon,)``, on the device of ``like``."""
+    if not like.is_floating_point():
+        like = like.to(torch.get_default_dtype())
     gamma = torch.as_tensor(discount, dtype=like.dtype, device=like.device)
     return gamma ** torch.arange(horizon, dtype=like.dtype, device=like.device)
 

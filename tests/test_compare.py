@@ -187,7 +187,7 @@ class TestFit:
         ("changes", "words"),
         [
             ({"steps": 0}, "steps must be >= 1"),
-            ({"learning_rate": -1.0}, "learning_rate must be > 0"),
+            ({"learning_rate": -1.0}, "learning_rate must be a finite number > 0"),
             ({"num_trajectories": 0}, "num_trajectories must be >= 1"),
             ({"estimator": "magic"}, "estimator must be exact or one of"),
             ({"estimator": "pathwise"}, "pathwise gradients need reparameterized draws"),

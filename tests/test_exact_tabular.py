@@ -853,10 +853,10 @@ def test_bad_sparse_tables_are_named():
     with pytest.raises(ValueError, match=r"row \(1, 0\) has no entries"):
         TabularMDP(**{**parts, "transition": empty.to_sparse()})
     sparse = parts["transition"].to_sparse()
-    with pytest.raises(ValueError, match=r"reward must be \(S, A\), or a sparse \(S, A, S\)"):
-        TabularMDP(**{**parts, "transition": sparse, "reward": torch.zeros(2, 2, 2)})
-    with pytest.raises(ValueError, match="reward must have its entries where transition has them"):
-        TabularMDP(**{**parts, "transition": sparse, "reward": torch.ones(2, 2, 2).to_sparse()})
+    with pytest.raises(ValueError, match=r"reward must be \(S, A\) or \(S, A, S\), dense or sparse, got \(2, 2, 3\)"):
+        TabularMDP(**{**parts, "transition": sparse, "reward": torch.zeros(2, 2, 3)})
+    with pytest.raises(ValueError, match=r"reward must have the shape of transition, \(2, 2, 2\)"):
+        TabularMDP(**{**parts, "transition": sparse, "reward": torch.ones(2, 2, 3).to_sparse()})
     indices, probabilities = torch.zeros(2, 1, 1, dtype=torch.long), torch.ones(2, 1, 1)
     rest = (torch.zeros(2, 1), torch.ones(2) / 2)
     with pytest.raises(ValueError, match=r"indices must be states 0 … 1"):
@@ -875,7 +875,9 @@ def test_bad_policies_are_named():
         exact.elbo(mdp, torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"policy must be a plan, a table or a callable \(state, t\), got str"):
         exact.elbo(mdp, "greedy")
-    with pytest.raises(ValueError, match="policy gives probabilities to 5 actions, but the process has 2"):
+    with pytest.raises(
+        ValueError, match="policy gives probabilities to 5 actions for all steps, but the action prior to 2"
+    ):
         exact.elbo(mdp, TabularPolicy(3, 5))
 
 

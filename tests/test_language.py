@@ -833,7 +833,7 @@ def test_a_prior_that_is_no_distribution(prior):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, torch.tensor(0.0), torch.tensor([1.0, -2.0])])
 def test_a_temperature_that_is_not_positive(temperature):
-    with pytest.raises(ValueError, match=r"reward\('reward_3'\): temperature must be > 0"):
+    with pytest.raises(ValueError, match=r"reward\('reward_3'\): temperature must be a number > 0"):
         reward("reward_3", 1.0, temperature)
 
 

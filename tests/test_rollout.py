@@ -289,7 +289,7 @@ def test_pathwise_is_refused_where_draws_have_no_path():
     with pytest.raises(ValueError, match="pathwise gradients need reparameterized draws, but the initial state is"):
         random_mdp(8).rollout(None, 3, pathwise=True)
     with pytest.raises(ValueError, match=r"but the policy is a .*; use the score estimator"):
-        Glider().rollout(lambda state, t: dist.Categorical(torch.ones(2)), 3, pathwise=True)
+        Glider().rollout(lambda state, t: dist.OneHotCategorical(torch.ones(2)), 3, pathwise=True)
 
 
 # Bad input.

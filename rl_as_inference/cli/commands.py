@@ -112,6 +112,9 @@ def compare_command(
     progress: Progress = None,
 ) -> None:
     """Train a guide on the ELBO; show it beside SAC's objective and the exact answers."""
+    for name, value, least in (("--num-rollouts", num_rollouts, 2), ("--num-draws", num_draws, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value}")
     run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
     comparison = compare(run.process, fitted.policy, num_trajectories=num_rollouts)
@@ -197,6 +200,8 @@ class _Run:
         seed: int,
     ) -> "_Run":
         options = parse_options(context.args)
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"--seed must be in 0 … 2^63 - 1, got {seed}")
         if out is not None:  # before the work, so that an hour's training is not lost to a folder that is taken
             check_run_folder(out, overwrite=overwrite)
         torch.manual_seed(seed)

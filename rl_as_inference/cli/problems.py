@@ -91,6 +91,10 @@ def load_problem(
     if path.endswith(".py") or ("/" in path and Path(path).exists()):
         found = as_process(_from_file(Path(path), attribute or "problem", {**options, **given}))
         found.name = attribute or Path(path).stem
+        try:  # a first look, so that what is wrong with the file is said in one line
+            found.rollout(None, 2)
+        except Exception as error:
+            raise ValueError(f"PROBLEM: {path}: cannot be run: {_one_line(error, Path(path))}") from error
         return found
     if problem in models.__all__:
         return _call(getattr(models, problem), {**options, **given}, problem)
@@ -149,7 +153,7 @@ def _from_file(path: Path, attribute: str, options: dict[str, Any]) -> Any:
             f"function that returns one"
         )
     if isinstance(found, type) or inspect.signature(found).parameters or _makes_a_problem(found, path):
-        return _call(found, options, f"{path}:{attribute}")
+        return _call(found, options, f"{path}:{attribute}", path)
     if options:
         raise ValueError(f"PROBLEM: {path}: {attribute!r} takes no options ({', '.join(options)})")
     return found
@@ -167,7 +171,7 @@ def _makes_a_problem(function: Callable[[], Any], path: Path) -> bool:
     return hasattr(answer, "rollout") or (callable(answer) and not hasattr(answer, "shape"))
 
 
-def _call(factory: Callable[..., Any], options: dict[str, Any], name: str) -> Any:
+def _call(factory: Callable[..., Any], options: dict[str, Any], name: str, path: Path | None = None) -> Any:
     parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [option for option in options if option not in parameters and not takes_any]
@@ -177,8 +181,10 @@ def _call(factory: Callable[..., Any], options: dict[str, Any], name: str) -> An
         raise ValueError(f"{flags}: not an option of {name}; it takes {known}")
     try:
         made = factory(**options)
-    except TypeError as error:
-        raise ValueError(f"PROBLEM: {name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(str(error) if path is None else f"PROBLEM: {name}: {error}") from error
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(f"PROBLEM: {name}: {_one_line(error, path or Path())}") from error
     if not hasattr(made, "rollout") and not callable(made):
         raise ValueError(f"PROBLEM: {name} returned {type(made).__name__}, neither a process nor a Pyro program")
     return made

@@ -116,11 +116,14 @@ def posterior_return(mdp: Any) -> Tensor:
 
 
 def _slope(mdp: Any, objective: Callable[[Any], Tensor]) -> Tensor:
+    like = objective(mdp)
+    differentiable = like.requires_grad
     with torch.enable_grad():
-        like = objective(mdp)
-        alpha = torch.as_tensor(mdp.temperature, dtype=like.dtype, device=like.device).detach().requires_grad_()
-        (slope,) = torch.autograd.grad(objective(mdp.at_temperature(alpha)), alpha)
-    return -(alpha.detach() ** 2) * slope
+        alpha = torch.as_tensor(mdp.temperature, dtype=like.dtype, device=like.device)
+        alpha = alpha if alpha.requires_grad else alpha.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(objective(mdp.at_temperature(alpha)), alpha, create_graph=differentiable)
+    answer = -(alpha**2) * slope
+    return answer if differentiable else answer.detach()
 
 
 def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rl_as_inference.exact.backups import Dynamics, backup, log_survival, reward_in_nats, soft_maximum
 from rl_as_inference.processes.kernels import DenseKernel
@@ -153,6 +154,7 @@ class _ImplicitGradient(torch.autograd.Function):
         return improved.clone()
 
     @staticmethod
+    @once_differentiable  # its own derivative would leave out how the solution moves
     def backward(ctx: Any, grad: Tensor) -> Any:
         mdp, dynamics, reward, value = ctx.context
         if mdp.num_states <= _SOLVE_LIMIT:

@@ -24,6 +24,7 @@ from rl_as_inference.exact.backups import (
     survival_weights,
 )
 from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, solve_linear
+from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.trajectories import Trajectories
@@ -109,7 +110,8 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     soft_v, soft_q = _to_reward_units(mdp, values), _to_reward_units(mdp, qs)
 
     def log_policy() -> Tensor:
-        table = mdp.log_action_prior + (soft_q - soft_v[: mdp.horizon, ..., None]) / mdp.temperature
+        # Not soft_q - soft_v: two large numbers, each rounded, whose rows need not sum to one.
+        table = torch.log_softmax(mdp.log_action_prior + soft_q / mdp.temperature, -1)
         return torch.where(mdp.terminal[:, None], mdp.log_action_prior, table) if mdp.has_terminal else table
 
     return Plan(soft_v, soft_q, objective, dynamics, log_policy)
@@ -345,34 +347,22 @@ def log_policy_table(mdp: TabularMDP, policy: Any) -> Tensor:
         )
     if not callable(policy):
         raise ValueError(f"policy must be a plan, a table or a callable (state, t), got {type(policy).__name__}")
-    return _ask_policy(mdp, policy)
+    with unvalidated():
+        return _ask_policy(mdp, policy)
 
 
 def _ask_policy(mdp: TabularMDP, policy: Policy) -> Tensor:
     device = mdp.log_action_prior.device
     states = torch.arange(mdp.num_states, device=device)
     if mdp.horizon is None:
-        answers = [policy(states, 0)]
-    elif getattr(policy, "batch_steps", False):
+        return mdp.log_probabilities(policy(states, 0), states, "at step 0")
+    if getattr(policy, "batch_steps", False):
         shape = (mdp.horizon, mdp.num_states)
+        states = states.expand(shape)
         times = torch.arange(mdp.horizon, device=device)[:, None].expand(shape)
-        answers = [policy(states.expand(shape), times)]  # type: ignore[arg-type]
-    else:
-        answers = [policy(states, t) for t in range(mdp.horizon)]
-    tables = []
-    for answer in answers:
-        if isinstance(answer, torch.distributions.Categorical):
-            table = answer.logits
-        else:
-            batch = (1,) * len(answer.batch_shape)
-            actions = torch.arange(mdp.num_actions, device=device).reshape(-1, *batch)
-            table = answer.log_prob(actions).movedim(0, -1)
-        if table.shape[-1] != mdp.num_actions:
-            raise ValueError(
-                f"policy gives probabilities to {table.shape[-1]} actions, but the process has {mdp.num_actions}"
-            )
-        tables.append(table.expand(*table.shape[:-2], mdp.num_states, mdp.num_actions))
-    return tables[0] if len(tables) == 1 else torch.stack(tables)
+        return mdp.log_probabilities(policy(states, times), states, "for all steps")  # type: ignore[arg-type]
+    answers = (mdp.log_probabilities(policy(states, t), states, f"at step {t}") for t in range(mdp.horizon))
+    return torch.stack(list(answers))
 
 
 def _to_reward_units(mdp: TabularMDP, nats: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from rl_as_inference import exact
 from rl_as_inference.processes import TabularMDP
@@ -148,6 +149,7 @@ def plot_occupancy(
     return ax
 
 
+@torch.no_grad()
 def plot_dynamics_gap(mdp: TabularMDP, policy: Any = None, axes: "Sequence[Axes] | None" = None) -> "Sequence[Axes]":
     """Draws what the exact posterior expects beside what its action rule and the causal one get.
 

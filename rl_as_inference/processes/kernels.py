@@ -15,7 +15,17 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["DenseKernel", "Kernel", "SparseKernel", "Successors", "common_scale", "exp_from", "invert", "log_to"]
+__all__ = [
+    "DenseKernel",
+    "Kernel",
+    "SparseKernel",
+    "Successors",
+    "common_scale",
+    "exp_from",
+    "invert",
+    "log_or_minus_inf",
+    "log_to",
+]
 
 
 class Kernel(Protocol):
@@ -152,12 +162,12 @@ class DenseKernel:
     def _log_probabilities(self) -> Tensor:
         # Not probs=...: Categorical clamps them, and what is impossible would become possible.
         if self.probabilities.requires_grad:
-            return _log_or_minus_inf(self.probabilities)
+            return log_or_minus_inf(self.probabilities)
         return self._fixed_log_probabilities
 
     @cached_property
     def _fixed_log_probabilities(self) -> Tensor:
-        return _log_or_minus_inf(self.probabilities)
+        return log_or_minus_inf(self.probabilities)
 
     @cached_property
     def _sampler(self) -> _Sampler:
@@ -293,7 +303,7 @@ class Successors(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         mass = torch.where(self.indices == value[..., None], self.probabilities, 0.0).sum(-1)
-        return _log_or_minus_inf(mass)
+        return log_or_minus_inf(mass)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         values = torch.arange(self.num_states, device=self.indices.device)
@@ -301,7 +311,7 @@ class Successors(TorchDistribution):
         return values.expand((-1, *self.batch_shape)) if expand else values
 
 
-def _log_or_minus_inf(probabilities: Tensor) -> Tensor:
+def log_or_minus_inf(probabilities: Tensor) -> Tensor:
     """Returns the logarithm, with gradient 0 instead of infinity where the probability is 0."""
     possible = probabilities > 0
     return torch.where(possible, torch.where(possible, probabilities, 1.0).log(), -torch.inf)

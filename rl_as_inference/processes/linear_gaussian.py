@@ -87,10 +87,6 @@ class LinearGaussianMDP(MarkovDecisionProcess):
                 f"infinite horizon here, since the discount is 1)"
             )
         super().__init__(horizon=horizon, temperature=temperature)
-        if isinstance(temperature, Tensor) and temperature.dim() != 0:
-            raise ValueError(
-                f"temperature must be a number or a tensor of shape (), got shape {tuple(temperature.shape)}"
-            )
         given = {
             "A": A,
             "B": B,

@@ -12,33 +12,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import check_discount, check_horizon, check_temperature
 from rl_as_inference.program import act, reward, steps, terminate
-from rl_as_inference.program.readings import Policy
+from rl_as_inference.program.readings import Policy, check_answer
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["MarkovDecisionProcess", "check_discount", "check_horizon", "check_temperature"]
+__all__ = ["MarkovDecisionProcess", "unvalidated"]
 
 
-def check_temperature(temperature: float | Tensor) -> None:
-    """Raises ValueError unless the temperature is positive and finite."""
-    value = torch.as_tensor(temperature)
-    if not bool(((value > 0) & value.isfinite()).all()):
-        raise ValueError(f"temperature must be a finite number > 0 (reward units per nat), got {temperature}")
-
-
-def check_discount(discount: float | Tensor) -> None:
-    """Raises ValueError unless the discount is in [0, 1]."""
-    value = torch.as_tensor(discount)
-    if not bool(((value >= 0) & (value <= 1)).all()):
-        raise ValueError(f"discount must be in [0, 1], got {discount}")
-
-
-def check_horizon(horizon: int | None) -> None:
-    """Raises ValueError unless the horizon is a positive integer or None."""
-    if horizon is None:
-        return
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"horizon must be an integer >= 1, or None for no horizon, got {horizon!r}")
+_UNSET: Any = object()
 
 
 class MarkovDecisionProcess:
@@ -73,23 +55,34 @@ class MarkovDecisionProcess:
 
     state_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
+    horizon: int | None = None
+    discount: float | Tensor = 1.0
+    temperature: float | Tensor = 1.0
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
 
     def __init__(
         self,
         *,
-        horizon: int | None = None,
-        discount: float | Tensor = 1.0,
-        temperature: float | Tensor = 1.0,
+        horizon: int | None = _UNSET,
+        discount: float | Tensor = _UNSET,
+        temperature: float | Tensor = _UNSET,
     ) -> None:
-        check_horizon(horizon)
-        check_discount(discount)
-        check_temperature(temperature)
-        self.name = type(self).__name__
-        self.horizon = horizon
-        self.discount = discount
-        self.temperature = temperature
+        # What is not given is the class's own, so that a subclass may simply set attributes.
+        self.horizon = check_horizon(self.horizon if horizon is _UNSET else horizon)
+        self.discount = self.discount if discount is _UNSET else discount
+        self.temperature = self.temperature if temperature is _UNSET else temperature
+        check_discount(self.discount)
+        check_temperature(self.temperature)
+
+    @property
+    def name(self) -> str:
+        """What tables and pictures call the process: its class's name, unless set."""
+        return getattr(self, "_name", type(self).__name__)
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
 
     def initial(self) -> Any:
         """Returns the distribution of ``s_0``, of batch shape ``()``."""
@@ -134,12 +127,14 @@ class MarkovDecisionProcess:
         ``markov=True`` is for enumerating the program over a long horizon; see :func:`steps`.
         """
         horizon = self.finite_horizon("running the program")
+        if num_trajectories < 1:
+            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
         with pyro.plate("trajectories", num_trajectories, dim=-1):
             state: Tensor = pyro.sample("state_0", self.initial())
             for t in steps(horizon, self.discount, markov=markov, like=self._like(state)):
                 done = self.terminated(state)
                 if done is not None:
-                    terminate(done, absorbing=self.absorbing)
+                    terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
                 action = act(f"action_{t}", state, self.prior(state))
                 next_state = pyro.sample(f"state_{t + 1}", self.transition(state, action))
                 reward(f"reward_{t}", self.reward(state, action, next_state), self.temperature)
@@ -166,7 +161,7 @@ class MarkovDecisionProcess:
         horizon = self.finite_horizon("rollout")
         if num_trajectories < 1:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
-        with _unvalidated():
+        with unvalidated():
             return self._rollout(policy, num_trajectories, horizon, pathwise)
 
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
@@ -175,26 +170,34 @@ class MarkovDecisionProcess:
         # Whether log π of all steps may be had afterwards, from the values of the actions. A squashed
         # action cannot be unsquashed near its bounds, so such a policy is asked while it remembers the draw.
         batched = False
+        if policy is not None and not callable(policy):
+            raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         if not pathwise and policy is not None and getattr(policy, "batch_steps", False):
             with torch.no_grad():
-                batched = not policy(state, 0).has_rsample
+                batched = not check_answer(policy(state, 0), self.prior(state), "at step 0").has_rsample
         grad = torch.is_grad_enabled() and not batched
         states, actions, rewards, masks, log_prior, log_policy = [state], [], [], [], [], []
         alive: Tensor | None = None
         for t in range(horizon):
             done = self.terminated(state)
             if done is not None:
-                alive = ~done if alive is None else alive & ~done
+                living = ~torch.as_tensor(done, device=state.device).expand(num_trajectories)
+                alive = living if alive is None else alive & living
             with torch.set_grad_enabled(grad):
                 prior = self.prior(state)
-                chosen = prior if policy is None else policy(state, t)
+                chosen = prior if policy is None else check_answer(policy(state, t), prior, f"at step {t}")
                 action = draw(chosen, "the policy")
                 if not batched:
                     log_prior.append(prior.log_prob(action))
                     log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action))
             with torch.set_grad_enabled(torch.is_grad_enabled() and pathwise):
                 proposed = self._next_state(state, action, draw)
-            rewards.append(self.reward(state, action, proposed))
+            if proposed.shape != state.shape:
+                raise ValueError(
+                    f"transition(state, action) must give states of shape {tuple(state.shape)}, got "
+                    f"{tuple(proposed.shape)} at step {t}; keep the batch, and declare one state with .to_event(n)"
+                )
+            rewards.append(self._checked_reward(self.reward(state, action, proposed), num_trajectories, state, t))
             if alive is not None:
                 masks.append(alive)
                 if not self.absorbing:
@@ -216,6 +219,9 @@ class MarkovDecisionProcess:
             zero = all_rewards.new_zeros(())
             all_rewards = torch.where(mask, all_rewards, zero)
             log_p, log_q = torch.where(mask, log_p, zero), torch.where(mask, log_q, zero)
+        if bool(log_q.detach().isnan().any()):
+            step = int(log_q.detach().isnan().any(1).int().argmax())
+            raise ValueError(f"policy gives NaN as a log probability at step {step}; check its parameters")
         nan = all_rewards.detach().isnan()
         if bool(nan.any()):
             step = int(nan.any(1).int().argmax())
@@ -231,6 +237,18 @@ class MarkovDecisionProcess:
             temperature=self.temperature,
             discount=self.discount,
         )
+
+    def _checked_reward(self, value: Any, count: int, state: Tensor, step: int) -> Tensor:
+        """Returns a reward as floating-point numbers, one a trajectory."""
+        reward = torch.as_tensor(value, device=state.device)
+        if reward.shape not in ((), (count,)):
+            raise ValueError(
+                f"reward(state, action, next_state) must give one number a trajectory, of shape ({count},), got "
+                f"{tuple(reward.shape)} at step {step}"
+            )
+        if not reward.is_floating_point():
+            reward = reward.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())
+        return reward.expand(count)
 
     def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
         """Returns a draw of the next state; a process with a faster way than its distribution has it here."""
@@ -261,6 +279,9 @@ class MarkovDecisionProcess:
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns ``state``'s shape without that of a single state."""
+        for name in ("state_space", "action_space"):
+            if getattr(self, name, None) is None:
+                raise ValueError(f"{name} of {type(self).__name__} is not set; give it a gymnasium.spaces space")
         event = len(self.state_space.shape or ())
         return state.shape[: state.dim() - event]
 
@@ -296,7 +317,7 @@ def _rsample(distribution: Any, what: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def _unvalidated() -> Iterator[None]:
+def unvalidated() -> Iterator[None]:
     """Skips argument checks of distributions: in an inner loop they cost more than the draws."""
     default = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)

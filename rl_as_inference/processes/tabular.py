@@ -1,5 +1,6 @@
 """Finite Markov decision processes given by tables."""
 
+import math
 from typing import Any
 
 import gymnasium
@@ -8,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, invert
+from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, invert, log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.toy_text import read_toy_text
-from rl_as_inference.program.readings import Policy
+from rl_as_inference.program.readings import Policy, check_answer
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["TabularMDP"]
@@ -64,6 +65,8 @@ class TabularMDP(MarkovDecisionProcess):
         terminal: Any = None,
     ) -> None:
         transition = _tensor(transition)
+        if transition.layout not in (torch.strided, torch.sparse_coo):
+            transition = transition.to_sparse_coo()
         if transition.dim() != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
             raise ValueError(f"transition must have shape (S, A, S) with S, A >= 1, got {tuple(transition.shape)}")
         num_states = transition.shape[0]
@@ -188,16 +191,31 @@ class TabularMDP(MarkovDecisionProcess):
         _check_rows("initial", initial)
         _check_rows("action_prior", prior)
 
-        if bool(terminal.any()):
-            indices, probabilities = _stay_where_terminal(indices, probabilities, terminal)
-        self.kernel: Kernel = DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
         self.terminal = terminal
         self.has_terminal = bool(terminal.any())
         self.reward_table = reward
         self.initial_probabilities = initial
         self.action_prior = prior
-        possible = prior > 0
-        self.log_action_prior = torch.where(possible, torch.where(possible, prior, 1.0).log(), -torch.inf)
+        self._given = indices, probabilities
+        # Derived once, unless a gradient is wanted: a graph can be gone through only once.
+        self._kernel = None if self.has_terminal and probabilities.requires_grad else self._new_kernel()
+        self._log_action_prior = None if prior.requires_grad else log_or_minus_inf(prior)
+
+    @property
+    def kernel(self) -> Kernel:
+        """The transition kernel, in which nothing leaves a terminal state."""
+        return self._new_kernel() if self._kernel is None else self._kernel
+
+    @property
+    def log_action_prior(self) -> Tensor:
+        """``log p(a|s)``, ``(S, A)``; -inf where the action is forbidden."""
+        return log_or_minus_inf(self.action_prior) if self._log_action_prior is None else self._log_action_prior
+
+    def _new_kernel(self) -> Kernel:
+        indices, probabilities = self._given
+        if self.has_terminal:
+            indices, probabilities = _stay_where_terminal(indices, probabilities, self.terminal)
+        return DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
 
     def initial(self) -> Any:
         return dist.Categorical(probs=self.initial_probabilities)
@@ -232,10 +250,7 @@ class TabularMDP(MarkovDecisionProcess):
         for t in range(horizon):
             if cumulative is None:
                 assert policy is not None
-                chosen = policy(state, t)
-                if not isinstance(chosen, torch.distributions.Categorical):
-                    return super()._rollout(policy, num_trajectories, horizon, pathwise)
-                logits = chosen.logits.expand(num_trajectories, self.num_actions)
+                logits = self.log_probabilities(policy(state, t), state, f"at step {t}")
                 action = invert(_cumulative(logits.detach()), uniform[t, 0])
                 log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
             else:
@@ -281,8 +296,28 @@ class TabularMDP(MarkovDecisionProcess):
         shape = (horizon, self.num_states)
         states = torch.arange(self.num_states, device=self.terminal.device)
         times = torch.arange(horizon, device=self.terminal.device)[:, None]
-        answer = policy(states.expand(shape), times.expand(shape))  # type: ignore[arg-type]
-        return answer.logits if isinstance(answer, torch.distributions.Categorical) else None
+        states, times = states.expand(shape), times.expand(shape)
+        return self.log_probabilities(policy(states, times), states, "for all steps")  # type: ignore[arg-type]
+
+    def log_probabilities(self, answer: Any, state: Tensor, where: str) -> Tensor:
+        """Returns the log probabilities of a policy's answer in ``state``, ``(*batch, A)``.
+
+        Raises:
+            ValueError: if the answer is no Categorical over the process's actions, or NaN; ``where`` it
+                was given is said.
+        """
+        answer = check_answer(answer, self.prior(state), where)
+        if not isinstance(answer, torch.distributions.Categorical):
+            raise ValueError(
+                f"policy must answer with a Categorical over {self.num_actions} actions, got "
+                f"{type(answer).__name__} {where}"
+            )
+        # A Categorical clamps the probabilities it is given, and what is impossible would become possible.
+        given_probabilities = "probs" in answer.__dict__ and "logits" not in answer.__dict__
+        logits = log_or_minus_inf(answer.probs) if given_probabilities else answer.logits
+        if bool(logits.detach().isnan().any()):
+            raise ValueError(f"policy gives NaN as a log probability {where}; check its parameters")
+        return logits
 
     @property
     def _like_dtype(self) -> torch.dtype:
@@ -306,11 +341,9 @@ class TabularMDP(MarkovDecisionProcess):
             raise ValueError(
                 f"replace: cannot replace {sorted(unknown)}; it takes horizon, discount, temperature, reward"
             )
-        sparse = self.kernel.indices if isinstance(self.kernel, SparseKernel) else None
         other = TabularMDP.__new__(TabularMDP)
         other._build(
-            sparse,
-            self.kernel.probabilities,
+            *self._given,
             changes.get("reward", self.reward_table),
             self.initial_probabilities,
             self.terminal,
@@ -436,18 +469,32 @@ def _successor_lists(transition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, options: Any) -> Tensor:
+    transition = transition.coalesce()
+    flat = transition.values().new_zeros(math.prod(shape))
     if not (isinstance(reward, Tensor) and reward.is_sparse):
         reward = _tensor(reward).to(**options)
+        if reward.shape == transition.shape:
+            return flat.index_copy(0, slots, reward[tuple(transition.indices())]).view(shape)
         if reward.dim() != 2:
-            raise ValueError(
-                "reward must be (S, A), or a sparse (S, A, S) with the entries of transition, when transition is sparse"
-            )
+            raise ValueError(f"reward must be (S, A) or (S, A, S), dense or sparse, got {tuple(reward.shape)}")
         return reward
-    reward = reward.coalesce()
-    if not torch.equal(reward.indices(), transition.coalesce().indices()):
-        raise ValueError("reward must have its entries where transition has them, when both are sparse")
-    flat = reward.values().new_zeros(slots.new_tensor(shape).prod()).index_copy(0, slots, reward.values())
-    return flat.view(shape).to(**options)
+    if reward.shape != transition.shape:
+        raise ValueError(
+            f"reward must have the shape of transition, {tuple(transition.shape)}, got {tuple(reward.shape)}"
+        )
+    # Entries that reward does not have are 0; those where nothing can happen are dropped.
+    reward = reward.coalesce().to(**options)
+    wanted, had = (_keys(sparse) for sparse in (transition, reward))
+    values = torch.cat([reward.values(), flat[:1]])
+    place = torch.searchsorted(had, wanted).clamp(max=max(len(had) - 1, 0))
+    found = had[place] == wanted if len(had) else torch.zeros_like(wanted, dtype=torch.bool)
+    return flat.index_copy(0, slots, values[torch.where(found, place, len(had))]).view(shape)
+
+
+def _keys(sparse: Tensor) -> Tensor:
+    """Returns one ascending integer for each entry of a coalesced ``(S, A, S)`` tensor."""
+    state, action, after = sparse.indices()
+    return (state * sparse.shape[1] + action) * sparse.shape[2] + after
 
 
 def _densify(indices: Tensor, probabilities: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,9 @@ def reward(name: str, value: Tensor | float, temperature: Tensor | float = 1.0) 
             checked while Pyro's validation is on, its default.)
     """
     if is_validation_enabled() or not isinstance(temperature, Tensor):
-        if not bool(torch.as_tensor(temperature > 0).all()):
-            raise ValueError(f"reward({name!r}): temperature must be > 0, got {temperature}")
+        positive = isinstance(temperature, int | float | Tensor) and bool(torch.as_tensor(temperature > 0).all())
+        if not positive:
+            raise ValueError(f"reward({name!r}): temperature must be a number > 0, got {temperature!r}")
         if bool(torch.as_tensor(value).isnan().any()):
             raise ValueError(f"reward({name!r}): the reward is NaN; check the value passed at this site")
     if not am_i_wrapped() or not _factors_count():
@@ -133,8 +134,10 @@ def steps(
     """
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 0:
         raise ValueError(f"steps: horizon must be an integer >= 0, got {horizon!r}")
-    if not bool(torch.as_tensor((discount >= 0) & (discount <= 1)).all()):
-        raise ValueError(f"steps: discount must be in [0, 1], got {discount}")
+    if not isinstance(discount, int | float | Tensor) or not bool(
+        torch.as_tensor((discount >= 0) & (discount <= 1)).all()
+    ):
+        raise ValueError(f"steps: discount must be in [0, 1], got {discount!r}")
     if rendering not in ("scaled", "survival"):
         raise ValueError(f"steps: rendering must be 'scaled' or 'survival', got {rendering!r}")
     return _steps(horizon, discount, rendering, markov, torch.empty(0) if like is None else like)

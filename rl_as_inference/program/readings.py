@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.program.sites import ACTION, is_action, step_of
 
-__all__ = ["Follow", "Guide", "Policy", "Program", "follow", "register_module", "simulate", "survival"]
+__all__ = ["Follow", "Guide", "Policy", "Program", "check_answer", "follow", "register_module", "simulate", "survival"]
 
 Program = Callable[..., Any]
 """Any callable that runs Pyro statements."""
@@ -126,23 +126,40 @@ class Follow(Messenger):
         prior = msg["fn"]
         place = step_of(msg)
         proposal = self.policy(msg["infer"][ACTION]["state"], place["step"] or 0)
-        if not isinstance(proposal, torch.distributions.Distribution):
-            raise ValueError(
-                f"policy must return a distribution; at site {msg['name']!r} it returned {type(proposal).__name__}"
-            )
-        if proposal.event_shape != prior.event_shape:
-            raise ValueError(
-                f"policy's event_shape {tuple(proposal.event_shape)} differs from the action prior's "
-                f"{tuple(prior.event_shape)} at site {msg['name']!r}; declare what is one action with "
-                f".to_event(n) on both"
-            )
-        shape = torch.broadcast_shapes(proposal.batch_shape, prior.batch_shape)
-        if proposal.batch_shape != shape:
-            proposal = proposal.expand(shape)
+        proposal = check_answer(proposal, prior, f"at site {msg['name']!r}")
         if place["alive"] is not None:
             proposal = prior_where_ended(place["alive"], proposal, prior)
         msg["infer"]["rlai_prior"] = prior
         msg["fn"] = proposal
+
+
+def check_answer(answer: Any, prior: Any, where: str) -> Any:
+    """Returns a policy's answer with the batch shape of the action prior.
+
+    Raises:
+        ValueError: if it is not a distribution, or over other actions than the prior's.
+    """
+    if not isinstance(answer, torch.distributions.Distribution):
+        raise ValueError(f"policy must return a distribution; {where} it returned {type(answer).__name__}")
+    if answer.event_shape != prior.event_shape:
+        raise ValueError(
+            f"policy's event_shape {tuple(answer.event_shape)} differs from the action prior's "
+            f"{tuple(prior.event_shape)} {where}; declare what is one action with .to_event(n) on both"
+        )
+    if isinstance(answer, torch.distributions.Categorical) and isinstance(prior, torch.distributions.Categorical):
+        sizes = [fn._param.shape[-1] for fn in (answer, prior)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"policy gives probabilities to {sizes[0]} actions {where}, but the action prior to {sizes[1]}"
+            )
+    try:
+        shape = torch.broadcast_shapes(answer.batch_shape, prior.batch_shape)
+    except RuntimeError:
+        raise ValueError(
+            f"policy's batch_shape {tuple(answer.batch_shape)} does not fit the action prior's "
+            f"{tuple(prior.batch_shape)} {where}; answer with one distribution a state"
+        ) from None
+    return answer if answer.batch_shape == shape else answer.expand(shape)
 
 
 def prior_where_ended(alive: Tensor, proposal: Any, prior: Any) -> Any:

@@ -58,7 +58,10 @@ def sequential_monte_carlo(
         log_p = torch.where(alive, prior.log_prob(action), 0.0)
         log_q = log_p if policy is None else torch.where(alive, chosen.log_prob(action), 0.0)
         proposed = mdp.transition(state, action).sample()
-        reward = torch.where(alive, mdp.reward(state, action, proposed), 0.0)
+        earned = torch.as_tensor(mdp.reward(state, action, proposed))
+        if bool(earned.isnan().any()):
+            raise ValueError(f"reward is NaN at step {t}; check reward() of {type(mdp).__name__}")
+        reward = torch.where(alive, earned.to(log_p), 0.0)
         after = torch.where(alive.reshape(-1, *(1,) * (state.dim() - 1)), proposed, state)
         for name, value in zip(rows, (state, action, reward, alive, log_p, log_q), strict=True):
             rows[name].append(value)
