@@ -34,7 +34,7 @@ def main(quick: bool = False) -> None:
     )
     for title, proposal, method in readings:
         data = rlai.posterior(process, proposal, method=method, num_draws=500 if quick else 4000)
-        last = data.posterior["state"].values[0, :, -1]
+        last = data.posterior["final_state"].values[0]
         nearest = np.linalg.norm(last[:, None] - goals, axis=-1).argmin(-1)
         shares = np.bincount(nearest, minlength=4) / len(nearest)
         earned = float(data.sample_stats["return"].mean())

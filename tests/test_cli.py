@@ -71,7 +71,8 @@ class TestCompare:
         gaps = numbers["dynamics_gap"] + numbers["policy_gap"]
         assert numbers["log_evidence"] - numbers["elbo_exact"] == pytest.approx(gaps, abs=1e-5)
         data = import_arviz().from_netcdf(str(out / "posterior.nc"))
-        assert dict(data.posterior["state"].sizes) == {"chain": 1, "draw": 20, "state_time": 21}
+        assert dict(data.posterior["state"].sizes) == {"chain": 1, "draw": 20, "time": 20}
+        assert dict(data.posterior["final_state"].sizes) == {"chain": 1, "draw": 20}
         assert all((out / name).stat().st_size > 5000 for name in names if name.endswith(".png"))
 
     def test_checkpoint_is_the_trained_guide(self, tmp_path: Path) -> None:

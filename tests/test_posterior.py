@@ -18,7 +18,8 @@ from rl_as_inference.sampling.importance import effective_sample_size, resample
 
 def marginal_z(data, mdp: rlai.TabularMDP, wanted: torch.Tensor, size: float) -> float:
     """The largest z-score of a state's share against its exact probability, for ``size`` independent draws."""
-    states = data.posterior["state"].stack(sample=("chain", "draw")).transpose("state_time", "sample").values
+    states = data.posterior["state"].stack(sample=("chain", "draw")).transpose("time", "sample").values
+    states = np.concatenate([states, data.posterior["final_state"].values.reshape(1, -1)])
     share = np.stack([np.bincount(row, minlength=mdp.num_states) / len(row) for row in states])
     p = wanted.numpy()
     error = np.sqrt(p * (1 - p) / size)
@@ -104,10 +105,10 @@ def test_nuts_on_a_linear_gaussian_process() -> None:
     system = double_integrator(horizon=2)
     torch.manual_seed(0)
     data = rlai.posterior(system, method="nuts", num_draws=200)
-    assert dict(data.posterior["state"].sizes) == {"chain": 2, "draw": 100, "state_time": 3, "state_dim_0": 2}
+    assert dict(data.posterior["state"].sizes) == {"chain": 2, "draw": 100, "time": 2, "state_dim_0": 2}
     found = data.posterior["state"].mean(("chain", "draw")).values
     size = import_arviz().ess(data, var_names=["state"])["state"].values
-    means, covariances = exact.linear_gaussian.posterior_marginals(system)
+    means, covariances = (marginal[:-1] for marginal in exact.linear_gaussian.posterior_marginals(system))
     spread = covariances.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
     assert float(np.abs((found - means.numpy()) / (spread / np.sqrt(size))).max()) < 4
 
@@ -124,7 +125,8 @@ def test_inference_data(tmp_path: Path) -> None:
     mdp = random_mdp(1, horizon=4)
     data = rlai.posterior(mdp, exact.plan(mdp), method="guide", num_draws=30)
     assert set(data.groups()) >= {"posterior", "prior", "sample_stats", "log_likelihood", "constant_data"}
-    assert data.posterior["state"].dims == ("chain", "draw", "state_time")
+    assert data.posterior["state"].dims == ("chain", "draw", "time")
+    assert data.posterior["final_state"].dims == ("chain", "draw")
     assert data.posterior["action"].dims == ("chain", "draw", "time")
     earned = data.posterior["reward"].sum("time").values
     assert np.allclose(earned, data.sample_stats["return"].values)

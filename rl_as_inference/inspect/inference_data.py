@@ -36,8 +36,8 @@ def from_trajectories(
 ) -> "arviz.InferenceData":
     """Returns trajectories as ArviZ data.
 
-    Groups: ``posterior`` with ``state`` (chain, draw, state_time, …), ``action``, ``reward`` and
-    ``alive`` (chain, draw, time, …) and any latents; ``sample_stats`` with ``return`` (reward
+    Groups: ``posterior`` with ``state``, ``action``, ``reward`` and ``alive`` (chain, draw, time, …),
+    ``final_state`` after the last of them (chain, draw, …) and any latents; ``sample_stats`` with ``return`` (reward
     units), ``log_weight`` (nats) and ``length`` (steps); ``log_likelihood`` with the optimality
     factor of each step (nats); ``prior`` likewise if given; ``constant_data`` with temperature and
     discount. The other attributes go onto ``posterior``.
@@ -80,12 +80,12 @@ def from_trajectories(
     if prior is not None:
         groups["prior"] = _variables([prior])
         groups["sample_stats_prior"] = {"return": _stack([prior.returns()])}
-    dims = {"state": ["state_time"], "optimality": ["time"]}
-    dims |= {name: ["time"] for name in ("action", "reward", "alive")}
+    dims: dict[str, list[str]] = {name: ["time"] for name in ("state", "action", "reward", "alive", "optimality")}
     for name, tensor in (("state", first.states), ("action", first.actions)):
         dims[name] = dims[name] + [f"{name}_dim_{i}" for i in range(tensor.dim() - 2)]
     horizon = first.horizon
-    coords = {"time": np.arange(horizon), "state_time": np.arange(len(first.states))}
+    dims["final_state"] = dims["state"][1:]
+    coords = {"time": np.arange(horizon)}
     with warnings.catch_warnings():
         # More chains than draws, or a chain of its own length in the prior, are as they should be.
         warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
@@ -100,11 +100,13 @@ def from_trajectories(
 
 def _variables(chains: list[Trajectories]) -> dict[str, Any]:
     variables = {
-        "state": _over_draws([chain.states for chain in chains]),
+        "state": _over_draws([chain.states[: chain.horizon] for chain in chains]),
         "action": _over_draws([chain.actions for chain in chains]),
         "reward": _over_draws([chain.rewards for chain in chains]),
         "alive": _over_draws([chain.mask for chain in chains]),
     }
+    if len(chains[0].states) > chains[0].horizon:
+        variables["final_state"] = _stack([chain.states[-1] for chain in chains])
     for name in chains[0].latents:
         variables[name] = _stack([chain.latents[name] for chain in chains])
     return variables

@@ -198,10 +198,16 @@ def plot_states(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | Non
         dimension: which dimension of the state, for continuous states.
     """
     ax = _axes(ax)
-    state = data.posterior["state"].stack(sample=("chain", "draw"))
-    if "state_dim_0" in state.dims:
-        state = state.isel(state_dim_0=dimension)
-    paths = state.transpose("sample", "state_time").values
+
+    def draws(name: str) -> Any:
+        values = data.posterior[name]
+        if "state_dim_0" in values.dims:
+            values = values.isel(state_dim_0=dimension)
+        return values.stack(sample=("chain", "draw")).transpose("sample", ...).values
+
+    paths = draws("state")
+    if "final_state" in data.posterior:
+        paths = np.column_stack([paths, draws("final_state")])
     times = np.arange(paths.shape[1])
     for low, high, shade in ((0.05, 0.95, 0.2), (0.25, 0.75, 0.4)):
         band = np.quantile(paths, (low, high), axis=0)
