@@ -1,6 +1,7 @@
 """Batches of trajectories, and their weights."""
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Trajectories:
         """The number of trajectories, ``N``."""
         return self.rewards.shape[1]
 
-    @property
+    @cached_property
     def scales(self) -> Tensor:
         """``γ^t``, shape ``(T, 1)``."""
         return discounts(self.discount, self.horizon, self.rewards)[:, None]

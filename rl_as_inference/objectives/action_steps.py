@@ -21,17 +21,17 @@ class ActionSteps:
 
     terms: Tensor
     """All ELBO terms from one action to before the next, scaled, without gradient."""
-    own_terms: Tensor
-    """Of these, the action's own: ``log p - log π``, scaled."""
+    own_terms: Callable[[], Tensor]
+    """Of these, the action's own: ``log p - log π``, scaled; like what follows, asked for when needed."""
     log_policy: Tensor
-    weights: Tensor
+    weights: Callable[[], Tensor]
     """γ^t where the trajectory is alive, 0 elsewhere."""
     states: Tensor
     actions: Tensor
     times: Sequence[int]
     temperature: Any
     distributions: Callable[[], tuple[Any, Any]]
-    """Policy and action prior of all the draws at once; asked for when needed."""
+    """Policy and action prior of all the draws at once."""
 
 
 def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> ActionSteps:
@@ -55,15 +55,16 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
         policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
         return _Logits(policy), _Logits(prior)
 
-    weights = []
-    for term in acts:
-        alive = term.action["alive"]
-        weights.append(aligned(term.action["scale"]) * (1.0 if alive is None else alive))
+    def weights() -> Tensor:
+        living = [1.0 if (alive := term.action["alive"]) is None else alive for term in acts]
+        scales = [aligned(term.action["scale"]) for term in acts]
+        return torch.stack([scale * alive for scale, alive in zip(scales, living, strict=True)])
+
     return ActionSteps(
         terms=torch.stack(terms),
-        own_terms=torch.stack([aligned(term.cost) for term in acts]),
+        own_terms=lambda: torch.stack([aligned(term.cost) for term in acts]),
         log_policy=torch.stack(scores),
-        weights=torch.stack(weights),
+        weights=weights,
         states=_stack_states([term.action["state"] for term in acts]),
         actions=torch.stack([term.action["value"].detach() for term in acts]),
         times=[term.action["step"] or 0 for term in acts],
@@ -95,12 +96,11 @@ def steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Traj
                 )
         return pair
 
-    scales = trajectories.scales * trajectories.mask
     return ActionSteps(
         terms=terms,
-        own_terms=(trajectories.scales * (trajectories.log_prior - trajectories.log_policy)).detach(),
+        own_terms=lambda: (trajectories.scales * (trajectories.log_prior - trajectories.log_policy)).detach(),
         log_policy=trajectories.log_policy,
-        weights=scales,
+        weights=lambda: trajectories.scales * trajectories.mask,
         states=states,
         actions=trajectories.actions,
         times=range(trajectories.horizon),

@@ -234,11 +234,11 @@ class TrajectoryELBO(ELBO):
         terms = trajectories.terms()
         if pathwise:
             return terms.sum(), terms.sum()
-        direct = trajectories.log_factors + trajectories.log_prior
         surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()))
-        if direct.requires_grad:
-            surrogate = surrogate + (trajectories.scales * direct).sum()
-        return terms.sum(), surrogate
+        for direct in (trajectories.log_factors, trajectories.log_prior):
+            if direct.requires_grad:
+                surrogate = surrogate + (trajectories.scales * direct).sum()
+        return terms.detach().sum(), surrogate
 
     # What both have in common.
 
@@ -258,21 +258,22 @@ class TrajectoryELBO(ELBO):
                 "they have several or none"
             )
         critic = over_time(self.critic, steps.states, steps.times) / steps.temperature
-        alive = steps.weights > 0
-        safe = torch.where(alive, steps.weights, 1.0)
+        weights = steps.weights()
+        alive = weights > 0
+        safe = torch.where(alive, weights, 1.0)
         if estimator == "exact_sum":
-            surrogate = estimators.exact_sum_surrogate(*steps.distributions(), critic, steps.weights)
+            surrogate = estimators.exact_sum_surrogate(*steps.distributions(), critic, weights)
             if not critic.requires_grad:
                 return surrogate
             taken = critic.gather(-1, steps.actions.long()[..., None]).squeeze(-1)
-            after = estimators.return_to_go(steps.terms) - steps.own_terms
+            after = estimators.return_to_go(steps.terms) - steps.own_terms()
             return surrogate - estimators.critic_loss(taken, after / safe, alive)
         if critic.shape != steps.terms.shape:
             raise ValueError(
                 f"estimator={estimator!r} needs a soft V, one value a state, of shape {tuple(steps.terms.shape)}; "
                 f"the critic gave {tuple(critic.shape)}"
             )
-        values = torch.where(alive, steps.weights * critic.detach(), 0.0)
+        values = torch.where(alive, weights * critic.detach(), 0.0)
         lambda_ = self.lambda_ if estimator == "advantage" else 1.0
         advantage = estimators.lambda_advantage(steps.terms, values, lambda_)
         surrogate = estimators.score_surrogate(steps.log_policy, advantage)

@@ -64,8 +64,13 @@ class Kernel(Protocol):
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         """Returns ``p(s'|s,a)`` as a Pyro distribution of the batch shape of ``state``."""
 
-    def draw(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
-        """Returns the ``s'`` that uniform numbers in [0, 1) stand for; faster than ``distribution``."""
+    def draw(self, row: Tensor, uniform: Tensor) -> Tensor:
+        """Returns the ``s'`` that uniform numbers stand for; several times faster than ``distribution``.
+
+        Args:
+            row: the state and action, as ``s · A + a``, ``(N,)``.
+            uniform: draws in [0, 1), ``(N, 1)``.
+        """
 
 
 def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
@@ -105,9 +110,9 @@ def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         cumulative: ``(*batch, K)``, whose last is 1.
-        uniform: draws in [0, 1), ``(*batch,)``.
+        uniform: draws in [0, 1), ``(*batch, 1)``.
     """
-    return torch.searchsorted(cumulative, uniform[..., None], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, uniform, right=True).squeeze(-1)
 
 
 class _Sampler:
@@ -119,8 +124,9 @@ class _Sampler:
         self.cumulative = cumulative / cumulative[..., -1:]
 
     def __call__(self, row: Tensor, uniform: Tensor) -> Tensor:
+        """Returns the successors in rows ``(N,)``, by draws ``(N, 1)``."""
         # index_select takes less than half the time of self.cumulative[row].
-        k = invert(self.cumulative.index_select(0, row.flatten()).view(*row.shape, -1), uniform)
+        k = invert(self.cumulative.index_select(0, row), uniform)
         return k if self.indices is None else self.indices[row, k]
 
 
@@ -155,8 +161,8 @@ class DenseKernel:
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         return dist.Categorical(logits=self._log_probabilities[state, action])
 
-    def draw(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
-        return self._sampler(state * self.num_actions + action, uniform)
+    def draw(self, row: Tensor, uniform: Tensor) -> Tensor:
+        return self._sampler(row, uniform)
 
     @property
     def _log_probabilities(self) -> Tensor:
@@ -232,8 +238,8 @@ class SparseKernel:
         indices, probabilities = self.successors(state, action)
         return Successors(indices, probabilities, self.num_states)
 
-    def draw(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
-        return self._sampler(state * self.num_actions + action, uniform)
+    def draw(self, row: Tensor, uniform: Tensor) -> Tensor:
+        return self._sampler(row, uniform)
 
     def _tracked(self, values: Tensor) -> bool:
         return torch.is_grad_enabled() and (values.requires_grad or self.probabilities.requires_grad)

@@ -242,35 +242,39 @@ class TabularMDP(MarkovDecisionProcess):
         if pathwise:  # to be told why not
             return super()._rollout(policy, num_trajectories, horizon, pathwise)
         table = self._log_policy_table(policy, num_trajectories, horizon)
-        uniform = torch.rand(horizon, 2, num_trajectories, dtype=self._like_dtype, device=self.terminal.device)
+        kernel, num_actions = self.kernel, self.num_actions
+        shape = (horizon, 2, num_trajectories, 1)
+        uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device).unbind()
         with torch.no_grad():
             state = self.initial().sample((num_trajectories,))
             cumulative = None if table is None else _cumulative(table).expand(horizon, -1, -1).unbind()
-        states, actions, log_q = [state], [], []
+        states, rows, log_q = [state], [], []
         for t in range(horizon):
+            first, second = uniform[t].unbind()
             if cumulative is None:
                 assert policy is not None
                 logits = self.log_probabilities(policy(state, t), state, f"at step {t}")
-                action = invert(_cumulative(logits.detach()), uniform[t, 0])
+                action = invert(_cumulative(logits.detach()), first)
                 log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
             else:
-                action = invert(cumulative[t].index_select(0, state), uniform[t, 0])
-            state = self.kernel.draw(state, action, uniform[t, 1])
+                action = invert(cumulative[t].index_select(0, state), first)
+            row = state * num_actions + action
+            state = kernel.draw(row, second)
             states.append(state)
-            actions.append(action)
-        all_states, all_actions = torch.stack(states), torch.stack(actions)
-        before = all_states[:-1]
-        rewards = self.reward(before, all_actions, all_states[1:])
-        log_p = self.log_action_prior[before, all_actions]
+            rows.append(row)
+        all_states, pairs = torch.stack(states), torch.stack(rows)
+        before, all_actions = all_states[:-1], pairs % num_actions
+        if self.reward_table.dim() == 2:
+            rewards = self.reward_table.flatten()[pairs]
+        else:
+            rewards = self.reward(before, all_actions, all_states[1:])
+        log_p = self.log_action_prior.flatten()[pairs]
         if policy is None:
             log_policy = log_p
         elif table is None:
             log_policy = torch.stack(log_q)
-        elif len(table) == 1:
-            log_policy = table[0][before, all_actions]
         else:
-            times = torch.arange(horizon, device=before.device)[:, None]
-            log_policy = table[times, before, all_actions]
+            log_policy = table.flatten(1).expand(horizon, -1).gather(1, pairs)
         # Terminal states are never left, so the state alone tells who has ended.
         mask = ~self.terminal[before]
         if self.has_terminal:
@@ -306,7 +310,9 @@ class TabularMDP(MarkovDecisionProcess):
             ValueError: if the answer is no Categorical over the process's actions, or NaN; ``where`` it
                 was given is said.
         """
-        answer = check_answer(answer, self.prior(state), where)
+        fits = isinstance(answer, torch.distributions.Categorical) and answer.batch_shape == state.shape
+        if not fits or answer._param.shape[-1] != self.num_actions:
+            answer = check_answer(answer, self.prior(state), where)
         if not isinstance(answer, torch.distributions.Categorical):
             raise ValueError(
                 f"policy must answer with a Categorical over {self.num_actions} actions, got "

@@ -152,6 +152,8 @@ def check_answer(answer: Any, prior: Any, where: str) -> Any:
             raise ValueError(
                 f"policy gives probabilities to {sizes[0]} actions {where}, but the action prior to {sizes[1]}"
             )
+    if answer.batch_shape == prior.batch_shape:
+        return answer
     try:
         shape = torch.broadcast_shapes(answer.batch_shape, prior.batch_shape)
     except RuntimeError:
@@ -159,7 +161,7 @@ def check_answer(answer: Any, prior: Any, where: str) -> Any:
             f"policy's batch_shape {tuple(answer.batch_shape)} does not fit the action prior's "
             f"{tuple(prior.batch_shape)} {where}; answer with one distribution a state"
         ) from None
-    return answer if answer.batch_shape == shape else answer.expand(shape)
+    return answer.expand(shape)
 
 
 def prior_where_ended(alive: Tensor, proposal: Any, prior: Any) -> Any:
