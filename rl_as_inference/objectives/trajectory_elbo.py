@@ -113,7 +113,7 @@ class TrajectoryELBO(ELBO):
         """Returns an estimate of ``-ELBO``, in nats, summed over plates."""
         with torch.no_grad():
             loss = sum(float(elbo) for elbo, _ in self._particles(model, guide, args, kwargs))
-        loss = -loss / self._shares
+        loss = -loss / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
 
@@ -121,7 +121,7 @@ class TrajectoryELBO(ELBO):
         """Returns ``-ELBO`` as a tensor whose gradient is the estimator's."""
         loss: Any = 0.0
         for elbo, surrogate in self._particles(model, guide, args, kwargs):
-            loss = loss - (elbo.detach() + surrogate - surrogate.detach()) / self._shares
+            loss = loss - (elbo.detach() + surrogate - surrogate.detach()) / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
 
@@ -130,15 +130,10 @@ class TrajectoryELBO(ELBO):
         loss = 0.0
         for elbo, surrogate in self._particles(model, guide, args, kwargs):
             if surrogate.requires_grad:
-                (-surrogate / self._shares).backward(retain_graph=self.retain_graph)
-            loss -= float(elbo.detach()) / self._shares
+                (-surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
+            loss -= float(elbo.detach()) / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
-
-    @property
-    def _shares(self) -> int:
-        """What the sum over particles is divided by."""
-        return self.num_particles
 
     def _particles(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields ``(elbo, surrogate)`` of each particle; vectorized particles come as one."""
