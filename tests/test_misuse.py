@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from problems import random_mdp
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
@@ -232,3 +233,12 @@ def test_constant_states_as_long_as_the_batch() -> None:
 
     assert as_process(still).rollout(None, 3).states.shape == (2, 3, 3)
     assert as_process(still).state_space.shape == (3,)
+
+
+def test_impossible_first_states_stay_impossible() -> None:
+    """Categorical(probs=...) would give state 1 a chance of 1e-7, and a reward of e^60 make it certain."""
+    stay = torch.eye(2)[:, None, :].expand(2, 1, 2)
+    mdp = rlai.TabularMDP(stay, torch.tensor([[0.0], [60.0]]), torch.tensor([1.0, 0.0]), horizon=1)
+    assert mdp.initial().log_prob(torch.tensor([0, 1])).tolist() == [0.0, -math.inf]
+    found = -TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(mdp, "parallel"), lambda: None)
+    assert found == pytest.approx(float(exact.log_evidence(mdp)), abs=1e-6)

@@ -91,13 +91,14 @@ def plot_returns(returns: Mapping[str, Any], ax: "Axes | None" = None) -> "Axes"
     everything = np.concatenate(list(arrays.values()))
     levels = np.unique(everything)
     colours = (GREY, BLUE, GREEN, ORANGE, RED)
-    if len(levels) <= 5:
+    if len(levels) <= 12:
         width = 0.8 / len(arrays)
         for i, (name, values) in enumerate(arrays.items()):
             shares = [float(np.mean(values == level)) for level in levels]
             at = np.arange(len(levels)) + (i - (len(arrays) - 1) / 2) * width
             drawn = ax.bar(at, shares, width, label=name, color=colours[i % 5])
-            ax.bar_label(drawn, [f"{share:.1%}" for share in shares], fontsize=8, padding=2)
+            if len(levels) <= 4:  # beyond that the numbers run into each other
+                ax.bar_label(drawn, [f"{share:.1%}" for share in shares], fontsize=8, padding=2)
         ax.set_xticks(np.arange(len(levels)), [f"{level:g}" for level in levels])
     else:
         bins = np.histogram_bin_edges(everything, bins=40)

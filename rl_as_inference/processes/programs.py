@@ -23,6 +23,10 @@ __all__ = ["ProgramProcess", "as_process", "trajectories_at"]
 _PER_STEP = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
 
 
+_OF_BATCHES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What a program may raise that was written for one trajectory and is run for many."""
+
+
 def as_process(process: Any) -> Any:
     """Returns ``process`` if it has rollouts, or the Pyro program as a :class:`ProgramProcess`.
 
@@ -67,7 +71,7 @@ class ProgramProcess:
         if self.vectorized is None and num_trajectories > 1:
             try:
                 together = self._run(policy, num_trajectories)
-            except (RuntimeError, ValueError, TypeError):
+            except _OF_BATCHES:
                 # A single run will say what is wrong, unless it was the batch that failed.
                 self.vectorized = False
             else:
@@ -176,7 +180,7 @@ class ProgramProcess:
                 [msg["infer"][ACTION]["state"].shape for msg in record(self.in_plate(n), None) if is_action(msg)]
                 for n in (2, 3)
             ]
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        except _OF_BATCHES:
             return None
         most = max((len(shape) for shape in shapes[0]), default=0)
         return most if shapes[0] != shapes[1] else most + 1 + self._nesting

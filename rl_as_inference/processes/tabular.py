@@ -218,7 +218,8 @@ class TabularMDP(MarkovDecisionProcess):
         return DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
 
     def initial(self) -> Any:
-        return dist.Categorical(probs=self.initial_probabilities)
+        # Not probs=...: Categorical clamps them, and what is impossible would become possible.
+        return dist.Categorical(logits=log_or_minus_inf(self.initial_probabilities))
 
     def transition(self, state: Tensor, action: Tensor) -> Any:
         return self.kernel.distribution(state, action)
