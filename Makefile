@@ -1,9 +1,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench bench-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,5 +34,16 @@ types: $(STAMP)  ## mypy, strict, and the contract on which room may import whic
 bench: $(STAMP)  ## the benchmarks, as one table
 	$(BIN)/python -m benchmarks.run
 
+# A peer has its own environment, made like the one above; its folder's name has underscores.
+.SECONDEXPANSION:
+$(PEERS)/%/.installed: benchmarks/peers/requirements-$$(subst _,-,$$*).txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $<)"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-peers: $(STAMP) $(PEERS)/stable_baselines3/.installed $(PEERS)/sbx/.installed  ## soft actor-critic against other libraries
+	$(BIN)/python -m benchmarks.peers.run
+
 clean:           ## remove what make made
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info

@@ -9,17 +9,24 @@ import gymnasium
 from torch import nn
 
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
+from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
+from rl_as_inference.guides.mixture import TanhGaussianMixturePolicy, TanhNormalMixture
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 
 __all__ = [
     "CategoricalPolicy",
+    "EnergyBasedPolicy",
     "GaussianPolicy",
     "LinearGaussianPolicy",
+    "SoftmaxPolicy",
+    "SteinSampler",
     "TabularPolicy",
+    "TanhGaussianMixturePolicy",
     "TanhGaussianPolicy",
     "TanhNormal",
+    "TanhNormalMixture",
     "amortized_policy",
 ]
 

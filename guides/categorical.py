@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.networks import StateTimeNetwork
+from rl_as_inference.networks import Activation, StateTimeNetwork
 
 __all__ = ["CategoricalPolicy", "TabularPolicy"]
 
@@ -24,6 +24,7 @@ class CategoricalPolicy(nn.Module):
         horizon: the number of steps; None for a stationary policy.
         hidden_sizes: widths of the hidden layers.
         prior: the action prior, ``state -> Categorical``; uniform by default.
+        activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
 
     Example:
         >>> policy = CategoricalPolicy(gymnasium.spaces.Discrete(5), 2, horizon=10)
@@ -42,9 +43,12 @@ class CategoricalPolicy(nn.Module):
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (64, 64),
         prior: Callable[[Tensor], Any] | None = None,
+        activation: Activation = "tanh",
     ) -> None:
         super().__init__()
-        self.network = StateTimeNetwork(state_space, num_actions, horizon=horizon, hidden_sizes=hidden_sizes)
+        self.network = StateTimeNetwork(
+            state_space, num_actions, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+        )
         self.prior = prior
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from rl_as_inference.networks import StateTimeNetwork
+from rl_as_inference.networks import Activation, StateTimeNetwork
 
 __all__ = ["GaussianPolicy", "TanhGaussianPolicy", "TanhNormal"]
 
@@ -77,6 +77,9 @@ class GaussianPolicy(nn.Module):
         horizon: the number of steps; None for a stationary policy.
         hidden_sizes: widths of the hidden layers.
         initial_scale: the standard deviation it starts with.
+        activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
+        log_scale_bounds: the least and the largest log standard deviation. By default wide enough for
+            any problem in reasonable units, and never 0 or infinite.
 
     Example:
         >>> policy = GaussianPolicy(gymnasium.spaces.Box(-1, 1, (3,)), 2, initial_scale=0.5)
@@ -94,16 +97,20 @@ class GaussianPolicy(nn.Module):
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (64, 64),
         initial_scale: float = 1.0,
+        activation: Activation = "tanh",
+        log_scale_bounds: tuple[float, float] = (-20.0, 8.0),
     ) -> None:
         super().__init__()
-        self.network = StateTimeNetwork(state_space, 2 * action_size, horizon=horizon, hidden_sizes=hidden_sizes)
+        self.network = StateTimeNetwork(
+            state_space, 2 * action_size, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+        )
         self.initial_log_scale = math.log(initial_scale)
+        self.log_scale_bounds = log_scale_bounds
 
     def location_and_scale(self, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Returns the Gaussian's location and standard deviation, both ``(*batch, d)``."""
         loc, log_scale = self.network(state, t).chunk(2, -1)
-        # Wide enough for any problem in reasonable units, and never 0 or infinite.
-        return loc, (self.initial_log_scale + log_scale).clamp(-20.0, 8.0).exp()
+        return loc, (self.initial_log_scale + log_scale).clamp(*self.log_scale_bounds).exp()
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         return dist.Normal(*self.location_and_scale(state, t)).to_event(1)

@@ -1,24 +1,68 @@
 """Checkpoints: tensors and JSON in one safetensors file; loading one never runs code."""
 
 import json
+import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["load_policy", "save_policy"]
+__all__ = ["load_policy", "load_tensors", "save_policy", "save_tensors"]
 
 _FORMAT = "rl-as-inference policy 1"
 
 
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+    """Writes tensors and a record that JSON can hold to ``path``: the whole file, or nothing.
+
+    Raises:
+        ValueError: if the file cannot be written.
+    """
+    path = Path(path)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One entry, as safetensors writes several in no fixed order: the same content is the same file.
+    metadata = {"rlai": json.dumps(record, sort_keys=True)}
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"path: cannot write to the folder {str(path.parent)!r}: {error.strerror}") from error
+    try:
+        os.close(handle)
+        safetensors.torch.save_file(held, temporary, metadata=metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"path: cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the tensors at ``path``, on the host, and the record saved with them.
+
+    Raises:
+        ValueError: if there is no such file, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"path: there is no file {str(path)!r}")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get("rlai", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"path: {str(path)!r} is not a readable checkpoint: {error}") from error
+    return tensors, record if isinstance(record, dict) else {}
+
+
 def save_policy(policy: nn.Module, path: str | Path, **notes: Any) -> None:
     """Writes a policy's tensors, and notes that JSON can hold, to ``path``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    metadata = {"format": _FORMAT, "policy": type(policy).__name__, "notes": notes}
-    # One entry, as safetensors writes several in no fixed order: the same policy is the same file.
-    safetensors.torch.save_file(tensors, str(path), metadata={"rlai": json.dumps(metadata, sort_keys=True)})
+    record = {"format": _FORMAT, "policy": type(policy).__name__, "notes": notes}
+    save_tensors(path, policy.state_dict(), record)
 
 
 def load_policy(policy: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -28,25 +72,18 @@ def load_policy(policy: nn.Module, path: str | Path) -> dict[str, Any]:
         ValueError: if there is no such file, it is damaged or not a policy's, or its tensors do not
             fit; the policy is then as it was.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"path: there is no file {str(path)!r}")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("rlai", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"path: {str(path)!r} is not a readable checkpoint: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"path: {str(path)!r} holds tensors, but no policy written by save_policy")
+    tensors, record = load_tensors(path)
+    path = str(path)
+    if record.get("format") != _FORMAT:
+        raise ValueError(f"path: {path!r} holds tensors, but no policy written by save_policy")
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         raise ValueError(
-            f"path: {str(path)!r} holds a {metadata['policy']} that does not fit this {type(policy).__name__}: "
+            f"path: {path!r} holds a {record['policy']} that does not fit this {type(policy).__name__}: "
             f"{wrong[0]!r} has shape {found.get(wrong[0])}, wanted {expected.get(wrong[0])}"
         )
     policy.load_state_dict(tensors)
-    notes: dict[str, Any] = metadata["notes"]
+    notes: dict[str, Any] = record["notes"]
     return notes

@@ -3,15 +3,23 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StateTimeNetwork"]
+__all__ = ["Activation", "StateTimeNetwork", "check_hidden_sizes"]
+
+Activation = Literal["tanh", "relu"]
 
 _HARMONICS = 4
+
+
+def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
+    """Raises ValueError if a width is below 1."""
+    if any(size < 1 for size in hidden_sizes):
+        raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
 
 
 class StateTimeNetwork(nn.Module):
@@ -26,9 +34,11 @@ class StateTimeNetwork(nn.Module):
         num_outputs: the size of the last dimension.
         horizon: the number of steps; None leaves time out (a stationary function).
         hidden_sizes: the widths of the hidden layers.
+        activation: ``"tanh"``, smooth, for the dozens of units of exact problems; ``"relu"``, the
+            usual one of soft actor-critic.
 
     Raises:
-        ValueError: for another kind of space, or a width < 1.
+        ValueError: for another kind of space, a width < 1, or another activation.
     """
 
     batch_steps = True
@@ -40,10 +50,12 @@ class StateTimeNetwork(nn.Module):
         *,
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
     ) -> None:
         super().__init__()
-        if any(size < 1 for size in (*hidden_sizes, num_outputs)):
-            raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+        check_hidden_sizes(hidden_sizes)
+        if activation not in get_args(Activation):
+            raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}; got {activation!r}")
         first = hidden_sizes[0] if hidden_sizes else num_outputs
         self.horizon = horizon
         self.event_dim = len(state_space.shape or ())
@@ -59,7 +71,7 @@ class StateTimeNetwork(nn.Module):
         widths = [*hidden_sizes, num_outputs]
         layers: list[nn.Module] = []
         for size, after in pairwise(widths):
-            layers += [nn.Tanh(), nn.Linear(size, after)]
+            layers += [nn.Tanh() if activation == "tanh" else nn.ReLU(), nn.Linear(size, after)]
         self.layers = nn.Sequential(*layers)
         last = layers[-1] if layers else self.state_layer
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]

@@ -11,15 +11,19 @@ __all__ = ["ProgressBar", "progress_bar"]
 
 
 class ProgressBar:
-    """A running bar; ``advance`` moves it by one and sets its text."""
+    """A running bar; ``advance`` moves it and sets its text."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
         self._task = None if progress is None else progress.add_task("", total=total)
 
-    def advance(self, text: str) -> None:
+    def advance(self, text: str, by: int = 1) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=1, description=text)
+            self._progress.update(self._task, advance=by, description=text)
+
+    def say(self, text: str) -> None:
+        """Sets the text."""
+        self.advance(text, by=0)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import Any
 import gymnasium
 from torch import Tensor, nn
 
+from rl_as_inference.critics.ensembles import QEnsemble
 from rl_as_inference.networks import StateTimeNetwork
 
-__all__ = ["SoftQ", "SoftV", "TableCritic"]
+__all__ = ["QEnsemble", "SoftQ", "SoftV", "TableCritic"]
 
 
 class SoftV(nn.Module):

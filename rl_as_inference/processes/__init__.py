@@ -1,7 +1,18 @@
 """Problems in parts: a Pyro program when called, fast tensors when rolled out."""
 
+from rl_as_inference.processes.environments import Environments, NonFiniteError, Step
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.tabular import TabularMDP
+from rl_as_inference.processes.to_gymnasium import to_gymnasium, to_gymnasium_vector
 
-__all__ = ["LinearGaussianMDP", "MarkovDecisionProcess", "TabularMDP"]
+__all__ = [
+    "Environments",
+    "LinearGaussianMDP",
+    "MarkovDecisionProcess",
+    "NonFiniteError",
+    "Step",
+    "TabularMDP",
+    "to_gymnasium",
+    "to_gymnasium_vector",
+]

@@ -1,0 +1,360 @@
+"""This project's soft actor-critic against Stable-Baselines3's and SBX's, in one run on one machine.
+
+``make bench-peers`` installs each peer in an environment of its own under ``.peers/`` and runs
+``python -m benchmarks.peers.run``. Every contestant is a process with its own interpreter. All of them
+compile and warm up first, unmeasured; then they play the same number of steps in turn, round after round,
+one at a time. What is timed is the whole loop: environment, replay and one update a step, without logs
+or evaluation, on the CPU.
+
+Each contestant plays once for each number of threads (one, two, and all cores), and is judged by its
+fastest. Speeds are medians over rounds; a ratio is the median of the ratios within a round.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Claim, Timings
+from benchmarks.peers.turns import Task
+from benchmarks.run import _cpu as cpu
+from rl_as_inference.progress import progress_bar
+
+__all__ = ["Case", "Contestant", "Entry", "Result", "enter", "main", "match", "table", "write"]
+
+_ROOT = Path(__file__).parents[2]
+_RESULTS = _ROOT / "benchmarks" / "results"
+_OURS, _SB3, _SBX = "rlai", "stable_baselines3", "sbx"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task and what is required of this project in it."""
+
+    environment: str
+    hidden_sizes: tuple[int, ...]
+    batch_size: int
+    required_steps_per_second: float
+    """What this project must reach."""
+    required_ratios: dict[str, float] = field(default_factory=dict)
+    """How many times as fast as a peer it must be."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.environment}, {'×'.join(map(str, self.hidden_sizes))}, batch {self.batch_size}"
+
+    def task(self, threads: int) -> Task:
+        return Task(self.environment, self.hidden_sizes, self.batch_size, threads)
+
+
+CASES = {
+    "cheetah": Case(
+        "HalfCheetah-v5", (256, 256), 256, required_steps_per_second=300, required_ratios={_SB3: 2.2, _SBX: 1.5}
+    ),
+    "pendulum": Case("Pendulum-v1", (64, 64), 100, required_steps_per_second=1200),
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A library, the interpreter it is installed for, and its script."""
+
+    name: str
+    title: str
+    package: str
+
+    @property
+    def interpreter(self) -> Path:
+        return Path(sys.executable) if self.name == _OURS else _ROOT / ".peers" / self.name / "bin" / "python"
+
+    @property
+    def command(self) -> list[str]:
+        return [str(self.interpreter), "-m", f"benchmarks.peers.contestant_{self.name}"]
+
+
+CONTESTANTS = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant(_OURS, "this project", "rl-as-inference"),
+        Contestant(_SB3, "Stable-Baselines3", "stable-baselines3"),
+        Contestant(_SBX, "SBX", "sbx-rl"),
+    )
+}
+
+
+class Entry:
+    """A running contestant with one number of threads.
+
+    Its methods raise a RuntimeError if the contestant has ended, with the last lines of what it wrote.
+    """
+
+    def __init__(self, contestant: Contestant, threads: int, process: subprocess.Popen[str], errors: IO[str]) -> None:
+        self.contestant, self.threads = contestant, threads
+        self._process, self._errors = process, errors
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.contestant.name, self.threads
+
+    def warm_up(self) -> dict[str, Any]:
+        """Waits until the contestant is warm; returns what it says of itself."""
+        return self._answer()
+
+    def play(self, steps: int) -> float:
+        """Returns the seconds in which the contestant played."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which the answer that does not come will show
+            self._process.stdin.write(f"go {steps}\n")
+            self._process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(
+                f"{self.contestant.title} ended with status {self._process.returncode}:\n{self._errors.read()[-2000:]}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def enter(contestant: Contestant, task: Task) -> Iterator[Entry]:
+    """Yields a contestant that has started; its input ends with the context, and so does it."""
+    # A folder of its own, because MuJoCo writes its log where it runs.
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/errors", "w+", errors="replace") as errors:
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        command = [*contestant.command, task.encode()]
+        try:
+            process = subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+        except OSError as error:
+            raise RuntimeError(f"{contestant.title} does not start ({error}); `make bench-peers` installs it") from None
+        try:
+            yield Entry(contestant, task.threads, process, errors)
+        finally:
+            process.communicate()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case's timings by contestant and threads, what the contestants said of themselves, and the claims."""
+
+    case: Case
+    steps: int
+    timings: Timings
+    about: dict[tuple[str, int], dict[str, Any]]
+    judged: bool
+
+    def speeds(self, key: tuple[str, int]) -> list[float]:
+        """Returns steps per second, by round."""
+        return [self.steps / seconds[key] for seconds in self.timings.rounds]
+
+    def median(self, key: tuple[str, int]) -> float:
+        return self.steps / self.timings.seconds(key)
+
+    def best(self, name: str) -> tuple[str, int] | None:
+        """Returns the contestant's fastest entry; None if it did not play."""
+        return max((key for key in self.about if key[0] == name), key=self.median, default=None)
+
+    def ratio(self, key: tuple[str, int]) -> float | None:
+        """Returns how many times as fast this project's best entry is; None if it did not play."""
+        ours = self.best(_OURS)
+        return None if ours is None else self.timings.ratio(key, to=ours)
+
+    def claims(self) -> dict[tuple[str, int], Claim]:
+        """Returns the requirements, by the entry in whose row they stand."""
+        ours = self.best(_OURS)
+        if ours is None:
+            return {}
+        required = {"at_most": False, "judged": self.judged}
+        limit = self.case.required_steps_per_second
+        answer = {ours: Claim(f"{self.case.title}: steps/s", self.median(ours), limit, **required)}
+        for name, limit in self.case.required_ratios.items():
+            if (peer := self.best(name)) is not None:
+                text = f"{self.case.title}: times as fast as {CONTESTANTS[name].title}"
+                answer[peer] = Claim(text, self.timings.ratio(peer, to=ours), limit, **required)
+        return answer
+
+
+def match(
+    case: Case,
+    contestants: Sequence[Contestant],
+    threads: Sequence[int],
+    *,
+    steps: int,
+    rounds: int,
+    judged: bool = True,
+    advance: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Returns the result of one case; ``advance`` is told of every warm-up and every round.
+
+    Raises:
+        RuntimeError: a contestant failed, or not all play the same version of the environment.
+    """
+    with ExitStack() as stack:
+        entries, about = [], {}
+        for count in threads:
+            for contestant in contestants:
+                entry = stack.enter_context(enter(contestant, case.task(count)))
+                about[entry.key] = entry.warm_up()
+                entries.append(entry)
+                advance(f"{case.environment}: {contestant.title} is warm")
+        _check_environments([said["versions"] for said in about.values()])
+        times = []
+        for _ in range(rounds):
+            times.append({entry.key: entry.play(steps) for entry in entries})
+            advance(f"{case.environment}: {len(times)} of {rounds} rounds")
+    return Result(case, steps, Timings(times), about, judged)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the match from the command line; returns 1 if a requirement does not hold, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.run", description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="default: all")
+    parser.add_argument("--threads", nargs="+", type=int, default=_threads(), help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=1500, help="of a turn (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="two rounds of 200 steps, not judged")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help="folder for the results (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    steps, rounds = (200, 2) if options.quick else (options.steps, options.rounds)
+    contestants = [CONTESTANTS[name] for name in options.contestants]
+    console = Console(width=None if Console().is_terminal else 140)
+    machine = {"load_before": round(os.getloadavg()[0], 2), "cpu": cpu(), "cores": _cores(), "gflops": _gflops()}
+    total = len(options.cases) * (len(options.threads) * len(contestants) + rounds)
+    try:
+        with progress_bar("peers", total) as bar:
+            play = partial(match, steps=steps, rounds=rounds, judged=not options.quick, advance=bar.advance)
+            results = [play(CASES[name], contestants, options.threads) for name in options.cases]
+    except RuntimeError as error:
+        console.print(str(error), style="bold red", markup=False, highlight=False)
+        return 2
+    console.print(table(results, machine))
+    path = options.out / ("peers-quick.json" if options.quick else "peers.json")
+    write(results, machine, path)
+    console.print(f"Written to {path}", highlight=False, soft_wrap=True)
+    return int(any(claim.judged and not claim.holds for result in results for claim in result.claims().values()))
+
+
+def table(results: list[Result], machine: dict[str, Any]) -> Table:
+    """Returns the table of all cases; a contestant's slower entries are dim."""
+    caption = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['gflops']:.0f} GFLOP/s in fp32 matrix products; "
+        f"load before the match {machine['load_before']}"
+    )
+    answer = Table(title="Soft actor-critic, whole loop, one update a step", caption=caption)
+    answer.add_column("contestant")
+    for header in ("threads", "steps/s", "lowest - highest", "this project is", "required"):
+        answer.add_column(header, justify="right")
+    answer.add_column("verdict")
+    for result in results:
+        answer.add_section()
+        answer.add_row(f"[bold]{result.case.title}[/bold]", "", f"[dim]of {len(result.timings.rounds)}[/dim]")
+        claims = result.claims()
+        for key in sorted(result.about, key=lambda key: list(CONTESTANTS).index(key[0])):
+            name, threads = key
+            contestant, speeds, ratio = CONTESTANTS[name], result.speeds(key), result.ratio(key)
+            answer.add_row(
+                f"{contestant.title} {result.about[key]['versions'][contestant.package]}",
+                str(threads),
+                f"{result.median(key):,.0f}",
+                f"{min(speeds):,.0f} - {max(speeds):,.0f}",
+                "" if ratio is None or key == result.best(_OURS) else f"{ratio:.2f} ×",
+                *_verdict(claims.get(key), "steps/s" if name == _OURS else "×"),
+                style=None if key == result.best(name) else "dim",
+            )
+    return answer
+
+
+def write(results: list[Result], machine: dict[str, Any], path: Path) -> None:
+    """Writes results as JSON, whole or not at all."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    text = json.dumps(
+        {"date": now, **machine, "cases": [_data(result) for result in results]}, indent=1, ensure_ascii=False
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text + "\n")
+    draft.replace(path)
+
+
+def _data(result: Result) -> dict[str, Any]:
+    entries = [
+        {
+            "contestant": key[0],
+            "threads": key[1],
+            "best": key == result.best(key[0]),
+            "steps_per_second": result.median(key),
+            "steps_per_second_by_round": result.speeds(key),
+            "this_project_times_as_fast": result.ratio(key),
+            **about,
+        }
+        for key, about in result.about.items()
+    ]
+    claims = [
+        {**dataclasses.asdict(claim), "holds": claim.holds if claim.judged else None}
+        for claim in result.claims().values()
+    ]
+    return {**dataclasses.asdict(result.case), "steps": result.steps, "entries": entries, "claims": claims}
+
+
+def _verdict(claim: Claim | None, unit: str) -> tuple[str, str]:
+    if claim is None:
+        return "", ""
+    required = f"≥ {claim.limit:,g} {unit}"
+    if not claim.judged:
+        return required, "too short"
+    return required, "[green]PASS[/green]" if claim.holds else "[bold red]FAIL[/bold red]"
+
+
+def _check_environments(versions: list[dict[str, str]]) -> None:
+    for name in ("gymnasium", "mujoco"):
+        if len(found := sorted({version[name] for version in versions})) > 1:
+            raise RuntimeError(
+                f"The contestants have different versions of {name}: {', '.join(found)}; "
+                "pin the same one in constraints.txt and in benchmarks/peers/requirements-*.txt"
+            )
+
+
+def _gflops() -> float:
+    """Returns the fastest of many fp32 matrix products, in 1e9 operations a second."""
+    size, seconds = 1024, []
+    matrix = torch.randn(size, size)
+    for _ in range(30):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return round(2 * size**3 / min(seconds) / 1e9, 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads() -> list[int]:
+    """Returns the numbers of threads to try: one, two, and the libraries' default, which is all cores."""
+    return sorted({count for count in (1, 2, _cores()) if count <= _cores()})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

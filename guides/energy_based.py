@@ -1,0 +1,203 @@
+"""Energy-based policies, ``π(a|s) ∝ p(a|s) exp(Q(s, a)/α)``: the policies of soft Q-learning."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import gymnasium
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from rl_as_inference.networks import check_hidden_sizes
+
+__all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler"]
+
+
+class SoftmaxPolicy(nn.Module):
+    """The softmax of a soft Q over discrete actions.
+
+    Haarnoja et al. (2017, arXiv:1702.08165), theorem 1. It is stationary.
+
+    Args:
+        q: ``state -> (num_critics, *batch, A)`` in reward units; the least counts.
+        temperature: a module without arguments that returns α.
+        log_prior: ``state -> log p(a|s)`` of all actions, nats; uniform by default.
+
+    Example:
+        >>> from rl_as_inference.critics import QEnsemble
+        >>> box, actions = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(4)
+        >>> policy = SoftmaxPolicy(QEnsemble(box, actions), lambda: torch.tensor(1e6))
+        >>> policy(torch.zeros(3), 0).probs
+        tensor([0.2500, 0.2500, 0.2500, 0.2500], grad_fn=<SoftmaxBackward0>)
+    """
+
+    batch_steps = True
+
+    def __init__(
+        self,
+        q: nn.Module,
+        temperature: Callable[[], Tensor],
+        log_prior: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.q, self.temperature, self.log_prior = q, temperature, log_prior
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Any:
+        logits = self.q(state).amin(0) / self.temperature().detach()
+        return dist.Categorical(logits=logits if self.log_prior is None else logits + self.log_prior(state))
+
+
+class SteinSampler(nn.Module):
+    """A network from a state and noise to an action: draws of an energy-based policy, amortized.
+
+    ``forward(state, noise)`` is the action before squashing, ``(*batch, d)``; noise has its shape.
+    Trained by :meth:`direction` (Wang & Liu 2016, arXiv:1611.01722; Haarnoja et al. 2017,
+    arXiv:1702.08165, section 3.3).
+
+    Args:
+        state_space: ``Box``.
+        action_size: ``d``.
+        hidden_sizes: widths of the hidden layers.
+    """
+
+    def __init__(
+        self, state_space: gymnasium.Space[Any], action_size: int, *, hidden_sizes: Sequence[int] = (256, 256)
+    ) -> None:
+        super().__init__()
+        check_hidden_sizes(hidden_sizes)
+        if not isinstance(state_space, gymnasium.spaces.Box):
+            raise ValueError(f"state_space must be a Box for a sampler of continuous actions, got {state_space}")
+        self.state_dims, self.action_size = len(state_space.shape), action_size
+        sizes = [math.prod(state_space.shape) + action_size, *hidden_sizes]
+        layers: list[nn.Module] = []
+        for size, after in pairwise(sizes):
+            layers += [nn.Linear(size, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], action_size))
+
+    def forward(self, state: Tensor, noise: Tensor) -> Tensor:
+        flat = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
+        out: Tensor = noise + self.layers(torch.cat([flat, noise], -1))
+        return out
+
+    @staticmethod
+    def direction(fixed: Tensor, scores: Tensor, moved: Tensor) -> Tensor:
+        """Returns Stein variational directions for particles: towards the density and apart.
+
+        ``φ(u) = mean_j [κ(u_j, u) ∇ log p(u_j) + ∇_{u_j} κ(u_j, u)]`` (Liu & Wang 2016, arXiv:1608.04471,
+        equation 8), with a Gaussian kernel whose width is the median distance.
+
+        Args:
+            fixed: ``u_j``, ``(*batch, J, d)``.
+            scores: ``∇ log p(u_j)`` in nats per unit, likewise.
+            moved: ``u``, ``(*batch, I, d)``.
+
+        Returns:
+            ``(*batch, I, d)``.
+
+        Example:
+            >>> alone = torch.zeros(1, 1, 1)
+            >>> SteinSampler.direction(alone, 3.0 + alone, alone)
+            tensor([[[3.]]])
+        """
+        difference = fixed[..., :, None, :] - moved[..., None, :, :]
+        distance = difference.square().sum(-1)
+        flat = distance.flatten(-2).sort(-1).values
+        count = fixed.shape[-2]
+        width = (flat[..., flat.shape[-1] // 2] / math.log(count + 1)).clamp(min=1e-6)[..., None, None]
+        kernel = (-distance / width).exp()
+        apart = -2 / width[..., None] * difference * kernel[..., None]
+        return (kernel[..., None] * scores[..., :, None, :] + apart).mean(-3)
+
+
+class EnergyBased(TorchDistribution):
+    """The density ``p(a) exp((Q(a) - V)/α)`` on the unit box, with draws of a sampler.
+
+    The sampler approximates the density, and ``V`` is estimated by importance sampling from the
+    uniform density, so log probabilities are those of the energy, not of the draws.
+
+    Args:
+        draw: ``noise -> actions``, with noise and actions ``(*shape, *batch, d)``.
+        q: ``action -> Q`` in reward units, ``(*shape, *batch)``.
+        value: ``V``, ``(*batch,)`` in reward units.
+        temperature: α.
+        size: ``d``.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.independent(constraints.interval(-1.0, 1.0), 1)
+    has_rsample = False
+
+    def __init__(
+        self,
+        draw: Callable[[Tensor], Tensor],
+        q: Callable[[Tensor], Tensor],
+        value: Tensor,
+        temperature: Tensor,
+        size: int,
+        log_prior: float,
+        num_candidates: int = 32,
+    ) -> None:
+        self.draw, self.q, self.value, self.temperature = draw, q, value, temperature
+        self.log_prior, self.num_candidates = log_prior, num_candidates
+        super().__init__(value.shape, torch.Size([size]), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+            return self.draw(torch.randn(shape, dtype=self.value.dtype, device=self.value.device))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.log_prior + (self.q(value) - self.value) / self.temperature
+
+    @property
+    def deterministic(self) -> Tensor:
+        """The best of some draws."""
+        draws = self.sample((self.num_candidates,))
+        best = self.q(draws).argmax(0)
+        return draws.gather(0, best[None, ..., None].expand(1, *draws.shape[1:])).squeeze(0)
+
+
+class EnergyBasedPolicy(nn.Module):
+    """A soft Q over continuous actions as a policy, drawn from by a :class:`SteinSampler`.
+
+    Args:
+        q: ``(state, action) -> (num_critics, *batch)`` in reward units; the least counts.
+        sampler: the sampler.
+        temperature: a module without arguments that returns α.
+        num_draws: uniform draws for the normaliser in each state.
+    """
+
+    batch_steps = False
+
+    def __init__(
+        self, q: nn.Module, sampler: SteinSampler, temperature: Callable[[], Tensor], *, num_draws: int = 256
+    ) -> None:
+        super().__init__()
+        self.q, self.sampler, self.temperature, self.num_draws = q, sampler, temperature, num_draws
+
+    def least(self, state: Tensor, action: Tensor) -> Tensor:
+        """Returns the least ``Q`` of the ensemble for actions ``(*shape, *batch, d)``."""
+        lead = action.dim() - 1 - (state.dim() - self.sampler.state_dims)
+        states = state.expand(*action.shape[:lead], *state.shape)
+        value: Tensor = self.q(states, action).amin(0)
+        return value
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Any:
+        size, alpha = self.sampler.action_size, self.temperature().detach()
+        batch = state.shape[: state.dim() - self.sampler.state_dims]
+        uniform = 2 * torch.rand(self.num_draws, *batch, size, dtype=state.dtype, device=state.device) - 1
+        # Uniform proposals under a uniform prior: their ratio is one.
+        value = alpha * ((self.least(state, uniform) / alpha).logsumexp(0) - math.log(self.num_draws))
+
+        def draw(noise: Tensor) -> Tensor:
+            lead = noise.dim() - 1 - len(batch)
+            states = state.expand(*noise.shape[:lead], *state.shape)
+            limit = 1 - torch.finfo(noise.dtype).eps
+            action: Tensor = self.sampler(states, noise).tanh().clamp(-limit, limit)
+            return action
+
+        return EnergyBased(draw, lambda action: self.least(state, action), value, alpha, size, -size * math.log(2))

@@ -1,0 +1,18 @@
+"""Learners on environments: soft actor-critic, soft Q-learning, soft policy iteration."""
+
+from rl_as_inference.agents.evaluation import Evaluation
+from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.replay import Batch, Replay
+from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
+from rl_as_inference.agents.soft_policy_iteration import SoftPolicyIteration
+from rl_as_inference.agents.soft_q_learning import SoftQLearning
+
+__all__ = [
+    "Batch",
+    "Evaluation",
+    "Learner",
+    "Replay",
+    "SoftActorCritic",
+    "SoftPolicyIteration",
+    "SoftQLearning",
+]

@@ -1,0 +1,72 @@
+"""Playing whole episodes with a policy, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.environments import Environments
+
+__all__ = ["Evaluation", "mode_of", "play"]
+
+
+class Evaluation(NamedTuple):
+    """Whole episodes of a policy, or of the policy of each seed."""
+
+    returns: Tensor
+    """Undiscounted return of each episode in reward units, ``(num_episodes,)`` or ``(num_seeds, num_episodes)``."""
+    lengths: Tensor
+    """Steps of each episode, of the same shape."""
+
+    @property
+    def mean(self) -> float:
+        """The mean return over everything."""
+        return float(self.returns.mean())
+
+
+def mode_of(distribution: Any) -> Tensor:
+    """Returns the action that a policy holds for best: the likeliest, or the image of the mean.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> mode_of(dist.Categorical(torch.tensor([0.2, 0.8])))
+        tensor(1)
+    """
+    logits = getattr(distribution, "logits", None)
+    if logits is not None:
+        likeliest: Tensor = logits.argmax(-1)
+        return likeliest
+    best: Tensor = distribution.deterministic if hasattr(distribution, "deterministic") else distribution.mean
+    return best
+
+
+def play(envs: Environments, choose: Callable[[Any], Any], num_episodes: int) -> Evaluation:
+    """Returns ``num_episodes`` whole episodes; each environment plays its share, so that short ones count no more.
+
+    Args:
+        envs: the environments; they are reset first.
+        choose: ``states -> actions``, arrays in the agent's units.
+        num_episodes: ≥ 1.
+    """
+    slots = envs.num_envs
+    returns = torch.zeros(num_episodes, dtype=torch.float64)
+    lengths = torch.zeros(num_episodes, dtype=torch.int64)
+    shares = [range(slot, num_episodes, slots) for slot in range(slots)]
+    playing, total, length = [0] * slots, np.zeros(slots), np.zeros(slots, int)
+    state = envs.reset()
+    while any(playing[slot] < len(shares[slot]) for slot in range(slots)):
+        step = envs.step(choose(state))
+        total += step.reward * step.valid
+        length += step.valid
+        for slot in np.flatnonzero(step.terminated | step.truncated):
+            if playing[slot] < len(shares[slot]):
+                episode = shares[slot][playing[slot]]
+                returns[episode], lengths[episode] = float(total[slot]), int(length[slot])
+                playing[slot] += 1
+            total[slot] = length[slot] = 0
+        state = step.state
+    return Evaluation(returns, lengths)

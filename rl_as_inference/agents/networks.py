@@ -1,0 +1,54 @@
+"""Modules called on parameters that are given, and the temperature as a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rl_as_inference.agents.parameters import Tree
+
+__all__ = ["Networks", "Temperature"]
+
+
+class Networks:
+    """Modules called on parameters that are given: ``networks("critics", state, action)``."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], tree: Tree) -> None:
+        self.modules, self.tree = modules, tree
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        return functional_call(self.modules[name], self.tree[name], args)
+
+    def frozen(self) -> Networks:
+        """Returns the same networks, through which no gradient reaches their parameters."""
+        tree = {
+            name: {key: value.detach() for key, value in parameters.items()} for name, parameters in self.tree.items()
+        }
+        return Networks(self.modules, tree)
+
+
+class Temperature(nn.Module):
+    """The temperature α in reward units per nat, positive by its logarithm; a fixed one has no parameter.
+
+    Example:
+        >>> round(float(Temperature(0.2, learned=False)()), 6), len(list(Temperature(0.2, learned=True).parameters()))
+        (0.2, 1)
+    """
+
+    log_temperature: Tensor
+
+    def __init__(self, value: float, *, learned: bool) -> None:
+        super().__init__()
+        log = torch.tensor(math.log(value))
+        if learned:
+            self.log_temperature = nn.Parameter(log)
+        else:
+            self.register_buffer("log_temperature", log)
+
+    def forward(self) -> Tensor:
+        return self.log_temperature.exp()

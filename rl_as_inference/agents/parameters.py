@@ -1,0 +1,76 @@
+"""The parameters of several modules as one vector, so that Adam and target averages are one operation each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FlatParameters", "Tree"]
+
+Tree = dict[str, dict[str, Tensor]]
+"""Tensors by module and parameter name."""
+
+_ALIGNMENT = 16
+"""Every tensor begins at a multiple of this many numbers: a cache line of float32."""
+
+
+class FlatParameters:
+    """Where each parameter of some modules lies in one vector.
+
+    Args:
+        modules: by name; the order is that of the vector.
+
+    Example:
+        >>> modules = {"policy": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}
+        >>> layout = FlatParameters(modules)
+        >>> vector = layout.flatten(layout.tree(modules))
+        >>> vector.shape, layout.unflatten(vector)["critic"]["weight"].shape
+        (torch.Size([64]), torch.Size([1, 2]))
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.places: list[tuple[str, str, int, torch.Size]] = []
+        self.spans: dict[str, slice] = {}
+        offset = 0
+        for module, parameters in self.tree(modules).items():
+            start = offset
+            for name, parameter in parameters.items():
+                self.places.append((module, name, offset, parameter.shape))
+                offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+            self.spans[module] = slice(start, offset)
+        self.size = offset
+
+    @staticmethod
+    def tree(modules: Mapping[str, nn.Module]) -> Tree:
+        """Returns the modules' parameters, detached."""
+        return {
+            name: {key: parameter.detach() for key, parameter in module.named_parameters()}
+            for name, module in modules.items()
+        }
+
+    def unflatten(self, vector: Tensor) -> Tree:
+        """Returns views into ``vector``, ``(size,)``, by module and parameter."""
+        tree: Tree = {module: {} for module in self.spans}
+        for module, name, offset, shape in self.places:
+            tree[module][name] = vector[offset : offset + math.prod(shape)].view(shape)
+        return tree
+
+    def flatten(self, tree: Tree) -> Tensor:
+        """Returns the vector ``(size,)`` of a tree, zero between the parameters."""
+        parts = []
+        for module, name, _, shape in self.places:
+            part = tree[module][name].reshape(-1)
+            parts.append(part)
+            if missing := -math.prod(shape) % _ALIGNMENT:
+                parts.append(part.new_zeros(missing))
+        return torch.cat(parts)
+
+    def attach(self, vector: Tensor, modules: Mapping[str, nn.Module]) -> None:
+        """Makes the modules' parameters views into ``vector``: they follow it from now on."""
+        tree = self.unflatten(vector)
+        for name, module in modules.items():
+            for key, parameter in module.named_parameters():
+                parameter.data = tree[name][key]

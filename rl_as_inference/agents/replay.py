@@ -1,0 +1,238 @@
+"""Replay: transitions as rows of one tensor on the learner's device."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Replay"]
+
+
+class Batch(NamedTuple):
+    """Transitions drawn from replay, of ``n`` successive steps each.
+
+    With ``n = 1`` these are plain transitions with a leading dimension of one on what is per step.
+    """
+
+    state: Tensor
+    """``(B, *state)``."""
+    action: Tensor
+    """``(B, *action)``, in the agent's units."""
+    rewards: Tensor
+    """``(n, B)`` in reward units."""
+    next_states: Tensor
+    """``(n, B, *state)``."""
+    alive: Tensor
+    """``(n, B)``: 1 while the segment goes on, 0 behind the end of its episode or of the buffer."""
+    terminated: Tensor
+    """``(n, B)``: 1 where the step ended in a terminal state (not where it was cut off)."""
+
+
+class Replay:
+    """A ring of transitions, packed so that a step writes one row and a batch is one gather.
+
+    Attributes:
+        capacity: the number of rows, for each learner.
+        storage: ``(num_learners, capacity, width)``; the columns are state, action, reward, next
+            state, terminated and truncated.
+        size: rows in use, a tensor on the device.
+        position: the row written next, a tensor on the device.
+
+    Example:
+        >>> box = gymnasium.spaces.Box(-1, 1, (2,))
+        >>> replay = Replay(box, gymnasium.spaces.Discrete(3), capacity=10)
+        >>> ends, cut_off = np.array([True]), np.array([False])
+        >>> replay.add(np.ones((1, 2)), np.array([2]), np.array([0.5]), np.zeros((1, 2)), ends, cut_off)
+        >>> len(replay), replay.action, replay.terminated
+        (1, tensor([2]), tensor([True]))
+    """
+
+    def __init__(
+        self,
+        state_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        *,
+        capacity: int,
+        num_learners: int = 1,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        # Rows of one environment are num_envs apart, also where the ring closes.
+        self.capacity = max(capacity // num_envs, 1) * num_envs
+        self.num_learners, self.num_envs = num_learners, num_envs
+        self.state_shape = tuple(state_space.shape or ())
+        self.action_shape = tuple(action_space.shape or ())
+        self.state_dtype = torch.int64 if isinstance(state_space, gymnasium.spaces.Discrete) else dtype
+        self.action_dtype = torch.int64 if isinstance(action_space, gymnasium.spaces.Discrete) else dtype
+        states, actions = math.prod(self.state_shape), math.prod(self.action_shape)
+        edges = np.cumsum([0, states, actions, 1, states, 1, 1]).tolist()
+        self.columns = dict(
+            zip(
+                ("state", "action", "reward", "next_state", "terminated", "truncated"),
+                (slice(a, b) for a, b in pairwise(edges)),
+                strict=True,
+            )
+        )
+        needed = num_learners * self.capacity * edges[-1] * dtype.itemsize
+        try:
+            # Pages are taken as they are written: a large empty buffer costs nothing.
+            self.storage = torch.empty(num_learners, self.capacity, edges[-1], dtype=dtype, device=device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"buffer_size {capacity} needs {needed / 2**30:.1f} GiB for these observations, more than there is on "
+                f"{device}; lower buffer_size"
+            ) from error
+        self.size = torch.zeros((), dtype=torch.int64, device=device)
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self._size = self._position = 0
+        on_host = self.storage.device.type == "cpu"
+        self._rows = self.storage.numpy() if on_host else None
+        self._row = np.empty((num_learners * num_envs, edges[-1]), np.dtype(str(dtype).removeprefix("torch.")))
+
+    def add(
+        self, state: Any, action: Any, reward: Any, next_state: Any, terminated: Any, truncated: Any, valid: Any = None
+    ) -> None:
+        """Writes one row per environment; the arrays begin with (learner and environment), learner first.
+
+        ``valid`` (bool, one per environment) leaves rows out; it needs one learner.
+        """
+        row, columns, count = self._row, self.columns, len(self._row)
+        row[:, columns["state"]] = state.reshape(count, -1)
+        row[:, columns["action"]] = action.reshape(count, -1)
+        row[:, columns["reward"]] = reward[:, None]
+        row[:, columns["next_state"]] = next_state.reshape(count, -1)
+        row[:, columns["terminated"]] = terminated[:, None]
+        row[:, columns["truncated"]] = truncated[:, None]
+        rows = row.reshape(self.num_learners, self.num_envs, -1)
+        if valid is not None and not valid.all():
+            rows = rows[:, valid]
+        self.add_rows(rows)
+
+    def add_rows(self, rows: Any) -> None:
+        """Writes rows ``(num_learners, count, width)`` where the ring stands."""
+        count = rows.shape[1]
+        start, end = self._position, self._position + count
+        if end <= self.capacity:
+            parts = [(slice(start, end), slice(0, count))]
+        else:
+            first = self.capacity - start
+            parts = [
+                (slice(start, self.capacity), slice(0, first)),
+                (slice(0, end - self.capacity), slice(first, count)),
+            ]
+        for to, of in parts:
+            if self._rows is not None:
+                self._rows[:, to] = rows[:, of]
+            else:
+                self.storage[:, to] = torch.as_tensor(rows[:, of]).to(self.storage.device, non_blocking=True)
+        self._position = end % self.capacity
+        self._size = min(self._size + count, self.capacity)
+        self.size.fill_(self._size)
+        self.position.fill_(self._position)
+
+    def batch(self, storage: Tensor, size: Tensor, position: Tensor, count: int, n_step: int = 1) -> Batch:
+        """Returns ``count`` segments drawn uniformly from one learner's rows ``(capacity, width)``.
+
+        A pure function of its tensors (and of PyTorch's generator), so that it can be traced and
+        batched over learners.
+        """
+        # Uniform numbers in float64, so that each of a million rows has the same chance.
+        draws = torch.rand(count, dtype=torch.float64, device=storage.device)
+        first = torch.minimum((draws * size).long(), size - 1)
+        picked: list[Tensor] = []
+        alive: list[Tensor] = []
+        going = torch.ones_like(draws)
+        for k in range(n_step):
+            index = (first + k * self.num_envs) % self.capacity
+            rows = storage.index_select(0, index)
+            if k:
+                # The ring's oldest row stands at the position written next, once it is full.
+                behind = (first - position) % self.capacity + k * self.num_envs
+                age = torch.where(size == self.capacity, behind, first + k * self.num_envs)
+                ended = picked[-1][:, self.columns["terminated"].start :].amax(-1)
+                going = going * (1 - ended.double()) * (age < size)
+            picked.append(rows)
+            alive.append(going)
+        rows = torch.stack(picked)
+        return Batch(
+            state=self._states(rows[0][:, self.columns["state"]]),
+            action=rows[0][:, self.columns["action"]].reshape(count, *self.action_shape).to(self.action_dtype),
+            rewards=rows[..., self.columns["reward"].start],
+            next_states=self._states(rows[..., self.columns["next_state"]]),
+            alive=torch.stack(alive).to(rows.dtype),
+            terminated=rows[..., self.columns["terminated"].start],
+        )
+
+    def _states(self, columns: Tensor) -> Tensor:
+        return columns.reshape(*columns.shape[:-1], *self.state_shape).to(self.state_dtype)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def _column(self, name: str) -> Tensor:
+        """Returns a column's rows in use, without the dimension of learners if there is one learner."""
+        columns = self.storage[:, : self._size, self.columns[name]]
+        return columns[0] if self.num_learners == 1 else columns
+
+    @property
+    def state(self) -> Tensor:
+        """``(len, *state)``; with several learners ``(num_learners, len, *state)``."""
+        return self._states(self._column("state"))
+
+    @property
+    def action(self) -> Tensor:
+        """``(len, *action)``, in the agent's units."""
+        column = self._column("action")
+        return column.reshape(*column.shape[:-1], *self.action_shape).to(self.action_dtype)
+
+    @property
+    def reward(self) -> Tensor:
+        """``(len,)`` in reward units."""
+        return self._column("reward")[..., 0]
+
+    @property
+    def next_state(self) -> Tensor:
+        """``(len, *state)``, the true successors."""
+        return self._states(self._column("next_state"))
+
+    @property
+    def terminated(self) -> Tensor:
+        """``(len,)`` bool: the episode ended in a terminal state."""
+        return self._column("terminated")[..., 0] > 0
+
+    @property
+    def truncated(self) -> Tensor:
+        """``(len,)`` bool: the episode was cut off by a time limit."""
+        return self._column("truncated")[..., 0] > 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the rows in use and the ring's position, for a checkpoint."""
+        return {"rows": self.storage[:, : self._size], "position": self.position}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Fills the ring with a checkpoint's rows.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        rows = tensors["rows"]
+        if (
+            rows.shape[0] != self.num_learners
+            or rows.shape[2] != self.storage.shape[2]
+            or rows.shape[1] > self.capacity
+        ):
+            raise ValueError(
+                f"replay: the checkpoint has rows of shape {tuple(rows.shape)}, and this replay holds "
+                f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
+            )
+        self._size, self._position = rows.shape[1], int(tensors["position"])
+        self.storage[:, : self._size] = rows.to(self.storage)
+        self.size.fill_(self._size)
+        self.position.fill_(self._position)

@@ -1,0 +1,161 @@
+"""One step of learning as a pure function of tensors, for one seed or for many at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_as_inference.agents.compilation import accelerate
+from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.parameters import FlatParameters, Tree
+from rl_as_inference.agents.replay import Batch, Replay
+from rl_as_inference.processes.mdp import unvalidated
+
+__all__ = ["Update"]
+
+Loss = Callable[[Networks, Networks, Batch], tuple[Tensor, dict[str, Tensor]]]
+Draw = Callable[[Networks, Tensor], Tensor]
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+
+class Update:
+    """All learned numbers, and the step that changes them.
+
+    The numbers of a seed are one vector, of which its modules' parameters are views; an update draws
+    a batch, takes the gradient of the loss, one step of Adam, moves the targets, and draws the next
+    actions from the new policy. That is one function of tensors, traced (and compiled) once, and
+    batched over seeds where there are several.
+
+    Args:
+        modules: of each seed, by name; their parameters become views of this object's tensors.
+        targeted: the names of the modules that have target averages.
+        metrics: the names of the numbers that the loss reports.
+        loss: ``(networks, targets, batch) -> (loss, metrics)``.
+        draw: ``(networks, states) -> actions``.
+        replay: where batches come from.
+        observation, action: what acting reads and writes, ``(num_seeds, num_envs, ...)``.
+        batch_size, n_step: of a batch.
+        learning_rate: Adam's.
+        target_average: how far targets move.
+
+    Attributes:
+        tensors: all that learning changes, by name; each begins with the dimension of seeds.
+        ready: whether :meth:`prepare` was called.
+        compiled: whether the update is compiled.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[Mapping[str, nn.Module]],
+        targeted: Sequence[str],
+        metrics: Sequence[str],
+        loss: Loss,
+        draw: Draw,
+        replay: Replay,
+        observation: Tensor,
+        action: Tensor,
+        *,
+        batch_size: int,
+        n_step: int,
+        learning_rate: float,
+        target_average: float,
+    ) -> None:
+        self.targeted, self.metrics, self.loss, self.draw = tuple(targeted), tuple(metrics), loss, draw
+        self.replay, self.batch_size, self.n_step = replay, batch_size, n_step
+        self.learning_rate, self.target_average = learning_rate, target_average
+        # Called on given parameters only, so its own never count.
+        self.template = {name: copy.deepcopy(module) for name, module in modules[0].items()}
+        self.layout = FlatParameters(modules[0])
+        self.target_layout = FlatParameters({name: modules[0][name] for name in targeted})
+        parameters = torch.stack([self.layout.flatten(FlatParameters.tree(each)) for each in modules])
+        for vector, each in zip(parameters, modules, strict=True):
+            self.layout.attach(vector, each)
+        self.tensors = {
+            "parameters": parameters,
+            "targets": torch.cat([parameters[:, self.layout.spans[name]] for name in targeted], 1),
+            "first_moment": torch.zeros_like(parameters),
+            "second_moment": torch.zeros_like(parameters),
+            "count": parameters.new_zeros(len(modules)),
+            "sums": parameters.new_zeros(len(modules), len(metrics)),
+        }
+        self.num_seeds = len(modules)
+        written = [*self.tensors.values(), action]
+        read = [observation, replay.storage]
+        if self.num_seeds == 1:  # without the dimension of seeds, plain products serve, which are faster than batched
+            written, read = [tensor[0] for tensor in written], [tensor[0] for tensor in read]
+        self._written, self._read = written, [*read, replay.size, replay.position]
+        self._acting = (written[-1], written[0], read[0])
+        self.ready = self.compiled = False
+
+    def prepare(self, *, compile: bool) -> None:
+        """Traces the update and the drawing of actions, and compiles the former if asked; no number changes."""
+        with unvalidated():
+            self._act = accelerate(self._write_action, self._acting[:1], self._acting[1:], compile=False)
+            self._step = accelerate(self._write_step, self._written, self._read, compile=compile)
+            if compile and self._written[0].device.type != "cuda":
+                # What a compiler leaves for the first call is done on copies.
+                self._step(*(tensor.clone() for tensor in self._written), *self._read)
+        self.ready, self.compiled = True, compile
+
+    def step(self) -> None:
+        """Takes one step of learning, and draws actions for the present observation."""
+        self._step(*self._written, *self._read)
+
+    def act(self) -> None:
+        """Draws actions for the present observation."""
+        self._act(*self._acting)
+
+    def _write_step(self, *tensors: Tensor) -> None:
+        function: Any = self._stepped
+        if self.num_seeds > 1:
+            function = torch.func.vmap(function, in_dims=(0,) * 8 + (None, None), randomness="different")
+        *state, action, observation, storage, size, position = tensors
+        new = function(*state, observation, storage, size, position)
+        for old, value in zip((*state, action), new, strict=True):
+            old.copy_(value)
+
+    def _write_action(self, action: Tensor, parameters: Tensor, observation: Tensor) -> None:
+        def draw(parameters: Tensor, observation: Tensor) -> Tensor:
+            return self.draw(Networks(self.template, self.layout.unflatten(parameters)), observation)
+
+        function = torch.func.vmap(draw, randomness="different") if self.num_seeds > 1 else draw
+        action.copy_(function(parameters, observation))
+
+    def _stepped(
+        self,
+        parameters: Tensor,
+        targets: Tensor,
+        first_moment: Tensor,
+        second_moment: Tensor,
+        count: Tensor,
+        sums: Tensor,
+        observation: Tensor,
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Returns one seed's learned numbers after a step, and its next actions; a pure function."""
+        batch = self.replay.batch(storage, size, position, self.batch_size, self.n_step)
+        target_networks = Networks(self.template, self.target_layout.unflatten(targets))
+
+        def loss(tree: Tree) -> tuple[Tensor, Tensor]:
+            value, metrics = self.loss(Networks(self.template, tree), target_networks, batch)
+            return value, torch.stack([metrics[name].detach() for name in self.metrics])
+
+        tree, metrics = torch.func.grad(loss, has_aux=True)(self.layout.unflatten(parameters))
+        gradient = self.layout.flatten(tree)
+        # Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1), over all modules at once.
+        count = count + 1
+        first_moment = torch.lerp(first_moment, gradient, 1 - _BETAS[0])
+        second_moment = torch.lerp(second_moment, gradient.square(), 1 - _BETAS[1])
+        scale = (second_moment / (1 - _BETAS[1] ** count)).sqrt() + _EPSILON
+        parameters = parameters - self.learning_rate * (first_moment / (1 - _BETAS[0] ** count)) / scale
+        learned = torch.cat([parameters[self.layout.spans[name]] for name in self.targeted])
+        targets = torch.lerp(targets, learned, self.target_average)
+        action = self.draw(Networks(self.template, self.layout.unflatten(parameters)), observation)
+        return parameters, targets, first_moment, second_moment, count, sums + metrics, action

@@ -1,0 +1,108 @@
+"""Ensembles of soft action values: the twin critics of soft actor-critic, of any number."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from rl_as_inference.networks import check_hidden_sizes
+
+__all__ = ["QEnsemble"]
+
+_BATCHED_WIDTH = 128
+"""Layers at least this wide are multiplied one member at a time, narrower ones in one batched product.
+
+Measured on two cores: at 64 units the batched product saves a tenth of an update, in calls; at 256 it loses
+as much, as the library splits a single product better over the cores than a batch of two.
+"""
+
+
+class QEnsemble(nn.Module):
+    """Several independent networks of soft action values, in reward units.
+
+    For continuous actions ``forward(state, action)`` is ``(num_critics, *batch)``; for discrete ones
+    ``forward(state)`` is ``(num_critics, *batch, A)``. Rectified layers of the usual initialisation;
+    discrete states are one-hot.
+
+    Args:
+        state_space: ``Discrete`` or ``Box``.
+        action_space: ``Discrete`` or ``Box``.
+        num_critics: how many networks, ≥ 1.
+        hidden_sizes: widths of the hidden layers.
+
+    Raises:
+        ValueError: for other spaces, or a number < 1.
+
+    Example:
+        >>> box = gymnasium.spaces.Box(-1, 1, (3,))
+        >>> QEnsemble(box, box, num_critics=2)(torch.zeros(5, 3), torch.zeros(5, 3)).shape
+        torch.Size([2, 5])
+        >>> QEnsemble(box, gymnasium.spaces.Discrete(4), num_critics=1)(torch.zeros(5, 3)).shape
+        torch.Size([1, 5, 4])
+    """
+
+    def __init__(
+        self,
+        state_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        *,
+        num_critics: int = 2,
+        hidden_sizes: Sequence[int] = (256, 256),
+    ) -> None:
+        super().__init__()
+        check_hidden_sizes(hidden_sizes)
+        if num_critics < 1:
+            raise ValueError(f"num_critics must be >= 1, got {num_critics}")
+        self.num_critics = num_critics
+        self.state_size, self.state_dims = _size("state_space", state_space)
+        action_size, self.action_dims = _size("action_space", action_space)
+        self.discrete_states = isinstance(state_space, gymnasium.spaces.Discrete)
+        self.discrete_actions = isinstance(action_space, gymnasium.spaces.Discrete)
+        inputs = self.state_size if self.discrete_actions else self.state_size + action_size
+        outputs = action_size if self.discrete_actions else 1
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for size, after in pairwise([inputs, *hidden_sizes, outputs]):
+            # As nn.Linear starts: uniform within one over the root of the inputs.
+            bound = 1 / math.sqrt(size)
+            self.weights.append(torch.empty(num_critics, size, after).uniform_(-bound, bound))
+            self.biases.append(torch.empty(num_critics, after).uniform_(-bound, bound))
+
+    def forward(self, state: Tensor, action: Tensor | None = None) -> Tensor:
+        if self.discrete_states:
+            inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(self.weights[0].dtype)
+        else:
+            inputs = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
+        if not self.discrete_actions:
+            if action is None:
+                raise ValueError("action is needed: a critic of continuous actions is asked for one action's value")
+            inputs = torch.cat(
+                [inputs, action.flatten(-self.action_dims) if self.action_dims else action[..., None]], -1
+            )
+        batch = inputs.shape[:-1]
+        inputs = inputs.reshape(-1, inputs.shape[-1])
+        if max(bias.shape[-1] for bias in self.biases) >= _BATCHED_WIDTH:
+            values = torch.stack([self._one(member, inputs) for member in range(self.num_critics)])
+        else:
+            values = inputs.expand(self.num_critics, *inputs.shape)
+            for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+                values = torch.baddbmm(bias[:, None], values.relu() if layer else values, weight)
+        values = values.reshape(self.num_critics, *batch, values.shape[-1])
+        return values if self.discrete_actions else values.squeeze(-1)
+
+    def _one(self, member: int, values: Tensor) -> Tensor:
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            values = torch.addmm(bias[member], values.relu() if layer else values, weight[member])
+        return values
+
+
+def _size(name: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
+    """Returns how many numbers describe a member of the space, and the dimensions of its tensors."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.n), 0
+    if isinstance(space, gymnasium.spaces.Box):
+        return math.prod(space.shape), len(space.shape)
+    raise ValueError(f"{name} must be Discrete or Box, got {space}")
