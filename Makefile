@@ -34,6 +34,9 @@ types: $(STAMP)  ## mypy, strict, and the contract on which room may import whic
 bench: $(STAMP)  ## the benchmarks, as one table
 	$(BIN)/python -m benchmarks.run
 
+curves: $(STAMP)  ## the learning curves of benchmarks/results/curves, but the long one (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learning
+
 # A peer has its own environment, made like the one above; its folder's name has underscores.
 .SECONDEXPANSION:
 $(PEERS)/%/.installed: benchmarks/peers/requirements-$$(subst _,-,$$*).txt

@@ -1,22 +1,29 @@
 """Learning curves: every seed of every case, as CSV.
 
-    python -m benchmarks.learning                     all cases but the long one
-    python -m benchmarks.learning HalfCheetah-v5      one case; --seeds 0 1 2 for some of its seeds
+    python -m benchmarks.learning                       all cases but the long one
+    python -m benchmarks.learning half_cheetah_sac      one case; --seeds 0 1 2 for some of its seeds
 
-A curve is a file ``results/curves/<case>_seed<seed>.csv`` with one row for each evaluation: environment
-step, mean and least return of the deterministic policy, α, entropy, seconds of learning so far.
+The five seeds of a small case learn in one batched update, with the agent's seed 0. A curve is a file
+``results/curves/<case>_seed<seed>.csv`` with one row for each evaluation: environment step, mean and
+least return of the deterministic policy, α, entropy, seconds of learning so far (of all seeds together,
+where they learn so).
 """
 
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_as_inference.agents import SoftActorCritic
+from rl_as_inference.agents import SoftActorCritic, SoftQLearning
 
 CURVES = Path(__file__).parent / "results" / "curves"
+
+
+SMALL: dict[str, Any] = {"hidden_sizes": (64, 64), "learning_rate": 1e-3}
+DISCRETE: dict[str, Any] = {**SMALL, "batch_size": 128, "target_average": 0.05, "target_entropy": 0.2}
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,68 @@ class Case:
     every: int
     seeds: tuple[int, ...]
     episodes: int
+    limit: float
     wanted: str
+    judged_by_mean: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
 
+FIVE = (0, 1, 2, 3, 4)
 CASES = {
     "pendulum_sac": Case(
         "Pendulum-v1",
         SoftActorCritic,
         5_000,
         500,
-        (0, 1, 2, 3, 4),
+        FIVE,
         20,
-        "every seed >= -200 at 5,000 steps",
-        {"hidden_sizes": (64, 64), "batch_size": 100, "learning_rate": 1e-3, "learning_starts": 500},
+        -200,
+        "return of the worst of 5 seeds at 5,000 steps",
+        config={**SMALL, "batch_size": 100, "learning_starts": 500},
+    ),
+    "cartpole_sac": Case(
+        "CartPole-v1",
+        SoftActorCritic,
+        30_000,
+        5_000,
+        FIVE,
+        100,
+        475,
+        "return of the worst of 5 seeds at 30,000 steps",
+        config=DISCRETE,
+    ),
+    "cartpole_sql": Case(
+        "CartPole-v1",
+        SoftQLearning,
+        30_000,
+        5_000,
+        FIVE,
+        100,
+        475,
+        "return of the worst of 5 seeds at 30,000 steps",
+        config={**DISCRETE, "num_critics": 2},
+    ),
+    "acrobot_sac": Case(
+        "Acrobot-v1",
+        SoftActorCritic,
+        30_000,
+        5_000,
+        FIVE,
+        100,
+        -100,
+        "return of the worst of 5 seeds at 30,000 steps",
+        config=DISCRETE,
+    ),
+    "acrobot_sql": Case(
+        "Acrobot-v1",
+        SoftQLearning,
+        30_000,
+        5_000,
+        FIVE,
+        100,
+        -100,
+        "return of the worst of 5 seeds at 30,000 steps",
+        config={**DISCRETE, "num_critics": 2},
     ),
     "half_cheetah_sac": Case(
         "HalfCheetah-v5",
@@ -51,40 +106,60 @@ CASES = {
         10_000,
         (0, 1, 2),
         10,
-        "mean of the seeds >= 5,500 at 100,000 steps",
-        {"learning_starts": 5_000, "learning_rate": 1e-3},
+        5_500,
+        "mean return of 3 seeds at 100,000 steps",
+        judged_by_mean=True,
+        config={"learning_starts": 5_000, "learning_rate": 1e-3},
     ),
 }
 
 
-def run(name: str, seed: int, show: bool = True) -> list[dict[str, float]]:
-    """Learns one seed of one case, and returns (and writes) its curve."""
+def final_returns(name: str) -> list[float]:
+    """Returns the last mean return of every seed whose curve is complete in the repository."""
+    finals = []
+    for path in sorted(CURVES.glob(f"{name}_seed*.csv")):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        if rows and int(rows[-1]["step"]) >= CASES[name].steps:
+            finals.append(float(rows[-1]["mean_return"]))
+    return finals
+
+
+def run(name: str, seeds: Sequence[int] | None = None) -> None:
+    """Learns a case and writes its curves: all its seeds in one batched update, or those named one by one."""
     case = CASES[name]
-    agent = case.agent(case.env_id, seed=seed, compile=True, **case.config)
-    rows: list[dict[str, float]] = []
+    if seeds is None and len(case.seeds) > 3:
+        _learn(name, case, list(case.seeds), seed=0, together=True)
+        return
+    for seed in seeds or case.seeds:
+        _learn(name, case, [seed], seed=seed, together=False)
+
+
+def _learn(name: str, case: Case, labels: list[int], *, seed: int, together: bool) -> None:
+    agent = case.agent(case.env_id, seed=seed, seeds=len(labels) if together else None, compile=True, **case.config)
+    curves: dict[int, list[dict[str, float]]] = {label: [] for label in labels}
     seconds = 0.0
     while agent.num_steps < case.steps:
         started = time.perf_counter()
         agent.learn(case.every, progress=False)
         seconds += time.perf_counter() - started
-        returns = agent.evaluate(case.episodes, seed=10_000 + seed).returns
-        last = agent.history[-1]
-        row = {
-            "step": agent.num_steps,
-            "mean_return": round(float(returns.mean()), 3),
-            "least_return": round(float(returns.min()), 3),
-            "temperature": round(agent.temperature, 6),
-            "entropy": round(last.get("entropy", float("nan")), 4),
-            "seconds": round(seconds, 2),
-        }
-        rows.append(row)
-        if show:
-            print(name, "seed", seed, row, flush=True)
-        write(name, seed, rows)
-    return rows
+        returns = agent.evaluate(case.episodes, seed=10_000 + seed).returns.reshape(len(labels), -1)
+        for index, label in enumerate(labels):
+            row = {
+                "step": agent.num_steps,
+                "mean_return": round(float(returns[index].mean()), 3),
+                "least_return": round(float(returns[index].min()), 3),
+                "temperature": round(agent.temperatures[index], 6),
+                "entropy": round(agent.recent[index].get("entropy", float("nan")), 4),
+                "seconds": round(seconds, 2),
+            }
+            curves[label].append(row)
+            print(name, "seed", label, row, flush=True)
+            write(name, label, curves[label])
 
 
 def write(name: str, seed: int, rows: list[dict[str, float]]) -> None:
+    """Writes a curve."""
     CURVES.mkdir(parents=True, exist_ok=True)
     with (CURVES / f"{name}_seed{seed}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
@@ -93,13 +168,16 @@ def write(name: str, seed: int, rows: list[dict[str, float]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], help="all but half_cheetah_sac by default")
-    parser.add_argument("--seeds", type=int, nargs="+")
+    """Learns cases from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; by default all but half_cheetah_sac")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these seeds, one by one")
     given = parser.parse_args(arguments)
+    for name in given.cases:
+        if name not in CASES:
+            parser.error(f"there is no case {name!r}; choose from {', '.join(CASES)}")
     for name in given.cases or [name for name in CASES if name != "half_cheetah_sac"]:
-        for seed in given.seeds or CASES[name].seeds:
-            run(name, seed)
+        run(name, given.seeds)
 
 
 if __name__ == "__main__":

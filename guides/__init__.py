@@ -13,7 +13,7 @@ from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
 from rl_as_inference.guides.mixture import TanhGaussianMixturePolicy, TanhNormalMixture
-from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess
 
 __all__ = [
     "CategoricalPolicy",
@@ -56,11 +56,8 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        uniform = (
-            process.has_uniform_prior
-            if isinstance(process, TabularMDP)
-            else getattr(type(process), "prior", None) in (None, MarkovDecisionProcess.prior)
-        )
+        ordinary = getattr(type(process), "prior", None) in (None, MarkovDecisionProcess.prior)
+        uniform = getattr(process, "has_uniform_prior", ordinary)
         prior = None if uniform else process.prior
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):

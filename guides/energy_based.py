@@ -182,7 +182,7 @@ class EnergyBasedPolicy(nn.Module):
     def least(self, state: Tensor, action: Tensor) -> Tensor:
         """Returns the least ``Q`` of the ensemble for actions ``(*shape, *batch, d)``."""
         lead = action.dim() - 1 - (state.dim() - self.sampler.state_dims)
-        states = state.expand(*action.shape[:lead], *state.shape)
+        states = state.expand((*action.shape[:lead], *state.shape))
         value: Tensor = self.q(states, action).amin(0)
         return value
 
@@ -195,7 +195,7 @@ class EnergyBasedPolicy(nn.Module):
 
         def draw(noise: Tensor) -> Tensor:
             lead = noise.dim() - 1 - len(batch)
-            states = state.expand(*noise.shape[:lead], *state.shape)
+            states = state.expand((*noise.shape[:lead], *state.shape))
             limit = 1 - torch.finfo(noise.dtype).eps
             action: Tensor = self.sampler(states, noise).tanh().clamp(-limit, limit)
             return action

@@ -1,11 +1,19 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
 from rl_as_inference import exact, guides, models
+from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.inspect import posterior
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
-from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes import (
+    GymnasiumProcess,
+    LinearGaussianMDP,
+    MarkovDecisionProcess,
+    TabularMDP,
+    to_gymnasium,
+    to_gymnasium_vector,
+)
 from rl_as_inference.program import act, follow, reward, simulate, steps, survival, terminate
 from rl_as_inference.trajectories import Trajectories
 
@@ -13,8 +21,12 @@ __all__ = [
     "Comparison",
     "Estimate",
     "FitResult",
+    "GymnasiumProcess",
     "LinearGaussianMDP",
     "MarkovDecisionProcess",
+    "SoftActorCritic",
+    "SoftPolicyIteration",
+    "SoftQLearning",
     "TabularMDP",
     "Trajectories",
     "TrajectoryELBO",
@@ -32,4 +44,6 @@ __all__ = [
     "steps",
     "survival",
     "terminate",
+    "to_gymnasium",
+    "to_gymnasium_vector",
 ]

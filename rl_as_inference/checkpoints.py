@@ -1,9 +1,10 @@
-"""Checkpoints: tensors and JSON in one safetensors file; loading one never runs code."""
+"""Files written whole, and checkpoints: tensors and JSON in one safetensors file; loading one never runs code."""
 
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,34 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-__all__ = ["load_policy", "load_tensors", "save_policy", "save_tensors"]
+__all__ = ["load_policy", "load_tensors", "save_policy", "save_tensors", "written_whole"]
 
 _FORMAT = "rl-as-inference policy 1"
+
+UNFINISHED = ".rlai-"
+"""How the names of files begin that are being written; one that is left is a killed run's."""
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it takes that name, else it is removed.
+
+    Raises:
+        ValueError: if the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"path: cannot write to the folder {str(path.parent)!r}: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
@@ -22,23 +48,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[s
     Raises:
         ValueError: if the file cannot be written.
     """
-    path = Path(path)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # One entry, as safetensors writes several in no fixed order: the same content is the same file.
     metadata = {"rlai": json.dumps(record, sort_keys=True)}
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise ValueError(f"path: cannot write to the folder {str(path.parent)!r}: {error.strerror}") from error
-    try:
-        os.close(handle)
-        safetensors.torch.save_file(held, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"path: cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with written_whole(path) as temporary:
+            safetensors.torch.save_file(held, str(temporary), metadata=metadata)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"path: cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

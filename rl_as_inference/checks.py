@@ -1,12 +1,14 @@
 """Checks of numbers that many rooms take, with one message each."""
 
+import math
 import operator
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_discount", "check_horizon", "check_temperature"]
+__all__ = ["check_count", "check_discount", "check_horizon", "check_positive", "check_temperature"]
 
 
 def _scalar(value: Any) -> Tensor | None:
@@ -18,11 +20,23 @@ def _scalar(value: Any) -> Tensor | None:
     return tensor if tensor.dim() == 0 and not tensor.is_complex() else None
 
 
-def check_temperature(temperature: float | Tensor) -> None:
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless the value is an integer, not below ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:
     """Raises ValueError unless the temperature is a positive, finite number."""
     value = _scalar(temperature)
     if value is None or not bool((value > 0) & value.isfinite()):
-        raise ValueError(f"temperature must be a finite number > 0 (reward units per nat), got {temperature!r}")
+        raise ValueError(f"{name} must be a finite number > 0 (reward units per nat), got {temperature!r}")
 
 
 def check_discount(discount: float | Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.objectives.estimate import Estimate
+from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.tables import render
 from rl_as_inference.trajectories import Trajectories
@@ -47,7 +48,10 @@ class Comparison:
         elbo: by rollouts, in nats.
         elbo_standard_error: of the same, in nats.
         elbo_exact: by messages, in nats.
-        elbo_critic: by the critic at the first state, in nats.
+        elbo_critic: by the critic at the first state, in nats. A critic that knows no time limit (a
+            learner's) also values what comes after the last step; its value of the last state of a
+            trajectory that was cut off is taken away, so that it speaks of the same steps.
+        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes too much.
         sac_objective: ``E Σ_t γ^t (r_t - α log π)``, in reward units, by the same rollouts.
         sac_standard_error: of the same, in reward units.
         prior_term: ``-α E Σ_t γ^t log p(a_t|s_t)``, in reward units: what separates the two,
@@ -69,6 +73,7 @@ class Comparison:
     elbo_standard_error: float
     elbo_exact: float | None
     elbo_critic: float | None
+    critic_difference: float | None
     sac_objective: float
     sac_standard_error: float
     prior_term: float
@@ -91,6 +96,7 @@ class Comparison:
             ("ELBO of the guide, by rollouts", _number(self.elbo), "nats", error),
             ("ELBO of the guide, exact", _number(self.elbo_exact), "nats", ""),
             ("ELBO of the guide, by its critic", _number(self.elbo_critic), "nats", ""),
+            ("  critic - rollouts", _number(self.critic_difference), "nats", "what the critic believes too much"),
             ("largest ELBO (causal)", _number(self.optimal_elbo), "nats", "what control can reach"),
             ("log evidence log p(O)", _number(self.log_evidence), "nats", "what luck could reach"),
             ("dynamics gap", _number(self.dynamics_gap), "nats", "log p(O) - largest ELBO"),
@@ -131,10 +137,12 @@ def compare(
         policy: a callable ``(state, t) -> Distribution``; None for the action prior.
         num_trajectories: rollouts for the estimates, ≥ 2.
         critic: soft values in reward units, ``(state, t)`` to one value a state (soft V) or one an
-            action (soft Q); adds the ELBO as the critic sees it.
+            action (soft Q); adds the ELBO as the critic sees it. A learner's critic has its own
+            temperature and discount: a :class:`GymnasiumProcess` without any takes them over.
 
     Raises:
-        ValueError: if there are too few trajectories, or the critic's answer has another shape.
+        ValueError: if there are too few trajectories, the critic's answer has another shape, or it
+            was learned at another temperature or discount than the process has.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -145,16 +153,16 @@ def compare(
     """
     if num_trajectories < 2:
         raise ValueError(f"num_trajectories must be >= 2 for a standard error, got {num_trajectories}")
-    process = as_process(process)
+    process = _with_critic(as_process(process), critic)
     with torch.no_grad():
-        draws: Trajectories = process.rollout(policy, num_trajectories)
+        draws, cut_off = _rollout(process, policy, num_trajectories)
         alpha, scales = draws.temperature, draws.scales
         elbo = Estimate.of(draws.log_weight())
         sac = Estimate.of((scales * (draws.rewards - alpha * draws.log_policy)).sum(0))
         prior_term = float((-alpha * scales * draws.log_prior).sum(0).mean())
         entropy = float((-scales * draws.log_policy).sum(0).mean())
         earned = float(draws.returns(discounted=True).mean())
-        elbo_critic = None if critic is None else _elbo_by_critic(process, policy, critic, draws)
+        elbo_critic = None if critic is None else _elbo_by_critic(process, policy, critic, draws, cut_off)
         ceilings = _exact_values(process, policy)
     return Comparison(
         problem=str(getattr(process, "name", type(process).__name__)),
@@ -164,6 +172,7 @@ def compare(
         elbo=elbo.mean,
         elbo_standard_error=elbo.standard_error,
         elbo_critic=elbo_critic,
+        critic_difference=None if elbo_critic is None else elbo_critic - elbo.mean,
         sac_objective=sac.mean,
         sac_standard_error=sac.standard_error,
         prior_term=prior_term,
@@ -208,12 +217,50 @@ def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
     }
 
 
-def _elbo_by_critic(process: Any, policy: Any, critic: Any, draws: Trajectories) -> float:
-    """Returns ``E V(s_0)/α``, or ``E Σ_a π (Q/α + log p - log π)`` where the critic values actions."""
-    state = draws.states[0]
-    value: Tensor = critic(state, 0) / draws.temperature
+def _with_critic(process: Any, critic: Any) -> Any:
+    """Returns the process at the critic's temperature and discount, where it has none of its own."""
+    if hasattr(process, "adopt"):
+        return process if critic is None else process.adopt(critic)
+    for name in ("temperature", "discount"):
+        learned, given = getattr(critic, name, None), getattr(process, name, None)
+        if learned is None or given is None:
+            continue
+        if abs(float(learned) - float(given)) > 1e-6 * max(abs(float(given)), 1e-12):
+            mend = (
+                "compare process.at_temperature(agent.temperature)" if name == "temperature" else "give both the same"
+            )
+            raise ValueError(
+                f"critic was learned with {name} {float(learned):.6g}, and the process has {float(given):.6g}; {mend}"
+            )
+    return process
+
+
+def _rollout(process: Any, policy: Any, num_trajectories: int) -> tuple[Trajectories, Tensor]:
+    """Returns trajectories, and which of them would have gone on after their last step, ``(N,)`` bool."""
+    if hasattr(process, "rollout_with_ends"):
+        draws, cut_off = process.rollout_with_ends(policy, num_trajectories)
+        return draws, cut_off
+    draws = process.rollout(policy, num_trajectories)
+    done = process.terminated(draws.states[-1]) if hasattr(process, "terminated") else None
+    return draws, draws.mask[-1] if done is None else draws.mask[-1] & ~done
+
+
+def _elbo_by_critic(process: Any, policy: Any, critic: Any, draws: Trajectories, cut_off: Tensor) -> float:
+    """Returns ``E V(s_0)/α`` over the steps that the trajectories have."""
+    value = _soft_value(process, policy, critic, draws.states[0], draws) / draws.temperature
+    if getattr(critic, "stationary", False) and bool(cut_off.any()):
+        last = _soft_value(process, policy, critic, draws.states[-1], draws) / draws.temperature
+        value = value - draws.discount**draws.horizon * torch.where(cut_off, last, 0.0)
+    if getattr(critic, "action_prior", "uniform") == "flat":  # its soft values leave log p out
+        value = value + (draws.scales * draws.log_prior).sum(0)
+    return float(value.mean())
+
+
+def _soft_value(process: Any, policy: Any, critic: Any, state: Tensor, draws: Trajectories) -> Tensor:
+    """Returns ``V(s)``, or ``E Σ_a π (Q + α (log p - log π))`` where the critic values actions, reward units."""
+    value: Tensor = critic(state, 0)
     if value.shape == draws.rewards.shape[1:]:
-        return float(value.mean())
+        return value
     prior = process.prior(state) if hasattr(process, "prior") else None
     chosen = prior if policy is None else policy(state, 0)
     logits = getattr(chosen, "logits", None)
@@ -222,8 +269,7 @@ def _elbo_by_critic(process: Any, policy: Any, critic: Any, draws: Trajectories)
             f"critic must give one value a state, of shape {tuple(draws.rewards.shape[1:])}, or one a discrete "
             f"action; it gave {tuple(value.shape)}"
         )
-    pi = logits.exp()
-    return float((pi * (value + torch.where(pi > 0, prior.logits - logits, 0.0))).sum(-1).mean())
+    return exact_soft_value(value, logits, prior.logits, draws.temperature)
 
 
 def _number(value: float | None) -> str:

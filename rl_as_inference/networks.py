@@ -17,7 +17,9 @@ _HARMONICS = 4
 
 
 def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
-    """Raises ValueError if a width is below 1."""
+    """Raises ValueError unless all widths are integers of at least 1."""
+    if not isinstance(hidden_sizes, Sequence) or any(not isinstance(size, int) for size in hidden_sizes):
+        raise ValueError(f"hidden_sizes must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
         raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
 

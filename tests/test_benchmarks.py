@@ -33,16 +33,26 @@ def test_results_say_where_and_when_they_were_measured(results):
     assert data["cpu"]
     assert data["date"].endswith("+00:00")
     assert {"python", "torch", "pyro-ppl", "rl-as-inference"} <= set(data["versions"])
-    assert [len(section["rows"]) > 0 for section in data["sections"]] == [True, True, True]
+    assert [len(section["rows"]) > 0 for section in data["sections"]] == [True] * 4
 
 
 def test_every_row_has_a_time_and_a_ratio(results):
     data, _ = results
     for section in data["sections"]:
         assert section["settings"]["threads"] >= 1
+    for section in data["sections"][:3]:
         for row in section["rows"]:
             assert row["milliseconds"] > 0
             assert row["ratio"] > 0
+
+
+def test_learners_are_measured_whole_and_alone_and_by_their_curves(results):
+    data, _ = results
+    rows = data["sections"][3]["rows"]
+    timed = [row for row in rows if row["milliseconds"] is not None]
+    assert [row["reading"] for row in timed].count("whole loop, 1 update per step") == 3
+    assert "of the fp32 matrix ceiling" in next(row["note"] for row in timed if row["reading"] == "update alone")
+    assert {row["what"] for row in rows if row["reading"] == "learning"} >= {"pendulum_sac", "half_cheetah_sac"}
 
 
 def test_estimators_are_unbiased(results):

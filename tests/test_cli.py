@@ -7,33 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import refused, rlai
 
 from rl_as_inference.checkpoints import load_policy
-from rl_as_inference.cli import app
 from rl_as_inference.cli.problems import load_problem, parse_options
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inspect.inference_data import import_arviz
 from rl_as_inference.processes import TabularMDP
 
 QUICK = ["--steps", "3", "--num-rollouts", "50", "--num-draws", "20", "--num-trajectories", "10"]
-
-
-def rlai(*words: str | Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def refused(*words: str | Path) -> str:
-    """Runs a command that must fail, and returns its one line."""
-    code, out, err = rlai(*words)
-    assert code == 2
-    assert out == ""
-    assert err.startswith("rlai: error: ")
-    assert err.count("\n") == 1, err
-    return err
 
 
 class TestCompare:

@@ -144,3 +144,13 @@ def test_inspect_posterior(run):
     k, evidence = numbers(text, "Pareto k̂")
     assert k < 1.2
     assert 7.0 < evidence < 8.2
+
+
+def test_multi_goal(run):
+    """How the shares fall out takes a long run; a short one shows that all three policies are there."""
+    text = run("multi_goal")
+    assert "share of trajectories that reach" in text
+    for name in ("soft Q-learning", "mixture of 8", "one Gaussian"):
+        shares = numbers(text, name)
+        assert len(shares) == 4
+        assert sum(shares) <= 100.2

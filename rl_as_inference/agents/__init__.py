@@ -6,13 +6,19 @@ from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
 from rl_as_inference.agents.soft_policy_iteration import SoftPolicyIteration
 from rl_as_inference.agents.soft_q_learning import SoftQLearning
+from rl_as_inference.agents.training import CurveRow, Training, train
+from rl_as_inference.agents.videos import record_videos
 
 __all__ = [
     "Batch",
+    "CurveRow",
     "Evaluation",
     "Learner",
     "Replay",
     "SoftActorCritic",
     "SoftPolicyIteration",
     "SoftQLearning",
+    "Training",
+    "record_videos",
+    "train",
 ]

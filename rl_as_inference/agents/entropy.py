@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import gymnasium
@@ -42,6 +43,8 @@ def check_target_entropy(target_entropy: float | None, action_space: gymnasium.S
     discrete = isinstance(action_space, gymnasium.spaces.Discrete)
     if target_entropy is None:
         return 0.5 * most if discrete else -float(math.prod(action_space.shape or ()))
+    if isinstance(target_entropy, bool) or not isinstance(target_entropy, Real):
+        raise ValueError(f"target_entropy must be a number of nats, or None for the default, got {target_entropy!r}")
     if not math.isfinite(target_entropy) or target_entropy >= most:
         name = f"log {round(math.exp(most))}" if discrete else "d log 2"
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -14,21 +13,22 @@ from typing import Any, Literal, get_args
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 
 from rl_as_inference.agents.entropy import check_target_entropy, uniform_log_density
 from rl_as_inference.agents.evaluation import Evaluation, mode_of, play
-from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.networks import Networks, drawn_from_logits, log_probabilities
 from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
 from rl_as_inference.agents.update import Update
 from rl_as_inference.checkpoints import load_tensors, save_tensors
-from rl_as_inference.checks import check_discount, check_temperature
+from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
 from rl_as_inference.processes import MarkovDecisionProcess
-from rl_as_inference.processes.environments import Environments
+from rl_as_inference.processes.environments import Environments, NonFiniteError
 from rl_as_inference.processes.mdp import unvalidated
-from rl_as_inference.progress import progress_bar
+from rl_as_inference.progress import ProgressBar, progress_bar
 
 __all__ = ["ActionPrior", "Learner"]
 
@@ -53,6 +53,8 @@ class Learner(ABC):
         num_steps: environment steps taken so far, by each seed.
         num_updates: gradient steps taken so far, by each seed.
         compile_seconds: what tracing and compiling the update took.
+        is_whole: false after an interruption inside a step (by a second Ctrl-C), which cannot be saved.
+        recent: of each seed, the means of the reported numbers in the last row of ``history``.
         replay: the transitions.
         history: one row for every report: steps, returns, losses, temperature, entropy.
         episodes: ``(step, seed index, return, length)`` of every finished episode.
@@ -93,18 +95,21 @@ class Learner(ABC):
             "n_step": n_step,
             "seeds": 1 if seeds is None else seeds,
         }.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a finite number > 0, got {learning_rate}")
-        if not 0 < target_average <= 1:
+            check_count(name, value)
+        check_positive("learning_rate", learning_rate)
+        check_positive("updates_per_step", updates_per_step)
+        check_positive("target_average", target_average)
+        if target_average > 1:
             raise ValueError(f"target_average must be in (0, 1], got {target_average}")
-        if not 0 < updates_per_step < math.inf:
-            raise ValueError(f"updates_per_step must be a finite number > 0, got {updates_per_step}")
         if action_prior not in get_args(ActionPrior):
             raise ValueError(f"action_prior must be one of {', '.join(get_args(ActionPrior))}; got {action_prior!r}")
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
+        if not isinstance(env_kwargs, Mapping | None):
+            raise ValueError(f"env_kwargs must be a mapping of options for gymnasium.make, got {env_kwargs!r}")
+        self.device = _device(device)
         process = env if isinstance(env, MarkovDecisionProcess) else None
         if discount is None:
             discount = 0.99 if process is None else float(process.discount)
@@ -116,21 +121,33 @@ class Learner(ABC):
             if isinstance(temperature, str):
                 raise ValueError(f"temperature must be 'auto' or a number > 0, got {temperature!r}")
             check_temperature(temperature)
-        check_temperature(initial_temperature)
+        check_temperature(initial_temperature, "initial_temperature")
 
         self.seed, self.num_seeds = seed, 1 if seeds is None else seeds
         self._several = seeds is not None
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         self._source, self._env_kwargs = env, dict(env_kwargs or {})
-        self.envs = Environments.make(env, num_envs=self.num_seeds * num_envs, seed=seed, **self._env_kwargs)
+        given = isinstance(env, VectorEnv) and num_envs == 1  # a vector has its own number
+        count = 1 if given else self.num_seeds * num_envs
+        self.envs = Environments.make(env, num_envs=count, seed=seed, **self._env_kwargs)
         if self.envs.num_envs % self.num_seeds:
             raise ValueError(f"env has {self.envs.num_envs} environments, which do not share out to {seeds} seeds")
         self.num_envs = self.envs.num_envs // self.num_seeds
+        if self.envs.num_envs > 1 and (n_step > 1 or self.num_seeds > 1) and _skips_steps(env):
+            raise ValueError(
+                "env is a vector environment that resets in a step of its own, which leaves rows out of replay, and "
+                "n_step > 1 or seeds > 1 needs a row of every environment at every step; pass the environment's id, or "
+                "make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
+            )
         self.state_space, self.action_space = self.envs.state_space, self.envs.action_space
         self.is_discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         self.state_dtype = torch.int64 if isinstance(self.state_space, gymnasium.spaces.Discrete) else dtype
-        self.process = process
+        self.process, self._own_prior = process, process is not None and not _has_uniform_prior(process)
+        if self._own_prior and not (self.is_discrete or _same_box(process.action_space, self.action_space)):
+            raise ValueError(
+                f"action_space of {self.envs.name} is {process.action_space}, and a process with an action prior of "
+                f"its own must have Box(-1, 1, (d,)); rescale inside transition()"
+            )
         self.learning_starts, self.batch_size, self.n_step = learning_starts, batch_size, n_step
         self.learning_rate, self.discount = learning_rate, float(discount)
         self.target_average, self.updates_per_step = target_average, updates_per_step
@@ -176,6 +193,8 @@ class Learner(ABC):
         self._lengths = np.zeros(self.envs.num_envs, int)
         self.num_steps = self.num_updates = 0
         self.compile_seconds = 0.0
+        self.is_whole = True
+        self.recent: list[dict[str, float]] = [{} for _ in range(self.num_seeds)]
         self.history: list[dict[str, float]] = []
         self.episodes: list[tuple[int, int, float, int]] = []
         self._debt = 0.0
@@ -244,7 +263,7 @@ class Learner(ABC):
         self,
         num_steps: int,
         *,
-        progress: bool | None = None,
+        progress: bool | ProgressBar | None = None,
         report_every: int = 1000,
         on_report: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
@@ -256,7 +275,7 @@ class Learner(ABC):
 
         Args:
             num_steps: ≥ 1.
-            progress: show a progress bar; None shows it on a terminal.
+            progress: show a progress bar; None shows it on a terminal. Or a running bar to move on.
             report_every: steps between rows of ``history``.
             on_report: called with each new row; losses in it are means since the last row, ``return`` is
                 the mean undiscounted return of the episodes that ended since then (NaN if none did).
@@ -265,10 +284,9 @@ class Learner(ABC):
             NonFiniteError: if the environment gives NaN or an infinity (before it enters replay).
             ValueError: if a parameter stops being finite, or ``num_steps`` is out of range.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"num_steps must be an integer >= 1, got {num_steps!r}")
-        if report_every < 1:
-            raise ValueError(f"report_every must be >= 1, got {report_every}")
+        check_count("num_steps", num_steps)
+        check_count("report_every", report_every)
+        self._check_whole()
         self._steps_asked += num_steps
         if self.compile == "auto":
             self._compiles = self._compiles or self._steps_asked * self.updates_per_step >= _COMPILE_FROM
@@ -284,18 +302,35 @@ class Learner(ABC):
             if self.envs.state is None:
                 self._observe(self.envs.reset())
             self._prepare(bar.say)
+            self._update.tensors["sums"].zero_()  # what an interruption left belongs to no row
             reporter = Reporter(self, report_every)
             while self.num_steps < end:
                 if interrupted:
                     raise KeyboardInterrupt
-                self._step()
+                try:
+                    self._step()
+                except NonFiniteError:
+                    self._check_parameters()
+                    raise
                 if self.num_steps >= reporter.due or self.num_steps >= end:
                     row = reporter.row()
                     self.history.append(row)
-                    bar.advance(progress_text(row), by=min(self.num_steps, end) - first)
+                    bar.advance(progress_text(row, self.episodes), by=min(self.num_steps, end) - first)
                     first = self.num_steps
                     if on_report is not None:
                         on_report(row)
+            if interrupted:
+                raise KeyboardInterrupt
+
+    def settle_compile(self, num_steps: int) -> bool:
+        """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
+
+        Returns whether the update is compiled; from then on that changes no more.
+        """
+        if self.compile == "auto":
+            self._compiles = self._compiles or num_steps * self.updates_per_step >= _COMPILE_FROM
+            self.compile = self._compiles
+        return self._compiles
 
     def act(self, observation: Any, deterministic: bool = False) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
@@ -307,8 +342,9 @@ class Learner(ABC):
         Raises:
             ValueError: if the observation has another shape, or is not finite.
         """
+        state = self.envs.agent_state(observation)
         with self._random:
-            return self.envs.environment_action(self._choose(self.policy, observation, deterministic))
+            return self.envs.environment_action(self._choose(self.policy, state, deterministic))
 
     def evaluate(
         self, num_episodes: int = 10, *, seed: int = 10_000, deterministic: bool = True, **make_kwargs: Any
@@ -326,8 +362,7 @@ class Learner(ABC):
         Raises:
             ValueError: if the learner was given an environment instead of its id or a factory.
         """
-        if isinstance(num_episodes, bool) or not isinstance(num_episodes, int) or num_episodes < 1:
-            raise ValueError(f"num_episodes must be an integer >= 1, got {num_episodes!r}")
+        check_count("num_episodes", num_episodes)
         if isinstance(self._source, gymnasium.Env | gymnasium.vector.VectorEnv):
             raise ValueError(
                 "evaluate needs an environment of its own, and env is one that is being learned in; make the agent "
@@ -353,7 +388,11 @@ class Learner(ABC):
 
         Parameters, optimiser, targets, replay, random numbers and the running episodes; with notes
         that JSON can hold. One safetensors file: loading it never runs code.
+
+        Raises:
+            ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
+        self._check_whole()
         snapshot = self.envs.snapshot()
         tensors = dict(self._update.tensors)
         tensors |= {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
@@ -403,9 +442,12 @@ class Learner(ABC):
         # Of a GPU's generator too, if it was saved and there is one.
         self._random.states = [tensors.get(f"random.{i}", state) for i, state in enumerate(self._random.states)]
         self.num_steps, self.num_updates = record["num_steps"], record["num_updates"]
-        self._debt, self._compiles = record["debt"], record["compiles"]
+        self._debt = record["debt"]
+        if self.compile == "auto":
+            self._compiles = record["compiles"]
         self.history, self.episodes = record["history"], [tuple(row) for row in record["episodes"]]
         self._returns, self._lengths = np.array(record["returns"]), np.array(record["lengths"])
+        self.is_whole = True
         exact = self.envs.restore(snapshot)
         self._action_is_fresh = exact and record["action_is_fresh"]
         if not exact:
@@ -431,10 +473,11 @@ class Learner(ABC):
             action = self._host_action()
         state = self.envs.state
         step = self.envs.step(action)
+        self.is_whole = False
         self.replay.add(state, action, step.reward, step.next_state, step.terminated, step.truncated, step.valid)
         self._observe(step.state)
-        self._track(step)
         self.num_steps += self.num_envs
+        self._track(step)
         self._action_is_fresh = False
         if self.num_steps >= self.learning_starts:
             self._debt += self.updates_per_step * self.num_envs
@@ -443,9 +486,10 @@ class Learner(ABC):
                 self._update.step()
                 self.num_updates += 1
                 self._action_is_fresh = True
+        self.is_whole = True
 
     def _track(self, step: Any) -> None:
-        self._returns += step.reward
+        self._returns += step.reward * step.valid
         self._lengths += step.valid
         ended = step.terminated | step.truncated
         if ended.any():
@@ -470,6 +514,10 @@ class Learner(ABC):
 
     def _prior_action(self) -> Any:
         shape = (self.num_seeds * self.num_envs, *(self.action_space.shape or ()))
+        if self.process is not None and self._own_prior:
+            with unvalidated():
+                action = self.process.prior(self._observation).sample()
+            return (action if self.is_discrete else action.clamp(-1, 1)).reshape(shape).cpu().numpy()
         if isinstance(self.action_space, gymnasium.spaces.Discrete):
             return torch.randint(int(self.action_space.n), shape).numpy()
         return (2 * torch.rand(shape) - 1).numpy()
@@ -490,34 +538,65 @@ class Learner(ABC):
     def mean_metrics(self, num_updates: int) -> dict[str, float]:
         """Returns the means of the reported numbers over the last updates and all seeds, and forgets them."""
         sums = self._update.tensors["sums"]
-        means = (sums.mean(0) / num_updates).tolist()
+        means = sums / num_updates
         sums.zero_()
-        return dict(zip(self.metrics, means, strict=True))
+        self.recent = [dict(zip(self.metrics, row, strict=True)) for row in means.tolist()]
+        return dict(zip(self.metrics, means.mean(0).tolist(), strict=True))
 
     def _log_prior(self, state: Tensor, action: Tensor | None) -> Tensor:
         """Returns ``log p(a|s)`` in nats, of all discrete actions or of one continuous one."""
-        if self.process is not None and self.process.uniform_log_density is None and self.action_prior == "uniform":
+        if self.process is not None and self._own_prior and self.action_prior == "uniform":
             prior = self.process.prior(state)
-            return prior.logits.log_softmax(-1) if action is None else prior.log_prob(action)
-        value = uniform_log_density(self.action_space) if self.action_prior == "uniform" else 0.0
-        return torch.tensor(value, dtype=self.dtype, device=self.device)
+            value = prior.logits.log_softmax(-1) if action is None else prior.log_prob(action)
+            return value.to(self.dtype)
+        constant = uniform_log_density(self.action_space) if self.action_prior == "uniform" else 0.0
+        return torch.tensor(constant, dtype=self.dtype, device=self.device)
+
+    def _beside(self, state: Tensor, count: int) -> Tensor:
+        """Returns each state ``count`` times, ``(*batch, count, *state)``."""
+        event = tuple(self.state_space.shape or ())
+        batch = state.shape[: state.dim() - len(event)]
+        return state.reshape(*batch, 1, *event).expand(*batch, count, *event)
 
     @abstractmethod
     def _check_policy(self) -> None:
         """Asks the policy once, so that one that does not fit fails here and not inside a traced graph."""
 
-    def _choose(self, policy: Any, observation: Any, deterministic: bool) -> Any:
-        """Returns actions in the agent's units for observations, one or a batch."""
-        array, shape = np.asarray(observation), tuple(self.state_space.shape or ())
+    def _choose(self, policy: Any, state: Any, deterministic: bool) -> Any:
+        """Returns actions in the agent's units for states, one or a batch."""
+        array, shape = np.asarray(state), tuple(self.state_space.shape or ())
         if array.shape[array.ndim - len(shape) :] != shape:
             raise ValueError(f"observation must have shape {shape}, or be a batch of such, got {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError("observation has NaN or infinite entries; act on finite ones")
-        state = torch.as_tensor(array, device=self.device).to(self.state_dtype)
+        if isinstance(self.state_space, gymnasium.spaces.Discrete) and not (
+            np.issubdtype(array.dtype, np.integer) and (array >= 0).all() and (array < self.state_space.n).all()
+        ):
+            raise ValueError(f"observation must be in {self.state_space}, or a batch of such, got {state}")
+        states = torch.as_tensor(array, device=self.device).to(self.state_dtype)
         with torch.no_grad(), unvalidated():
-            distribution = policy(state, 0)
-            action = mode_of(distribution) if deterministic else distribution.sample()
+            chosen = policy(states, 0)
+            if not self.is_discrete:
+                action = mode_of(chosen) if deterministic else chosen.sample()
+            else:
+                log_policy = log_probabilities(chosen, int(self.action_space.n), self.device)
+                action = log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy)
         return action.cpu().numpy()
+
+    def _check_whole(self) -> None:
+        if not self.is_whole:
+            raise ValueError(
+                "the agent was interrupted inside a step (a second Ctrl-C does that), so that what it holds is of no "
+                "step at all; load its last checkpoint"
+            )
+
+    def _check_parameters(self) -> None:
+        """Raises ValueError if learning has diverged; an environment that gives NaN was then given NaN."""
+        if not bool(self._update.tensors["parameters"].isfinite().all()):
+            raise ValueError(
+                f"learning diverged by step {self.num_steps}: parameters are no longer finite; lower learning_rate, or "
+                f"scale the rewards"
+            )
 
     def _shapes(self) -> list[list[Any]]:
         return [[module, name, list(shape)] for module, name, _, shape in self._update.layout.places]
@@ -536,12 +615,45 @@ class Learner(ABC):
     def _check_record(self, path: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         if record.get("format") != _FORMAT:
             raise ValueError(f"path: {path!r} holds tensors, but no agent written by save()")
+        needed = {*self._update.tensors, "action", "random.0", "replay.rows", "replay.position"}
+        if missing := sorted(needed - tensors.keys()):
+            raise ValueError(f"path: {path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
         for what, found, wanted in (
             ("agent", record.get("agent"), type(self).__name__),
             ("environment", record.get("env"), self.envs.name),
             ("network layout", record.get("layout"), self._shapes()),
+            ("dtype", tensors["parameters"].dtype, self.dtype),
             ("number of seeds", len(tensors["parameters"]), self.num_seeds),
+            ("number of environments", record["envs"]["num_envs"], self.envs.num_envs),
         ):
             if found != wanted:
                 shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
                 raise ValueError(f"path: {path!r} was written with another {what}{shown}; make the agent the same way")
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """Returns the device, by default a GPU if there is one."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}") from error
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device is {device!r}, which this machine does not have; leave it out, or say 'cpu'")
+    return chosen
+
+
+def _has_uniform_prior(process: MarkovDecisionProcess) -> bool:
+    overridden = type(process).prior is not MarkovDecisionProcess.prior
+    return bool(getattr(process, "has_uniform_prior", not overridden))
+
+
+def _same_box(one: gymnasium.spaces.Box, other: gymnasium.spaces.Box) -> bool:
+    return np.array_equal(one.low, other.low) and np.array_equal(one.high, other.high)
+
+
+def _skips_steps(env: Any) -> bool:
+    """Returns whether the step after an end of this vector environment only starts the next episode."""
+    if not isinstance(env, VectorEnv):
+        return False
+    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    return AutoresetMode(getattr(mode, "value", mode)) is AutoresetMode.NEXT_STEP

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
 
-__all__ = ["Networks", "Temperature"]
+__all__ = ["Networks", "Temperature", "drawn_from_logits", "log_probabilities"]
 
 
 class Networks:
@@ -44,7 +44,7 @@ class Temperature(nn.Module):
 
     def __init__(self, value: float, *, learned: bool) -> None:
         super().__init__()
-        log = torch.tensor(math.log(value))
+        log = torch.tensor(math.log(value), dtype=torch.float64)  # rounded by a later .to() only, if at all
         if learned:
             self.log_temperature = nn.Parameter(log)
         else:
@@ -52,3 +52,34 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log_temperature.exp()
+
+
+def log_probabilities(chosen: Any, num_actions: int, device: torch.device | str | None = None) -> Tensor:
+    """Returns the log probabilities of all discrete actions, ``(*batch, num_actions)`` in nats.
+
+    By the distribution's ``logits`` where they are those of a categorical, else by its ``log_prob``.
+
+    Example:
+        >>> log_probabilities(torch.distributions.Categorical(torch.tensor([0.25, 0.75])), 2).exp()
+        tensor([0.2500, 0.7500])
+    """
+    logits = getattr(chosen, "logits", None)
+    if isinstance(logits, Tensor) and logits.shape == (*chosen.batch_shape, num_actions):
+        return logits.log_softmax(-1)
+    actions = torch.arange(num_actions, device=device).reshape(num_actions, *(1 for _ in chosen.batch_shape))
+    values: Tensor = chosen.log_prob(actions)
+    return values.movedim(0, -1)
+
+
+def drawn_from_logits(logits: Tensor) -> Tensor:
+    """Returns draws from categorical distributions ``(*batch, A)``, by Gumbel's trick.
+
+    The largest of the perturbed logits; unlike ``torch.multinomial`` it compiles into the kernels around it.
+
+    Example:
+        >>> drawn_from_logits(torch.tensor([[0.0, 100.0], [100.0, 0.0]]))
+        tensor([1, 0])
+    """
+    tiny = torch.finfo(logits.dtype).tiny
+    exponential = -torch.rand_like(logits).clamp(min=tiny).log()
+    return (logits - exponential.clamp(min=tiny).log()).argmax(-1)

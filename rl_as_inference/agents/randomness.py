@@ -15,9 +15,7 @@ class RandomStream:
     """The state of PyTorch's generators, kept apart from the global one.
 
     Distributions draw from the global generator only, so this one is put in its place for a while.
-
-    Attributes:
-        states: of the host's generator, and of the device's if it is a GPU.
+    Within that while it may be entered again, which changes nothing.
 
     Example:
         >>> stream = RandomStream(0)
@@ -31,16 +29,36 @@ class RandomStream:
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.states = [torch.Generator().manual_seed(seed).get_state()]
+        self._states = [torch.Generator().manual_seed(seed).get_state()]
         if self.device.type == "cuda":
-            self.states.append(torch.Generator(self.device).manual_seed(seed).get_state())
-        self._others: list[list[Tensor]] = []
+            self._states.append(torch.Generator(self.device).manual_seed(seed).get_state())
+        self._depth = 0
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Where the stream is: of the host's generator, and of the device's if it is a GPU."""
+        return self._global() if self._depth else self._states
+
+    @states.setter
+    def states(self, states: list[Tensor]) -> None:
+        if self._depth:
+            self._put(states)
+        else:
+            self._states = states
 
     def __enter__(self) -> None:
-        self._others.append(self._swap(self.states))
+        if not self._depth:
+            others = self._global()
+            self._put(self._states)
+            self._states = others  # kept here until the stream is left
+        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        self.states = self._swap(self._others.pop())
+        self._depth -= 1
+        if not self._depth:
+            own = self._global()
+            self._put(self._states)
+            self._states = own
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
@@ -50,10 +68,11 @@ class RandomStream:
             yield
         self.states = before
 
-    def _swap(self, states: list[Tensor]) -> list[Tensor]:
-        others = [torch.get_rng_state()]
+    def _global(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
+
+    def _put(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
         if self.device.type == "cuda":
-            others.append(torch.cuda.get_rng_state(self.device))
             torch.cuda.set_rng_state(states[1], self.device)
-        return others

@@ -89,6 +89,7 @@ class Replay:
                 f"buffer_size {capacity} needs {needed / 2**30:.1f} GiB for these observations, more than there is on "
                 f"{device}; lower buffer_size"
             ) from error
+        self.storage[:, 0] = 0  # what tracing reads before the first step
         self.size = torch.zeros((), dtype=torch.int64, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self._size = self._position = 0
@@ -145,19 +146,21 @@ class Replay:
         """
         # Uniform numbers in float64, so that each of a million rows has the same chance.
         draws = torch.rand(count, dtype=torch.float64, device=storage.device)
-        first = torch.minimum((draws * size).long(), size - 1)
+        first = torch.minimum((draws * size).long(), size - 1).clamp(min=0)  # tracing comes before the first row
         picked: list[Tensor] = []
         alive: list[Tensor] = []
         going = torch.ones_like(draws)
         for k in range(n_step):
-            index = (first + k * self.num_envs) % self.capacity
-            rows = storage.index_select(0, index)
+            index = first
             if k:
                 # The ring's oldest row stands at the position written next, once it is full.
-                behind = (first - position) % self.capacity + k * self.num_envs
-                age = torch.where(size == self.capacity, behind, first + k * self.num_envs)
+                age = torch.where(size == self.capacity, (first - position) % self.capacity, first)
+                there = age + k * self.num_envs < size
+                # A row that was never written must not be read: it may hold anything.
+                index = torch.where(there, (first + k * self.num_envs) % self.capacity, first)
                 ended = picked[-1][:, self.columns["terminated"].start :].amax(-1)
-                going = going * (1 - ended.double()) * (age < size)
+                going = going * (1 - ended.double()) * there
+            rows = storage.index_select(0, index)
             picked.append(rows)
             alive.append(going)
         rows = torch.stack(picked)
@@ -232,7 +235,9 @@ class Replay:
                 f"replay: the checkpoint has rows of shape {tuple(rows.shape)}, and this replay holds "
                 f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
             )
-        self._size, self._position = rows.shape[1], int(tensors["position"])
+        self._size, self._position = rows.shape[1], int(tensors["position"]) % self.capacity
+        if self._size < self.capacity:  # the rows of a full smaller ring too, oldest first, so that none is in the way
+            rows, self._position = rows.roll(-self._position, 1), self._size
         self.storage[:, : self._size] = rows.to(self.storage)
         self.size.fill_(self._size)
         self.position.fill_(self._position)

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,10 @@ class Reporter:
         return row
 
 
-def progress_text(row: dict[str, float]) -> str:
-    """Returns a row in a few words."""
-    parts = [] if math.isnan(row["return"]) else [f"return {row['return']:.1f}"]
+def progress_text(row: dict[str, float], episodes: Sequence[tuple[int, int, float, int]]) -> str:
+    """Returns a row in a few words; where no episode ended, with the return of the last that did."""
+    latest = row["return"] if not math.isnan(row["return"]) or not episodes else episodes[-1][2]
+    parts = [] if math.isnan(latest) else [f"return {latest:.1f}"]
     parts.append(f"α {row['temperature']:.3g}")
     if "entropy" in row:
         parts.append(f"entropy {row['entropy']:.2f} nats")

@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import gymnasium
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from rl_as_inference.agents.learner import ActionPrior, Learner
-from rl_as_inference.agents.networks import Networks, Temperature
+from rl_as_inference.agents.networks import Networks, Temperature, drawn_from_logits, log_probabilities
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import QEnsemble, SoftV
 from rl_as_inference.guides import CategoricalPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
+from rl_as_inference.networks import check_hidden_sizes
 from rl_as_inference.objectives.soft_actors import (
     deterministic_actor_loss,
     exact_sum_actor_loss,
@@ -143,12 +146,13 @@ class SoftActorCritic(Learner):
             raise ValueError(
                 f"actor_gradient must be one of {', '.join(get_args(ActorGradient))}; got {actor_gradient!r}"
             )
-        if policy_components < 1:
-            raise ValueError(f"policy_components must be >= 1, got {policy_components}")
+        check_count("policy_components", policy_components)
+        check_count("num_critics", num_critics)
+        check_hidden_sizes(hidden_sizes)
         if policy is not None and policy_components > 1:
             raise ValueError("policy_components is for the policy made here; leave it out, or leave out policy")
-        if not 0 <= exploration_noise < float("inf"):
-            raise ValueError(f"exploration_noise must be a finite number >= 0, got {exploration_noise}")
+        if exploration_noise != 0:
+            check_positive("exploration_noise", exploration_noise)
         if objective in ("svg0", "ddpg") and temperature is None:
             temperature = 1.0  # not looked at
         if value_network and (objective != "maxent" or n_step > 1):
@@ -220,7 +224,7 @@ class SoftActorCritic(Learner):
             # Entropy in the value of what follows: only the MaxEnt objective has it there.
             weight = temperature if self.objective == "maxent" else torch.zeros_like(temperature)
             if self.is_discrete:
-                log_policy = chosen.logits.log_softmax(-1)
+                log_policy = self._log_probabilities(chosen)
                 q = targets("critics", batch.next_states).amin(0)
                 prior = self._log_prior(batch.next_states, None)
                 value = exact_soft_value(q, log_policy, prior, weight)
@@ -234,7 +238,8 @@ class SoftActorCritic(Learner):
                 bonus = sampled_soft_value(torch.zeros_like(q), log_policy, prior, weight)
             if self.objective == "wrong_bellman":
                 log_taken = networks("policy", batch.state, 0).log_prob(batch.action)
-                prior = self._taken(self._log_prior(batch.state, None if self.is_discrete else batch.action), None)
+                prior = self._log_prior(batch.state, None if self.is_discrete else batch.action)
+                prior = self._taken(prior, batch.action)
                 return wrong_td_target(
                     batch.rewards[0], log_taken, prior, value[0], batch.terminated[0], self.discount, temperature
                 )
@@ -248,7 +253,7 @@ class SoftActorCritic(Learner):
         entropic = self.objective in ("maxent", "one_step_entropy")
         if self.actor_gradient == "exact_sum":
             q = networks("critics", state).amin(0)
-            log_policy, prior = chosen.logits.log_softmax(-1), self._log_prior(state, None)
+            log_policy, prior = self._log_probabilities(chosen), self._log_prior(state, None)
             entropy = exact_soft_value(torch.zeros_like(q), log_policy, torch.zeros(()).to(q), 1.0)
             value = exact_soft_value(q, log_policy, prior, temperature)
             if entropic:
@@ -257,7 +262,7 @@ class SoftActorCritic(Learner):
         if self.actor_gradient == "components":
             action, log_weight = chosen.rsample_components(), chosen.log_weights
             log_policy = torch.stack([chosen.log_prob(a) for a in action.unbind(-2)], -1)
-            states = state[..., None, :].expand(*action.shape[:-1], state.shape[-1])
+            states = self._beside(state, action.shape[-2])
             q, prior = networks("critics", states, action).amin(0), self._log_prior(states, action)
             weight = log_weight.exp()
             entropy = -(weight * log_policy).sum(-1)
@@ -285,6 +290,8 @@ class SoftActorCritic(Learner):
 
     def _draw(self, networks: Networks, state: Tensor) -> Tensor:
         chosen = networks("policy", state, 0)
+        if self.is_discrete:
+            return drawn_from_logits(self._log_probabilities(chosen))
         if self.objective != "ddpg":
             return chosen.sample()
         action = self._deterministic(chosen)
@@ -312,7 +319,11 @@ class SoftActorCritic(Learner):
             return copy.deepcopy(self._given_policy) if self.num_seeds > 1 else self._given_policy
         if isinstance(self.action_space, gymnasium.spaces.Discrete):
             return CategoricalPolicy(
-                self.state_space, int(self.action_space.n), hidden_sizes=self.hidden_sizes, activation="relu"
+                self.state_space,
+                int(self.action_space.n),
+                hidden_sizes=self.hidden_sizes,
+                activation="relu",
+                prior=self._process_prior if self._own_prior else None,
             )
         family: Callable[..., nn.Module] = TanhGaussianPolicy
         options: dict[str, Any] = {
@@ -325,22 +336,27 @@ class SoftActorCritic(Learner):
             options["num_components"] = self.policy_components
         return family(self.state_space, (self.action_space.shape or (1,))[0], **options)
 
+    def _process_prior(self, state: Tensor) -> Any:
+        return dist.Categorical(logits=self.process.prior(state).logits.to(self.dtype))  # type: ignore[union-attr]
+
     def _check_policy(self) -> None:
         """Asks the policy once, so that one that does not fit fails here, and chooses the actor's gradient."""
         shape = self.state_space.shape or ()
         state = torch.zeros(2, *shape, dtype=self.state_dtype, device=self.device)
         chosen = self.modules[0]["policy"](state, 0)
+        if not isinstance(chosen, torch.distributions.Distribution):
+            raise ValueError(f"policy must return a Distribution for (state, t), and returned {type(chosen).__name__}")
         event = tuple(self.action_space.shape or ())
         if tuple(chosen.batch_shape) != (2,) or tuple(chosen.event_shape) != event:
             raise ValueError(
                 f"policy gives batch shape {tuple(chosen.batch_shape)} and event shape {tuple(chosen.event_shape)} for "
                 f"two states, and the actions {self.action_space} want (2,) and {event}; use .to_event(1) for boxes"
             )
-        enumerable = self.is_discrete and hasattr(chosen, "logits")
+        self._check_draws(chosen, state)
         by_components = hasattr(chosen, "rsample_components")
         natural = (
             "exact_sum"
-            if enumerable
+            if self.is_discrete
             else "components"
             if by_components
             else "pathwise"
@@ -349,7 +365,7 @@ class SoftActorCritic(Learner):
         )
         self.actor_gradient = self._wanted_gradient or natural
         possible = {
-            "exact_sum": enumerable,
+            "exact_sum": self.is_discrete,
             "components": by_components,
             "pathwise": bool(chosen.has_rsample) and not self.is_discrete,
             "score": True,
@@ -362,8 +378,34 @@ class SoftActorCritic(Learner):
             if self.is_discrete:
                 raise ValueError("objective='ddpg' needs continuous actions; use 'maxent' or 'svg0'")
             self.actor_gradient = "pathwise"
-        if self.learns_temperature and self.objective == "wrong_bellman" and not hasattr(chosen, "log_prob"):
-            raise ValueError("temperature='auto' needs a policy with a log_prob")
+
+    def _check_draws(self, chosen: Any, state: Tensor) -> None:
+        """Raises ValueError if a policy of the user's is not over these actions, or cannot be batched over seeds."""
+        if self._given_policy is None:
+            return
+        kind = type(chosen).__name__
+        if self.is_discrete:
+            total = self._log_probabilities(chosen).exp().sum(-1)
+            if not bool(((total - 1).abs() < 1e-3).all()):
+                raise ValueError(
+                    f"policy gives {kind} probabilities of {self.action_space} that sum to {float(total[0]):.4g}; it "
+                    f"must be over these actions, counted from 0"
+                )
+            return
+        with self._random.unmoved(), torch.no_grad():
+            if bool((chosen.sample((64,)).abs() > 1).any()):
+                raise ValueError(
+                    f"policy gives {kind} draws outside the unit box of normalised actions; squash it, as "
+                    f"rl_as_inference.guides.TanhGaussianPolicy is"
+                )
+            if self.num_seeds > 1:
+                policy = self.modules[0]["policy"]
+                try:
+                    torch.func.vmap(lambda state: policy(state, 0).sample(), randomness="different")(state[None])
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"policy: draws of {kind} cannot be batched over seeds; make one agent a seed ({error})"
+                    ) from error
 
     def _policy_of(self, modules: dict[str, nn.Module]) -> Any:
         return modules["policy"]
@@ -378,12 +420,16 @@ class SoftActorCritic(Learner):
             log_prior=self._log_prior,
         )
 
+    def _log_probabilities(self, chosen: Any) -> Tensor:
+        """Returns ``log π`` of all discrete actions, ``(*batch, A)``."""
+        return log_probabilities(chosen, int(self.action_space.n), self.device)  # type: ignore[attr-defined]
+
     def _critic_inputs(self, state: Tensor, action: Tensor) -> tuple[Tensor, ...]:
         return (state,) if self.is_discrete else (state, action)
 
-    def _taken(self, values: Tensor, action: Tensor | None) -> Tensor:
+    def _taken(self, values: Tensor, action: Tensor) -> Tensor:
         """Returns the values of the actions taken, of all discrete ones'; others are of one action already."""
-        if not self.is_discrete or action is None or values.dim() == 0:
+        if not self.is_discrete or values.dim() == 0:
             return values
         index = action.expand(values.shape[:-1])[..., None]
         return values.gather(-1, index).squeeze(-1)

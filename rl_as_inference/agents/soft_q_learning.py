@@ -13,11 +13,13 @@ from torch.nn.functional import softplus
 
 from rl_as_inference.agents.entropy import uniform_log_density
 from rl_as_inference.agents.learner import ActionPrior, Learner
-from rl_as_inference.agents.networks import Networks, Temperature
+from rl_as_inference.agents.networks import Networks, Temperature, drawn_from_logits
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.checks import check_count
 from rl_as_inference.critics import QEnsemble
 from rl_as_inference.guides import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
+from rl_as_inference.networks import check_hidden_sizes
 from rl_as_inference.objectives.soft_actors import temperature_loss
 from rl_as_inference.objectives.soft_critics import (
     exact_soft_value,
@@ -88,9 +90,10 @@ class SoftQLearning(Learner):
         compile: bool | Literal["auto"] = "auto",
         env_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (("num_particles", num_particles), ("num_value_draws", num_value_draws)):
-            if value < 2:
-                raise ValueError(f"{name} must be >= 2, got {value}")
+        check_count("num_particles", num_particles, 2)
+        check_count("num_value_draws", num_value_draws, 2)
+        check_count("num_critics", num_critics)
+        check_hidden_sizes(hidden_sizes)
         self.hidden_sizes, self.num_critics, self.double = tuple(hidden_sizes), num_critics, double
         self.num_particles, self.num_value_draws = num_particles, num_value_draws
         super().__init__(
@@ -193,26 +196,18 @@ class SoftQLearning(Learner):
 
     def _entropy(self, q_a: Tensor, state: Tensor, temperature: Tensor) -> Tensor:
         log_policy = softmax_policy(q_a, self._log_prior(state, None), temperature)
-        return -(log_policy.exp() * log_policy).sum(-1)
+        return exact_soft_value(torch.zeros_like(q_a), log_policy, torch.zeros(()).to(q_a), 1.0)
 
     def _draw(self, networks: Networks, state: Tensor) -> Tensor:
         if self.is_discrete:
             temperature = networks("temperature")
             logits = networks("critics", state).amin(0) / temperature + self._log_prior(state, None)
-            # Gumbel's trick draws from a softmax without branching on values.
-            uniform = torch.rand_like(logits).clamp(min=torch.finfo(logits.dtype).tiny)
-            return (logits - (-uniform.log()).clamp(min=torch.finfo(logits.dtype).tiny).log()).argmax(-1)
+            return drawn_from_logits(logits)
         size = (self.action_space.shape or (1,))[0]
         batch = state.shape[: state.dim() - len(self.state_space.shape or ())]
         noise = torch.randn(*batch, size, dtype=self.dtype, device=self.device)
         action: Tensor = networks("sampler", state, noise).tanh()
         return action
-
-    def _beside(self, state: Tensor, count: int) -> Tensor:
-        """Returns each state ``count`` times, ``(B, count, *state)``."""
-        event = tuple(self.state_space.shape or ())
-        batch = state.shape[: state.dim() - len(event)]
-        return state.reshape(*batch, 1, *event).expand(*batch, count, *event)
 
     # ---- its parts ------------------------------------------------------------------------------
 
@@ -230,6 +225,11 @@ class SoftQLearning(Learner):
     def _check_policy(self) -> None:
         if self.is_discrete:
             return
+        if self._own_prior:
+            raise ValueError(
+                "env is a process with an action prior of its own, and the sampler of continuous actions is for the "
+                "uniform one; use SoftActorCritic"
+            )
         if self.double:
             raise ValueError("double=True needs discrete actions; leave it out")
         if self.n_step > 1:

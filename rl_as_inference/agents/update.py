@@ -147,7 +147,7 @@ class Update:
             value, metrics = self.loss(Networks(self.template, tree), target_networks, batch)
             return value, torch.stack([metrics[name].detach() for name in self.metrics])
 
-        tree, metrics = torch.func.grad(loss, has_aux=True)(self.layout.unflatten(parameters))
+        tree, metrics = self._gradient(loss, self.layout.unflatten(parameters))
         gradient = self.layout.flatten(tree)
         # Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1), over all modules at once.
         count = count + 1
@@ -159,3 +159,18 @@ class Update:
         targets = torch.lerp(targets, learned, self.target_average)
         action = self.draw(Networks(self.template, self.layout.unflatten(parameters)), observation)
         return parameters, targets, first_moment, second_moment, count, sums + metrics, action
+
+    def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Tensor]], tree: Tree) -> tuple[Tree, Tensor]:
+        """Returns the gradient of a loss, and what the loss returns beside it."""
+        if self.num_seeds > 1:
+            return torch.func.grad(loss, has_aux=True)(tree)
+        # The same numbers; and it knows functions that torch.func refuses, such as PyTorch's draws of a Beta.
+        with torch.enable_grad():
+            leaves = {
+                module: {name: value.detach().requires_grad_() for name, value in parameters.items()}
+                for module, parameters in tree.items()
+            }
+            value, metrics = loss(leaves)
+            flat = [value for parameters in leaves.values() for value in parameters.values()]
+            gradients = iter(torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True))
+        return {module: {name: next(gradients) for name in names} for module, names in leaves.items()}, metrics

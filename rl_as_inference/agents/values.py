@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.agents.networks import log_probabilities
 from rl_as_inference.objectives.soft_critics import exact_soft_value, sampled_soft_value
 from rl_as_inference.processes.mdp import unvalidated
 
@@ -27,6 +28,7 @@ class SoftValue(nn.Module):
     """
 
     batch_steps = True
+    stationary = True
 
     def __init__(
         self,
@@ -54,10 +56,9 @@ class SoftValue(nn.Module):
         with unvalidated():
             chosen = self.policy(state, t)
             if getattr(self.q, "discrete_actions", False):
-                log_policy = chosen.logits.log_softmax(-1)
-                return exact_soft_value(
-                    self.action_values(state), log_policy, self.log_prior(state, None), self.temperature
-                )
+                q = self.action_values(state)
+                log_policy = log_probabilities(chosen, q.shape[-1], q.device)
+                return exact_soft_value(q, log_policy, self.log_prior(state, None), self.temperature)
             action = chosen.sample((self.num_draws,))
             log_policy = chosen.log_prob(action)
             states = state.expand(self.num_draws, *state.shape)

@@ -1,20 +1,29 @@
-"""The commands of ``rlai``."""
+"""The commands on problems: ``compare``, ``fit``; and ``bench``."""
 
-import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import torch
 import typer
-from rich.console import Console
 
 from rl_as_inference import exact
 from rl_as_inference.checkpoints import save_policy
+from rl_as_inference.cli.common import (
+    PROBLEM_OPTIONS,
+    Hidden,
+    Out,
+    Overwrite,
+    Progress,
+    Seed,
+    app,
+    check_seed,
+    parse_sizes,
+    plain_errors,
+    versions,
+)
 from rl_as_inference.cli.problems import load_problem, parse_options
 from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
 from rl_as_inference.compare import Comparison, compare
@@ -24,17 +33,7 @@ from rl_as_inference.inspect import Method, plots, posterior
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="rlai",
-    help="Reinforcement learning written as probabilistic inference.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-_PROBLEM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+__all__ = ["bench_command", "compare_command", "fit_command"]
 
 Problem = Annotated[
     str,
@@ -47,52 +46,16 @@ Problem = Annotated[
 Horizon = Annotated[int | None, typer.Option(help="Number of steps. A Gymnasium id's time limit by default.")]
 Discount = Annotated[float | None, typer.Option(help="γ in [0, 1].")]
 Temperature = Annotated[float | None, typer.Option(help="α, in reward units per nat.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write to; nothing is written without it.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")]
 Steps = Annotated[int, typer.Option(help="Gradient steps.")]
 EstimatorName = Annotated[
     str, typer.Option(help=f"One of: {', '.join(str(x) for x in ('exact', *get_args(get_args(FitEstimator)[0])))}.")
 ]
 Rollouts = Annotated[int, typer.Option(help="Rollouts for each sampled gradient.")]
 LearningRate = Annotated[float, typer.Option(help="Adam's learning rate at the start.")]
-Hidden = Annotated[str, typer.Option(help="Widths of the guide's hidden layers, as 64,64.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="A bar; by default on a terminal.")]
 
 
-def main() -> None:
-    """Runs the command line."""
-    app()
-
-
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns what the user can mend into one line on standard error and exit code 2."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except ValueError as error:
-            print(f"rlai: error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("rlai: interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return run
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    if show_version:
-        print(f"rlai {version('rl-as-inference')}")
-        raise typer.Exit
-
-
-@app.command("compare", context_settings=_PROBLEM_OPTIONS)
-@_plain_errors
+@app.command("compare", context_settings=PROBLEM_OPTIONS)
+@plain_errors
 def compare_command(
     context: typer.Context,
     problem: Problem,
@@ -132,8 +95,8 @@ def compare_command(
     run.finish()
 
 
-@app.command("fit", context_settings=_PROBLEM_OPTIONS)
-@_plain_errors
+@app.command("fit", context_settings=PROBLEM_OPTIONS)
+@plain_errors
 def fit_command(
     context: typer.Context,
     problem: Problem,
@@ -161,7 +124,7 @@ def fit_command(
 
 
 @app.command("bench")
-@_plain_errors
+@plain_errors
 def bench_command(
     quick: Annotated[bool, typer.Option("--quick", help="A short version, to see that it runs.")] = False,
 ) -> None:
@@ -200,8 +163,7 @@ class _Run:
         seed: int,
     ) -> "_Run":
         options = parse_options(context.args)
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"--seed must be in 0 … 2^63 - 1, got {seed}")
+        check_seed(seed)
         if out is not None:  # before the work, so that an hour's training is not lost to a folder that is taken
             check_run_folder(out, overwrite=overwrite)
         torch.manual_seed(seed)
@@ -216,7 +178,7 @@ class _Run:
             "discount": discount,
             "temperature": temperature,
             "seed": seed,
-            "versions": {name: version(name) for name in ("rl-as-inference", "torch", "pyro-ppl", "gymnasium")},
+            "versions": versions(),
         }
         folder = None if out is None else new_run_folder(out, overwrite=overwrite)
         return cls(process, folder, record)
@@ -224,10 +186,7 @@ class _Run:
     def train(
         self, steps: int, estimator: str, num_trajectories: int, rate: float, hidden: str, progress: bool | None
     ) -> FitResult:
-        try:
-            sizes = tuple(int(size) for size in hidden.split(",") if size)
-        except ValueError:
-            raise ValueError(f"--hidden-sizes must be widths such as 64,64; got {hidden!r}") from None
+        sizes = parse_sizes(hidden)
         policy = amortized_policy(self.process, hidden_sizes=sizes)
         self.record |= {"steps": steps, "estimator": estimator, "num_trajectories": num_trajectories}
         self.record |= {"learning_rate": rate, "hidden_sizes": list(sizes)}
@@ -281,8 +240,4 @@ class _Run:
         files = [name for name, _ in self.folder.written]
         record = {**self.record, "finished": True, "files": files}
         self.folder.write_json("run.json", "what was run, with versions and seed", record)
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(f"written to [bold]{self.folder.path}[/bold]:")
-        width = max(len(name) for name, _ in self.folder.written)
-        for name, meaning in self.folder.written:
-            console.print(f"  {name:<{width}}  {meaning}")
+        self.folder.show()

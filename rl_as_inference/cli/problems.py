@@ -14,7 +14,7 @@ from rl_as_inference import models
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
 
-__all__ = ["load_problem", "parse_options"]
+__all__ = ["is_gymnasium_id", "load_problem", "parse_options", "path_of"]
 
 
 def parse_options(words: list[str]) -> dict[str, Any]:
@@ -63,6 +63,19 @@ def _value(text: str) -> Any:
     return text
 
 
+def path_of(problem: str) -> Path | None:
+    """Returns the Python file that ``problem`` names (``lake.py``, ``lake.py:name``); None if it names none."""
+    path = problem.partition(":")[0]
+    return Path(path) if path.endswith(".py") or ("/" in path and Path(path).exists()) else None
+
+
+def is_gymnasium_id(problem: str) -> bool:
+    """Whether ``problem`` names an environment of Gymnasium, or looks as if it did."""
+    if path_of(problem) is not None or problem in models.__all__:
+        return False
+    return problem in gymnasium.registry or "-v" in problem or "/" in problem
+
+
 def load_problem(
     problem: str,
     options: dict[str, Any],
@@ -87,20 +100,18 @@ def load_problem(
     options = {name: _dtype(value) if name == "dtype" else value for name, value in options.items()}
     common = {"horizon": horizon, "discount": discount, "temperature": temperature}
     given = {name: value for name, value in common.items() if value is not None}
-    path, _, attribute = problem.partition(":")
-    if path.endswith(".py") or ("/" in path and Path(path).exists()):
-        found = as_process(_from_file(Path(path), attribute or "problem", {**options, **given}))
-        found.name = attribute or Path(path).stem
+    if (path := path_of(problem)) is not None:
+        attribute = problem.partition(":")[2]
+        found = as_process(_from_file(path, attribute or "problem", {**options, **given}))
+        found.name = attribute or path.stem
         try:  # a first look, so that what is wrong with the file is said in one line
             found.rollout(None, 2)
         except Exception as error:
-            raise ValueError(f"PROBLEM: {path}: cannot be run: {_one_line(error, Path(path))}") from error
+            raise ValueError(f"PROBLEM: {path}: cannot be run: {_one_line(error, path)}") from error
         return found
     if problem in models.__all__:
         return _call(getattr(models, problem), {**options, **given}, problem)
-    if problem in gymnasium.registry:
-        return _from_gymnasium(problem, options, given)
-    if "-v" in problem or "/" in problem:  # let Gymnasium say what is wrong; it knows similar names
+    if is_gymnasium_id(problem):  # if it is none, Gymnasium says what is wrong; it knows similar names
         return _from_gymnasium(problem, options, given)
     raise ValueError(
         f"PROBLEM: {problem!r} is neither a model ({', '.join(models.__all__)}), nor a Gymnasium id such as "

@@ -1,7 +1,7 @@
 """Ensembles of soft action values: the twin critics of soft actor-critic, of any number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -89,14 +89,22 @@ class QEnsemble(nn.Module):
         else:
             values = inputs.expand(self.num_critics, *inputs.shape)
             for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-                values = torch.baddbmm(bias[:, None], values.relu() if layer else values, weight)
+                # Not baddbmm, which copies the bias out first; added here it is part of the next layer's kernel.
+                values = _times(values.relu() if layer else values, weight, torch.bmm) + bias[:, None]
         values = values.reshape(self.num_critics, *batch, values.shape[-1])
         return values if self.discrete_actions else values.squeeze(-1)
 
     def _one(self, member: int, values: Tensor) -> Tensor:
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = torch.addmm(bias[member], values.relu() if layer else values, weight[member])
+            values = _times(values.relu() if layer else values, weight[member], torch.mm) + bias[member]
         return values
+
+
+def _times(values: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Returns the matrix product; onto a single number as a sum, which fuses with what is around it."""
+    if weight.shape[-1] == 1:
+        return (values * weight.transpose(-1, -2)).sum(-1, keepdim=True)
+    return product(values, weight)
 
 
 def _size(name: str, space: gymnasium.Space[Any]) -> tuple[int, int]:

@@ -13,9 +13,18 @@ if TYPE_CHECKING:
     import arviz
     from matplotlib.axes import Axes
 
+    from rl_as_inference.agents import CurveRow
     from rl_as_inference.compare import Comparison
 
-__all__ = ["plot_dynamics_gap", "plot_elbo_history", "plot_gaps", "plot_occupancy", "plot_returns", "plot_states"]
+__all__ = [
+    "plot_dynamics_gap",
+    "plot_elbo_history",
+    "plot_gaps",
+    "plot_learning_curve",
+    "plot_occupancy",
+    "plot_returns",
+    "plot_states",
+]
 
 BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#7F7F7F", "#D55E00"
 """Colours that the colour-blind can tell apart (Okabe & Ito 2008)."""
@@ -76,6 +85,39 @@ def plot_elbo_history(elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes
     ax.set_xlabel("gradient step")
     ax.set_ylabel("ELBO (nats)")
     ax.legend(frameon=False, loc="lower right")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_learning_curve(curve: "Sequence[CurveRow]", *, title: str = "", ax: "Axes | None" = None) -> "Axes":
+    """Draws evaluation returns over environment steps: every seed thin, their mean thick.
+
+    A single seed has a band from the least to the largest return of its episodes.
+
+    Args:
+        curve: the rows that :func:`rl_as_inference.agents.train` returns.
+        title: of the axes.
+    """
+    ax = _axes(ax)
+    steps = sorted({row.step for row in curve})
+    seeds = sorted({row.seed for row in curve})
+    for seed in seeds:
+        own = [row for row in curve if row.seed == seed]
+        at = [row.step for row in own]
+        if len(seeds) == 1:
+            low, high = [row.least_return for row in own], [row.largest_return for row in own]
+            ax.fill_between(at, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to largest episode")
+        else:
+            label = f"each of {len(seeds)} seeds" if seed == seeds[0] else None
+            ax.plot(at, [row.mean_return for row in own], color=GREY, linewidth=0.8, alpha=0.8, label=label)
+    means = [float(np.mean([row.mean_return for row in curve if row.step == step])) for step in steps]
+    marker = "o" if len(steps) < 3 else None
+    label = "mean of the episodes" if len(seeds) == 1 else "mean of the seeds"
+    ax.plot(steps, means, color=BLUE, linewidth=2.2, marker=marker, label=label)
+    ax.set_xlabel("environment steps")
+    ax.set_ylabel("evaluation return (reward units)")
+    ax.set_title(title, fontsize=10)
+    ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

@@ -1,6 +1,7 @@
 """Problems in parts: a Pyro program when called, fast tensors when rolled out."""
 
 from rl_as_inference.processes.environments import Environments, NonFiniteError, Step
+from rl_as_inference.processes.gymnasium_process import GymnasiumProcess
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.tabular import TabularMDP
@@ -8,6 +9,7 @@ from rl_as_inference.processes.to_gymnasium import to_gymnasium, to_gymnasium_ve
 
 __all__ = [
     "Environments",
+    "GymnasiumProcess",
     "LinearGaussianMDP",
     "MarkovDecisionProcess",
     "NonFiniteError",

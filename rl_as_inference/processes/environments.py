@@ -252,6 +252,11 @@ class Environments:
         self.state = state
         return Step(next_state, rewards, terminated, truncated, self._all, state)
 
+    def agent_state(self, observation: Any) -> Array:
+        """Returns an observation of the environment's, or a batch of them, as states: integers count from 0."""
+        state = np.asarray(observation)
+        return state if self._is_box else state - self._state_start
+
     def environment_action(self, action: Any) -> Any:
         """Returns an action, or a batch of them, in the environment's own units, dtype and shape."""
         action = np.asarray(action)
@@ -346,7 +351,7 @@ class Environments:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(index, self._episodes[index]))
         return int(sequence.generate_state(1)[0] >> 1)  # environments may hold it in a signed 32-bit integer
 
-    def _fill(self, states: Array, index: int, observation: Any) -> None:
+    def _fill(self, states: Array, index: int, observation: Any, step: int | None = None) -> None:
         """Writes an observation into a batch of states."""
         if np.shape(observation) != self._state_shape:
             raise ValueError(
@@ -355,7 +360,7 @@ class Environments:
             )
         states[index] = observation if self._is_box else observation - self._state_start
         if not self._finite(states[index]):
-            self._raise("observation", index, observation)
+            self._raise("observation", index, observation, step)
 
     def _raise(self, field: str, index: int, value: Any, step: int | None = None) -> None:
         """Raises NonFiniteError; without a step it happened at a reset."""
@@ -400,8 +405,8 @@ class Environments:
                     f"an episode is lost; use AutoresetMode.NEXT_STEP"
                 )
             next_state = state.copy()
-            for index in np.flatnonzero(ended):
-                self._fill(next_state, int(index), info["final_obs"][index])
+            for index in np.flatnonzero(ended).tolist():
+                self._fill(next_state, index, info["final_obs"][index], count)
         elif ended.any():
             observations, _ = vector.reset(options={"reset_mask": ended.copy()})
             state = next_state.copy()
@@ -481,7 +486,7 @@ def _check_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callabl
     agent = Box(-1.0, 1.0, (size,), np.float32)
     if shape == agent.shape:
         return agent, convert
-    return agent, lambda action: convert(action).reshape(*action.shape[:-1], *shape)
+    return agent, lambda action: convert(action).reshape((*action.shape[:-1], *shape))
 
 
 def _from_unit_box(space: Box) -> Callable[[Array], Array]:

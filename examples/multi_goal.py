@@ -1,0 +1,75 @@
+"""Which policies keep several solutions alive?
+
+Four goals of equal worth and three policies: a point may go to any of the goals, and the
+maximum-entropy optimum goes to all of them alike. Soft Q-learning's energy-based policy and a mixture
+of Gaussians can do that; a single Gaussian has one mode in every state, and where it stands to start
+with it must choose.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+import rl_as_inference as rlai
+
+REACHED = 0.45
+"""A trajectory has reached a goal if it ends this close to it."""
+
+
+def learners(steps: int, compile: bool) -> dict[str, Callable[[Any], Any]]:
+    """Returns what makes each learner for a process."""
+    common = {
+        "num_envs": 8,
+        "updates_per_step": 0.25,
+        "hidden_sizes": (64, 64),
+        "batch_size": 128,
+        "learning_starts": min(1_000, steps // 2),
+        "learning_rate": 1e-3,
+        "target_average": 0.02,
+        "discount": 0.9,
+        "compile": compile,
+    }
+    return {
+        "soft Q-learning": lambda mdp: rlai.SoftQLearning(mdp, **common),
+        "soft actor-critic, mixture of 8": lambda mdp: rlai.SoftActorCritic(mdp, policy_components=8, **common),
+        "soft actor-critic, one Gaussian": lambda mdp: rlai.SoftActorCritic(mdp, **common),
+    }
+
+
+def shares(mdp: Any, states: Tensor) -> Tensor:
+    """Returns the share of trajectories that end at each goal, ``(num_goals,)``."""
+    near: Tensor = (states[-1][:, None] - mdp.goals).norm(dim=-1) < REACHED
+    return near.float().mean(0)
+
+
+def main(quick: bool = False, picture: Path | None = None) -> None:
+    steps, count = (400, 50) if quick else (16_000, 1_000)
+    mdp = rlai.models.point_mass(horizon=20, temperature=0.25)
+    print(f"{'share of trajectories that reach':<32}   east   north    west   south")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True, layout="constrained")
+    for ax, (name, make) in zip(axes, learners(steps, compile=not quick).items(), strict=True):
+        agent = make(mdp)
+        agent.learn(steps)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            draws = mdp.rollout(agent.policy, count)
+        reached = shares(mdp, draws.states).tolist()
+        print(f"{name:<32} {'  '.join(f'{share:6.1%}' for share in reached)}", flush=True)
+        paths = draws.states[:, :100].cpu()
+        ax.plot(paths[..., 0], paths[..., 1], color="tab:blue", alpha=0.25, linewidth=0.8)
+        ax.scatter(*mdp.goals.T.cpu(), marker="*", s=160, color="tab:orange", zorder=3)
+        ax.set(title=name, xlabel="x (length)", aspect="equal", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7))
+    axes[0].set_ylabel("y (length)")
+    if picture is not None:
+        figure.savefig(picture, dpi=130)
+        print(f"written to {picture}")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(quick="--quick" in sys.argv[1:], picture=Path("multi_goal.png"))

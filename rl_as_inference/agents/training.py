@@ -1,0 +1,365 @@
+"""A long run of a learner: evaluations, a learning curve, checkpoints, TensorBoard, and going on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_as_inference.agents.evaluation import Evaluation
+from rl_as_inference.agents.learner import Learner
+from rl_as_inference.checkpoints import UNFINISHED, written_whole
+from rl_as_inference.progress import ProgressBar, progress_bar
+
+__all__ = ["CHECKPOINT", "CURVE", "DIVERGED", "TENSORBOARD", "CurveRow", "Training", "train"]
+
+CHECKPOINT, DIVERGED, CURVE, TENSORBOARD = "checkpoint.safetensors", "diverged.safetensors", "curve.csv", "tensorboard"
+
+
+class CurveRow(NamedTuple):
+    """One evaluation of one seed."""
+
+    step: int
+    """Environment steps taken by then."""
+    seed: int
+    """Which of the learner's seeds, from 0."""
+    mean_return: float
+    """Mean undiscounted return of the deterministic policy's episodes, in reward units."""
+    least_return: float
+    """The least of them."""
+    largest_return: float
+    """The largest of them."""
+    temperature: float
+    """α in reward units per nat."""
+    entropy: float
+    """The policy's, in nats: mean over the latest batches; NaN before the first update."""
+    seconds: float
+    """Wall time of learning until then: compiling counts, evaluations do not."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What :func:`train` returns."""
+
+    curve: list[CurveRow]
+    """Every evaluation, also those before a stop that the run went on from."""
+    evaluation: Evaluation
+    """The last evaluation: every episode's return and length, ``(num_seeds, num_episodes)``."""
+    seconds: float
+    """Wall time of learning in all: compiling counts, evaluations do not."""
+    steps_per_second: float
+    """Environment steps of each seed for a second of learning, in this call; NaN if it took none."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % bootstrap interval of the mean return; None for a single number.
+
+        Over the seeds' means if there are several seeds, else over the episodes; percentiles of 9,999
+        resamples.
+        """
+        returns = self.evaluation.returns.numpy()
+        values = returns.mean(1) if len(returns) > 1 else returns[0]
+        if len(values) < 2:
+            return None
+        from scipy.stats import bootstrap
+
+        interval = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+        return float(interval.low), float(interval.high)
+
+
+def train(
+    agent: Learner,
+    num_steps: int,
+    folder: str | Path | None = None,
+    *,
+    evaluate_every: int | None = None,
+    evaluate_episodes: int = 10,
+    checkpoint_every: int = 10_000,
+    report_every: int | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    on_row: Callable[[CurveRow], None] | None = None,
+) -> Training:
+    """Lets ``agent`` learn until it has taken ``num_steps`` in all, and writes down how that went.
+
+    The folder holds ``checkpoint.safetensors``, ``curve.csv`` (a :class:`CurveRow` a line) and
+    ``tensorboard/``. A run that was stopped, even killed, goes on from its last checkpoint with
+    ``resume=True`` and an agent made in the same way; what it then learns is bit for bit what it would
+    have learned. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first;
+    where parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
+
+    Args:
+        agent: the learner; ``compile="auto"`` is settled by ``num_steps``.
+        num_steps: ≥ 1.
+        folder: where to write; None writes nothing. It is made if need be.
+        evaluate_every: steps between evaluations; a twentieth of the run by default. The first is
+            before the first step, the last after the last.
+        evaluate_episodes: episodes of each, for each seed; the same ones every time.
+        checkpoint_every: steps between checkpoints; the last is after the last step.
+        report_every: steps between rows of the agent's ``history`` (and TensorBoard's ``learning/``).
+        resume: go on from what an earlier call left in ``folder``; if that had no checkpoint yet, begin.
+        progress: show a progress bar; None shows it on a terminal.
+        on_row: called with each new row of the curve.
+
+    Raises:
+        NonFiniteError: if the environment gives NaN or an infinity.
+        ValueError: if an argument is out of range, the folder has a checkpoint and ``resume`` is not
+            said, the checkpoint there does not fit, or learning diverges.
+
+    Example:
+        >>> from rl_as_inference.agents import SoftActorCritic
+        >>> agent = SoftActorCritic("Pendulum-v1", hidden_sizes=(16,), batch_size=8, learning_starts=20)
+        >>> training = train(agent, 60, evaluate_every=30, evaluate_episodes=2)
+        >>> [row.step for row in training.curve], training.evaluation.returns.shape
+        ([0, 30, 60], torch.Size([1, 2]))
+    """
+    evaluate_every = max(num_steps // 20, 1) if evaluate_every is None else evaluate_every
+    report_every = max(min(num_steps // 100, 1000), 1) if report_every is None else report_every
+    for name, value in {
+        "num_steps": num_steps,
+        "evaluate_every": evaluate_every,
+        "evaluate_episodes": evaluate_episodes,
+        "checkpoint_every": checkpoint_every,
+        "report_every": report_every,
+    }.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    agent.settle_compile(num_steps)
+    run = _Run(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row)
+    learned = _Clock(agent)
+
+    def next_multiple(every: int) -> int:
+        return (agent.num_steps // every + 1) * every
+
+    try:
+        title = f"{type(agent).__name__} on {agent.envs.name}"
+        with progress_bar(title, num_steps, show=progress, done=min(agent.num_steps, num_steps)) as bar:
+            while True:
+                ended = agent.num_steps >= num_steps
+                if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
+                    run.evaluate(bar)
+                if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
+                    run.checkpoint()
+                if ended:
+                    break
+                end = min(num_steps, next_multiple(evaluate_every), next_multiple(checkpoint_every))
+                with learned:
+                    agent.learn(end - agent.num_steps, progress=bar, report_every=report_every, on_report=run.report)
+                run.seconds = run.seconds_before + learned.seconds
+            evaluation = run.last or run.play()
+    except BaseException as stop:
+        run.seconds = run.seconds_before + learned.seconds
+        run.rescue(stop)
+        raise
+    finally:
+        run.close()
+    return Training(run.curve, evaluation, run.seconds, learned.steps_per_second)
+
+
+def _passed(every: int, last: int, now: int, ended: bool) -> bool:
+    """Whether a multiple of ``every`` lies in ``(last, now]``, or the run has ended since."""
+    return now // every > last // every or (ended and now > last)
+
+
+class _Clock:
+    """Counts the time and the steps of learning."""
+
+    def __init__(self, agent: Learner) -> None:
+        self.agent = agent
+        self.seconds = self._running = 0.0
+        self._steps = 0
+
+    def __enter__(self) -> None:
+        self._start, self._from, self._compiling = time.perf_counter(), self.agent.num_steps, self.agent.compile_seconds
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._start
+        self.seconds += seconds
+        compiled = self.agent.compile_seconds != self._compiling
+        self._running += seconds - (self.agent.compile_seconds if compiled else 0.0)
+        self._steps += self.agent.num_steps - self._from
+
+    @property
+    def steps_per_second(self) -> float:
+        """Compiling not counted."""
+        return self._steps / self._running if self._steps else math.nan
+
+
+class _Run:
+    """What a run has written so far; without a folder, what it would have."""
+
+    def __init__(
+        self,
+        agent: Learner,
+        folder: Path | None,
+        resume: bool,
+        num_episodes: int,
+        on_row: Callable[[CurveRow], None] | None,
+    ) -> None:
+        self.agent, self.folder, self.num_episodes, self.on_row = agent, folder, num_episodes, on_row
+        self.curve: list[CurveRow] = []
+        self.last: Evaluation | None = None
+        self.seconds_before = 0.0
+        self.writer: Any = None
+        if folder is not None:
+            self._open(folder, resume)
+        elif resume:
+            raise ValueError("resume=True goes on in a folder; name it")
+        self.seconds = self.seconds_before
+        self.saved = agent.num_steps
+        self.evaluated = max((row.step for row in self.curve), default=None)
+
+    def _open(self, folder: Path, resume: bool) -> None:
+        checkpoint = folder / CHECKPOINT
+        if checkpoint.exists() and not resume:
+            raise ValueError(
+                f"folder: {str(folder)!r} has a checkpoint of an earlier run; go on with resume=True, or choose another"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
+        if resume and checkpoint.exists():
+            self.seconds_before = float(self.agent.load(checkpoint).get("seconds", 0.0))
+            self.curve = _read_curve(folder / CURVE, self.agent.num_steps)
+        for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
+            left.unlink(missing_ok=True)
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What a killed run logged beyond its checkpoint is no longer shown.
+        purge = self.agent.num_steps + bool(self.curve) if resume else None
+        self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=purge)
+
+    def report(self, row: dict[str, float]) -> None:
+        if self.writer is not None:
+            for name, value in row.items():
+                if name != "step" and not math.isnan(value):
+                    self.writer.add_scalar(f"learning/{name}", value, int(row["step"]))
+
+    def play(self) -> Evaluation:
+        """Returns the evaluation's episodes, which are the same at every step."""
+        agent = self.agent
+        try:
+            played = agent.evaluate(self.num_episodes, seed=evaluation_seed(agent.seed))
+        except ValueError as error:
+            error.add_note(f"in the evaluation at step {agent.num_steps}")
+            raise
+        shape = agent.num_seeds, self.num_episodes
+        return Evaluation(played.returns.reshape(shape), played.lengths.reshape(shape))
+
+    def evaluate(self, bar: ProgressBar) -> None:
+        bar.say("evaluating")
+        agent, step = self.agent, self.agent.num_steps
+        self.last = self.play()
+        rows = [
+            CurveRow(
+                step,
+                seed,
+                float(returns.mean()),
+                float(returns.min()),
+                float(returns.max()),
+                temperature,
+                # An agent that was loaded has the mean over its seeds only.
+                recent.get("entropy", agent.history[-1].get("entropy", math.nan) if agent.history else math.nan),
+                self.seconds,
+            )
+            for seed, (returns, temperature, recent) in enumerate(
+                zip(self.last.returns, agent.temperatures, agent.recent, strict=True)
+            )
+        ]
+        self.curve += rows
+        self.evaluated = step
+        if self.folder is not None:
+            _write_curve(self.folder / CURVE, self.curve)
+            self._log(rows)
+        for row in rows if self.on_row is not None else ():
+            self.on_row(row)  # type: ignore[misc]
+
+    def _log(self, rows: Sequence[CurveRow]) -> None:
+        step = rows[0].step
+        self.writer.add_scalar("evaluation/return", sum(row.mean_return for row in rows) / len(rows), step)
+        if len(rows) > 1:
+            for row in rows:
+                self.writer.add_scalar(f"evaluation/return_seed_{row.seed}", row.mean_return, step)
+        self.writer.flush()
+
+    def checkpoint(self) -> None:
+        if not _is_finite(self.agent):
+            raise ValueError(
+                f"learning diverged by step {self.agent.num_steps}: a parameter is no longer finite; lower "
+                f"learning_rate, or scale the rewards"
+            )
+        self._save(CHECKPOINT)
+
+    def _save(self, name: str) -> None:
+        if self.folder is not None:
+            self.agent.save(self.folder / name, seconds=self.seconds)
+            self.writer.flush()
+        self.saved = self.agent.num_steps
+
+    def rescue(self, stop: BaseException) -> None:
+        """Saves the step at which the run is stopped, and says so in a note to ``stop``."""
+        step = self.agent.num_steps
+        if self.folder is None:
+            stop.add_note(f"at step {step}, and nothing is kept: the run has no folder")
+        elif not self.agent.is_whole:
+            stop.add_note(f"inside a step; the last checkpoint is of step {self.saved}")
+        elif step == self.saved:
+            stop.add_note(f"at step {step}, of which there is a checkpoint" if step else "before the first step")
+        elif _is_finite(self.agent):
+            self._save(CHECKPOINT)
+            stop.add_note(f"at step {step}, saved in {self.folder / CHECKPOINT}")
+        else:
+            kept = f"; {CHECKPOINT} is of step {self.saved}" if self.saved else ""
+            self._save(DIVERGED)
+            stop.add_note(f"at step {step}, saved in {self.folder / DIVERGED}{kept}")
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def evaluation_seed(seed: int) -> int:
+    """Returns the seed of the evaluations of a run with ``seed``, whose own episodes have others."""
+    return 10_000 + seed
+
+
+def _is_finite(agent: Learner) -> bool:
+    parameters = (p for modules in agent.modules for module in modules.values() for p in module.parameters())
+    return all(bool(parameter.isfinite().all()) for parameter in parameters)
+
+
+def _write_curve(path: Path, curve: Iterable[CurveRow]) -> None:
+    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(CurveRow._fields)
+        for row in curve:
+            numbers = ("" if math.isnan(value) else f"{value:.6g}" for value in row[2:-1])
+            writer.writerow((row.step, row.seed, *numbers, f"{row.seconds:.2f}"))
+
+
+def _read_curve(path: Path, until: int) -> list[CurveRow]:
+    """Returns the rows up to a step.
+
+    Raises:
+        ValueError: if the file is not such a curve.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+        if tuple(rows[0]) != CurveRow._fields:
+            raise ValueError(f"its columns are {', '.join(rows[0])}")
+        curve = [
+            CurveRow(int(step), int(seed), *(float(value or "nan") for value in rest)) for step, seed, *rest in rows[1:]
+        ]
+    except (ValueError, TypeError, LookupError, OSError) as error:
+        raise ValueError(f"folder: {str(path)!r} is no curve of a run: {error}") from error
+    return [row for row in curve if row.step <= until]

@@ -1,0 +1,276 @@
+"""A black-box simulator as a process: rollouts in Gymnasium environments."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NoReturn, Self
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+
+from rl_as_inference.checks import check_temperature
+from rl_as_inference.processes.environments import Environments
+from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
+from rl_as_inference.program.readings import Policy, check_answer
+from rl_as_inference.progress import progress_bar
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["GymnasiumProcess"]
+
+_LONG = 50_000
+"""Environment steps from which a rollout shows a bar."""
+
+
+class GymnasiumProcess:
+    """A simulator that can be run and nothing else, with a uniform action prior.
+
+    It has rollouts, and thus ELBOs, comparisons and posteriors by weighing (``"guide"`` and
+    ``"importance"``). Its densities are unknown, so that what needs them (exact messages, SMC, NUTS,
+    Pyro's handlers) is refused. States are float32 (or integers from 0), actions in the unit box (or
+    integers from 0), as in :class:`~rl_as_inference.processes.Environments`.
+
+    Args:
+        env_id: a Gymnasium id, an environment, or a factory of environments.
+        num_envs: how many run side by side; the policy is asked once for all of them.
+        horizon: where episodes are cut; None for the environment's own time limit.
+        discount: γ in [0, 1]; None for 1, or that of a critic (see :meth:`adopt`).
+        temperature: α > 0, in reward units per nat; None for 1, or that of a critic.
+        seed: of the episodes, ≥ 0. Each rollout goes on to new ones; actions are drawn by torch's
+            global generator.
+        **make_kwargs: for :func:`gymnasium.make`, with an id.
+
+    Attributes:
+        name: the environment's id or class.
+        state_space: ``Box`` or ``Discrete`` from 0.
+        action_space: ``Box(-1, 1, (d,))`` or ``Discrete`` from 0.
+
+    Raises:
+        ValueError: if there is no such environment, it has no time limit and ``horizon`` is None, its
+            spaces are not supported, or an argument is out of range.
+
+    Example:
+        >>> process = GymnasiumProcess("Pendulum-v1", num_envs=4)
+        >>> process.horizon, process.action_space
+        (200, Box(-1.0, 1.0, (1,), float32))
+        >>> process.rollout(None, 8).states.shape
+        torch.Size([201, 8, 3])
+    """
+
+    has_uniform_prior = True
+
+    def __init__(
+        self,
+        env_id: Any,
+        num_envs: int = 1,
+        *,
+        horizon: int | None = None,
+        discount: float | None = None,
+        temperature: float | None = None,
+        seed: int = 0,
+        **make_kwargs: Any,
+    ) -> None:
+        if isinstance(env_id, VectorEnv | MarkovDecisionProcess):
+            raise ValueError(
+                f"env_id must be a Gymnasium id, an environment or a factory of environments, got "
+                f"{type(env_id).__name__}; a process in parts needs no wrapping, and num_envs makes a batch"
+            )
+        self._env, self._make_kwargs = env_id, make_kwargs
+        self._given = {"discount": discount is not None, "temperature": temperature is not None}
+        self.discount: float | Tensor = 1.0 if discount is None else discount
+        self.temperature: float | Tensor = 1.0 if temperature is None else temperature
+        # What a black box has in common with a process in parts.
+        self._parts = MarkovDecisionProcess(horizon=horizon, discount=self.discount, temperature=self.temperature)
+        self._limit = self._parts.horizon
+        self._envs = self.environments(num_envs=num_envs, seed=seed)
+        limit = self._envs.max_episode_steps if self._limit is None else self._limit
+        if limit is None:
+            raise ValueError(
+                f"horizon is None, and {self._envs.name} has no time limit; set horizon to a number of steps"
+            )
+        self.horizon = limit
+        self.name = self._envs.name
+        self.state_space, self.action_space = self._envs.state_space, self._envs.action_space
+        self._parts.state_space, self._parts.action_space = self.state_space, self.action_space
+
+    def environments(self, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
+        """Returns new environments of this problem, cut at its horizon; see :meth:`Environments.make`."""
+        source, limit = self._env, self._limit
+        options = {**self._make_kwargs, **make_kwargs}
+        if isinstance(source, str | EnvSpec):
+            if limit is not None:
+                options["max_episode_steps"] = limit
+        elif isinstance(source, gymnasium.Env):
+            source = _cut(source, limit)
+        elif callable(source):
+            factory = source
+            source = lambda: _cut(factory(), limit)  # noqa: E731 - a factory around a factory
+        return Environments.make(source, num_envs=num_envs, seed=seed, **options)
+
+    def prior(self, state: Tensor) -> Any:
+        """Returns the action prior ``p(a|s)``, uniform over the action space."""
+        return self._parts.prior(state)
+
+    def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories:
+        """Returns ``num_trajectories`` episodes of ``policy``; no gradient passes through them.
+
+        Episodes that end before the horizon are masked out after it and stay in their last state.
+        Tensors are of the policy's device and precision.
+
+        Args:
+            policy: a callable ``(state, t) -> Distribution`` on normalised actions; None for the action prior.
+            num_trajectories: ``N``.
+
+        Raises:
+            NonFiniteError: if an observation or a reward is NaN or infinite.
+            ValueError: if an argument is out of range, or the policy gives NaN.
+        """
+        return self.rollout_with_ends(policy, num_trajectories)[0]
+
+    def rollout_with_ends(self, policy: Policy | None, num_trajectories: int) -> tuple[Trajectories, Tensor]:
+        """Returns what :meth:`rollout` does, and which episodes were cut off, ``(N,)`` bool.
+
+        What was cut off would have gone on: a critic that knows no time limit has the value of its
+        last state, ``states[-1]``, still to add.
+        """
+        if num_trajectories < 1:
+            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        if policy is not None and not callable(policy):
+            raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
+        together = self._envs.num_envs
+        show = None if num_trajectories * self.horizon >= _LONG else False
+        parts, ends = [], []
+        rounds = range(0, num_trajectories, together)
+        with torch.no_grad(), unvalidated(), progress_bar(f"episodes of {self.name}", len(rounds), show=show) as bar:
+            for start in rounds:
+                part, truncated = self._round(policy)
+                wanted = torch.arange(min(together, num_trajectories - start), device=truncated.device)
+                parts.append(part.select(wanted))
+                ends.append(truncated[wanted])
+                bar.advance(f"return {float(part.returns().mean()):.4g}")
+        return Trajectories.joined(parts), torch.cat(ends)
+
+    def _round(self, policy: Policy | None) -> tuple[Trajectories, Tensor]:
+        """Returns one episode of every environment, and which were cut off.
+
+        Exactly one each: whoever takes the episodes that end first has too many short ones.
+        """
+        options = _options_of(policy)
+        envs, shape = self._envs, (-1,) + (1,) * len(self.state_space.shape or ())
+        current = envs.reset()
+        states, rewards, masks = [current], [], []
+        actions: list[Tensor] = []
+        log_prior: list[Tensor] = []
+        log_policy: list[Tensor] = []
+        alive, truncated = np.ones(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
+        for t in range(self.horizon):
+            state = torch.as_tensor(current, device=options["device"])
+            state = state.to(options["dtype"]) if state.is_floating_point() else state
+            prior = self.prior(state)
+            chosen = prior if policy is None else check_answer(policy(state, t), prior, f"at step {t}")
+            action = chosen.sample()
+            actions.append(action)
+            log_prior.append(prior.log_prob(action).to(options["dtype"]))
+            log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action).to(options["dtype"]))
+            step = envs.step(action.cpu().numpy())
+            masks.append(alive)
+            rewards.append(np.where(alive, step.reward, 0.0))
+            current = np.where(alive.reshape(shape), step.next_state, current)
+            states.append(current)
+            truncated |= alive & step.truncated & ~step.terminated
+            alive = alive & ~(step.terminated | step.truncated)
+            if not alive.any():
+                break
+        mask = torch.as_tensor(np.stack(masks), device=options["device"])
+        earned = torch.as_tensor(np.stack(rewards), **options)
+        log_p, log_q = (torch.where(mask, torch.stack(logs), 0.0) for logs in (log_prior, log_policy))
+        if bool(log_q.isnan().any()):
+            where = int(log_q.isnan().any(1).int().argmax())
+            raise ValueError(f"policy gives NaN as a log probability at step {where}; check its parameters")
+        visited = torch.as_tensor(np.stack(states), device=options["device"])
+        drawn = Trajectories(
+            states=visited.to(options["dtype"]) if visited.is_floating_point() else visited,
+            actions=torch.stack(actions),
+            rewards=earned,
+            mask=mask,
+            log_prior=log_p,
+            log_policy=log_q,
+            log_factors=earned / self.temperature,
+            temperature=self.temperature,
+            discount=self.discount,
+        )
+        return drawn.padded(self.horizon), torch.as_tensor(truncated, device=options["device"])
+
+    def at_temperature(self, temperature: float | Tensor) -> Self:
+        """Returns a copy of the process with another temperature, on the same environments."""
+        check_temperature(temperature)
+        other = copy.copy(self)
+        other.temperature, other._given = temperature, {**self._given, "temperature": True}
+        return other
+
+    def adopt(self, critic: Any) -> Self:
+        """Returns a copy with the critic's ``temperature`` and ``discount`` where none was given here.
+
+        Raises:
+            ValueError: if one was given that is not the critic's.
+        """
+        other = copy.copy(self)
+        for name, given in self._given.items():
+            learned = getattr(critic, name, None)
+            if learned is None:
+                continue
+            here, there = float(getattr(self, name)), float(learned)
+            if given and abs(here - there) > 1e-6 * abs(there):
+                raise ValueError(
+                    f"{name} of {self.name} was given as {here:.6g}, and the critic was learned with {there:.6g}; "
+                    f"leave {name} out, or give the critic's"
+                )
+            if not given:
+                setattr(other, name, there)
+        return other
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._envs.close()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises ValueError: there is no Pyro program of a black box."""
+        self._refuse("run as a Pyro program")
+
+    def initial(self) -> NoReturn:
+        """Raises ValueError: the density is unknown."""
+        self._refuse("asked for its initial distribution")
+
+    def transition(self, state: Tensor, action: Tensor) -> NoReturn:
+        """Raises ValueError: the density is unknown."""
+        self._refuse("asked for its transition's density")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ValueError(
+            f"{self.name} is a black-box simulator and cannot be {what}; it has rollout(policy, num_trajectories), "
+            f"SoftActorCritic and SoftQLearning train on it, and a problem with known dynamics is a "
+            f"MarkovDecisionProcess (TabularMDP.from_gymnasium for toy text)"
+        )
+
+
+def _cut(env: Any, horizon: int | None) -> Any:
+    """Returns an environment whose episodes are cut at the horizon."""
+    if horizon is None or not isinstance(env, gymnasium.Env):  # what is not one, Environments tells
+        return env
+    limit = Environments([env]).max_episode_steps
+    if limit is not None and limit < horizon:
+        raise ValueError(
+            f"horizon is {horizon}, but the environment is cut at {limit} steps; make it with a longer limit"
+        )
+    return env if limit == horizon else gymnasium.wrappers.TimeLimit(env, horizon)
+
+
+def _options_of(policy: Any) -> dict[str, Any]:
+    """Returns the device and dtype of a policy's parameters."""
+    for parameter in policy.parameters() if isinstance(policy, nn.Module) else ():
+        if parameter.is_floating_point():
+            return {"device": parameter.device, "dtype": parameter.dtype}
+    return {"device": torch.device("cpu"), "dtype": torch.get_default_dtype()}

@@ -1,0 +1,130 @@
+"""Small learners that several test files use, and ways to look into them."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_as_inference.agents import SoftActorCritic, SoftQLearning
+from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.parameters import FlatParameters
+from rl_as_inference.agents.replay import Batch
+from rl_as_inference.checkpoints import load_tensors
+
+F64 = torch.float64
+
+SMALL: dict[str, Any] = {"hidden_sizes": (8,), "batch_size": 6, "learning_starts": 20, "buffer_size": 500}
+
+
+def sac(env: Any = "Pendulum-v1", **options: Any) -> SoftActorCritic:
+    return SoftActorCritic(env, **{**SMALL, "compile": False, **options})
+
+
+def sql(env: Any = "CartPole-v1", **options: Any) -> SoftQLearning:
+    return SoftQLearning(env, **{**SMALL, "compile": False, **options})
+
+
+def stirred(agent: Any, seed: int = 0, size: float = 0.4) -> Any:
+    """The agent with every parameter and target moved at random, so that nothing is at its start."""
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("parameters", "targets"):
+        tensor = agent._update.tensors[name]
+        tensor += size * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+    return agent
+
+
+def constant(module: torch.nn.Module, *biases: tuple[str, Any]) -> None:
+    """Makes a module's outputs the same everywhere: all parameters 0 but these."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()
+        for name, value in biases:
+            parameters[name].copy_(torch.as_tensor(value))
+
+
+def networks(agent: Any, modules: Any = None) -> Networks:
+    modules = agent.modules[0] if modules is None else modules
+    return Networks(agent.modules[0], FlatParameters.tree(modules))
+
+
+def targets(agent: Any) -> Networks:
+    return Networks(agent.modules[0], agent._update.target_layout.unflatten(agent._update.tensors["targets"][0]))
+
+
+def set_targets(agent: Any) -> None:
+    """Makes the target networks equal to the present ones."""
+    layout, tensors = agent._update.layout, agent._update.tensors
+    tensors["targets"].copy_(torch.cat([tensors["parameters"][:, layout.spans[n]] for n in agent.targeted], 1))
+
+
+def checkpoint(agent: Any, path: Any) -> dict[str, Tensor]:
+    """Every tensor that learning goes on from, as the agent saves them."""
+    agent.save(path)
+    return load_tensors(path)[0]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two checkpoints are equal bit for bit."""
+    return one.keys() == other.keys() and all(
+        one[n].dtype == other[n].dtype and one[n].numpy().tobytes() == other[n].numpy().tobytes() for n in one
+    )
+
+
+def batch_of(
+    agent: Any, rewards: Any, *, terminated: Any = 0.0, alive: Any = 1.0, action: Any = None, seed: int = 0
+) -> Batch:
+    """A batch with these rewards ``(n, B)`` and random states."""
+    rewards = torch.as_tensor(rewards, dtype=agent.dtype)
+    shape = tuple(agent.state_space.shape or ())
+    generator = torch.Generator().manual_seed(seed)
+
+    def states(*lead: int) -> Tensor:
+        if isinstance(agent.state_space, gymnasium.spaces.Discrete):
+            return torch.randint(int(agent.state_space.n), lead, generator=generator)
+        return torch.randn(*lead, *shape, generator=generator, dtype=agent.dtype)
+
+    if action is None:
+        size = rewards.shape[1]
+        action = (
+            torch.zeros(size, dtype=torch.int64)
+            if agent.is_discrete
+            else torch.rand(size, *agent.action_space.shape, generator=generator, dtype=agent.dtype) - 0.5
+        )
+    like = torch.ones_like(rewards)
+    return Batch(
+        state=states(rewards.shape[1]),
+        action=torch.as_tensor(action),
+        rewards=rewards,
+        next_states=states(*rewards.shape),
+        alive=like * torch.as_tensor(alive, dtype=agent.dtype),
+        terminated=like * torch.as_tensor(terminated, dtype=agent.dtype),
+    )
+
+
+class Line(gymnasium.Env):
+    """A walk on a line that counts its steps; what it observes and rewards can be told in advance."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+
+    def __init__(self, *, ends_at: int | None = None, fails_at: int | None = None, field: str = "observation"):
+        self.action_space = gymnasium.spaces.Box(-1, 1, (1,))
+        self.ends_at, self.fails_at, self.field, self.total = ends_at, fails_at, field, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.place, self.time = float(self.np_random.normal()), 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.time, self.total = self.time + 1, self.total + 1
+        self.place += 0.1 * float(action[0])
+        reward, observation = -abs(self.place), self._observation()
+        if self.total == self.fails_at:
+            reward, observation = (np.nan, observation) if self.field == "reward" else (reward, observation * np.inf)
+        return observation, reward, self.time == self.ends_at, False, {}
+
+    def _observation(self) -> Any:
+        return np.array([self.place, 0.1 * self.time], dtype=np.float32)
