@@ -28,7 +28,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Raises ValueError unless the value is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 
 

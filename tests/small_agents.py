@@ -4,9 +4,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning
 from rl_as_inference.agents.networks import Networks
 from rl_as_inference.agents.parameters import FlatParameters
@@ -16,6 +18,20 @@ from rl_as_inference.checkpoints import load_tensors
 F64 = torch.float64
 
 SMALL: dict[str, Any] = {"hidden_sizes": (8,), "batch_size": 6, "learning_starts": 20, "buffer_size": 500}
+
+
+EASY: dict[str, Any] = {
+    "dtype": F64,
+    "hidden_sizes": (16,),
+    "batch_size": 32,
+    "learning_rate": 0.01,
+    "learning_starts": 100,
+    "num_envs": 4,
+    "target_average": 0.1,
+    "buffer_size": 2000,
+    "updates_per_step": 0.5,
+}
+"""What learns the small process below in half a thousand updates."""
 
 
 def sac(env: Any = "Pendulum-v1", **options: Any) -> SoftActorCritic:
@@ -128,3 +144,45 @@ class Line(gymnasium.Env):
 
     def _observation(self) -> Any:
         return np.array([self.place, 0.1 * self.time], dtype=np.float32)
+
+
+def small_mdp(**options: Any) -> TabularMDP:
+    """Four states, of which the last is terminal, and three actions; one action is impossible in one state."""
+    successor = torch.tensor([[1, 2, 0], [2, 3, 1], [3, 0, 2], [3, 3, 3]])
+    transition = torch.zeros(4, 3, 4, dtype=F64).scatter_(2, successor[..., None], 1.0)
+    reward = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    prior = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0], [1 / 3] * 3, [1 / 3] * 3], dtype=F64)
+    return TabularMDP(
+        transition,
+        reward,
+        torch.tensor([0.4, 0.3, 0.3, 0.0], dtype=F64),
+        **{
+            "discount": 0.8,
+            "temperature": 0.5,
+            "action_prior": prior,
+            "terminal": torch.tensor([False, False, False, True]),
+            **options,
+        },
+    )
+
+
+class Wide(MarkovDecisionProcess):
+    """Actions in a box of two units, with a prior of their own."""
+
+    state_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+
+    def __init__(self, high):
+        super().__init__(horizon=5)
+        self.action_space = gymnasium.spaces.Box(-1, high, (1,))
+
+    def initial(self):
+        return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    def transition(self, state, action):
+        return dist.Normal(0.5 * state + action, 0.1).to_event(1)
+
+    def reward(self, state, action, next_state):
+        return -next_state.square().sum(-1)
+
+    def prior(self, state):
+        return dist.Uniform(torch.zeros_like(state) - 1, torch.ones_like(state) * 0.5).to_event(1)

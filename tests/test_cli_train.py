@@ -214,8 +214,7 @@ class TestTrain:
             (["Pendulum-v1", "--seeds", "0"], "--seeds must be >= 1"),
             (["Pendulum-v1", "--evaluate-every", "0"], "--evaluate-every must be >= 1"),
             (["Pendulum-v1", "--seed", "-1"], "--seed must be in"),
-            (["Pendulum-v1", "--device", "cuda:99"], "--device: cuda:99 is not on this machine"),
-            (["Pendulum-v1", "--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
+            (["Pendulum-v1", "--device", "nvidia"], "device must be 'cpu' or 'cuda', got 'nvidia'"),
             (["Pendulum-v1", "--resume"], "--resume needs --out"),
             (["Pendulum-v1", "--video", "1"], "--video needs --out"),
         ],
@@ -327,11 +326,14 @@ class TestResume:
         words = ["train", "Pendulum-v1", *QUICK, "--seeds", "2", "--g", "9.8"]
         words[words.index("--steps") + 1] = "80"
         rlai(*words, "--out", tmp_path / "part")
-        (tmp_path / "part" / "checkpoint.safetensors").replace(out / "checkpoint.safetensors")  # back to step 80
+        part = tmp_path / "part" / "checkpoint.safetensors"
+        shutil.copy(part, out)  # back to step 80
         assert rlai("train", "Pendulum-v1", *QUICK, "--seeds", "2", "--out", out, "--resume")[0] == 0
         assert_same_learning(finished, out)
         assert curve(out)[:4] == curve(finished)[:4]  # with the seconds of then
-        assert sorted(float(row["seconds"]) for row in curve(out)) == [float(row["seconds"]) for row in curve(out)]
+        then, now = (load_tensors(path)[1]["notes"]["seconds"] for path in (part, out / "checkpoint.safetensors"))
+        assert now == pytest.approx(float(curve(out)[-1]["seconds"]), abs=0.01)
+        assert now > then
         events = EventAccumulator(str(out / "tensorboard"))
         events.Reload()
         assert [point.step for point in events.Scalars("evaluation/return")] == [0, 50, 100, 120]
@@ -343,6 +345,7 @@ class TestResume:
         code, text, _ = rlai("train", "--out", finished, "--resume")
         assert code == 0
         assert "evaluation return" in text
+        assert "nan" not in text
         after = contents(finished)
         for name in ("checkpoint.safetensors", "curve.csv"):
             assert after[name] == before[name]
@@ -444,7 +447,8 @@ class TestEvaluate:
 class TestVideo:
     def test_films_episodes(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
-        assert rlai("train", "Pendulum-v1", *QUICK, "--out", out, "--video", "2")[0] == 0
+        short = ["--max-episode-steps", "25"]
+        assert rlai("train", "Pendulum-v1", *short, *QUICK, "--out", out, "--video", "2")[0] == 0
         assert {path.name for path in (out / "videos").iterdir()} == {"episode-0.mp4", "episode-1.mp4"}
         assert all(path.stat().st_size > 2000 for path in (out / "videos").iterdir())
         assert "videos/episode-1.mp4" in json.loads((out / "run.json").read_text())["files"]

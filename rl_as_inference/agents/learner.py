@@ -143,7 +143,7 @@ class Learner(ABC):
         self.is_discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         self.state_dtype = torch.int64 if isinstance(self.state_space, gymnasium.spaces.Discrete) else dtype
         self.process, self._own_prior = process, process is not None and not _has_uniform_prior(process)
-        if self._own_prior and not (self.is_discrete or _same_box(process.action_space, self.action_space)):
+        if process is not None and self._own_prior and not self.is_discrete and not _is_unit_box(process.action_space):
             raise ValueError(
                 f"action_space of {self.envs.name} is {process.action_space}, and a process with an action prior of "
                 f"its own must have Box(-1, 1, (d,)); rescale inside transition()"
@@ -576,7 +576,7 @@ class Learner(ABC):
         states = torch.as_tensor(array, device=self.device).to(self.state_dtype)
         with torch.no_grad(), unvalidated():
             chosen = policy(states, 0)
-            if not self.is_discrete:
+            if not isinstance(self.action_space, gymnasium.spaces.Discrete):
                 action = mode_of(chosen) if deterministic else chosen.sample()
             else:
                 log_policy = log_probabilities(chosen, int(self.action_space.n), self.device)
@@ -647,8 +647,8 @@ def _has_uniform_prior(process: MarkovDecisionProcess) -> bool:
     return bool(getattr(process, "has_uniform_prior", not overridden))
 
 
-def _same_box(one: gymnasium.spaces.Box, other: gymnasium.spaces.Box) -> bool:
-    return np.array_equal(one.low, other.low) and np.array_equal(one.high, other.high)
+def _is_unit_box(space: Any) -> bool:
+    return isinstance(space, gymnasium.spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
 
 
 def _skips_steps(env: Any) -> bool:

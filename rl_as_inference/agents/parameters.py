@@ -45,9 +45,9 @@ class FlatParameters:
 
     @staticmethod
     def tree(modules: Mapping[str, nn.Module]) -> Tree:
-        """Returns the modules' parameters, detached."""
+        """Returns the modules' parameters, detached, without those that do not ask for a gradient."""
         return {
-            name: {key: parameter.detach() for key, parameter in module.named_parameters()}
+            name: {key: value.detach() for key, value in module.named_parameters() if value.requires_grad}
             for name, module in modules.items()
         }
 
@@ -72,5 +72,6 @@ class FlatParameters:
         """Makes the modules' parameters views into ``vector``: they follow it from now on."""
         tree = self.unflatten(vector)
         for name, module in modules.items():
-            for key, parameter in module.named_parameters():
-                parameter.data = tree[name][key]
+            parameters = dict(module.named_parameters())
+            for key, view in tree[name].items():
+                parameters[key].data = view

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.learner import ActionPrior, Learner
 from rl_as_inference.agents.networks import Networks, Temperature, drawn_from_logits, log_probabilities
 from rl_as_inference.agents.replay import Batch
@@ -230,7 +231,7 @@ class SoftActorCritic(Learner):
                 value = exact_soft_value(q, log_policy, prior, weight)
                 bonus = exact_soft_value(torch.zeros_like(q), log_policy, prior, weight)
             else:
-                action = self._deterministic(chosen) if self.objective == "ddpg" else chosen.sample()
+                action = mode_of(chosen) if self.objective == "ddpg" else chosen.sample()
                 q = targets("critics", batch.next_states, action).amin(0)
                 log_policy = torch.zeros_like(q) if self.objective == "ddpg" else chosen.log_prob(action)
                 prior = self._log_prior(batch.next_states, action)
@@ -272,7 +273,7 @@ class SoftActorCritic(Learner):
             return deterministic_actor_loss((weight * q).sum(-1)), entropy, value
         pathwise = self.actor_gradient == "pathwise"
         if self.objective == "ddpg":
-            q = networks("critics", state, self._deterministic(chosen)).amin(0)
+            q = networks("critics", state, mode_of(chosen)).amin(0)
             return deterministic_actor_loss(q), torch.zeros_like(q), q
         action = chosen.rsample() if pathwise else chosen.sample()
         log_policy = chosen.log_prob(action)
@@ -294,7 +295,7 @@ class SoftActorCritic(Learner):
             return drawn_from_logits(self._log_probabilities(chosen))
         if self.objective != "ddpg":
             return chosen.sample()
-        action = self._deterministic(chosen)
+        action = mode_of(chosen)
         return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
 
     # ---- its parts ------------------------------------------------------------------------------
@@ -312,12 +313,16 @@ class SoftActorCritic(Learner):
 
     def _make_policy(self) -> nn.Module:
         if self._given_policy is not None:
-            if not isinstance(self._given_policy, nn.Module) or not any(True for _ in self._given_policy.parameters()):
+            if not isinstance(self._given_policy, nn.Module) or not any(
+                parameter.requires_grad for parameter in self._given_policy.parameters()
+            ):
                 raise ValueError(
                     "policy has no parameters to train; pass a module such as those of rl_as_inference.guides"
                 )
             return copy.deepcopy(self._given_policy) if self.num_seeds > 1 else self._given_policy
         if isinstance(self.action_space, gymnasium.spaces.Discrete):
+            if self.policy_components > 1:
+                raise ValueError("policy_components > 1 needs continuous actions; leave it out")
             return CategoricalPolicy(
                 self.state_space,
                 int(self.action_space.n),
@@ -343,7 +348,11 @@ class SoftActorCritic(Learner):
         """Asks the policy once, so that one that does not fit fails here, and chooses the actor's gradient."""
         shape = self.state_space.shape or ()
         state = torch.zeros(2, *shape, dtype=self.state_dtype, device=self.device)
-        chosen = self.modules[0]["policy"](state, 0)
+        try:
+            chosen = self.modules[0]["policy"](state, 0)
+        except Exception as error:  # a module of the user's raises anything
+            kind = f"{tuple(state.shape)} {str(state.dtype).removeprefix('torch.')}"
+            raise ValueError(f"policy fails for two states, {kind}, at t = 0: {error}") from error
         if not isinstance(chosen, torch.distributions.Distribution):
             raise ValueError(f"policy must return a Distribution for (state, t), and returned {type(chosen).__name__}")
         event = tuple(self.action_space.shape or ())
@@ -377,6 +386,7 @@ class SoftActorCritic(Learner):
         if self.objective == "ddpg":
             if self.is_discrete:
                 raise ValueError("objective='ddpg' needs continuous actions; use 'maxent' or 'svg0'")
+            mode_of(chosen)
             self.actor_gradient = "pathwise"
 
     def _check_draws(self, chosen: Any, state: Tensor) -> None:
@@ -433,7 +443,3 @@ class SoftActorCritic(Learner):
             return values
         index = action.expand(values.shape[:-1])[..., None]
         return values.gather(-1, index).squeeze(-1)
-
-    @staticmethod
-    def _deterministic(chosen: Any) -> Tensor:
-        return chosen.mean

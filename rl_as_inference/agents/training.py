@@ -15,6 +15,7 @@ import numpy as np
 from rl_as_inference.agents.evaluation import Evaluation
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checkpoints import UNFINISHED, written_whole
+from rl_as_inference.checks import check_count
 from rl_as_inference.progress import ProgressBar, progress_bar
 
 __all__ = ["CHECKPOINT", "CURVE", "DIVERGED", "TENSORBOARD", "CurveRow", "Training", "train"]
@@ -119,17 +120,16 @@ def train(
         >>> [row.step for row in training.curve], training.evaluation.returns.shape
         ([0, 30, 60], torch.Size([1, 2]))
     """
+    check_count("num_steps", num_steps)
     evaluate_every = max(num_steps // 20, 1) if evaluate_every is None else evaluate_every
     report_every = max(min(num_steps // 100, 1000), 1) if report_every is None else report_every
     for name, value in {
-        "num_steps": num_steps,
         "evaluate_every": evaluate_every,
         "evaluate_episodes": evaluate_episodes,
         "checkpoint_every": checkpoint_every,
         "report_every": report_every,
     }.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        check_count(name, value)
     agent.settle_compile(num_steps)
     run = _Run(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row)
     learned = _Clock(agent)
@@ -290,11 +290,7 @@ class _Run:
         self.writer.flush()
 
     def checkpoint(self) -> None:
-        if not _is_finite(self.agent):
-            raise ValueError(
-                f"learning diverged by step {self.agent.num_steps}: a parameter is no longer finite; lower "
-                f"learning_rate, or scale the rewards"
-            )
+        self.agent._check_parameters()
         self._save(CHECKPOINT)
 
     def _save(self, name: str) -> None:

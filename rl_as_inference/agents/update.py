@@ -151,8 +151,8 @@ class Update:
         gradient = self.layout.flatten(tree)
         # Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1), over all modules at once.
         count = count + 1
-        first_moment = torch.lerp(first_moment, gradient, 1 - _BETAS[0])
-        second_moment = torch.lerp(second_moment, gradient.square(), 1 - _BETAS[1])
+        first_moment = _normal(torch.lerp(first_moment, gradient, 1 - _BETAS[0]))
+        second_moment = _normal(torch.lerp(second_moment, gradient.square(), 1 - _BETAS[1]))
         scale = (second_moment / (1 - _BETAS[1] ** count)).sqrt() + _EPSILON
         parameters = parameters - self.learning_rate * (first_moment / (1 - _BETAS[0] ** count)) / scale
         learned = torch.cat([parameters[self.layout.spans[name]] for name in self.targeted])
@@ -174,3 +174,14 @@ class Update:
             flat = [value for parameters in leaves.values() for value in parameters.values()]
             gradients = iter(torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True))
         return {module: {name: next(gradients) for name in names} for module, names in leaves.items()}, metrics
+
+
+def _normal(values: Tensor) -> Tensor:
+    """Returns the values with 0 for those below the normal range of floating-point numbers.
+
+    The moments of a unit that has died decay into that range and stay there, where a processor takes ten
+    times as long for every operation.
+    """
+    limits = torch.finfo(values.dtype)
+    shift = 2 * limits.tiny / limits.eps  # what is lost beside it is less than the smallest normal number
+    return (values + shift) - shift

@@ -17,6 +17,7 @@ from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.checkpoints import UNFINISHED
+from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments
 
@@ -82,8 +83,7 @@ def record_videos(
     Raises:
         ValueError: if the environment cannot be filmed, or the folder not be written to.
     """
-    if isinstance(num_episodes, bool) or not isinstance(num_episodes, int) or num_episodes < 1:
-        raise ValueError(f"num_episodes must be an integer >= 1, got {num_episodes!r}")
+    check_count("num_episodes", num_episodes)
     check_videos(agent)
     folder = Path(folder)
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 import statistics
 from pathlib import Path
@@ -283,20 +284,6 @@ def _fingerprint(problem: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
-def _device(text: str | None) -> torch.device | None:
-    if text is None:
-        return None
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N; got {text!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device: {text} is not on this machine, which has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
 def _make_agent(record: dict[str, Any], argument: str = "--resume") -> Learner:
     """Returns the agent of a run as it began.
 
@@ -308,12 +295,11 @@ def _make_agent(record: dict[str, Any], argument: str = "--resume") -> Learner:
         seeds = None if record["seeds"] == 1 else record["seeds"]
         config = {name: record[name] for name in (*_OF_AGENTS, *_OWN[algorithm])}
         config |= {"seed": record["seed"], "seeds": seeds, "hidden_sizes": tuple(record["hidden_sizes"])}
-        options, device = dict(record["options"]), record["device"]
+        config["device"], options = record["device"], dict(record["options"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{argument}: run.json is not as rlai train writes it: {type(error).__name__}: {error}"
         ) from error
-    config["device"] = _device(device)
     config["compile"] = "auto" if config["compile"] is None else config["compile"]
     if is_gymnasium_id(problem):
         return _ALGORITHMS[algorithm](problem, env_kwargs=options, **config)
@@ -360,7 +346,7 @@ def _training_table(agent: Learner, training: Training) -> str:
                 f"  seed {row.seed}",
                 f"{row.mean_return:.4g}",
                 "reward",
-                f"{row.least_return:.4g} … {row.largest_return:.4g}",
+                f"its episodes {row.least_return:.4g} … {row.largest_return:.4g}",
             ]
             for row in last
         ]
@@ -374,8 +360,10 @@ def _training_table(agent: Learner, training: Training) -> str:
             "nats",
             "mean over the latest batches",
         ],
-        ["speed", f"{speed * agent.num_seeds:,.0f}", "steps/s", _speed_note(agent, speed, training.seconds)],
     ]
+    if not math.isnan(speed):  # as it is where a finished run was resumed
+        note = _speed_note(agent, speed, training.seconds)
+        rows.append(["speed", f"{speed * agent.num_seeds:,.0f}", "steps/s", note])
     title = f"{type(agent).__name__} on {agent.envs.name}"
     return render(title, ["quantity", "value", "unit", ""], rows, right=(1,))
 
