@@ -70,6 +70,8 @@ class TanhNormalMixture(TorchDistribution):
             return self._squash(loc + scale * torch.randn_like(loc))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         limit = 1 - torch.finfo(value.dtype).eps
         before = value.clamp(-limit, limit).atanh()
         # As for TanhNormal, the stable form of the log-determinant (Haarnoja et al. 2018, appendix C).

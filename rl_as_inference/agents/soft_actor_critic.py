@@ -395,7 +395,7 @@ class SoftActorCritic(Learner):
             return
         kind = type(chosen).__name__
         if self.is_discrete:
-            total = self._log_probabilities(chosen).exp().sum(-1)
+            total = self._log_probabilities(chosen).detach().exp().sum(-1)
             if not bool(((total - 1).abs() < 1e-3).all()):
                 raise ValueError(
                     f"policy gives {kind} probabilities of {self.action_space} that sum to {float(total[0]):.4g}; it "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import TableCritic
 from rl_as_inference.exact import Plan
 from rl_as_inference.guides import TabularPolicy
@@ -27,7 +28,7 @@ class SoftPolicyIteration:
 
     Attributes:
         policy: a :class:`TabularPolicy`, the action prior at first.
-        objectives: the policy's ELBO after each iteration, nats.
+        objectives: the ELBO of the action prior, and of the policy after each iteration, nats.
 
     Raises:
         ValueError: if ``mdp`` is not a finite process.
@@ -60,32 +61,36 @@ class SoftPolicyIteration:
     def learn(self, num_iterations: int | None = None, *, tolerance: float | None = None) -> Plan:
         """Iterates to the fixed point, and returns the values of the policy reached.
 
+        It ends where the policy stands still, or where rounding hides what is still to be gained.
+
         Args:
-            num_iterations: stop after this many; None goes on until the policy stands still.
+            num_iterations: stop after this many at the latest.
             tolerance: the change of any probability that counts as none; by default a hundred times
                 the rounding of the process's dtype.
 
         Raises:
             ValueError: if an argument is out of range, or the policy's values have no fixed point.
         """
-        if num_iterations is not None and num_iterations < 1:
-            raise ValueError(f"num_iterations must be >= 1, got {num_iterations}")
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"tolerance must be > 0, got {tolerance}")
+        if num_iterations is not None:
+            check_count("num_iterations", num_iterations)
+        if tolerance is not None:
+            check_positive("tolerance", tolerance)
         logits = self.policy.logits
         enough = 100 * torch.finfo(logits.dtype).eps if tolerance is None else tolerance
-        done = 0
+        plan, done = self._evaluate(), 0
+        if not self.objectives:
+            self.objectives.append(float(plan.objective))
         while True:
-            plan = self._evaluate()
             better: Tensor = softmax_policy(plan.soft_q, self.mdp.log_action_prior, self.mdp.temperature)
             change = float((better.exp() - logits.log_softmax(-1).exp()).abs().max())
             logits.copy_(better)
+            before, plan = plan, self._evaluate()
             done += 1
             self.objectives.append(float(plan.objective))
-            if change <= enough or done == num_iterations:
-                result = self._evaluate()
-                self.objectives.append(float(result.objective))
-                return result
+            # In exact arithmetic no state's value falls, so that their sum rises until the end.
+            rises = bool(plan.soft_v.double().sum() > before.soft_v.double().sum())
+            if change <= enough or not rises or done == num_iterations:
+                return plan
 
     @torch.no_grad()
     def _evaluate(self) -> Plan:
