@@ -96,7 +96,7 @@ class QEnsemble(nn.Module):
 
     def _one(self, member: int, values: Tensor) -> Tensor:
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = _times(values.relu() if layer else values, weight[member], torch.mm) + bias[member]
+            values = torch.addmm(bias[member], values.relu() if layer else values, weight[member])
         return values
 
 
