@@ -89,7 +89,7 @@ def test_the_elbo_never_falls():
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize(("temperature", "discount"), [(0.02, 0.999), (0.1, 0.9999), (1e-6, 0.9)])
 def test_it_ends_where_rounding_is_as_large_as_what_is_left(temperature, discount, dtype):
-    """Values in nats in the thousands, whose last digits never settle: fewer than 100 iterations, and as good as the plan."""
+    """Values in thousands of nats, whose last digits never settle: few iterations, and as good as the plan."""
     mdp = random_mdp(
         0, num_states=20, num_actions=4, horizon=None, discount=discount, temperature=temperature, dtype=dtype
     )

@@ -271,17 +271,18 @@ def test_the_sampler_keeps_both_modes():
     """A Q that deepens over 600 steps from α = 2 to 0.2, as one that is learned does: 5 nats between its two wells.
 
     Of 4,000 draws of two seeds 30 to 70 % are in either well, their distribution function within 0.2 of the exact
-    one within each, and the entropy that is reported within 0.4 nats of the exact one.
+    one within each, and the mean of the entropies that are reported within 0.3 nats of the exact one.
     """
     for seed in (0, 1):
         agent = sql("Pendulum-v1", seed=seed, temperature=0.2, hidden_sizes=(64,), num_particles=32)
-        sampler = agent.modules[0]["sampler"]
+        sampler, entropies = agent.modules[0]["sampler"], []
         optimiser = torch.optim.Adam(sampler.parameters(), lr=3e-3)
         for step in range(600):
             loss, entropy = surrogate(agent, sampler, -torch.rand(8, 3), max(0.2, 2 * 0.1 ** (step / 400)))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            entropies.append(entropy.mean().item())
         with torch.no_grad():
             draws = sampler(-torch.rand(4000, 3), torch.randn(4000, 1)).tanh()[:, 0].double()
         a, density, _ = well_density(0.2)
@@ -292,7 +293,7 @@ def test_the_sampler_keeps_both_modes():
             ranks = exact_cdf[((well.sort().values) * 10_000).long().clamp(max=9_998)]
             assert (ranks - torch.arange(len(well)) / len(well)).abs().max() < 0.2
         exact_entropy = -float(torch.trapezoid(density * density.log(), a))
-        assert float(entropy.mean()) == pytest.approx(exact_entropy, abs=0.4)
+        assert sum(entropies[-100:]) / 100 == pytest.approx(exact_entropy, abs=0.3)
 
 
 # Continuous actions: the learner.
