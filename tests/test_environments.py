@@ -597,6 +597,7 @@ def test_an_episode_that_starts_at_its_end_earns_nothing():
 
 
 def test_draws_are_the_environments_own():
+    validating = torch.distributions.Distribution._validate_args
     process = models.point_mass()
     one, two, vector = to_gymnasium(process), to_gymnasium(process), to_gymnasium_vector(process, 4)
     torch.manual_seed(0)
@@ -614,7 +615,7 @@ def test_draws_are_the_environments_own():
     assert np.array_equal(rows, again)
     assert not np.array_equal(two.reset(seed=8)[0], first)
     assert not np.array_equal(two.reset()[0], two.reset()[0])
-    assert torch.distributions.Distribution._validate_args
+    assert torch.distributions.Distribution._validate_args == validating
 
 
 def test_the_vector_environment_starts_again_in_the_same_step():

@@ -946,6 +946,27 @@ def test_an_agent_in_a_given_environment_has_none_for_evaluation():
         sac().evaluate(0)
 
 
+def test_episodes_that_never_end_are_not_evaluated():
+    with pytest.raises(ValueError, match=r"evaluate plays whole episodes, .* never end: .*give it a horizon"):
+        sac(random_mdp(0, **CHAIN)).evaluate()
+    for ends in ({"terminal": True}, {"horizon": 5}):
+        assert sac(random_mdp(0, **{**CHAIN, **ends})).evaluate(3).lengths.min() >= 1
+
+
+@pytest.mark.parametrize("kind", [SoftActorCritic, SoftQLearning])
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("NoSuch-v0", r"env: gymnasium\.make\('NoSuch-v0'\) failed"),
+        (3, "env must be a Gymnasium id, an environment, a factory .* got int"),
+        (lambda: 3, "env is a factory that returns int; it must return one gymnasium"),
+    ],
+)
+def test_what_is_no_environment_is_refused(kind, env, message):
+    with pytest.raises(ValueError, match=message):
+        kind(env)
+
+
 def test_arguments_of_learn_are_checked():
     agent = sac()
     for wrong in (0, -1, 2.5, True):

@@ -360,7 +360,8 @@ class Learner(ABC):
             **make_kwargs: further options for :func:`gymnasium.make` (``render_mode``).
 
         Raises:
-            ValueError: if the learner was given an environment instead of its id or a factory.
+            ValueError: if the learner was given an environment instead of its id or a factory, or a
+                process whose episodes never end.
         """
         check_count("num_episodes", num_episodes)
         if isinstance(self._source, gymnasium.Env | gymnasium.vector.VectorEnv):
@@ -368,6 +369,14 @@ class Learner(ABC):
                 "evaluate needs an environment of its own, and env is one that is being learned in; make the agent "
                 "with the environment's id or a factory, lambda: make_my_environment()"
             )
+        if self.process is not None and self.process.horizon is None:
+            with self._random.unmoved():
+                endless = self.process.terminated(self.process.initial().sample()) is None
+            if endless:
+                raise ValueError(
+                    f"evaluate plays whole episodes, and those of {self.envs.name} never end: it has neither a horizon "
+                    f"nor terminal states; give it a horizon"
+                )
         parts = []
         for policy in self.policies:
             envs = Environments.make(
