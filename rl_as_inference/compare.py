@@ -142,7 +142,8 @@ def compare(
 
     Raises:
         ValueError: if there are too few trajectories, the critic's answer has another shape, or it
-            was learned at another temperature or discount than the process has.
+            was learned at another temperature or discount than the process has, or for another
+            objective than the ELBO.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -219,6 +220,11 @@ def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
 
 def _with_critic(process: Any, critic: Any) -> Any:
     """Returns the process at the critic's temperature and discount, where it has none of its own."""
+    objective = getattr(critic, "objective", "maxent")
+    if objective != "maxent":
+        raise ValueError(
+            f"critic was learned with objective={objective!r}, whose values are not those of the ELBO; leave critic out"
+        )
     if hasattr(process, "adopt"):
         return process if critic is None else process.adopt(critic)
     for name in ("temperature", "discount"):

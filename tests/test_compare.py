@@ -204,3 +204,11 @@ class TestFit:
             rlai.fit(mdp, exact.plan(mdp), steps=1)
         with pytest.raises(ValueError, match="estimator='exact' needs"):
             rlai.fit(corridor(), TabularPolicy(5, 2), steps=1, estimator="exact")
+
+
+@pytest.mark.parametrize("objective", ["one_step_entropy", "wrong_bellman", "svg0", "ddpg"])
+def test_critics_of_other_objectives_are_refused(objective):
+    """Their values leave out entropy that the ELBO counts, so that the row would compare two different things."""
+    agent = rlai.SoftActorCritic("Pendulum-v1", objective=objective, hidden_sizes=(4,))
+    with pytest.raises(ValueError, match=f"objective='{objective}', whose values are not those of the ELBO"):
+        rlai.compare(rlai.GymnasiumProcess("Pendulum-v1"), agent.policy, num_trajectories=2, critic=agent.critic)

@@ -428,6 +428,7 @@ class SoftActorCritic(Learner):
             discount=self.discount,
             action_prior=self.action_prior,
             log_prior=self._log_prior,
+            objective=self.objective,
         )
 
     def _log_probabilities(self, chosen: Any) -> Tensor:

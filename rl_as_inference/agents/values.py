@@ -25,6 +25,7 @@ class SoftValue(nn.Module):
         temperature: α, in reward units per nat, that the critic was trained at.
         discount: γ, likewise.
         action_prior: ``"uniform"``, or ``"flat"`` where log p is taken for 0.
+        objective: what ``Q`` was learned for. Only ``"maxent"`` makes this the policy's soft value.
     """
 
     batch_steps = True
@@ -39,12 +40,13 @@ class SoftValue(nn.Module):
         discount: float,
         action_prior: str,
         log_prior: Callable[[Tensor, Tensor | None], Tensor],
+        objective: str = "maxent",
         num_draws: int = 64,
     ) -> None:
         super().__init__()
         self.q, self.policy = q, policy
         self.temperature, self.discount, self.action_prior = temperature, discount, action_prior
-        self.log_prior, self.num_draws = log_prior, num_draws
+        self.log_prior, self.objective, self.num_draws = log_prior, objective, num_draws
 
     def action_values(self, state: Tensor, action: Tensor | None = None) -> Tensor:
         """Returns the least ``Q`` of the ensemble in reward units, of an action or of all discrete ones."""

@@ -88,7 +88,7 @@ def optimal_elbo(mdp: Any) -> Tensor:
 def log_evidence(mdp: Any) -> Tensor:
     """Returns ``log p(O) = log E_prior[exp(Σ_t r_t/α)]``, 0-dimensional, in nats.
 
-    With γ < 1 the sum stops at a survival coin; see DESIGN's two renderings of the discount.
+    With γ < 1 the sum stops at a survival coin; see docs/mathematics.md, discount is survival.
 
     Example:
         >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)

@@ -87,7 +87,7 @@ def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = "causal") -> LinearGaussia
     ``dynamics="causal"`` leaves the dynamics alone and gives the maximum-entropy optimum, whose
     objective is the largest ELBO; ``"posterior"`` conditions on optimality outright, luck included,
     and its objective is the log evidence. The posterior's action rule is that of
-    ``p(a_t | s_t, O)``. Source: DESIGN, backward messages; Levine (2018, arXiv:1805.00909), section 3.
+    ``p(a_t | s_t, O)``. Source: Levine (2018, arXiv:1805.00909), section 3.
 
     Raises:
         ValueError: for unknown ``dynamics``.

@@ -42,7 +42,7 @@ class TrajectoryELBO(ELBO):
     rising speed: any model and guide (two runs, as Pyro does), a program and its own
     :func:`follow` (one run), a :class:`MarkovDecisionProcess` and its own ``follow`` (no handlers).
 
-    Estimators of the gradient (DESIGN, "Gradients of the ELBO"):
+    Estimators of the gradient (docs/mathematics.md):
 
     - ``"auto"``: unbiased for every tagged program whose rewards, where they can be differentiated at
       all, have no jumps besides. Pathwise where actions are reparameterized, nothing ends early and

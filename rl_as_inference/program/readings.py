@@ -26,7 +26,7 @@ def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
 
     The guide is the same program in which action sites draw from ``policy(state, t)``, everything
     else is left alone, and factors and observations are silent. Against its own program it gives
-    the trajectory ELBO, which is the maximum-entropy objective (DESIGN: ELBO and SAC).
+    the trajectory ELBO, which is the maximum-entropy objective (docs/mathematics.md).
 
     A policy that is a module has its parameters registered with Pyro (:func:`pyro.module`), so
     that ``SVI`` trains it; the guide is then a module too, so ``torch.optim`` sees its parameters
