@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from rl_as_inference.networks import check_hidden_sizes
 
-__all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler"]
+__all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", "resampled"]
 
 
 class SoftmaxPolicy(nn.Module):
@@ -114,17 +114,18 @@ class SteinSampler(nn.Module):
 
 
 class EnergyBased(TorchDistribution):
-    """The density ``p(a) exp((Q(a) - V)/α)`` on the unit box, with draws of a sampler.
+    """The density ``p(a) exp((Q(a) - V)/α)`` on the unit box, under the uniform prior ``p``.
 
-    The sampler approximates the density, and ``V`` is estimated by importance sampling from the
-    uniform density, so log probabilities are those of the energy, not of the draws.
+    ``V`` is estimated by importance sampling from the uniform density. Draws are approximate, and log
+    probabilities are those of the energy, not of the draws.
 
     Args:
-        draw: ``noise -> actions``, with noise and actions ``(*shape, *batch, d)``.
+        draw: ``shape -> actions``, ``(*shape, *batch, d)``.
         q: ``action -> Q`` in reward units, ``(*shape, *batch)``.
         value: ``V``, ``(*batch,)`` in reward units.
         temperature: α.
         size: ``d``.
+        num_candidates: draws of which the best is :attr:`deterministic`.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -133,22 +134,20 @@ class EnergyBased(TorchDistribution):
 
     def __init__(
         self,
-        draw: Callable[[Tensor], Tensor],
+        draw: Callable[[tuple[int, ...]], Tensor],
         q: Callable[[Tensor], Tensor],
         value: Tensor,
         temperature: Tensor,
         size: int,
-        log_prior: float,
         num_candidates: int = 32,
     ) -> None:
         self.draw, self.q, self.value, self.temperature = draw, q, value, temperature
-        self.log_prior, self.num_candidates = log_prior, num_candidates
+        self.log_prior, self.num_candidates = -size * math.log(2), num_candidates
         super().__init__(value.shape, torch.Size([size]), validate_args=False)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            shape = (*sample_shape, *self.batch_shape, *self.event_shape)
-            return self.draw(torch.randn(shape, dtype=self.value.dtype, device=self.value.device))
+            return self.draw(tuple(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.log_prior + (self.q(value) - self.value) / self.temperature
@@ -162,42 +161,79 @@ class EnergyBased(TorchDistribution):
 
 
 class EnergyBasedPolicy(nn.Module):
-    """A soft Q over continuous actions as a policy, drawn from by a :class:`SteinSampler`.
+    """A soft Q over continuous actions as a policy.
+
+    Its draws are those of a :class:`SteinSampler`, or without one the draws of :func:`resampled`.
 
     Args:
         q: ``(state, action) -> (num_critics, *batch)`` in reward units; the least counts.
-        sampler: the sampler.
+        sampler: the sampler, or None.
         temperature: a module without arguments that returns α.
-        num_draws: uniform draws for the normaliser in each state.
+        state_dims: how many dimensions a state has.
+        action_size: ``d``.
+        num_draws: uniform draws for the normaliser in each state, and for each resampled action.
     """
 
     batch_steps = False
 
     def __init__(
-        self, q: nn.Module, sampler: SteinSampler, temperature: Callable[[], Tensor], *, num_draws: int = 256
+        self,
+        q: nn.Module,
+        sampler: SteinSampler | None,
+        temperature: Callable[[], Tensor],
+        *,
+        state_dims: int,
+        action_size: int,
+        num_draws: int = 256,
     ) -> None:
         super().__init__()
         self.q, self.sampler, self.temperature, self.num_draws = q, sampler, temperature, num_draws
+        self.state_dims, self.action_size = state_dims, action_size
 
     def least(self, state: Tensor, action: Tensor) -> Tensor:
         """Returns the least ``Q`` of the ensemble for actions ``(*shape, *batch, d)``."""
-        lead = action.dim() - 1 - (state.dim() - self.sampler.state_dims)
+        lead = action.dim() - 1 - (state.dim() - self.state_dims)
         states = state.expand((*action.shape[:lead], *state.shape))
         value: Tensor = self.q(states, action).amin(0)
         return value
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
-        size, alpha = self.sampler.action_size, self.temperature().detach()
-        batch = state.shape[: state.dim() - self.sampler.state_dims]
-        uniform = 2 * torch.rand(self.num_draws, *batch, size, dtype=state.dtype, device=state.device) - 1
+        size, alpha = self.action_size, self.temperature().detach()
+        batch = state.shape[: state.dim() - self.state_dims]
+        options: dict[str, Any] = {"dtype": state.dtype, "device": state.device}
+        uniform = 2 * torch.rand(self.num_draws, *batch, size, **options) - 1
         # Uniform proposals under a uniform prior: their ratio is one.
         value = alpha * ((self.least(state, uniform) / alpha).logsumexp(0) - math.log(self.num_draws))
 
-        def draw(noise: Tensor) -> Tensor:
-            lead = noise.dim() - 1 - len(batch)
-            states = state.expand((*noise.shape[:lead], *state.shape))
-            limit = 1 - torch.finfo(noise.dtype).eps
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            if self.sampler is None:
+                candidates = 2 * torch.rand(*shape, *batch, self.num_draws, size, **options) - 1
+                energies = self.least(state, candidates.movedim(-2, 0)).movedim(0, -1) / alpha
+                return resampled(candidates, energies)
+            states = state.expand((*shape, *state.shape))
+            limit = 1 - torch.finfo(state.dtype).eps
+            noise = torch.randn(*shape, *batch, size, **options)
             action: Tensor = self.sampler(states, noise).tanh().clamp(-limit, limit)
             return action
 
-        return EnergyBased(draw, lambda action: self.least(state, action), value, alpha, size, -size * math.log(2))
+        return EnergyBased(draw, lambda action: self.least(state, action), value, alpha, size)
+
+
+def resampled(candidates: Tensor, log_weights: Tensor) -> Tensor:
+    """Returns one of each row of candidates, drawn in proportion to its weight, ``(*batch, d)``.
+
+    Sampling-importance resampling (Rubin 1988): of ``J`` uniform candidates weighted by ``exp(Q/α)``
+    the one drawn tends to the energy-based policy as ``J`` grows. It keeps every mode that some
+    candidates fall on, so it is for actions of few dimensions.
+
+    Args:
+        candidates: ``(*batch, J, d)``.
+        log_weights: ``(*batch, J)``.
+
+    Example:
+        >>> resampled(torch.tensor([[1.0], [2.0]]), torch.tensor([-100.0, 0.0]))
+        tensor([2.])
+    """
+    picked = dist.Gumbel(torch.zeros_like(log_weights), 1.0).sample().add(log_weights).argmax(-1)
+    index = picked[..., None, None].expand(*picked.shape, 1, candidates.shape[-1])
+    return candidates.gather(-2, index).squeeze(-2)

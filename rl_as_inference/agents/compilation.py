@@ -29,13 +29,23 @@ def accelerate(
         written: the tensors that it writes into; they are left as they are until the first call.
         read: the tensors that it only reads, which may be large. On CUDA every call is on these very tensors.
         compile: whether to compile.
+
+    Raises:
+        ValueError: if the function reads a module's parameter that is not among its arguments.
     """
     inputs = (*written, *read)
     examples: list[Any] = [*(tensor.clone() for tensor in written), *read]
-    graph: Any = make_fx(lambda *tensors: function(*tensors), tracing_mode="real")(*examples)
+    on_host = inputs[0].device.type == "cpu"
+    decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _biased_product} if on_host else {}
+    graph: Any = make_fx(lambda *tensors: function(*tensors), decompositions, tracing_mode="real")(*examples)
+    if held := [node.target for node in graph.graph.find_nodes(op="get_attr") if "_param_constant" in str(node.target)]:
+        raise ValueError(
+            f"{len(held)} parameters are read past their module (from a list kept beside them, say, or a slice of a "
+            f"ParameterList), so that learning would not reach them; read each as an attribute of its module"
+        )
     fast: Callable[..., Any] = graph
     if compile and _has_compiler(inputs[0].device):
-        import torch._inductor
+        from torch import _inductor as inductor
 
         for node in graph.graph.nodes:  # what tracing noted of values would be taken for the compiler's own notes
             node.meta.clear()
@@ -43,12 +53,22 @@ def accelerate(
             # The same random numbers as without compiling, from PyTorch's own generator.
             "fallback_random": True,
             # On the host the calls are in C++: at 64 units Python's own are two fifths of an update.
-            "cpp_wrapper": inputs[0].device.type == "cpu",
+            "cpp_wrapper": on_host,
         }
-        fast = torch._inductor.compile(graph, examples, options)
+        fast = inductor.compile(graph, examples, options)
     if inputs[0].device.type == "cuda":
         fast = _captured(fast, written, read)
     return fast
+
+
+def _biased_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Returns what ``torch.addmm`` does, with the bias added by the kernel that follows.
+
+    On the host the library copies the bias out over the whole result first, which costs as much as a small
+    product. The dimension in between keeps the compiler from putting the two together again.
+    """
+    product = torch.mm(left, right)
+    return (alpha * product[None] + beta * bias)[0]
 
 
 def _has_compiler(device: torch.device) -> bool:

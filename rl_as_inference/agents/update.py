@@ -80,7 +80,7 @@ class Update:
             "targets": torch.cat([parameters[:, self.layout.spans[name]] for name in targeted], 1),
             "first_moment": torch.zeros_like(parameters),
             "second_moment": torch.zeros_like(parameters),
-            "count": parameters.new_zeros(len(modules)),
+            "decays": parameters.new_ones(len(modules), 2),
             "sums": parameters.new_zeros(len(modules), len(metrics)),
         }
         self.num_seeds = len(modules)
@@ -132,7 +132,7 @@ class Update:
         targets: Tensor,
         first_moment: Tensor,
         second_moment: Tensor,
-        count: Tensor,
+        decays: Tensor,
         sums: Tensor,
         observation: Tensor,
         storage: Tensor,
@@ -150,15 +150,15 @@ class Update:
         tree, metrics = self._gradient(loss, self.layout.unflatten(parameters))
         gradient = self.layout.flatten(tree)
         # Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1), over all modules at once.
-        count = count + 1
+        decays = decays * torch.tensor(_BETAS, dtype=decays.dtype, device=decays.device)
         first_moment = _normal(torch.lerp(first_moment, gradient, 1 - _BETAS[0]))
         second_moment = _normal(torch.lerp(second_moment, gradient.square(), 1 - _BETAS[1]))
-        scale = (second_moment / (1 - _BETAS[1] ** count)).sqrt() + _EPSILON
-        parameters = parameters - self.learning_rate * (first_moment / (1 - _BETAS[0] ** count)) / scale
+        scale = (second_moment / (1 - decays[1])).sqrt() + _EPSILON
+        parameters = parameters - self.learning_rate * (first_moment / (1 - decays[0])) / scale
         learned = torch.cat([parameters[self.layout.spans[name]] for name in self.targeted])
         targets = torch.lerp(targets, learned, self.target_average)
         action = self.draw(Networks(self.template, self.layout.unflatten(parameters)), observation)
-        return parameters, targets, first_moment, second_moment, count, sums + metrics, action
+        return parameters, targets, first_moment, second_moment, decays, sums + metrics, action
 
     def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Tensor]], tree: Tree) -> tuple[Tree, Tensor]:
         """Returns the gradient of a loss, and what the loss returns beside it."""

@@ -1,7 +1,7 @@
 """Ensembles of soft action values: the twin critics of soft actor-critic, of any number."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +12,6 @@ from torch import Tensor, nn
 from rl_as_inference.networks import check_hidden_sizes
 
 __all__ = ["QEnsemble"]
-
-_BATCHED_WIDTH = 128
-"""Layers at least this wide are multiplied one member at a time, narrower ones in one batched product.
-
-Measured on two cores: at 64 units the batched product saves a tenth of an update, in calls; at 256 it loses
-as much, as the library splits a single product better over the cores than a batch of two.
-"""
 
 
 class QEnsemble(nn.Module):
@@ -84,27 +77,18 @@ class QEnsemble(nn.Module):
             )
         batch = inputs.shape[:-1]
         inputs = inputs.reshape(-1, inputs.shape[-1])
-        if max(bias.shape[-1] for bias in self.biases) >= _BATCHED_WIDTH:
-            values = torch.stack([self._one(member, inputs) for member in range(self.num_critics)])
-        else:
-            values = inputs.expand(self.num_critics, *inputs.shape)
-            for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-                # Not baddbmm, which copies the bias out first; added here it is part of the next layer's kernel.
-                values = _times(values.relu() if layer else values, weight, torch.bmm) + bias[:, None]
+        values = inputs.expand(self.num_critics, *inputs.shape)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            values = _times(values.relu() if layer else values, weight) + bias[:, None]
         values = values.reshape(self.num_critics, *batch, values.shape[-1])
         return values if self.discrete_actions else values.squeeze(-1)
 
-    def _one(self, member: int, values: Tensor) -> Tensor:
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = torch.addmm(bias[member], values.relu() if layer else values, weight[member])
-        return values
 
-
-def _times(values: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Returns the matrix product; onto a single number as a sum, which fuses with what is around it."""
+def _times(values: Tensor, weight: Tensor) -> Tensor:
+    """Returns the members' matrix products; onto a single number as a sum, which fuses with what is around it."""
     if weight.shape[-1] == 1:
         return (values * weight.transpose(-1, -2)).sum(-1, keepdim=True)
-    return product(values, weight)
+    return torch.bmm(values, weight)
 
 
 def _size(name: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
