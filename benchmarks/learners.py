@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import multi_goal
 from benchmarks.learning import CASES, final_returns
 from benchmarks.measure import Advance, Claim, Row, Section
 from rl_as_inference import SoftActorCritic
@@ -59,6 +60,8 @@ def measure(quick: bool, advance: Advance) -> Section:
             rows.append(Row(case, "learning", note=note))
             value = statistics.mean(finals) if config.judged_by_mean else min(finals)
             claims.append(Claim(f"{case}: {config.wanted}", value, config.limit, at_most=False, judged=not quick))
+    rows += multi_goal.rows()
+    claims += multi_goal.claims(judged=not quick)
     advance("learning curves")
     settings = {"rounds": ROUNDS, "threads": torch.get_num_threads(), "matrix_ceiling_gflops": round(ceiling, 1)}
     return Section("soft actor-critic on environments", "", settings, rows, claims)

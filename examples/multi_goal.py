@@ -1,9 +1,9 @@
 """Which policies keep several solutions alive?
 
-Four goals of equal worth and three policies: a point may go to any of the goals, and the
-maximum-entropy optimum goes to all of them alike. Soft Q-learning's energy-based policy and a mixture
-of Gaussians can do that; a single Gaussian has one mode in every state, and where it stands to start
-with it must choose.
+Four goals of equal worth: a point may go to any of them, and the maximum-entropy optimum goes to all
+alike. Soft Q-learning's energy-based policy can do that, whether a Stein sampler draws from it or
+uniform draws are resampled, and so can a mixture of Gaussians. A single Gaussian has one mode in every
+state, and where the point starts it must choose.
 """
 
 import sys
@@ -17,11 +17,17 @@ from torch import Tensor
 
 import rl_as_inference as rlai
 
+STEPS = 24_000
 REACHED = 0.45
 """A trajectory has reached a goal if it ends this close to it."""
 
 
-def learners(steps: int, compile: bool) -> dict[str, Callable[[Any], Any]]:
+def problem() -> Any:
+    """Returns the process: a goal is two steps away, so that the first one decides."""
+    return rlai.models.point_mass(horizon=8, speed=0.7, temperature=0.2)
+
+
+def learners(steps: int, *, compile: bool, seed: int = 0) -> dict[str, Callable[[Any], Any]]:
     """Returns what makes each learner for a process."""
     common = {
         "num_envs": 8,
@@ -33,9 +39,11 @@ def learners(steps: int, compile: bool) -> dict[str, Callable[[Any], Any]]:
         "target_average": 0.02,
         "discount": 0.9,
         "compile": compile,
+        "seed": seed,
     }
     return {
-        "soft Q-learning": lambda mdp: rlai.SoftQLearning(mdp, **common),
+        "soft Q-learning, Stein sampler": lambda mdp: rlai.SoftQLearning(mdp, **common),
+        "soft Q-learning, resampling": lambda mdp: rlai.SoftQLearning(mdp, sampler="resampling", **common),
         "soft actor-critic, mixture of 8": lambda mdp: rlai.SoftActorCritic(mdp, policy_components=8, **common),
         "soft actor-critic, one Gaussian": lambda mdp: rlai.SoftActorCritic(mdp, **common),
     }
@@ -48,10 +56,10 @@ def shares(mdp: Any, states: Tensor) -> Tensor:
 
 
 def main(quick: bool = False, picture: Path | None = None) -> None:
-    steps, count = (400, 50) if quick else (16_000, 1_000)
-    mdp = rlai.models.point_mass(horizon=20, temperature=0.25)
+    steps, count = (400, 50) if quick else (STEPS, 1_000)
+    mdp = problem()
     print(f"{'share of trajectories that reach':<32}   east   north    west   south")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), sharex=True, sharey=True, layout="constrained")
     for ax, (name, make) in zip(axes, learners(steps, compile=not quick).items(), strict=True):
         agent = make(mdp)
         agent.learn(steps)

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.guides.categorical import drawn_from_logits
 from rl_as_inference.networks import check_hidden_sizes
 
 __all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", "resampled"]
@@ -234,6 +235,5 @@ def resampled(candidates: Tensor, log_weights: Tensor) -> Tensor:
         >>> resampled(torch.tensor([[1.0], [2.0]]), torch.tensor([-100.0, 0.0]))
         tensor([2.])
     """
-    picked = dist.Gumbel(torch.zeros_like(log_weights), 1.0).sample().add(log_weights).argmax(-1)
-    index = picked[..., None, None].expand(*picked.shape, 1, candidates.shape[-1])
-    return candidates.gather(-2, index).squeeze(-2)
+    index = drawn_from_logits(log_weights)[..., None, None]
+    return candidates.gather(-2, index.expand(*index.shape[:-1], candidates.shape[-1])).squeeze(-2)

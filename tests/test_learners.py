@@ -568,6 +568,8 @@ def other_agents(tmp_path):
         "width": (lambda: sac("CartPole-v1", hidden_sizes=(9,)), "another network layout; make the agent the same way"),
         "critics": (lambda: sac("CartPole-v1", num_critics=3), "another network layout"),
         "temperature": (lambda: sac("CartPole-v1", temperature=0.1), "another network layout"),
+        "discount": (lambda: sac("CartPole-v1", discount=0.9), "another discount: it has 0.9, and this agent 0.99"),
+        "objective": (lambda: sac("CartPole-v1", objective="one_step_entropy"), "another objective"),
         "seeds": (lambda: sac("CartPole-v1", seeds=2), "another number of seeds: it has 2, and this agent 1"),
         "envs": (lambda: sac("CartPole-v1", num_envs=2), "another number of environments: it has 2"),
         "dtype": (lambda: sac("CartPole-v1", dtype=F64), "another dtype: it has torch.float64"),
@@ -582,6 +584,23 @@ def learned(tmp_path_factory):
     path = tmp_path_factory.mktemp("learned") / "agent"
     agent.save(path, note="kept")
     return agent, path
+
+
+def test_a_parameter_that_learning_would_not_reach_is_refused():
+    """A slice of a ParameterList keeps the parameters that the module was made with."""
+
+    class Sliced(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.ParameterList([torch.zeros(2), torch.zeros(2)])
+
+        def forward(self, state, t):
+            logits = self.weights[1:][0] + self.weights[0]
+            return torch.distributions.Categorical(logits=logits.expand(*state.shape[:-1], 2))
+
+    agent = sac("CartPole-v1", policy=Sliced())
+    with pytest.raises(ValueError, match="parameters are read past their module"):
+        agent.learn(40)
 
 
 def test_checkpoints_of_other_agents_are_refused_and_change_nothing(learned, tmp_path):

@@ -514,6 +514,7 @@ def test_draws_that_cannot_be_batched_are_refused_with_several_seeds():
             {"value_network": True, "n_step": 2},
             "value_network goes with objective='maxent' and n_step=1",
         ),
+        ("Pendulum-v1", {"temperature": "auto", "objective": "svg0"}, "temperature='auto' tunes an entropy"),
         ("Pendulum-v1", {"value_network": True, "objective": "svg0"}, "value_network goes with objective='maxent'"),
         ("Pendulum-v1", {"objective": "wrong_bellman", "n_step": 2}, "objective='wrong_bellman' goes with n_step=1"),
         ("Pendulum-v1", {"objective": "ddpg", "policy": Bounded(dist.Beta)}, "has no mean, so no best action"),

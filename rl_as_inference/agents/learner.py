@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.entropy import check_target_entropy, uniform_log_density
 from rl_as_inference.agents.evaluation import Evaluation, mode_of, play
-from rl_as_inference.agents.networks import Networks, drawn_from_logits, log_probabilities
+from rl_as_inference.agents.networks import Networks, log_probabilities
 from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
 from rl_as_inference.agents.update import Update
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
+from rl_as_inference.guides.categorical import drawn_from_logits
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments, NonFiniteError
 from rl_as_inference.processes.mdp import unvalidated
@@ -34,7 +35,7 @@ __all__ = ["ActionPrior", "Learner"]
 
 ActionPrior = Literal["uniform", "flat"]
 
-_FORMAT = "rl-as-inference agent 1"
+_FORMAT = "rl-as-inference agent 2"
 _COMPILE_FROM = 10_000
 """``compile="auto"`` compiles once this many updates have been asked for: what repays the compiler's time."""
 _THREADED_FROM = 4_000_000
@@ -413,6 +414,7 @@ class Learner(ABC):
             "agent": type(self).__name__,
             "env": self.envs.name,
             "layout": self._shapes(),
+            "settings": self._settings(),
             "num_steps": self.num_steps,
             "num_updates": self.num_updates,
             "debt": self._debt,
@@ -607,6 +609,15 @@ class Learner(ABC):
                 f"scale the rewards"
             )
 
+    def _settings(self) -> dict[str, Any]:
+        """Returns what else makes the learned numbers mean what they do, for a checkpoint to be held to."""
+        return {
+            "discount": self.discount,
+            "temperature": "auto" if self.learns_temperature else self._initial_temperature,
+            "action_prior": self.action_prior,
+            "n_step": self.n_step,
+        }
+
     def _shapes(self) -> list[list[Any]]:
         return [[module, name, list(shape)] for module, name, _, shape in self._update.layout.places]
 
@@ -631,6 +642,7 @@ class Learner(ABC):
             ("agent", record.get("agent"), type(self).__name__),
             ("environment", record.get("env"), self.envs.name),
             ("network layout", record.get("layout"), self._shapes()),
+            *((name, record["settings"].get(name), value) for name, value in self._settings().items()),
             ("dtype", tensors["parameters"].dtype, self.dtype),
             ("number of seeds", len(tensors["parameters"]), self.num_seeds),
             ("number of environments", record["envs"]["num_envs"], self.envs.num_envs),

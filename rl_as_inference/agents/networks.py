@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
 
-__all__ = ["Networks", "Temperature", "drawn_from_logits", "log_probabilities"]
+__all__ = ["Networks", "Temperature", "log_probabilities"]
 
 
 class Networks:
@@ -69,17 +69,3 @@ def log_probabilities(chosen: Any, num_actions: int, device: torch.device | str 
     actions = torch.arange(num_actions, device=device).reshape(num_actions, *(1 for _ in chosen.batch_shape))
     values: Tensor = chosen.log_prob(actions)
     return values.movedim(0, -1)
-
-
-def drawn_from_logits(logits: Tensor) -> Tensor:
-    """Returns draws from categorical distributions ``(*batch, A)``, by Gumbel's trick.
-
-    The largest of the perturbed logits; unlike ``torch.multinomial`` it compiles into the kernels around it.
-
-    Example:
-        >>> drawn_from_logits(torch.tensor([[0.0, 100.0], [100.0, 0.0]]))
-        tensor([1, 0])
-    """
-    tiny = torch.finfo(logits.dtype).tiny
-    exponential = -torch.rand_like(logits).clamp(min=tiny).log()
-    return (logits - exponential.clamp(min=tiny).log()).argmax(-1)

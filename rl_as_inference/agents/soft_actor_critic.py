@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.learner import ActionPrior, Learner
-from rl_as_inference.agents.networks import Networks, Temperature, drawn_from_logits, log_probabilities
+from rl_as_inference.agents.networks import Networks, Temperature, log_probabilities
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import QEnsemble, SoftV
 from rl_as_inference.guides import CategoricalPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
+from rl_as_inference.guides.categorical import drawn_from_logits
 from rl_as_inference.networks import check_hidden_sizes
 from rl_as_inference.objectives.soft_actors import (
     deterministic_actor_loss,
@@ -154,8 +155,12 @@ class SoftActorCritic(Learner):
             raise ValueError("policy_components is for the policy made here; leave it out, or leave out policy")
         if exploration_noise != 0:
             check_positive("exploration_noise", exploration_noise)
-        if objective in ("svg0", "ddpg") and temperature is None:
-            temperature = 1.0  # not looked at
+        if objective in ("svg0", "ddpg"):
+            if temperature == "auto":
+                raise ValueError(
+                    f"temperature='auto' tunes an entropy that objective={objective!r} has not; leave it out"
+                )
+            temperature = 1.0 if temperature is None else temperature  # not looked at
         if value_network and (objective != "maxent" or n_step > 1):
             raise ValueError("value_network goes with objective='maxent' and n_step=1; drop one of them")
         if objective == "wrong_bellman" and n_step > 1:
@@ -416,6 +421,9 @@ class SoftActorCritic(Learner):
                     raise ValueError(
                         f"policy: draws of {kind} cannot be batched over seeds; make one agent a seed ({error})"
                     ) from error
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "objective": self.objective}
 
     def _policy_of(self, modules: dict[str, nn.Module]) -> Any:
         return modules["policy"]

@@ -13,12 +13,14 @@ from torch.nn.functional import softplus
 
 from rl_as_inference.agents.entropy import uniform_log_density
 from rl_as_inference.agents.learner import ActionPrior, Learner
-from rl_as_inference.agents.networks import Networks, Temperature, drawn_from_logits
+from rl_as_inference.agents.networks import Networks, Temperature
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count
 from rl_as_inference.critics import QEnsemble
 from rl_as_inference.guides import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
+from rl_as_inference.guides.categorical import drawn_from_logits
+from rl_as_inference.guides.energy_based import resampled
 from rl_as_inference.networks import check_hidden_sizes
 from rl_as_inference.objectives.soft_actors import temperature_loss
 from rl_as_inference.objectives.soft_critics import (
@@ -41,14 +43,17 @@ class SoftQLearning(Learner):
     The critic learns ``y = r + γ V(s')`` with ``V = α log Σ_a p(a) exp(Q̄(s',a)/α)``, and the policy is
     ``p(a|s) exp((Q - V)/α)``. Over discrete actions both are exact, and ``double=True`` lets the
     online network choose and the target network value (soft double Q-learning). Over continuous
-    actions ``V`` is an importance estimate from uniform draws and the policy's draws are those of an
-    amortized Stein sampler: the method for policies of several modes, in few dimensions.
+    actions, of few dimensions, ``V`` is an importance estimate from uniform draws, and the policy's
+    draws are those of an amortized Stein sampler, as in the paper, or are uniform draws resampled by
+    their energies. The sampler scales further; it moves by gradients alone, so that what share of its
+    draws goes to which of several far modes is left to how it got there. Resampling gets the shares right.
 
     Args:
         double: soft double Q-learning's correction; discrete actions only.
         num_critics: critics, the least of which counts.
+        sampler: ``"stein"`` or ``"resampling"``: how actions are drawn; continuous actions only.
         num_particles: draws of the Stein sampler for each state.
-        num_value_draws: uniform draws for a continuous ``V``.
+        num_value_draws: uniform draws for a continuous ``V``, and for each resampled action.
         batch_size, ..., env_kwargs: as for :class:`SoftActorCritic`.
 
     Raises:
@@ -72,6 +77,7 @@ class SoftQLearning(Learner):
         double: bool = False,
         hidden_sizes: Sequence[int] = (256, 256),
         num_critics: int = 1,
+        sampler: Literal["stein", "resampling"] = "stein",
         num_particles: int = 16,
         num_value_draws: int = 64,
         temperature: float | Literal["auto"] | None = None,
@@ -94,6 +100,9 @@ class SoftQLearning(Learner):
         check_count("num_value_draws", num_value_draws, 2)
         check_count("num_critics", num_critics)
         check_hidden_sizes(hidden_sizes)
+        if sampler not in ("stein", "resampling"):
+            raise ValueError(f"sampler must be 'stein' or 'resampling', got {sampler!r}")
+        self.sampler = sampler
         self.hidden_sizes, self.num_critics, self.double = tuple(hidden_sizes), num_critics, double
         self.num_particles, self.num_value_draws = num_particles, num_value_draws
         super().__init__(
@@ -136,8 +145,15 @@ class SoftQLearning(Learner):
         else:
             q = networks("critics", batch.state, batch.action)
             critic_loss = soft_critic_loss(q, self._continuous_target(targets, batch, temperature))
-            sampler_loss, entropy = self._sampler_loss(networks, frozen, batch.state, temperature)
-            total = critic_loss + sampler_loss
+            total = critic_loss
+            if self.sampler == "stein":
+                sampler_loss, entropy = self._sampler_loss(networks, frozen, batch.state, temperature)
+                total = total + sampler_loss
+            else:
+                _, energies = self._candidates(frozen, batch.state, temperature)
+                log_weights = energies.log_softmax(-1)  # of the policy to the uniform density, times the count
+                gain = (log_weights.exp() * log_weights).sum(-1) + math.log(self.num_value_draws)
+                entropy = -gain - uniform_log_density(self.action_space)
         if self.learns_temperature:
             log_temperature = networks.tree["temperature"]["log_temperature"]
             total = total + temperature_loss(log_temperature, entropy, self.target_entropy)
@@ -163,12 +179,19 @@ class SoftQLearning(Learner):
 
     def _value(self, networks: Networks, state: Tensor, temperature: Tensor) -> Tensor:
         """Returns the importance estimate of a continuous soft value, ``(B,)``."""
+        action, energies = self._candidates(networks, state, temperature)
+        log_proposal = torch.full_like(energies, uniform_log_density(self.action_space))
+        return importance_log_sum_exp_value(
+            energies * temperature, log_proposal, self._log_prior(state, action), temperature
+        )
+
+    def _candidates(self, networks: Networks, state: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns uniform actions ``(*batch, J, d)`` and their ``Q/α``."""
         size = (self.action_space.shape or (1,))[0]
         batch = state.shape[: state.dim() - len(self.state_space.shape or ())]
         action = 2 * torch.rand(*batch, self.num_value_draws, size, dtype=self.dtype, device=self.device) - 1
         q = networks("critics", self._beside(state, self.num_value_draws), action).amin(0)
-        log_proposal = torch.full_like(q, uniform_log_density(self.action_space))
-        return importance_log_sum_exp_value(q, log_proposal, self._log_prior(state, action), temperature)
+        return action, q / temperature
 
     def _sampler_loss(
         self, networks: Networks, frozen: Networks, state: Tensor, temperature: Tensor
@@ -203,6 +226,8 @@ class SoftQLearning(Learner):
             temperature = networks("temperature")
             logits = networks("critics", state).amin(0) / temperature + self._log_prior(state, None)
             return drawn_from_logits(logits)
+        if self.sampler == "resampling":
+            return resampled(*self._candidates(networks, state, networks("temperature")))
         size = (self.action_space.shape or (1,))[0]
         batch = state.shape[: state.dim() - len(self.state_space.shape or ())]
         noise = torch.randn(*batch, size, dtype=self.dtype, device=self.device)
@@ -217,7 +242,7 @@ class SoftQLearning(Learner):
         )
         temperature = Temperature(self._initial_temperature, learned=self.learns_temperature)
         modules: dict[str, nn.Module] = {"critics": critics, "temperature": temperature}
-        if isinstance(self.action_space, gymnasium.spaces.Box):
+        if self.sampler == "stein" and isinstance(self.action_space, gymnasium.spaces.Box):
             size = self.action_space.shape[0]
             modules["sampler"] = SteinSampler(self.state_space, size, hidden_sizes=self.hidden_sizes)
         return modules
@@ -238,9 +263,15 @@ class SoftQLearning(Learner):
     def _policy_of(self, modules: dict[str, nn.Module]) -> Any:
         if self.is_discrete:
             return SoftmaxPolicy(modules["critics"], modules["temperature"], lambda state: self._log_prior(state, None))
-        sampler = modules["sampler"]
-        assert isinstance(sampler, SteinSampler)
-        return EnergyBasedPolicy(modules["critics"], sampler, modules["temperature"])
+        sampler = modules.get("sampler")
+        assert sampler is None or isinstance(sampler, SteinSampler)
+        return EnergyBasedPolicy(
+            modules["critics"],
+            sampler,
+            modules["temperature"],
+            state_dims=len(self.state_space.shape or ()),
+            action_size=(self.action_space.shape or (1,))[0],
+        )
 
     def _critic_of(self, modules: dict[str, nn.Module]) -> Any:
         return SoftValue(
