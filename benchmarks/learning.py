@@ -24,6 +24,8 @@ CURVES = Path(__file__).parent / "results" / "curves"
 
 SMALL: dict[str, Any] = {"hidden_sizes": (64, 64), "learning_rate": 1e-3}
 DISCRETE: dict[str, Any] = {**SMALL, "batch_size": 128, "target_average": 0.05, "target_entropy": 0.2}
+# Twice the updates at half the rate: the actor of a discrete policy otherwise falls behind its critic now and then.
+SLOWER: dict[str, Any] = {"learning_rate": 5e-4, "updates_per_step": 2, "batch_size": 256, "target_average": 0.02}
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ CASES = {
     "cartpole_sac": Case(
         "CartPole-v1",
         SoftActorCritic,
-        30_000,
-        5_000,
+        20_000,
+        2_500,
         FIVE,
         100,
         475,
-        "return of the worst of 5 seeds at 30,000 steps",
-        config=DISCRETE,
+        "return of the worst of 5 seeds at 20,000 steps",
+        config={**DISCRETE, **SLOWER},
     ),
     "cartpole_sql": Case(
         "CartPole-v1",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import rl_as_inference as rlai
 
-STEPS = 24_000
+STEPS = 32_000
 REACHED = 0.45
 """A trajectory has reached a goal if it ends this close to it."""
 

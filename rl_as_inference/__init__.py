@@ -4,7 +4,7 @@ from rl_as_inference import exact, guides, models
 from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.fit import FitResult, fit
-from rl_as_inference.inspect import posterior
+from rl_as_inference.inspect import estimate_log_evidence, posterior
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.processes import (
     GymnasiumProcess,
@@ -14,7 +14,7 @@ from rl_as_inference.processes import (
     to_gymnasium,
     to_gymnasium_vector,
 )
-from rl_as_inference.program import act, follow, reward, simulate, steps, survival, terminate
+from rl_as_inference.program import act, follow, given_return, reward, simulate, steps, survival, terminate
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -33,9 +33,11 @@ __all__ = [
     "act",
     "compare",
     "estimate_elbo",
+    "estimate_log_evidence",
     "exact",
     "fit",
     "follow",
+    "given_return",
     "guides",
     "models",
     "posterior",

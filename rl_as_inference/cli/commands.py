@@ -29,7 +29,7 @@ from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inspect import Method, plots, posterior
+from rl_as_inference.inspect import Method, plots, posterior, save_posterior
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
 
@@ -90,7 +90,7 @@ def compare_command(
     method: Method = "exact" if exact.is_available(run.process) else "importance"
     draws = posterior(run.process, fitted.policy, method=method, num_draws=num_draws)
     with run.folder.writing("posterior.nc", f"{num_draws} posterior draws ({method}), ArviZ InferenceData") as path:
-        draws.to_netcdf(str(path), engine="h5netcdf")
+        save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
     run.write_pictures(fitted, comparison, draws, num_draws)
     run.finish()
 

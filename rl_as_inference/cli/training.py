@@ -34,7 +34,7 @@ from rl_as_inference.inspect import plots
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.tables import render
 
-__all__ = ["evaluate_command", "train_command"]
+__all__ = ["evaluate_command", "make_agent", "train_command"]
 
 _ALGORITHMS: dict[str, type[Learner]] = {"sac": SoftActorCritic, "sql": SoftQLearning}
 _OWN: dict[str, dict[str, Any]] = {"sac": {"objective": "maxent", "policy_components": 1}, "sql": {"double": False}}
@@ -130,7 +130,7 @@ def train_command(
         if out is not None:
             check_run_folder(out, overwrite=overwrite)
         record = _new(context)
-    agent = _make_agent(record)
+    agent = make_agent(record)
     if video:
         check_videos(agent)
     # Settled now, by all the steps: a part of the run could not tell.
@@ -191,7 +191,7 @@ def evaluate_command(
     record = read_record(run, "train", "RUN")
     if device is None and not torch.cuda.is_available():
         device = "cpu"
-    agent = _make_agent({**record, "compile": False, "device": device or record.get("device")}, "RUN")
+    agent = make_agent({**record, "compile": False, "device": device or record.get("device")}, "RUN")
     if video:
         check_videos(agent)
     agent.load(run / CHECKPOINT)
@@ -284,7 +284,7 @@ def _fingerprint(problem: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
-def _make_agent(record: dict[str, Any], argument: str = "--resume") -> Learner:
+def make_agent(record: dict[str, Any], argument: str = "--resume") -> Learner:
     """Returns the agent of a run as it began.
 
     Raises:

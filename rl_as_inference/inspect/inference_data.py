@@ -1,7 +1,8 @@
 """Trajectories as ArviZ data, by ArviZ's conventions."""
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["from_trajectories", "import_arviz"]
 
+_UNITS = {
+    "reward": "reward units",
+    "return": "reward units",
+    "length": "steps",
+    "log_weight": "nats",
+    "proposal_log_weight": "nats",
+    "optimality": "nats",
+    "time": "steps",
+    "temperature": "reward units per nat",
+}
+
 
 def import_arviz() -> Any:
     """Returns the module ``arviz``, imported when first needed: it takes longer than everything else."""
@@ -29,26 +41,48 @@ def from_trajectories(
     chains: Trajectories | Sequence[Trajectories],
     *,
     log_weight: Tensor | None = None,
+    proposal_log_weight: Tensor | None = None,
     prior: Trajectories | None = None,
     discount: float | Tensor | None = None,
     problem: str = "",
+    statistics: Mapping[str, Tensor] | None = None,
+    observed: Mapping[str, Tensor] | None = None,
+    state_names: Sequence[str] | None = None,
+    action_names: Sequence[str] | None = None,
     **attributes: Any,
 ) -> "arviz.InferenceData":
     """Returns trajectories as ArviZ data.
 
-    Groups: ``posterior`` with ``state``, ``action``, ``reward`` and ``alive`` (chain, draw, time, …),
-    ``final_state`` after the last of them (chain, draw, …) and any latents; ``sample_stats`` with ``return`` (reward
-    units), ``log_weight`` (nats) and ``length`` (steps); ``log_likelihood`` with the optimality
-    factor of each step (nats); ``prior`` likewise if given; ``constant_data`` with temperature and
-    discount. The other attributes go onto ``posterior``.
+    - ``posterior``: ``state``, ``action``, ``reward`` (chain, draw, time, …), ``final_state`` after the
+      last of them (chain, draw, …) and any latents. Vectors have ``state_dim_0`` and ``action_dim_0``.
+    - ``sample_stats``: ``return`` (reward units), ``log_weight`` (nats), ``length`` (steps) and the bool
+      ``alive`` (chain, draw, time). It is not among the posterior's variables, as ArviZ draws no bools.
+    - ``log_likelihood``: ``optimality``, the factor of each step (nats).
+    - ``observed_data``: ``optimality`` (time), all 1: that it was seen is what the posterior is given.
+    - ``prior`` and ``sample_stats_prior`` likewise, if given.
+    - ``constant_data``: scalars ``temperature``, ``discount``, ``problem`` and ``library_version``.
+
+    Units are noted on the variables.
 
     Args:
         chains: one chain of draws, or several with the same number of draws.
         log_weight: weights of the draws in nats, ``(chain, draw)``; by default the draws' own.
+        proposal_log_weight: for draws that were resampled, the weights in nats of all that they were drawn
+            from, ``(proposal,)``, for ``constant_data``: diagnostics look at these.
         prior: draws from the action prior.
         discount: γ of the process, where the draws have had their coins tossed.
         problem: the problem's name.
-        **attributes: what to note on the posterior group (method, evidence, …).
+        statistics: what else is known of the draws, ``(chain, draw)``, for ``sample_stats``; ArviZ
+            knows ``energy`` (nats) and ``diverging``.
+        observed: values of the sites that the program was conditioned on, for ``observed_data``.
+        state_names: names for the entries of a state vector, ``(position, velocity)``.
+        action_names: likewise.
+        **attributes: what to note on the posterior group (method, evidence, …): what JSON can hold;
+            None is left out.
+
+    Raises:
+        ValueError: if chains differ in their number of draws, something does not have the shape said
+            above, a latent or a statistic takes a name from the list above, or JSON cannot hold an attribute.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -58,43 +92,69 @@ def from_trajectories(
         {'chain': 1, 'draw': 10, 'time': 4}
     """
     chains = [chains] if isinstance(chains, Trajectories) else list(chains)
+    sizes = sorted({chain.num_trajectories for chain in chains})
+    if len(sizes) != 1:
+        raise ValueError(f"chains: there must be one or more, with the same number of draws each; got {sizes}")
+    shape = (len(chains), sizes[0])
     longest = max(each.horizon for each in (*chains, *(() if prior is None else (prior,))))
     chains = [chain.padded(longest) for chain in chains]
-    prior = None if prior is None else prior.padded(longest)
-    posterior = _variables(chains)
-    stats = {
-        "return": _stack([chain.returns() for chain in chains]),
-        "length": _stack([chain.lengths() for chain in chains]),
-        "log_weight": _stack([chain.log_weight() for chain in chains]) if log_weight is None else _numpy(log_weight),
-    }
-    likelihood = {"optimality": _over_draws([chain.log_factors for chain in chains])}
     first = chains[0]
-    gamma = first.discount if discount is None else discount
-    constants = {"temperature": np.asarray(float(first.temperature)), "discount": np.asarray(float(gamma))}
+
+    stats = _statistics(chains)
+    if log_weight is not None:
+        stats["log_weight"] = _of_shape("log_weight", log_weight, shape)
+    for name, values in (statistics or {}).items():
+        if name in stats:
+            raise ValueError(f"statistics: {name!r} is worked out from the draws; leave it out")
+        stats[name] = _of_shape(f"statistics[{name!r}]", values, shape)
+    seen = {"optimality": np.ones(longest, dtype=int)}
+    for name, values in (observed or {}).items():
+        if name in seen:
+            raise ValueError(f"observed: {name!r} is 1 at every step; leave it out")
+        seen[name] = np.atleast_1d(_numpy(values))
     groups: dict[str, Any] = {
-        "posterior": posterior,
+        "posterior": _variables(chains),
         "sample_stats": stats,
-        "log_likelihood": likelihood,
-        "constant_data": constants,
+        "log_likelihood": {"optimality": _over_draws([chain.log_factors for chain in chains])},
+        "observed_data": seen,
     }
     if prior is not None:
-        groups["prior"] = _variables([prior])
-        groups["sample_stats_prior"] = {"return": _stack([prior.returns()])}
+        groups["prior"] = _variables([prior.padded(longest)])
+        groups["sample_stats_prior"] = _statistics([prior.padded(longest)])
+
     dims: dict[str, list[str]] = {name: ["time"] for name in ("state", "action", "reward", "alive", "optimality")}
-    for name, tensor in (("state", first.states), ("action", first.actions)):
-        dims[name] = dims[name] + [f"{name}_dim_{i}" for i in range(tensor.dim() - 2)]
-    horizon = first.horizon
+    coords: dict[str, Any] = {"time": np.arange(longest)}
+    for name, tensor, names in (("state", first.states, state_names), ("action", first.actions, action_names)):
+        own = [f"{name}_dim_{i}" for i in range(tensor.dim() - 2)]
+        dims[name] = dims[name] + own
+        if names is not None:
+            if len(own) != 1 or len(names) != tensor.shape[-1]:
+                raise ValueError(f"{name}_names must name the entries of {name} vectors, {tuple(tensor.shape[2:])}")
+            coords[own[0]] = list(names)
     dims["final_state"] = dims["state"][1:]
-    coords = {"time": np.arange(horizon)}
+    notes = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
     with warnings.catch_warnings():
         # More chains than draws, or a chain of its own length in the prior, are as they should be.
         warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
-        data = import_arviz().from_dict(**groups, dims=dims, coords=coords)
-    for name, value in constants.items():
-        data.constant_data[name] = ((), value)  # from_dict makes arrays of one of them
-    data.constant_data = data.constant_data.drop_dims([f"{name}_dim_0" for name in constants])
-    note = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
-    data.posterior.attrs.update({key: value for key, value in {**note, **attributes}.items() if value is not None})
+        data = import_arviz().from_dict(
+            **groups, constant_data={"temperature": float(first.temperature)}, dims=dims, coords=coords
+        )
+    constants: dict[str, Any] = {
+        "temperature": float(first.temperature),
+        "discount": float(first.discount if discount is None else discount),
+        "problem": problem,
+        "library_version": notes["library_version"],
+    }
+    if proposal_log_weight is not None:
+        constants["proposal_log_weight"] = ("proposal", _numpy(proposal_log_weight.reshape(-1)))
+    # from_dict makes arrays of scalars.
+    data.constant_data = data.constant_data.drop_vars(list(data.constant_data.variables)).assign(constants)
+    for group in data.groups():
+        for name, variable in data[group].variables.items():
+            if name in _UNITS and group != "observed_data":
+                variable.attrs["units"] = _UNITS[str(name)]
+    data.posterior.attrs.update({name: _plain(name, value) for name, value in {**notes, **attributes}.items()})
+    data.posterior.attrs = {name: value for name, value in data.posterior.attrs.items() if value is not None}
     return data
 
 
@@ -103,13 +163,42 @@ def _variables(chains: list[Trajectories]) -> dict[str, Any]:
         "state": _over_draws([chain.states[: chain.horizon] for chain in chains]),
         "action": _over_draws([chain.actions for chain in chains]),
         "reward": _over_draws([chain.rewards for chain in chains]),
-        "alive": _over_draws([chain.mask for chain in chains]),
     }
     if len(chains[0].states) > chains[0].horizon:
         variables["final_state"] = _stack([chain.states[-1] for chain in chains])
     for name in chains[0].latents:
+        if name in variables:
+            raise ValueError(f"chains: a latent is called {name!r}, which is a variable of every posterior; rename it")
         variables[name] = _stack([chain.latents[name] for chain in chains])
     return variables
+
+
+def _statistics(chains: list[Trajectories]) -> dict[str, Any]:
+    return {
+        "return": _stack([chain.returns() for chain in chains]),
+        "length": _stack([chain.lengths() for chain in chains]),
+        "log_weight": _stack([chain.log_weight() for chain in chains]),
+        "alive": _over_draws([chain.mask for chain in chains]),
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Returns an attribute as strings, numbers, lists and dictionaries: what a file gives back as it was."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        value = value.tolist()
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: an attribute must be something that JSON can hold, got {type(value).__name__}"
+        ) from error
+
+
+def _of_shape(name: str, values: Any, shape: tuple[int, int]) -> Any:
+    array = _numpy(torch.as_tensor(values))
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} (chain, draw), got {array.shape}")
+    return array
 
 
 def _over_draws(tables: list[Tensor]) -> Any:

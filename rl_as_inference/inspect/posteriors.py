@@ -1,5 +1,6 @@
 """Which trajectories explain success: posterior draws by any method, as ArviZ data."""
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -9,7 +10,14 @@ from rl_as_inference import exact
 from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.program.readings import Policy
-from rl_as_inference.sampling import WeightedDraws, importance_sampling, nuts, repeated_filters, surviving_rollout
+from rl_as_inference.sampling import (
+    WeightedDraws,
+    annealing,
+    importance_sampling,
+    nuts,
+    repeated_filters,
+    surviving_rollout,
+)
 from rl_as_inference.sampling.importance import resample
 
 if TYPE_CHECKING:
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Method", "posterior"]
 
-Method = Literal["guide", "exact", "importance", "smc", "nuts"]
+Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
 
 _PROPOSALS_PER_DRAW = 10
 
@@ -39,10 +47,12 @@ def posterior(
     - ``"importance"``: ten proposals a draw from the policy (or the action prior), resampled by weight.
     - ``"smc"``: eight particle filters over time, of ``num_draws`` particles each, with the policy (or
       the action prior) as proposal; the standard error of the evidence is from their spread.
+    - ``"annealed"``: ``num_draws`` particles brought from the action prior down to the temperature by
+      Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
     - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
 
     With γ < 1 survival coins are drawn (see :func:`rl_as_inference.steps`), whatever the program's
-    rendering. Variables ``state``, ``action``, ``reward``, ``alive``; ``sample_stats`` has
+    rendering. Variables ``state``, ``action``, ``reward``; ``sample_stats`` has ``alive``,
     ``return`` and ``log_weight``. The posterior's attributes tell the method, and for ``importance``
     and ``smc`` the log evidence with its standard error, the effective sample size, and for
     ``importance`` Pareto k̂ (Vehtari et al. 2024): above 0.7 the weights are not to be trusted.
@@ -74,7 +84,13 @@ def posterior(
             draws = surviving_rollout(process, policy, num_draws)
             prior = None if policy is None else surviving_rollout(process, None, num_draws)
             return from_trajectories(draws, prior=prior, **notes)
-        if method == "importance":
+        if method == "annealed":
+            if policy is not None:
+                raise ValueError(
+                    "policy is no part of method='annealed', which starts from the action prior; leave it out"
+                )
+            weighted = annealing(process, num_draws).draws
+        elif method == "importance":
             weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)
             notes["pareto_k"] = _pareto_k(weighted)
         else:
@@ -83,8 +99,9 @@ def posterior(
         return from_trajectories(
             weighted.trajectories.select(index),
             log_weight=weighted.log_weight[index][None],
+            proposal_log_weight=weighted.log_weight if method == "importance" else None,
             log_evidence=weighted.log_evidence,
-            log_evidence_standard_error=weighted.standard_error,
+            log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
             effective_sample_size=weighted.effective_sample_size,
             **notes,
         )

@@ -1,31 +1,13 @@
-"""Monte Carlo estimates with their standard errors."""
+"""The ELBO by rollouts."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from rl_as_inference.estimate import Estimate
 from rl_as_inference.processes.programs import as_process
 
 __all__ = ["Estimate", "estimate_elbo"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its standard error, in the same unit."""
-
-    mean: float
-    standard_error: float
-
-    @classmethod
-    def of(cls, samples: Tensor) -> "Estimate":
-        """Returns the estimate of the mean of independent samples, ``(N,)``."""
-        error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.tensor(torch.nan)
-        return cls(float(samples.mean()), float(error))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.standard_error:.2g}"
 
 
 @torch.no_grad()

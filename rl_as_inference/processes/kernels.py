@@ -21,6 +21,8 @@ __all__ = [
     "SparseKernel",
     "Successors",
     "common_scale",
+    "cumulated",
+    "drawn",
     "exp_from",
     "invert",
     "log_or_minus_inf",
@@ -103,6 +105,27 @@ def log_to(scale: float, factors: Tensor) -> Tensor:
     """Returns ``scale + log(factors)``, in their memory."""
     logs = factors.log_()
     return logs.add_(scale) if scale else logs
+
+
+def cumulated(log_probabilities: Tensor) -> Tensor:
+    """Returns cumulative probabilities whose last is exactly one."""
+    cumulative = log_probabilities.detach().exp().cumsum(-1)
+    return cumulative / cumulative[..., -1:]
+
+
+def drawn(distribution: Any) -> Tensor:
+    """Returns a draw without gradient; of a categorical several times faster than its own ``sample``.
+
+    Example:
+        >>> drawn(torch.distributions.Categorical(torch.tensor([[0.0, 1.0], [1.0, 0.0]])))
+        tensor([1, 0])
+    """
+    if isinstance(distribution, torch.distributions.Categorical):
+        logits = distribution.logits
+        uniform = torch.rand((*logits.shape[:-1], 1), dtype=logits.dtype, device=logits.device)
+        return invert(cumulated(logits), uniform)
+    value: Tensor = distribution.sample()
+    return value
 
 
 def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ class LinearGaussianMDP(MarkovDecisionProcess):
         """None: there is no uniform prior over unbounded actions."""
         return None
 
-    def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
+    def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         mean = self.next_mean(state, action)
         return mean + torch.randn_like(mean) @ self.noise_scale_tril.mT
 

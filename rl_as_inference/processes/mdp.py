@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import check_discount, check_horizon, check_temperature
+from rl_as_inference.processes.kernels import drawn
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import Policy, check_answer
 from rl_as_inference.trajectories import Trajectories
@@ -191,7 +192,7 @@ class MarkovDecisionProcess:
                     log_prior.append(prior.log_prob(action))
                     log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action))
             with torch.set_grad_enabled(torch.is_grad_enabled() and pathwise):
-                proposed = self._next_state(state, action, draw)
+                proposed = self.next_state(state, action, pathwise=pathwise)
             if proposed.shape != state.shape:
                 raise ValueError(
                     f"transition(state, action) must give states of shape {tuple(state.shape)}, got "
@@ -250,10 +251,18 @@ class MarkovDecisionProcess:
             reward = reward.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())
         return reward.expand(count)
 
-    def _next_state(self, state: Tensor, action: Tensor, draw: Any) -> Tensor:
-        """Returns a draw of the next state; a process with a faster way than its distribution has it here."""
-        drawn: Tensor = draw(self.transition(state, action), "the transition")
-        return drawn
+    def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
+        """Returns a draw from the transition; a process with a faster way than its distribution has it here.
+
+        Args:
+            state, action: of one batch shape.
+            pathwise: draw by ``rsample``, differentiable in state and action.
+
+        Raises:
+            ValueError: if ``pathwise`` is asked of a transition that is not reparameterized.
+        """
+        transition = self.transition(state, action)
+        return _rsample(transition, "the transition") if pathwise else drawn(transition)
 
     def at_temperature(self, temperature: float | Tensor) -> Self:
         """Returns a copy of the process with another temperature."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class ProgramProcess:
     def __init__(self, program: Callable[[], Any], *, vectorized: bool | None = None) -> None:
         self.program = program
         self.vectorized = vectorized
-        self.name = getattr(program, "__qualname__", type(program).__name__).split(".")[0]
+        self.name = _name_of(program)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
@@ -206,6 +207,16 @@ class ProgramProcess:
         return -min(dims, default=0)
 
 
+def _name_of(program: Any) -> str:
+    """Returns a program's own name, of one under Pyro's handlers too."""
+    while hasattr(program, "func"):
+        # A handler binds itself and the program as a partial's arguments; any other partial is of the program.
+        bound: Any = getattr(program, "args", ())
+        program = bound[1] if len(bound) == 2 and isinstance(bound[0], Messenger) else program.func
+    name = getattr(program, "name", None) or getattr(program, "__qualname__", type(program).__name__)
+    return str(name).split(".")[0]
+
+
 def trajectories_at(run: Callable[[], Any], values: dict[str, Tensor], count: int) -> Trajectories:
     """Returns the trajectories of a program in a plate of ``count`` whose draws are given by site name."""
     return _join([_read(record(run, None, values=values), (count,))])
@@ -237,8 +248,14 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
         return tensor if tensor.shape[:1] == (count,) else tensor.expand(count, *tensor.shape)
 
     def leading_state(state: Tensor) -> Tensor:
-        # A state that is the same for all trajectories has a dimension less than the others, whatever its size.
-        return state.expand(count, *state.shape) if state.dim() < most else leading(state)
+        # A state that is the same for all trajectories (conditioned on, say) has fewer dimensions than the others,
+        # whatever its size.
+        return _spread(state, count, most) if state.dim() < most else leading(state)
+
+    most_of_actions = max((msg["value"].dim() for msg in messages if is_action(msg)), default=0)
+
+    def leading_action(action: Tensor) -> Tensor:
+        return _spread(action, count, most_of_actions) if action.dim() < most_of_actions else leading(action)
 
     head: dict[str, Tensor] = {}  # what is observed before the first action
     drawn_since: list[Tensor] = []
@@ -272,7 +289,9 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
                 for fn in (prior_of(msg), msg["fn"])
             )
             zero = torch.zeros_like(priors)
-            new = {"states": leading_state(state), "actions": leading(msg["value"]), "mask": mask}
+            if msg["is_observed"]:  # nobody chose it, so it weighs as much as the action prior gives it
+                policies = zero
+            new = {"states": leading_state(state), "actions": leading_action(msg["value"]), "mask": mask}
             run.rows.append({**new, "log_prior": priors, "log_policy": policies, "rewards": zero, "log_factors": zero})
             for name in head if len(run.rows) == 1 else ():
                 run.rows[0][name] = run.rows[0][name] + head[name]
@@ -287,6 +306,8 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
                 run.temperature = mark["temperature"]
                 value = torch.as_tensor(mark["value"]).to(factor)
                 row["rewards"] = row.get("rewards", 0.0) + per_trajectory(scale_and_mask(value, 1.0, msg["mask"]))
+            elif isinstance(msg["value"], Tensor):
+                drawn_since.append(msg["value"])  # a last state that is conditioned on
         else:
             drawn_since.append(msg["value"])
             if place["step"] is None:
@@ -295,12 +316,40 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
         raise ValueError("the program has no actions: draw them by act(name, state, prior)")
     last = run.rows[-1]["states"]
     for value in drawn_since:
-        if value.dtype == last.dtype and leading(value).shape == last.shape:
-            run.final_state = leading(value)
+        if value.dtype == last.dtype and value.dim() <= most and leading_state(value).shape == last.shape:
+            run.final_state = leading_state(value)
     run.latents = {
         name: leading(value) for name, value in run.latents.items() if not any(value is state for state in states)
     }
+    _drop_single_plates(run, len(batch) - 1)
     return run
+
+
+def _drop_single_plates(run: _Run, nesting: int) -> None:
+    """Takes the program's own plates out of states and actions if there is one trajectory in them.
+
+    So it is with a process under ``pyro.condition``: a plate of one trajectory inside the plate of all.
+    """
+    inner = slice(1, 1 + nesting)
+    columns = [row[name] for row in run.rows for name in ("states", "actions")]
+    if not nesting or any(set(value.shape[inner]) != {1} or value.dim() <= nesting for value in columns):
+        return
+    for row in run.rows:
+        for name in ("states", "actions"):
+            row[name] = row[name].flatten(0, nesting)
+    if run.final_state is not None:
+        run.final_state = run.final_state.flatten(0, nesting)
+    run.latents = {
+        name: value.flatten(0, nesting) if set(value.shape[inner]) == {1} and value.dim() > nesting else value
+        for name, value in run.latents.items()
+    }
+
+
+def _spread(value: Tensor, count: int, dims: int) -> Tensor:
+    """Returns a value of one trajectory, without its plates, for ``count`` of them, in ``dims`` dimensions."""
+    return value.reshape((1,) * (dims - value.dim()) + value.shape).expand(
+        count, *(1,) * (dims - value.dim() - 1), *value.shape
+    )
 
 
 def _join(runs: list[_Run]) -> Trajectories:

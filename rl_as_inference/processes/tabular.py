@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, invert, log_or_minus_inf
+from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.toy_text import read_toy_text
 from rl_as_inference.program.readings import Policy, check_answer
@@ -239,6 +239,12 @@ class TabularMDP(MarkovDecisionProcess):
         """Returns ``r(s,a) = E_{s'} r(s,a,s')``, ``(S, A)`` in reward units."""
         return self.reward_table if self.reward_table.dim() == 2 else self.kernel.mean(self.reward_table)
 
+    def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
+        if pathwise:  # to be told why not
+            return super().next_state(state, action, pathwise=True)
+        uniform = torch.rand((*state.shape, 1), dtype=self._like_dtype, device=state.device)
+        return self.kernel.draw(state * self.num_actions + action, uniform)
+
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         if pathwise:  # to be told why not
             return super()._rollout(policy, num_trajectories, horizon, pathwise)
@@ -248,14 +254,14 @@ class TabularMDP(MarkovDecisionProcess):
         uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device).unbind()
         with torch.no_grad():
             state = self.initial().sample((num_trajectories,))
-            cumulative = None if table is None else _cumulative(table).expand(horizon, -1, -1).unbind()
+            cumulative = None if table is None else cumulated(table).expand(horizon, -1, -1).unbind()
         states, rows, log_q = [state], [], []
         for t in range(horizon):
             first, second = uniform[t].unbind()
             if cumulative is None:
                 assert policy is not None
                 logits = self.log_probabilities(policy(state, t), state, f"at step {t}")
-                action = invert(_cumulative(logits.detach()), first)
+                action = invert(cumulated(logits.detach()), first)
                 log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
             else:
                 action = invert(cumulative[t].index_select(0, state), first)
@@ -410,12 +416,6 @@ class TabularMDP(MarkovDecisionProcess):
             mdp = cls.from_successors(successors, *tensors, **options)
         mdp.name, mdp.layout = env_id, table.layout
         return mdp
-
-
-def _cumulative(log_probabilities: Tensor) -> Tensor:
-    """Returns cumulative probabilities whose last is exactly one."""
-    cumulative = log_probabilities.detach().exp().cumsum(-1)
-    return cumulative / cumulative[..., -1:]
 
 
 def _tensor(value: Any) -> Tensor:

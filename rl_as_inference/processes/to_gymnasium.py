@@ -225,7 +225,7 @@ class _Stepper:
         process, states = self.process, self.states
         action = torch.as_tensor(actions, dtype=self._action_dtype, device=self.device)
         with self._own_draws():
-            reached = process._next_state(states, action, lambda distribution, _: distribution.sample())
+            reached = process.next_state(states, action)
             earned = process.reward(states, action, reached)
             rewards = process._checked_reward(earned, self.count, states, int(self.times.max()))
             # An episode may begin in a terminal state, which Gymnasium can only hear about now.

@@ -1,11 +1,14 @@
 """Draws from trajectory posteriors where there are no exact answers."""
 
+from rl_as_inference.sampling.annealing import Annealing, annealing
 from rl_as_inference.sampling.importance import WeightedDraws, importance_sampling, survive, surviving_rollout
 from rl_as_inference.sampling.nuts import nuts
 from rl_as_inference.sampling.smc import repeated_filters, sequential_monte_carlo
 
 __all__ = [
+    "Annealing",
     "WeightedDraws",
+    "annealing",
     "importance_sampling",
     "nuts",
     "repeated_filters",

@@ -1,22 +1,32 @@
 """Sequential Monte Carlo over the steps of a process."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.kernels import drawn
+from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["repeated_filters", "sequential_monte_carlo"]
+__all__ = ["Critic", "repeated_filters", "sequential_monte_carlo"]
+
+Critic = Callable[[Tensor, int], Tensor]
+"""A soft value ``(state, t)``, in reward units."""
 
 
 @torch.no_grad()
 def sequential_monte_carlo(
-    mdp: MarkovDecisionProcess, policy: Policy | None, num_particles: int, *, threshold: float = 0.5
+    mdp: MarkovDecisionProcess,
+    policy: Policy | None,
+    num_particles: int,
+    *,
+    critic: Critic | None = None,
+    threshold: float = 0.5,
 ) -> WeightedDraws:
     """Returns whole trajectories from a particle filter over time, with its evidence estimate.
 
@@ -25,10 +35,16 @@ def sequential_monte_carlo(
     traced back, so that what is returned are whole trajectories with equal or nearly equal weights.
     Doucet & Johansen (2011), algorithm for particle filtering; Piché et al. (2019) for control.
 
+    With a critic the filter is twisted: particles are resampled by what they are expected to earn yet,
+    ``exp(V_t(s)/α)``, which later weights take back, so that the evidence stays unbiased for *any*
+    critic (Whiteley & Lee 2014, arXiv:1210.0220; Heng et al. 2020, arXiv:1708.08396). The best one is the soft value
+    of exact conditioning, ``exact.plan(mdp, "posterior").soft_v``; a learned critic serves.
+
     Args:
         mdp: a Markov decision process with a horizon.
         policy: the proposal; None for the action prior (the bootstrap filter).
         num_particles: ``N``.
+        critic: look-ahead, ``(state, t) -> V`` in reward units; None looks at what was earned alone.
         threshold: resample when the effective sample size is below this fraction of ``N``.
 
     Raises:
@@ -39,13 +55,35 @@ def sequential_monte_carlo(
     if not isinstance(mdp, MarkovDecisionProcess):
         raise ValueError("method='smc' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
     horizon = mdp.finite_horizon("sequential Monte Carlo")
+    with unvalidated():
+        return _filter(mdp, policy, num_particles, horizon, critic, threshold)
+
+
+def _filter(
+    mdp: MarkovDecisionProcess,
+    policy: Policy | None,
+    num_particles: int,
+    horizon: int,
+    critic: Critic | None,
+    threshold: float,
+) -> WeightedDraws:
     gamma = float(mdp.discount)
+
+    def ahead(state: Tensor, t: int, alive: Tensor) -> Tensor | float:
+        """Returns what the critic expects of particles from step ``t`` on, nats; nothing of those that have ended."""
+        if critic is None or t == horizon:
+            return 0.0
+        done = mdp.terminated(state)
+        going = alive if done is None else alive & ~done
+        return torch.where(going, critic(state, t) / mdp.temperature, 0.0)
+
     state: Tensor = mdp.initial().expand([num_particles]).sample()
     rows: dict[str, list[Tensor]] = {
         name: [] for name in ("states", "actions", "rewards", "mask", "log_prior", "log_policy")
     }
     ancestors: list[Tensor] = []
     alive = torch.ones(num_particles, dtype=torch.bool, device=state.device)
+    expected: Tensor | float = 0.0  # of the present states, in the weights already
     log_weight: Tensor | None = None
     log_evidence = 0.0
     for t in range(horizon):
@@ -54,10 +92,10 @@ def sequential_monte_carlo(
             alive = alive & ~done
         prior = mdp.prior(state)
         chosen = prior if policy is None else policy(state, t)
-        action = chosen.sample()
+        action = drawn(chosen)
         log_p = torch.where(alive, prior.log_prob(action), 0.0)
         log_q = log_p if policy is None else torch.where(alive, chosen.log_prob(action), 0.0)
-        proposed = mdp.transition(state, action).sample()
+        proposed = mdp.next_state(state, action)
         earned = torch.as_tensor(mdp.reward(state, action, proposed))
         if bool(earned.isnan().any()):
             raise ValueError(f"reward is NaN at step {t}; check reward() of {type(mdp).__name__}")
@@ -65,12 +103,13 @@ def sequential_monte_carlo(
         after = torch.where(alive.reshape(-1, *(1,) * (state.dim() - 1)), proposed, state)
         for name, value in zip(rows, (state, action, reward, alive, log_p, log_q), strict=True):
             rows[name].append(value)
-        increment = reward / mdp.temperature + log_p - log_q
+        if gamma < 1 and t < horizon - 1:
+            alive = alive & (torch.rand(num_particles, device=state.device) < gamma)
+        expected_after = ahead(after, t + 1, alive)
+        increment = reward / mdp.temperature + log_p - log_q + expected_after - expected
         log_weight = increment if log_weight is None else log_weight + increment
         if not bool(torch.logsumexp(log_weight, 0).isfinite()):
             raise ValueError(f"every particle's weight is zero at step {t}; use another policy or more particles")
-        if gamma < 1 and t < horizon - 1:
-            alive = alive & (torch.rand(num_particles, device=state.device) < gamma)
         index = torch.arange(num_particles, device=state.device)
         size = effective_sample_size(log_weight)
         if t < horizon - 1 and size < threshold * num_particles:
@@ -79,6 +118,7 @@ def sequential_monte_carlo(
             log_weight = torch.zeros_like(log_weight)
         ancestors.append(index)
         state, alive = after[index], alive[index]
+        expected = expected_after[index] if isinstance(expected_after, Tensor) else expected_after
     assert log_weight is not None
     log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
 
@@ -99,19 +139,24 @@ def sequential_monte_carlo(
 
 
 def repeated_filters(
-    mdp: MarkovDecisionProcess, policy: Policy | None, num_particles: int, *, num_repeats: int = 8
+    mdp: MarkovDecisionProcess,
+    policy: Policy | None,
+    num_particles: int,
+    *,
+    critic: Critic | None = None,
+    num_repeats: int = 8,
 ) -> WeightedDraws:
     """Returns the pooled trajectories of independent particle filters, weighed by each one's evidence.
 
     The evidence is the filters' mean, and its standard error is from their spread.
 
     Args:
-        mdp, policy, num_particles: as in :func:`sequential_monte_carlo`, for each filter.
+        mdp, policy, num_particles, critic: as in :func:`sequential_monte_carlo`, for each filter.
         num_repeats: how many filters, ≥ 2.
     """
     if num_repeats < 2:
         raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
-    filters = [sequential_monte_carlo(mdp, policy, num_particles) for _ in range(num_repeats)]
+    filters = [sequential_monte_carlo(mdp, policy, num_particles, critic=critic) for _ in range(num_repeats)]
     logs = torch.tensor([one.log_evidence for one in filters], dtype=torch.float64)
     shares = (logs - logs.max()).exp()
     pooled = [one.log_weight - torch.logsumexp(one.log_weight, 0) + one.log_evidence for one in filters]

@@ -1,0 +1,344 @@
+"""Whether draws may be taken for the posterior: one verdict for every method."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.sampling.importance import effective_sample_size
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = [
+    "LARGEST_R_HAT",
+    "LEAST_EFFECTIVE_SIZE",
+    "Diagnosis",
+    "diagnose",
+    "pareto_k",
+    "pareto_k_threshold",
+    "verdict_on_weights",
+]
+
+LEAST_EFFECTIVE_SIZE = 100
+"""Effective draws below which an answer is not trusted; for NUTS per chain (Vehtari et al. 2021)."""
+
+LARGEST_R_HAT = 1.01
+"""R̂ above which chains are said to disagree (Vehtari et al. 2021)."""
+
+_LEAST_FOR_A_TAIL = 21  # below, a fifth of the draws is fewer than the five that a Pareto fit needs
+
+_ALIKE = 1e-4
+"""Weights within so many nats of each other differ by rounding; a fit to that says nothing."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` finds.
+
+    Attributes:
+        text: the verdict in one or two sentences.
+        trusted: whether the draws (for a guide, with their weights) may be taken for the posterior.
+        pareto_k: k̂ of the weights; None where the method has no weights, or their tail cannot be fitted.
+        effective_sample_size: how many independent posterior draws these are worth; for importance
+            sampling, SMC and annealing that of all weighted trajectories, of which there are more than draws.
+        num_draws: the draws in the data, over all chains.
+        r_hat: the largest R̂ over the variables; None where there are no independent chains.
+    """
+
+    text: str
+    trusted: bool
+    pareto_k: float | None
+    effective_sample_size: float | None
+    num_draws: int
+    r_hat: float | None
+
+
+def pareto_k_threshold(num_draws: int) -> float:
+    """Returns the largest k̂ at which weights are trusted: ``min(1 - 1/log10(S), 0.7)`` for ``S`` draws.
+
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024), section 3.2.5. It reaches 0.7 at 2,155 draws.
+
+    Example:
+        >>> pareto_k_threshold(100), pareto_k_threshold(10_000)
+        (0.5, 0.7)
+    """
+    return min(1 - 1 / float(np.log10(max(num_draws, 2))), 0.7)
+
+
+def pareto_k(log_weight: Any) -> float | None:
+    """Returns k̂, the shape of the generalized Pareto distribution fitted to the largest weights.
+
+    Args:
+        log_weight: an array in nats, of any shape and not normalised.
+
+    None where there is no tail to fit: fewer than 21 weights, or weights that are alike.
+    Vehtari et al. (2024), by :func:`arviz.psislw`.
+
+    Raises:
+        ValueError: if there are no weights, one is NaN or infinite, or all are zero.
+    """
+    weights = _checked(np.asarray(log_weight, dtype=float).ravel())
+    possible = weights[np.isfinite(weights)]
+    if len(weights) < _LEAST_FOR_A_TAIL or np.ptp(possible) < _ALIKE:
+        return None
+    with np.errstate(all="ignore"), warnings.catch_warnings():  # weights that are all alike divide by zero
+        warnings.simplefilter("ignore")
+        _, k = import_arviz().psislw(weights)
+    return float(k) if np.isfinite(k) else None
+
+
+def diagnose(data: "arviz.InferenceData") -> Diagnosis:
+    """Returns whether the draws of :func:`rl_as_inference.posterior` may be taken for the posterior, and why.
+
+    - ``exact``: independent draws, nothing to doubt.
+    - ``guide``: the weights of the guide's own draws say how far it is from the posterior, and
+      whether weighing them by ``log_weight`` would mend it.
+    - ``importance``: k̂ at most :func:`pareto_k_threshold` of the proposals, and an effective sample size of
+      at least 100.
+    - ``smc``, ``annealed``: an effective sample size of at least 100. For ``smc`` with continuous actions as
+      many different first actions, since filters lose their early steps first.
+    - ``nuts``: R̂ at most 1.01, and a bulk effective sample size of at least 100 a chain, both the worst over
+      all variables (Vehtari et al. 2021).
+
+    Data without a method, or with one that is not among these, is judged as weighted draws.
+
+    Raises:
+        ValueError: if a group or variable is missing, there are no draws, or the weights are NaN,
+            infinite or all zero.
+
+    Example:
+        >>> import rl_as_inference as rlai
+        >>> from rl_as_inference.models import gridworld
+        >>> found = diagnose(rlai.posterior(gridworld(), method="exact", num_draws=500))
+        >>> found.trusted, found.effective_sample_size
+        (True, 500.0)
+        >>> print(found.text)
+        500 independent draws from the exact posterior: nothing to doubt.
+    """
+    posterior = _group(data, "posterior")
+    for dim in ("chain", "draw"):
+        if dim not in posterior.sizes:
+            raise ValueError(f"data: the group 'posterior' has no dimension {dim!r}; make it with rlai.posterior")
+    num_draws = int(posterior.sizes["chain"] * posterior.sizes["draw"])
+    if num_draws == 0:
+        raise ValueError("data: the group 'posterior' holds no draws")
+    judges: Mapping[str, Callable[[Any, int], Diagnosis]] = {
+        "exact": _exact,
+        "guide": _guide,
+        "importance": _importance,
+        "smc": _smc,
+        "annealed": _annealed,
+        "nuts": _nuts,
+    }
+    return judges.get(str(posterior.attrs.get("method")), _importance)(data, num_draws)
+
+
+def _exact(data: Any, num_draws: int) -> Diagnosis:
+    which = "causal" if data.posterior.attrs.get("dynamics") == "causal" else "exact"
+    text = f"{num_draws:,} independent draws from the {which} posterior: nothing to doubt."
+    return Diagnosis(text, True, None, float(num_draws), num_draws, None)
+
+
+def _guide(data: Any, num_draws: int) -> Diagnosis:
+    weights = _log_weight(data)
+    k, size = pareto_k(weights), effective_sample_size(torch.from_numpy(weights))
+    # log of the mean weight less the mean log weight: KL(guide || posterior) by these draws.
+    gap = float(np.logaddexp.reduce(weights)) - float(np.log(num_draws)) - float(weights.mean())
+    away = (
+        f"at least about {_rounded(gap)} nats from the posterior"
+        if np.isfinite(gap)
+        else "partly where the posterior is not"
+    )
+    doubt = _doubt_about_weights(k, size, num_draws)
+    if doubt:
+        text = (
+            f"{doubt}: do not take the guide's draws, {away}, for the posterior, weighted or not; "
+            f"use method='smc' or a better guide."
+        )
+    else:
+        text = (
+            f"{_praise(k, size, num_draws)}: the guide is {away}, and its draws weighted by log_weight "
+            f"can be taken for it."
+        )
+    return Diagnosis(text, not doubt, k, size, num_draws, None)
+
+
+def _importance(data: Any, num_draws: int) -> Diagnosis:
+    weights, notes = _log_weight(data), data.posterior.attrs
+    constants = getattr(data, "constant_data", {})
+    # Draws that were resampled say nothing by themselves: what they were drawn from does.
+    if "proposal_log_weight" in constants:
+        weights = _checked(np.asarray(constants["proposal_log_weight"].values, dtype=float).ravel())
+        k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), len(weights)
+    elif "effective_sample_size" in notes:
+        noted = float(notes.get("pareto_k", np.nan))
+        k, size = (noted if np.isfinite(noted) else None), _noted_size(notes)
+        weighed = int(notes.get("num_proposals", num_draws))
+    else:
+        k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), num_draws
+    text, trusted = verdict_on_weights(k, size, weighed)
+    return Diagnosis(text, trusted, k, size, num_draws, None)
+
+
+def verdict_on_weights(k: float | None, size: float, num_weights: int) -> tuple[str, bool]:
+    """Returns the verdict on importance weights, and whether they are trusted.
+
+    Args:
+        k: their k̂, None where there is no tail to fit.
+        size: their effective sample size.
+        num_weights: how many there are.
+
+    Example:
+        >>> verdict_on_weights(0.91, 300.0, 10_000)[0]
+        "k̂ = 0.91 (above 0.7): do not trust these weights; use method='smc' or a better guide."
+    """
+    doubt = _doubt_about_weights(k, size, num_weights)
+    if doubt:
+        return f"{doubt}: do not trust these weights; use method='smc' or a better guide.", False
+    return f"{_praise(k, size, num_weights)}: the weights can be trusted.", True
+
+
+def _smc(data: Any, num_draws: int) -> Diagnosis:
+    weights = _log_weight(data)
+    size = _noted_size(data.posterior.attrs, weights)
+    starts = _distinct_first_actions(data)
+    if size < LEAST_EFFECTIVE_SIZE:
+        text = f"{_small(size)}: do not trust these particles; use more draws or a better guide."
+        return Diagnosis(text, False, None, size, num_draws, None)
+    if starts is not None and starts < LEAST_EFFECTIVE_SIZE:
+        text = (
+            f"The {num_draws:,} draws descend from {starts} first actions (below {LEAST_EFFECTIVE_SIZE}): trust the "
+            f"last steps, not the early ones; use more draws or a better guide."
+        )
+        return Diagnosis(text, False, None, size, num_draws, None)
+    text = (
+        f"Effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE}): the particles can be trusted. "
+        f"Draws share ancestors, so early steps are worth less."
+    )
+    return Diagnosis(text, True, None, size, num_draws, None)
+
+
+def _annealed(data: Any, num_draws: int) -> Diagnosis:
+    size = _noted_size(data.posterior.attrs, _log_weight(data))
+    if size < LEAST_EFFECTIVE_SIZE:
+        text = f"{_small(size)}: do not trust these draws; use more draws, or more and smaller temperature steps."
+        return Diagnosis(text, False, None, size, num_draws, None)
+    text = f"Effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE}): the annealed draws can be trusted."
+    return Diagnosis(text, True, None, size, num_draws, None)
+
+
+def _nuts(data: Any, num_draws: int) -> Diagnosis:
+    chains, per_chain = int(data.posterior.sizes["chain"]), int(data.posterior.sizes["draw"])
+    if per_chain < 4:  # what ArviZ needs for either number
+        text = f"{per_chain} draws a chain are too few to tell anything: do not trust them; use more draws."
+        return Diagnosis(text, False, None, None, num_draws, None)
+    drawn = [name for name, values in data.posterior.items() if np.issubdtype(values.dtype, np.floating)]
+    if not drawn:
+        raise ValueError("data: the group 'posterior' has no continuous variable, and method 'nuts' draws only these")
+    az = import_arviz()
+    with np.errstate(all="ignore"), warnings.catch_warnings():  # constants (a known first state) have no R̂
+        warnings.simplefilter("ignore")
+        size = _extreme(az.ess(data, var_names=drawn), np.nanmin)
+        r_hat = _extreme(az.rhat(data, var_names=drawn), np.nanmax) if chains > 1 else None
+    wanted = LEAST_EFFECTIVE_SIZE * chains
+    if r_hat is not None and r_hat > LARGEST_R_HAT:
+        text = f"R̂ = {r_hat:.3f} (above {LARGEST_R_HAT}): the chains have not met, do not trust them; use more draws."
+        return Diagnosis(text, False, None, size, num_draws, r_hat)
+    if size is None or size < wanted:
+        text = f"{_small(size or 0.0, wanted)}: do not trust these chains; use more draws."
+        return Diagnosis(text, False, None, size, num_draws, r_hat)
+    agree = "A single chain cannot be checked by R̂" if r_hat is None else f"R̂ = {r_hat:.3f} (at most {LARGEST_R_HAT})"
+    text = f"{agree}, effective sample size {size:,.0f} (at least {wanted}): the chains can be trusted."
+    return Diagnosis(text, True, None, size, num_draws, r_hat)
+
+
+def _doubt_about_weights(k: float | None, size: float, num_weights: int) -> str:
+    """Returns what speaks against the weights, or an empty string."""
+    threshold = pareto_k_threshold(num_weights)
+    if k is not None and k > threshold:
+        return f"k̂ = {k:.2f} (above {threshold:.2g})"
+    return _small(size) if size < LEAST_EFFECTIVE_SIZE else ""
+
+
+def _praise(k: float | None, size: float, num_weights: int) -> str:
+    fit = (
+        "The weights have no tail to fit"
+        if k is None
+        else f"k̂ = {k:.2f} (at most {pareto_k_threshold(num_weights):.2g})"
+    )
+    return f"{fit}, effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE})"
+
+
+def _small(size: float, wanted: int = LEAST_EFFECTIVE_SIZE) -> str:
+    return f"Effective sample size {size:,.0f} (below {wanted})"
+
+
+def _noted_size(notes: Mapping[str, Any], log_weight: Any = None) -> float:
+    """Returns the noted effective sample size, else that of the draws' own weights."""
+    if "effective_sample_size" not in notes:
+        return effective_sample_size(torch.from_numpy(log_weight))
+    size = float(notes["effective_sample_size"])
+    if not np.isfinite(size):
+        raise ValueError(
+            f"data: the attribute 'effective_sample_size' is {size}; the weights it came from were not finite"
+        )
+    return size
+
+
+def _distinct_first_actions(data: Any) -> int | None:
+    """Returns how many different first actions continuous draws have; equal ones come from one ancestor."""
+    action = data.posterior.get("action")
+    if action is None or not np.issubdtype(action.dtype, np.floating):
+        return None
+    first = action.isel(time=0).stack(sample=("chain", "draw")).transpose("sample", ...).values
+    return len(np.unique(first.reshape(len(first), -1), axis=0))
+
+
+def _extreme(found: Any, pick: Callable[[Any], Any]) -> float | None:
+    """Returns the extreme over all entries of all variables, None where none of them is a number."""
+    numbers = np.concatenate([np.ravel(values.values) for values in found.values()])
+    return float(pick(numbers)) if np.isfinite(numbers).any() else None
+
+
+def _group(data: Any, name: str) -> Any:
+    group = getattr(data, name, None)
+    if group is None:
+        raise ValueError(f"data: there is no group {name!r}; make it with rlai.posterior or from_trajectories")
+    return group
+
+
+def _log_weight(data: Any) -> Any:
+    stats = _group(data, "sample_stats")
+    if "log_weight" not in stats:
+        raise ValueError("data: the group 'sample_stats' has no 'log_weight'; make it with rlai.posterior")
+    return _checked(np.asarray(stats["log_weight"].values, dtype=float).ravel())
+
+
+def _checked(log_weight: Any) -> Any:
+    if len(log_weight) == 0:
+        raise ValueError("log_weight is empty: there are no draws to weigh")
+    if np.isnan(log_weight).any():
+        at = np.flatnonzero(np.isnan(log_weight))
+        raise ValueError(
+            f"log_weight is NaN for {len(at)} of {len(log_weight)} draws, first for draw {at[0]}; look for NaN in the "
+            f"rewards or in the policy's log probabilities"
+        )
+    if np.isposinf(log_weight).any():
+        at = np.flatnonzero(np.isposinf(log_weight))
+        raise ValueError(f"log_weight is infinite for {len(at)} of {len(log_weight)} draws, first for draw {at[0]}")
+    if np.isneginf(log_weight).all():
+        raise ValueError(
+            f"log_weight is -inf for all {len(log_weight)} draws: every weight is zero, none of them can be a draw of "
+            f"the posterior; use another policy or more draws"
+        )
+    return log_weight
+
+
+def _rounded(value: float) -> str:
+    """Returns two digits of a number, without an exponent."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "0"

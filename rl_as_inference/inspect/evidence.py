@@ -1,0 +1,99 @@
+"""The log evidence of a process by any method that estimates it."""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+
+from rl_as_inference import exact
+from rl_as_inference.estimate import Estimate
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.programs import as_process
+from rl_as_inference.program.readings import Policy
+from rl_as_inference.sampling.annealing import annealing
+from rl_as_inference.sampling.importance import importance_sampling
+from rl_as_inference.sampling.smc import Critic, repeated_filters
+
+__all__ = ["EvidenceMethod", "estimate_log_evidence", "pooled"]
+
+EvidenceMethod = Literal["exact", "importance", "smc", "annealed"]
+
+
+def estimate_log_evidence(
+    process: Any,
+    policy: Policy | None = None,
+    *,
+    method: EvidenceMethod | None = None,
+    critic: Critic | None = None,
+    num_draws: int = 10_000,
+    num_repeats: int = 8,
+) -> Estimate:
+    """Returns ``log p(O)`` of a process or program in nats, with its standard error.
+
+    - ``"exact"``: by messages, for finite and linear-Gaussian processes; the standard error is 0.
+    - ``"importance"``: the mean weight of ``num_draws · num_repeats`` trajectories of the policy.
+    - ``"smc"``: particle filters over time (:func:`sequential_monte_carlo`), twisted by the critic.
+    - ``"annealed"``: from the action prior down to the temperature (:func:`annealing`).
+
+    By default the first of exact, smc and importance that the process allows. The last two methods run
+    ``num_repeats`` times with ``num_draws`` particles, and the standard error is from their spread; each
+    run's evidence is unbiased, and so is their mean, whose logarithm this is. With γ < 1 survival
+    coins are drawn.
+
+    Args:
+        process: a process or a Pyro program.
+        policy: the proposal of ``importance`` and ``smc``; None for the action prior.
+        method: see above.
+        critic: the look-ahead of ``smc``, ``(state, t) -> V`` in reward units.
+        num_draws: particles of a run, ≥ 2.
+        num_repeats: runs, ≥ 2.
+
+    Raises:
+        ValueError: for an unknown method or one that does not fit the process, or if all weights are zero.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> _ = torch.manual_seed(0)
+        >>> print(estimate_log_evidence(mdp), "|", estimate_log_evidence(mdp, method="smc", num_draws=1000))
+        2.48 ± 0 | 2.476 ± 0.0085
+    """
+    if method is not None and method not in get_args(EvidenceMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(EvidenceMethod))}, or None; got {method!r}")
+    for name, value in (("num_draws", num_draws), ("num_repeats", num_repeats)):
+        if value < 2:
+            raise ValueError(f"{name} must be >= 2, got {value}")
+    process = as_process(process)
+    in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
+    if method is None:
+        method = "exact" if exact.is_available(process) else "smc" if in_parts else "importance"
+    if critic is not None and method != "smc":
+        raise ValueError(f"critic is the look-ahead of method='smc', and method is {method!r}; leave one out")
+    if method == "exact":
+        with torch.no_grad():
+            return Estimate(float(exact.log_evidence(process)), 0.0)
+    if method == "importance":
+        weighted = importance_sampling(process, policy, num_draws * num_repeats)
+    elif method == "smc":
+        weighted = repeated_filters(process, policy, num_draws, critic=critic, num_repeats=num_repeats)
+    else:
+        if policy is not None:
+            raise ValueError("policy is a proposal, and method='annealed' starts from the action prior; leave it out")
+        first = annealing(process, num_draws)
+        ladder = first.inverse_temperatures
+        again = [annealing(process, num_draws, inverse_temperatures=ladder) for _ in range(num_repeats - 1)]
+        return pooled([run.draws.log_evidence for run in (first, *again)])
+    return Estimate(weighted.log_evidence, weighted.standard_error)
+
+
+def pooled(logs: list[float]) -> Estimate:
+    """Returns the logarithm of the mean of independent evidences, from their logarithms, by the delta method.
+
+    Example:
+        >>> pooled([0.0, 0.0])
+        Estimate(mean=0.0, standard_error=0.0)
+    """
+    values = torch.tensor(logs, dtype=torch.float64)
+    shares = (values - values.max()).exp()
+    mean = float(torch.logsumexp(values, 0)) - math.log(len(logs))
+    return Estimate(mean, float(shares.std() / shares.mean()) / len(logs) ** 0.5)

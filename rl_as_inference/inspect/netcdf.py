@@ -1,0 +1,180 @@
+"""Posteriors as files: NetCDF, written whole, read back as they were or refused."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rl_as_inference.checkpoints import written_whole
+from rl_as_inference.inspect.inference_data import import_arviz
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["load_posterior", "save_posterior"]
+
+_AS_JSON = "attributes_as_json"
+"""Attribute with the attributes that NetCDF has no type for: truth values, lists, dictionaries."""
+
+_CHECKSUMS = "checksums"
+"""Attribute of the file with a checksum of each group: HDF5 notices damage in some places only."""
+
+_NEEDED = ("state", "action", "reward")
+
+
+def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: bool = False) -> None:
+    """Writes a posterior to ``path`` as NetCDF-4, a group each: the whole file, or nothing.
+
+    ArviZ, xarray and every reader of NetCDF open it. Groups carry checksums, so that
+    :func:`load_posterior` notices damage.
+
+    Args:
+        data: what :func:`rl_as_inference.posterior` returns.
+        path: of the file, usually ``*.nc``; its folder must exist.
+        overwrite: replace the file if there is one.
+
+    Raises:
+        ValueError: if there is a file and ``overwrite`` is not said, the file cannot be written, or the
+            data are not a trajectory posterior.
+
+    Example:
+        >>> import tempfile
+        >>> import rl_as_inference as rlai
+        >>> from rl_as_inference.models import gridworld
+        >>> data = rlai.posterior(gridworld(), method="exact", num_draws=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_posterior(data, f"{folder}/posterior.nc")
+        ...     again = load_posterior(f"{folder}/posterior.nc")
+        >>> bool((again.posterior == data.posterior).all().to_array().all())
+        True
+    """
+    import xarray
+
+    path = Path(path)
+    wrong = _why_not_a_posterior(data)
+    if wrong:
+        raise ValueError(f"data: {wrong}; make it with rlai.posterior or from_trajectories")
+    if path.is_dir():
+        raise ValueError(f"path: {str(path)!r} is a folder; name a file in it")
+
+    def refuse_to_replace() -> None:
+        if path.exists() and not overwrite:
+            raise ValueError(f"path: {str(path)!r} exists already; choose another name, or pass overwrite=True")
+
+    refuse_to_replace()
+    try:
+        with written_whole(path) as temporary:
+            for index, name in enumerate(data.groups()):
+                group = data[name].copy()
+                group.attrs = _to_file(group.attrs)
+                for variable in group.variables:
+                    group[variable].attrs = _to_file(group[variable].attrs)
+                smaller = {
+                    variable: {"zlib": True}
+                    for variable, values in group.variables.items()
+                    if values.ndim and values.dtype.kind in "biuf"
+                }
+                mode: Literal["w", "a"] = "a" if index else "w"
+                group.to_netcdf(temporary, mode=mode, group=name, engine="h5netcdf", encoding=smaller)
+            written, _ = _read(temporary)
+            sums = {name: _checksum(group) for name, group in written.items()}
+            root = xarray.Dataset(attrs=_to_file({**data.attrs, _CHECKSUMS: sums}))
+            root.to_netcdf(temporary, mode="a", engine="h5netcdf")
+            refuse_to_replace()  # it may have come into being meanwhile
+    except OSError as error:
+        raise ValueError(f"path: cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def load_posterior(path: str | Path) -> "arviz.InferenceData":
+    """Returns the posterior that :func:`save_posterior` wrote to ``path``, held in memory.
+
+    Values, dtypes, coordinates and attributes are those that were saved. Nothing in the file is run.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged or no NetCDF-4 file, or holds no trajectory posterior.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"path: there is no file {str(path)!r}")
+    try:
+        groups, attributes = _read(path)
+    except Exception as error:  # HDF5 meets damage in every layer, each with errors of its own
+        raise ValueError(f"path: {str(path)!r} is damaged, or no NetCDF-4 file: {error}") from error
+    sums = attributes.pop(_CHECKSUMS, {})  # files that ArviZ wrote have none
+    for name, expected in sums.items():
+        if name not in groups or _checksum(groups[name]) != expected:
+            raise ValueError(f"path: {str(path)!r} is damaged: the group {name!r} is not what was saved")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
+        data: arviz.InferenceData = import_arviz().InferenceData(**groups, attrs=attributes)
+    wrong = _why_not_a_posterior(data)
+    if wrong:
+        raise ValueError(f"path: {str(path)!r} is not a trajectory posterior: {wrong}")
+    return data
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import h5py
+    import xarray
+
+    # Not by h5netcdf, whose file objects cannot be put away where opening them has failed.
+    with h5py.File(path, "r") as file:
+        names = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+    with xarray.open_dataset(path, engine="h5netcdf") as root:
+        attributes = _from_file(root.attrs)
+    groups = {}
+    for name in names:
+        with xarray.open_dataset(path, group=name, engine="h5netcdf") as group:
+            group.load()
+        group.attrs = _from_file(group.attrs)
+        for variable in group.variables:
+            group[variable].attrs = _from_file(group[variable].attrs)
+        groups[name] = group
+    return groups, attributes
+
+
+def _checksum(group: Any) -> str:
+    """Returns the SHA-256 of a group's values, types, dimensions and attributes."""
+    digest = hashlib.sha256(json.dumps(group.attrs, sort_keys=True).encode())
+    for name in sorted(group.variables):
+        values = group.variables[name]
+        digest.update(json.dumps([name, values.dims, str(values.dtype), values.attrs], sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(values.values).tobytes())
+    return digest.hexdigest()
+
+
+def _why_not_a_posterior(data: Any) -> str:
+    """Returns what is missing from data for a trajectory posterior, or an empty string."""
+    names = list(data.groups())
+    if "posterior" not in names:
+        return f"there is no group 'posterior' (groups: {', '.join(names) or 'none'})"
+    posterior = data.posterior
+    for variable in _NEEDED:
+        if variable not in posterior:
+            return f"the group 'posterior' has no variable {variable!r}"
+        for dim in ("chain", "draw", "time"):
+            if dim not in posterior[variable].dims:
+                return f"{variable!r} in the group 'posterior' has no dimension {dim!r}"
+    return ""
+
+
+def _to_file(attributes: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Returns attributes that NetCDF has types for; the others as one text."""
+    plain = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+    kept = {name: value for name, value in plain.items() if type(value) in (str, float) or _is_int64(value)}
+    others = {name: value for name, value in plain.items() if name not in kept}
+    return {**kept, _AS_JSON: json.dumps(others)} if others else kept
+
+
+def _from_file(attributes: Mapping[Hashable, Any]) -> dict[str, Any]:
+    plain = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+    others = plain.pop(_AS_JSON, "{}")
+    return {**plain, **json.loads(others)}
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63

@@ -1,0 +1,31 @@
+"""Pictures of comparisons, training and trajectories: one function a picture, each returns its axes."""
+
+from rl_as_inference.inspect.plots.actions import plot_actions
+from rl_as_inference.inspect.plots.comparisons import plot_dynamics_gap, plot_gaps
+from rl_as_inference.inspect.plots.energy import plot_free_energy
+from rl_as_inference.inspect.plots.occupancy import plot_occupancy
+from rl_as_inference.inspect.plots.returns import plot_returns
+from rl_as_inference.inspect.plots.states import plot_fan, plot_paths, plot_states
+from rl_as_inference.inspect.plots.style import BLUE, GREEN, GREY, ORANGE, RED
+from rl_as_inference.inspect.plots.training import plot_elbo_history, plot_learning_curve
+from rl_as_inference.inspect.plots.weights import plot_weights
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "RED",
+    "plot_actions",
+    "plot_dynamics_gap",
+    "plot_elbo_history",
+    "plot_fan",
+    "plot_free_energy",
+    "plot_gaps",
+    "plot_learning_curve",
+    "plot_occupancy",
+    "plot_paths",
+    "plot_returns",
+    "plot_states",
+    "plot_weights",
+]

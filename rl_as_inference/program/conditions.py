@@ -1,0 +1,82 @@
+"""Conditions on whole trajectories, for what ``pyro.condition`` cannot say of a single site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from rl_as_inference.program.sites import REWARD, is_reward
+
+__all__ = ["given_return"]
+
+
+def given_return(program: Callable[..., Any], at_least: float) -> Callable[..., Any]:
+    """Returns the program conditioned on a total reward of at least ``at_least``.
+
+    To condition on states or actions use ``pyro.condition``; the two go together. The optimality factors
+    stay as they are: for the action prior's own trajectories of such a return raise the temperature
+    (``process.at_temperature(1e6)``).
+
+    Args:
+        program: a process or a Pyro program that tags its rewards (:func:`rl_as_inference.reward`).
+        at_least: in reward units, of the undiscounted sum over the steps that were survived.
+
+    Raises:
+        ValueError: if ``at_least`` is not a finite number; when run, if the program has no rewards.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> trace = pyro.poutine.trace(given_return(mdp, 5.0)).get_trace()
+        >>> float(trace.log_prob_sum())
+        -inf
+    """
+    if not math.isfinite(at_least):
+        raise ValueError(f"at_least must be a finite number of reward units, got {at_least}")
+
+    def conditioned(*args: Any, **kwargs: Any) -> Any:
+        with _Rewards() as rewards:
+            answer = program(*args, **kwargs)
+        if rewards.total is None:
+            raise ValueError("given_return: the program has no rewards; write them by reward(name, value, temperature)")
+        with _InPlates(rewards.plates):
+            pyro.factor("return_at_least", torch.where(rewards.total < at_least, -math.inf, 0.0))
+        return answer
+
+    conditioned.__qualname__ = str(getattr(program, "name", None) or getattr(program, "__qualname__", "program"))
+    return conditioned
+
+
+class _Rewards(Messenger):
+    """Adds up the rewards of a run, and remembers the program's plates that they stand in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Tensor | None = None
+        self.plates: tuple[Any, ...] = ()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_reward(msg):
+            return
+        value = torch.as_tensor(msg["infer"][REWARD]["value"]).detach()
+        if msg["mask"] is not None:
+            value = torch.where(torch.as_tensor(msg["mask"], device=value.device), value, 0.0)
+        self.total = value if self.total is None else self.total + value
+        self.plates = msg["cond_indep_stack"]  # those inside; the ones outside have yet to add themselves
+
+
+class _InPlates(Messenger):
+    """Puts sites into plates that have been left."""
+
+    def __init__(self, plates: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.plates = plates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["cond_indep_stack"] = self.plates + msg["cond_indep_stack"]

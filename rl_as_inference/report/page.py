@@ -1,0 +1,130 @@
+"""The page itself: one HTML file that needs nothing else."""
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rl_as_inference.compare import Comparison
+from rl_as_inference.processes.programs import as_process
+from rl_as_inference.report.figures import gaps_figure
+from rl_as_inference.report.sources import Source
+from rl_as_inference.report.trajectories import embed
+
+__all__ = ["is_report", "render_report"]
+
+_MARK = '<meta name="generator" content="rl-as-inference report">'
+
+
+def render_report(
+    process: Any,
+    sources: Sequence[Source],
+    *,
+    comparison: Comparison | None = None,
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Returns a report as one HTML document, with its scripts and styles inside; it asks no network for anything.
+
+    Args:
+        process: what the trajectories are of.
+        sources: from :func:`draw_sources`, at least one.
+        comparison: for the table and the gaps; None leaves them out.
+        facts: names and values to head the page with.
+
+    Raises:
+        ValueError: if there are no sources.
+
+    Example:
+        >>> from rl_as_inference.models import gridworld
+        >>> from rl_as_inference.report import draw_sources
+        >>> grid = gridworld()
+        >>> page = render_report(grid, draw_sources(grid, None, num_draws=5))
+        >>> page.startswith("<!doctype html>")
+        True
+    """
+    if not sources:
+        raise ValueError("sources is empty; draw some with draw_sources(process, policy)")
+    from plotly.offline import get_plotlyjs  # imported when first needed: it is slow
+
+    process = as_process(process)
+    embedded = embed(process, sources)
+    gaps = None if comparison is None else gaps_figure(comparison)
+    environment = Environment(
+        loader=PackageLoader("rl_as_inference.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
+    loader = environment.loader
+    assert loader is not None
+    return environment.get_template("report.html").render(
+        mark=Markup(_MARK),
+        problem=str(getattr(process, "name", type(process).__name__)),
+        facts=facts,
+        comparison=comparison,
+        blocks=() if comparison is None else _blocks(comparison),
+        rules=() if comparison is None else comparison.rules,
+        number=number,
+        gaps=gaps is not None,
+        view=embedded["view"],
+        # A program's draws have tossed its coins, and no longer tell its discount.
+        survival=float(sources[0].data.constant_data["discount"]) if comparison is None else comparison.discount,
+        sources=sources,
+        embedded={source["key"]: len(source["draws"]["return"]) for source in embedded["sources"]},
+        data={**embedded, "gaps": gaps},
+        library_version=version("rl-as-inference"),
+        # What is trusted: this package's own files and Plotly's.
+        style=Markup(loader.get_source(environment, "report.css")[0]),
+        script=Markup(loader.get_source(environment, "report.js")[0]),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def is_report(path: str | Path) -> bool:
+    """Returns whether the file at ``path`` is a report that :func:`render_report` made."""
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            return _MARK in file.read(1000)
+    except OSError:
+        return False
+
+
+def number(value: float | None) -> str:
+    """Returns a number for people, as :meth:`Comparison.table` writes it; nothing for None."""
+    if value is None:
+        return ""
+    if math.isinf(value):
+        return f"{value:.2f}"
+    if abs(value) < 1e-9:  # what rounding leaves of a zero
+        return "0.0000"
+    return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.2e}"
+
+
+def _blocks(comparison: Comparison) -> list[list[dict[str, Any]]]:
+    """Returns the rows of the comparison's table, in nats and in reward units, without those that are empty."""
+
+    def row(field: str, label: str, unit: str, note: str = "", value: float | None = None) -> dict[str, Any]:
+        value = getattr(comparison, field) if value is None else value
+        return {"field": field, "label": label, "unit": unit, "note": note, "value": value}
+
+    nats = [
+        row("elbo", "ELBO of the guide, by rollouts", "nats", f"± {comparison.elbo_standard_error:.2g}"),
+        row("elbo_exact", "ELBO of the guide, exact", "nats"),
+        row("elbo_critic", "ELBO of the guide, by its critic", "nats"),
+        row("critic_difference", "critic - rollouts", "nats", "what the critic believes too much"),
+        row("optimal_elbo", "largest ELBO (causal)", "nats", "what control can reach"),
+        row("log_evidence", "log evidence log p(O)", "nats", "what luck could reach"),
+        row("dynamics_gap", "dynamics gap", "nats", "log p(O) - largest ELBO"),
+        row("policy_gap", "policy gap", "nats", "largest ELBO - ELBO of the guide"),
+    ]
+    scaled = comparison.temperature * comparison.elbo
+    rewards = [
+        row("sac_objective", "SAC objective", "reward", f"± {comparison.sac_standard_error:.2g}"),
+        row("scaled_elbo", "= α · ELBO", "reward", f"α = {comparison.temperature:.6g}", scaled),
+        row("prior_term", "+ action-prior term", "reward", "-α E Σ γ^t log p(a|s)"),
+        row("expected_return", "expected return", "reward", f"γ = {comparison.discount:.6g}"),
+        row("entropy", "policy entropy", "nats", "-E Σ γ^t log π(a|s)"),
+    ]
+    return [[each for each in rows if each["value"] is not None] for rows in (nats, rewards)]

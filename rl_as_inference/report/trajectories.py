@@ -1,0 +1,180 @@
+"""Trajectories as a page holds them: few, rounded, and with a way to draw them."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl_as_inference.report.sources import Source
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["embed"]
+
+Array = np.ndarray[Any, Any]
+
+_MOST_DRAWS = 200  # of a source; more make the page heavy and show nothing new
+_MOST_NUMBERS = 600_000  # in all sources together: some four megabytes of text
+_FEWEST_DRAWS = 10
+_MOST_DIMENSIONS = 12
+_MOST_STATES = 100  # more are too thin to be told apart as rows; they are lines instead
+_FEW_VALUES = 12
+_MOST_CELLS = 10_000
+_MOST_LATENT_VALUES = 4
+_MEANINGS = {"S": "start", "G": "goal", "H": "hole", "C": "cliff", "#": "wall"}
+_ARROWS = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}
+
+
+def embed(process: Any, sources: Sequence[Source]) -> dict[str, Any]:
+    """Returns ``view`` (how to draw states) and ``sources`` (the draws), as JSON can hold them.
+
+    ``view["kind"]`` is ``"grid"`` for finite processes with a layout, ``"index"`` for other finite ones, and
+    ``"series"`` for states of real numbers. A draw's states, actions and rewards end where it ends. Numbers are rounded
+    to about four digits; what is not finite is None.
+
+    At most 200 draws of a source are kept, evenly spaced, fewer where trajectories are long; ``returns`` has all.
+    """
+    states = [_states(source.data) for source in sources]
+    view = _view(process, sources, states)
+    arrays = [(path, *_steps(source.data)) for source, path in zip(sources, states, strict=True)]
+    per_draw = max(sum(math.prod(array.shape[1:]) for array in each) for each in arrays)
+    most = max(_FEWEST_DRAWS, min(_MOST_DRAWS, _MOST_NUMBERS // (per_draw * len(sources))))
+    return {
+        "view": view,
+        "sources": [
+            {
+                "key": source.key,
+                "label": source.label,
+                "colour": source.colour,
+                "returns": _plain(_rounded(source.returns, 6)),
+                "draws": _draws(source.data, most, view, path, actions, rewards),
+            }
+            for source, (path, actions, rewards) in zip(sources, arrays, strict=True)
+        ],
+    }
+
+
+def _view(process: Any, sources: Sequence[Source], states: list[Array]) -> dict[str, Any]:
+    finite = all(path.shape[2] == 1 and np.issubdtype(path.dtype, np.integer) for path in states)
+    # No step beyond the longest draw, nor beyond the last state that a program names.
+    horizon = max(
+        min(int(source.data.sample_stats["length"].max()), path.shape[1] - 1)
+        for source, path in zip(sources, states, strict=True)
+    )
+    view: dict[str, Any] = {"horizon": horizon}
+    layout = getattr(process, "layout", None)
+    if finite and layout is not None and layout.size <= _MOST_CELLS:
+        letters = np.asarray(layout).astype(str)
+        present = {letter: meaning for letter, meaning in _MEANINGS.items() if letter in letters}
+        return view | {
+            "kind": "grid",
+            "letters": np.where(letters == "F", "", letters).tolist(),
+            "meanings": present,
+            "arrows": _arrows(sources[0].data, letters.shape[1]),
+        }
+    largest = max(int(path.max()) for path in states) if finite else 0
+    if finite and largest < _MOST_STATES:
+        return view | {"kind": "index", "num_states": largest + 1}
+    dimensions = states[0].shape[2]
+    names = ["state"] if dimensions == 1 else [f"state dimension {i}" for i in range(dimensions)]
+    in_plane = dimensions == 2 and all(
+        len(np.unique(path[..., i])) > _FEW_VALUES for path in states for i in range(dimensions)
+    )
+    view |= {"names": names[:_MOST_DIMENSIONS], "num_dimensions": dimensions, "in_plane": in_plane}
+    return view | {"kind": "series"}
+
+
+def _states(data: "arviz.InferenceData") -> Array:
+    """Returns ``(draw, time, dimension)``, with the state after the last step where there is one."""
+    path = _flat(data.posterior["state"].values)
+    if "final_state" in data.posterior:
+        last = np.asarray(data.posterior["final_state"].values)
+        path = np.concatenate([path, last.reshape(len(path), 1, -1)], 1)
+    return path
+
+
+def _steps(data: "arviz.InferenceData") -> tuple[Array, Array]:
+    """Returns actions ``(draw, time, dimension)`` and rewards ``(draw, time)``."""
+    return _flat(data.posterior["action"].values), _flat(data.posterior["reward"].values)[..., 0]
+
+
+def _flat(values: Any) -> Array:
+    """Returns ``(chain, draw, time, …)`` as ``(chain · draw, time, dimension)``."""
+    array = np.asarray(values)
+    return array.reshape(array.shape[0] * array.shape[1], array.shape[2], -1)
+
+
+def _draws(
+    data: "arviz.InferenceData", most: int, view: dict[str, Any], states: Array, actions: Array, rewards: Array
+) -> dict[str, Any]:
+    count = len(states)
+    # Evenly spaced and not the first ones: draws that were resampled stand in the order of their proposals.
+    index = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+    lengths = np.asarray(data.sample_stats["length"].values).ravel()[index].astype(int)
+    stats = {name: np.asarray(data.sample_stats[name].values).ravel()[index] for name in ("return", "log_weight")}
+    states, actions, rewards = _rounded(states[index]), _rounded(actions[index]), _rounded(rewards[index], 6)
+    one_value = view["kind"] != "series"
+    dimensions = 1 if one_value else len(view["names"])
+    by_dimension = [
+        [_plain(path[: length + 1, i]) for path, length in zip(states, lengths, strict=True)] for i in range(dimensions)
+    ]
+    single = actions.shape[2] == 1
+    latents = {
+        str(name): _plain(_rounded(flat[index]))
+        for name, values in data.posterior.data_vars.items()
+        if "time" not in values.dims and name != "final_state"
+        if (flat := np.asarray(values.values).reshape(count, -1)).shape[1] <= _MOST_LATENT_VALUES
+    }
+    return {
+        "number": index.tolist(),
+        "return": _plain(_rounded(stats["return"], 6)),
+        "log_weight": _plain(_rounded(stats["log_weight"], 6)),
+        "length": lengths.tolist(),
+        "state": by_dimension[0] if one_value else by_dimension,
+        "action": [_plain(a[:n, 0] if single else a[:n]) for a, n in zip(actions, lengths, strict=True)],
+        "reward": [_plain(r[:n]) for r, n in zip(rewards, lengths, strict=True)],
+        "latents": latents,
+    }
+
+
+def _rounded(array: Array, digits: int = 4) -> Array:
+    """Returns the array with ``digits`` significant digits of its largest entry; integers as they are."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    finite = np.abs(array[np.isfinite(array)])
+    largest = float(finite.max()) if finite.size else 0.0
+    if largest == 0.0:
+        return array.astype(float)
+    return array.astype(float).round(digits - 1 - math.floor(math.log10(largest)))
+
+
+def _plain(array: Array) -> list[Any]:
+    """Returns the array as lists, with None for what is not finite, which JSON cannot hold."""
+    plain = array.astype(object)
+    plain[~np.isfinite(array)] = None
+    return list(plain.tolist())
+
+
+def _arrows(prior: "arviz.InferenceData", columns: int) -> list[str] | None:
+    """Returns where each action moves on average under the action prior, as arrows; None if that is not clear."""
+    states, (actions, _) = _states(prior)[..., 0], _steps(prior)
+    lengths = np.asarray(prior.sample_stats["length"].values).reshape(-1, 1)
+    alive = np.arange(actions.shape[1]) < lengths
+    taken = actions[..., 0][alive]
+    here, there = states[:, : alive.shape[1]][alive], states[:, 1 : alive.shape[1] + 1][alive]
+    move = np.stack([there // columns - here // columns, there % columns - here % columns], -1)
+    arrows = []
+    for action in range(int(taken.max()) + 1):
+        own = move[taken == action]
+        # A jump back to the start is no direction.
+        own = own[np.abs(own).sum(-1) <= 1]
+        if len(own) < 100:
+            return None
+        mean = own.mean(0)
+        largest = int(np.abs(mean).argmax())
+        if abs(mean[largest]) < 0.15:
+            return None
+        arrows.append(_ARROWS[tuple(int(np.sign(mean[i])) if i == largest else 0 for i in range(2))])  # type: ignore[index]
+    return arrows if len(set(arrows)) == len(arrows) else None

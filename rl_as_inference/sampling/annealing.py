@@ -1,0 +1,267 @@
+"""Annealing over the temperature: from the action prior to the posterior, with the free energy on the way."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.processes.kernels import drawn
+from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
+from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["Annealing", "annealing"]
+
+_LONGEST_LADDER = 200
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """A run from infinite temperature down to the process's own.
+
+    Attributes:
+        draws: trajectories of the last temperature with their weights, and the log evidence there.
+        inverse_temperatures: ``β = 1/α`` of the ladder, from 0, ``(K,)`` in nats per reward unit.
+        log_evidence: ``log Z(β) = log E_prior[exp(β Σ r)]`` by the weights, ``(K,)`` in nats.
+        mean_return: ``E[Σ r]`` under each temperature's posterior, ``(K,)`` in reward units.
+        return_variance: its variance, ``(K,)`` in reward units squared.
+        acceptance: the share of moves that were accepted at each temperature, ``(K,)``; NaN at β = 0.
+    """
+
+    draws: WeightedDraws
+    inverse_temperatures: Tensor
+    log_evidence: Tensor
+    mean_return: Tensor
+    return_variance: Tensor
+    acceptance: Tensor
+
+    @property
+    def thermodynamic_integral(self) -> Tensor:
+        """``∫_0^β E[Σ r] dβ'``, ``(K,)`` in nats: the log evidence again, from returns instead of weights.
+
+        Kirkwood (1935); Gelman & Meng (1998). By the trapezoid rule corrected by its derivative, the
+        variance (Friel, Hurn & Wyse 2014, arXiv:1209.3198, equation 11).
+        """
+        width = self.inverse_temperatures.diff()
+        area = width * (self.mean_return[1:] + self.mean_return[:-1]) / 2
+        area = area - width.square() * self.return_variance.diff() / 12
+        return torch.cat([area.new_zeros(1), area.cumsum(0)])
+
+    @property
+    def free_energy(self) -> Tensor:
+        """``F(α) = -α log Z(1/α)``, ``(K,)`` in reward units, with ``-E_prior[Σ r]`` at infinite temperature."""
+        beta = self.inverse_temperatures[1:]
+        return torch.cat([-self.mean_return[:1], -self.log_evidence[1:] / beta])
+
+
+@torch.no_grad()
+def annealing(
+    mdp: MarkovDecisionProcess,
+    num_particles: int,
+    *,
+    inverse_temperatures: Tensor | None = None,
+    num_moves: int = 4,
+    kept: float = 0.9,
+) -> Annealing:
+    """Returns trajectories of the posterior, annealed over the temperature, and the evidence at each.
+
+    A sequential Monte Carlo sampler (Del Moral, Doucet & Jasra 2006) along ``p(τ) exp(β Σ r)``, from the
+    action prior (β = 0) to ``β = 1/α``: weigh, resample, then Metropolis moves. A move keeps a trajectory
+    up to a random step, draws the rest anew from the prior and is accepted by its gain in return, so
+    that it needs no densities and serves discrete and continuous processes alike.
+
+    Args:
+        mdp: a Markov decision process with a horizon.
+        num_particles: ``N``.
+        inverse_temperatures: the ladder, rising from 0 to ``1/α``. By default a first run, whose draws
+            are not used, places each rung where ``kept`` of the effective sample size is left; with a
+            ladder settled beforehand the evidence is unbiased.
+        num_moves: Metropolis moves after each rung.
+        kept: see ``inverse_temperatures``.
+
+    Raises:
+        ValueError: if the process is not one in parts, has no horizon, a ladder does not rise from 0 to
+            ``1/α``, or no rung can be placed (returns of -∞ everywhere).
+
+    One run cannot tell the standard error of its evidence, so that is NaN; see
+    :func:`rl_as_inference.estimate_log_evidence`.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> _ = torch.manual_seed(0)
+        >>> bool((annealing(mdp, 4000).draws.log_evidence - torch.tensor(2.4805)).abs() < 0.05)
+        True
+    """
+    if not isinstance(mdp, MarkovDecisionProcess):
+        raise ValueError("method='annealed' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
+    horizon = mdp.finite_horizon("annealing")
+    last = 1 / float(mdp.temperature)
+    with unvalidated():
+        if inverse_temperatures is None:
+            ladder = _ladder(mdp, horizon, num_particles, num_moves, kept, last)
+        else:
+            ladder = [float(beta) for beta in inverse_temperatures]
+            if ladder[0] != 0 or any(b <= a for a, b in pairwise(ladder)):
+                raise ValueError("inverse_temperatures must rise from 0 to 1/α, strictly")
+            if not math.isclose(ladder[-1], last, rel_tol=1e-6):
+                raise ValueError(f"inverse_temperatures must end at 1/α = {last:.6g}, got {ladder[-1]:.6g}")
+        ladder_left = iter(ladder[1:])
+        return _run(mdp, horizon, num_particles, num_moves, lambda beta, total: next(ladder_left, None))
+
+
+def _ladder(
+    mdp: MarkovDecisionProcess, horizon: int, num_particles: int, num_moves: int, kept: float, last: float
+) -> list[float]:
+    """Returns rungs between which the effective sample size falls to ``kept``."""
+
+    def next_rung(beta: float, total: Tensor) -> float | None:
+        if beta >= last:
+            return None
+        low, high = beta, last
+        if effective_sample_size((high - beta) * total) >= kept * len(total):
+            return last
+        for _ in range(50):
+            middle = (low + high) / 2
+            enough = effective_sample_size((middle - beta) * total) >= kept * len(total)
+            low, high = (middle, high) if enough else (low, middle)
+        if low <= beta:
+            raise ValueError("no temperature leaves enough effective particles: is the return -inf almost everywhere?")
+        return low
+
+    pilot = _run(mdp, horizon, min(num_particles, 1000), num_moves, next_rung)
+    return [float(beta) for beta in pilot.inverse_temperatures]
+
+
+def _run(
+    mdp: MarkovDecisionProcess,
+    horizon: int,
+    num_particles: int,
+    num_moves: int,
+    next_rung: Callable[[float, Tensor], float | None],
+) -> Annealing:
+    draws = _redraw(mdp, horizon, None, num_particles)
+    beta, log_z = 0.0, 0.0
+    total = draws.rewards.sum(0)
+    log_weight = torch.zeros_like(total)
+    betas, log_zs, moments, accepted = [0.0], [0.0], [_moments(total, log_weight)], [math.nan]
+    while (rung := next_rung(beta, total)) is not None:
+        if len(betas) > _LONGEST_LADDER:
+            raise ValueError(f"annealing needs more than {_LONGEST_LADDER} temperatures; raise the temperature")
+        log_weight = log_weight + (rung - beta) * total
+        if not bool(torch.logsumexp(log_weight, 0).isfinite()):
+            raise ValueError(f"every particle's weight is zero at inverse temperature {rung:.4g}; use more particles")
+        if effective_sample_size(log_weight) < 0.9 * num_particles:
+            log_z += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
+            draws = draws.select(resample(log_weight, num_particles))
+            log_weight = torch.zeros_like(log_weight)
+        beta, share = rung, 0.0
+        for _ in range(num_moves):
+            draws, moved = _move(mdp, horizon, draws, beta)
+            share += moved / num_moves
+        total = draws.rewards.sum(0)
+        betas.append(beta)
+        log_zs.append(log_z + float(torch.logsumexp(log_weight, 0)) - math.log(num_particles))
+        moments.append(_moments(total, log_weight))
+        accepted.append(share)
+    draws = replace(draws, log_factors=draws.rewards / mdp.temperature)
+    options: dict[str, Any] = {"dtype": total.dtype, "device": total.device}
+    mean, variance = torch.tensor(moments, **options).unbind(1)
+    return Annealing(
+        WeightedDraws(draws, log_weight, log_zs[-1], math.nan),
+        torch.tensor(betas, **options),
+        torch.tensor(log_zs, **options),
+        mean,
+        variance,
+        torch.tensor(accepted, **options),
+    )
+
+
+def _moments(total: Tensor, log_weight: Tensor) -> tuple[float, float]:
+    """Returns the weighted mean and variance."""
+    share = torch.softmax(log_weight, 0)
+    mean = (share * total).sum()
+    return float(mean), float((share * (total - mean).square()).sum())
+
+
+def _move(mdp: MarkovDecisionProcess, horizon: int, draws: Trajectories, beta: float) -> tuple[Trajectories, float]:
+    """Returns the trajectories after one Metropolis move, and the share that were accepted."""
+    proposed = _redraw(mdp, horizon, draws, draws.num_trajectories)
+    gain = beta * (proposed.rewards.sum(0) - draws.rewards.sum(0))
+    taken = torch.rand_like(gain).log() < gain
+
+    def chosen(name: str) -> Tensor:
+        new, old = getattr(proposed, name), getattr(draws, name)
+        return torch.where(taken.reshape(1, -1, *(1,) * (new.dim() - 2)), new, old)
+
+    names = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
+    changes: dict[str, Any] = {name: chosen(name) for name in names}
+    return replace(draws, **changes), float(taken.double().mean())
+
+
+def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, count: int) -> Trajectories:
+    """Returns trajectories that are the old ones up to a random step, and the prior's from there on.
+
+    Survival coins are drawn again with the rest; without old ones everything is drawn.
+    """
+    gamma = float(mdp.discount)
+    state: Tensor = mdp.initial().expand([count]).sample()
+    start = torch.full((count,), -1, device=state.device)
+    if old is not None:
+        # From -1 (the first state too) to the last step.
+        start = torch.randint(-1, horizon, (count,), device=state.device)
+        state = _where(start < 0, state, old.states[0])
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("actions", "rewards", "mask", "log_prior")}
+    states = [state]
+    alive = torch.ones(count, dtype=torch.bool, device=state.device)
+    for t in range(horizon):
+        done = mdp.terminated(state)
+        if done is not None:
+            alive = alive & ~done
+        prior = mdp.prior(state)
+        action = drawn(prior)
+        new = start <= t
+        if old is not None:
+            action = _where(new, action, old.actions[t])
+        after = mdp.next_state(state, action)
+        if old is not None:
+            after = _where(new, after, old.states[t + 1])
+        earned = torch.as_tensor(mdp.reward(state, action, after))
+        if bool(earned.isnan().any()):
+            raise ValueError(f"reward is NaN at step {t}; check reward() of {type(mdp).__name__}")
+        log_p = torch.where(alive, prior.log_prob(action), 0.0)
+        reward = torch.where(alive, earned.to(log_p), 0.0)
+        after = _where(alive, after, state)
+        for name, value in zip(rows, (action, reward, alive, log_p), strict=True):
+            rows[name].append(value)
+        if gamma < 1 and t < horizon - 1:
+            going = torch.rand(count, device=state.device) < gamma
+            if old is not None:
+                # The coin after step t is kept with what came before the step that is drawn anew. It
+                # fell well where the next step was taken, or where there was an end of another kind.
+                going = torch.where(new, going, old.mask[t + 1] | _ended(mdp, after))
+            alive = alive & going
+        state = after
+        states.append(state)
+    table: dict[str, Any] = {name: torch.stack(values) for name, values in rows.items()}
+    return Trajectories(
+        states=torch.stack(states),
+        **table,
+        log_policy=table["log_prior"],
+        log_factors=table["rewards"] / mdp.temperature,
+        temperature=mdp.temperature,
+        discount=1.0,
+    )
+
+
+def _ended(mdp: MarkovDecisionProcess, state: Tensor) -> Tensor | bool:
+    done = mdp.terminated(state)
+    return False if done is None else done
+
+
+def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(condition.reshape(-1, *(1,) * (new.dim() - 1)), new, old)

@@ -1,0 +1,239 @@
+"""The verdict on draws: every method, against numbers worked out another way."""
+
+import arviz as az
+import numpy as np
+import pytest
+import torch
+from problems import random_mdp
+
+import rl_as_inference as rlai
+from rl_as_inference import exact
+from rl_as_inference.inspect import diagnose, from_trajectories
+from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold, verdict_on_weights
+from rl_as_inference.models import double_integrator, gridworld
+from rl_as_inference.sampling import nuts
+
+
+def weighted(log_weight: object, method: str | None = None, **notes: object) -> az.InferenceData:
+    """Data with given weights, and nothing else that matters."""
+    weights = torch.as_tensor(log_weight, dtype=torch.float64)
+    draws = random_mdp(0, horizon=2).rollout(None, weights.numel())
+    return from_trajectories(draws, log_weight=weights.reshape(1, -1), method=method, **notes)
+
+
+def chains(*draws: object, **notes: object) -> az.InferenceData:
+    """Data whose first state is drawn as given, one row a chain, and whose others are constant."""
+    table = np.asarray(draws, dtype=float)
+    posterior = {"state": table, "still": np.zeros_like(table), "alive": np.ones_like(table, dtype=bool)}
+    data = az.from_dict(posterior)
+    data.posterior.attrs.update(method="nuts", **notes)
+    return data
+
+
+class TestParetoK:
+    def test_threshold(self) -> None:
+        assert pareto_k_threshold(100) == pytest.approx(0.5)
+        assert pareto_k_threshold(1000) == pytest.approx(2 / 3)
+        assert pareto_k_threshold(2000) < 0.7
+        assert pareto_k_threshold(2200) == pareto_k_threshold(10**9) == 0.7
+        assert pareto_k_threshold(1) < 0
+
+    @pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+    def test_recovers_the_shape_of_pareto_weights(self, k: float) -> None:
+        """20,000 weights, seed 0, whose tail is Pareto with shape k; the fit sees 425 of them, |z| < 4."""
+        weights = np.random.default_rng(0).pareto(1 / k, 20_000) + 1
+        error = (1 + k) / (3 * 20_000**0.5) ** 0.5
+        assert abs(pareto_k(np.log(weights)) - k) < 4 * error
+
+    def test_is_that_of_arviz(self) -> None:
+        logs = np.random.default_rng(1).normal(size=(2, 500))
+        assert pareto_k(logs) == float(az.psislw(logs.ravel())[1])
+
+    def test_nothing_to_fit(self) -> None:
+        assert pareto_k(np.zeros(1000)) is None
+        assert pareto_k(np.arange(20.0)) is None  # a fifth of them is four
+        assert pareto_k(np.arange(21.0)) is not None
+
+    def test_does_not_change_its_argument(self) -> None:
+        logs = np.linspace(0, 5, 100)
+        pareto_k(logs)
+        assert np.array_equal(logs, np.linspace(0, 5, 100))
+
+
+class TestWeights:
+    def test_verdicts(self) -> None:
+        assert verdict_on_weights(0.91, 300, 10_000) == (
+            "k̂ = 0.91 (above 0.7): do not trust these weights; use method='smc' or a better guide.",
+            False,
+        )
+        assert verdict_on_weights(0.6, 300, 100)[0].startswith("k̂ = 0.60 (above 0.5)")
+        assert verdict_on_weights(0.5, 99.4, 10_000) == (
+            "Effective sample size 99 (below 100): do not trust these weights; use method='smc' or a better guide.",
+            False,
+        )
+        assert verdict_on_weights(None, 100, 10_000)[1]
+
+    def test_weights_of_the_draws(self) -> None:
+        """Half of 1,000 weights are zero and the others alike: worth 500 draws exactly."""
+        logs = torch.zeros(1000).index_fill(0, torch.arange(500), -torch.inf)
+        for method in (None, "importance", "my own"):
+            found = diagnose(weighted(logs, method))
+            assert found.effective_sample_size == pytest.approx(500, abs=1e-9)
+            assert (found.trusted, found.pareto_k, found.num_draws, found.r_hat) == (True, None, 1000, None)
+
+    def test_resampled_draws_are_judged_by_what_they_were_drawn_from(self) -> None:
+        noted = weighted(torch.zeros(500), "importance", effective_sample_size=12.0, pareto_k=0.3)
+        assert "Effective sample size 12 (below 100)" in diagnose(noted).text
+        noted = weighted(torch.zeros(500), "importance", effective_sample_size=300.0, pareto_k=0.68)
+        assert not diagnose(noted).trusted  # 500 draws bear less than 0.7
+        noted.posterior.attrs["num_proposals"] = 5000
+        assert diagnose(noted).trusted
+        noted.posterior.attrs["pareto_k"] = np.inf  # no tail to fit
+        assert diagnose(noted).pareto_k is None
+
+    def test_proposals_in_the_data(self) -> None:
+        logs = torch.as_tensor(np.log(np.random.default_rng(0).pareto(1 / 0.9, 20_000) + 1))
+        data = from_trajectories(random_mdp(0).rollout(None, 10), proposal_log_weight=logs, method="importance")
+        found = diagnose(data)
+        assert found.pareto_k == pareto_k(logs.numpy()) > 0.7
+        assert found.effective_sample_size == pytest.approx(float(logs.exp().sum() ** 2 / logs.exp().square().sum()))
+        assert not found.trusted
+        assert found.num_draws == 10
+
+
+class TestGuide:
+    def test_the_posterior_itself(self) -> None:
+        """Without luck in the dynamics the posterior's rule is the posterior, and its weights are all alike."""
+        process = gridworld(3, 3, horizon=6, slip=0.0)
+        data = rlai.posterior(process, exact.plan(process, "posterior"), num_draws=500)
+        found = diagnose(data)
+        assert found.trusted
+        assert found.pareto_k is None
+        assert found.effective_sample_size == pytest.approx(500, rel=1e-4)
+        assert "the guide is at least about 0 nats from the posterior" in found.text
+
+    def test_how_far_away(self) -> None:
+        """2,000 draws, seed 0: the distance told is log evidence less ELBO, within 4 of its standard errors."""
+        mdp = random_mdp(3, horizon=4, temperature=2.0)
+        torch.manual_seed(0)
+        data = rlai.posterior(mdp, exact.plan(mdp), num_draws=2000)
+        logs = data.sample_stats["log_weight"].values.ravel()
+        told = float(diagnose(data).text.split("at least about ")[1].split()[0])
+        wanted = float(exact.log_evidence(mdp) - exact.optimal_elbo(mdp))
+        share = np.exp(logs - logs.max())
+        error = (share.std() / share.mean() + logs.std()) / 2000**0.5
+        assert abs(told - wanted) < 4 * error + 0.05 * wanted  # two digits are told
+
+    def test_far_from_it(self) -> None:
+        lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", map_name="8x8", horizon=100, temperature=0.005)
+        torch.manual_seed(0)
+        found = diagnose(rlai.posterior(lake, exact.plan(lake), num_draws=300))
+        assert not found.trusted
+        assert "do not take the guide's draws" in found.text
+
+    def test_where_the_posterior_is_not(self) -> None:
+        logs = torch.zeros(1000).index_fill(0, torch.arange(10), -torch.inf)
+        assert "partly where the posterior is not" in diagnose(weighted(logs, "guide")).text
+
+
+class TestOtherMethods:
+    def test_exact(self) -> None:
+        mdp = random_mdp(0, horizon=3)
+        for dynamics, word in (("posterior", "exact"), ("causal", "causal")):
+            found = diagnose(rlai.posterior(mdp, method="exact", num_draws=50, dynamics=dynamics))
+            assert found.text == f"50 independent draws from the {word} posterior: nothing to doubt."
+            assert (found.trusted, found.effective_sample_size, found.num_draws) == (True, 50.0, 50)
+
+    @pytest.mark.parametrize("method", ["smc", "annealed"])
+    def test_by_effective_sample_size(self, method: str) -> None:
+        for size, trusted in ((99.0, False), (100.0, True)):
+            found = diagnose(weighted(torch.zeros(300), method, effective_sample_size=size))
+            assert (found.trusted, found.effective_sample_size, found.pareto_k) == (trusted, size, None)
+            assert f"{size:.0f} ({'at least' if trusted else 'below'} 100)" in found.text
+        assert diagnose(weighted(torch.zeros(300), method)).effective_sample_size == pytest.approx(300)
+
+    def test_particles_with_few_ancestors(self) -> None:
+        draws = double_integrator(horizon=3).rollout(None, 400)
+        draws.actions[0] = draws.actions[0, torch.arange(400) % 7]
+        found = diagnose(from_trajectories(draws, method="smc", effective_sample_size=400.0))
+        assert not found.trusted
+        assert "The 400 draws descend from 7 first actions (below 100)" in found.text
+
+    def test_chains_that_agree(self) -> None:
+        """Two chains of 2,000 independent numbers, seed 0."""
+        data = chains(*np.random.default_rng(0).normal(size=(2, 2000)))
+        found = diagnose(data)
+        assert found.trusted
+        assert found.r_hat == pytest.approx(float(az.rhat(data)["state"]))
+        assert found.effective_sample_size == pytest.approx(float(az.ess(data)["state"]))
+        assert (found.pareto_k, found.num_draws) == (None, 4000)
+
+    def test_chains_that_do_not(self) -> None:
+        draws = np.random.default_rng(0).normal(size=(2, 500)) + np.array([[0.0], [1.0]])
+        found = diagnose(chains(*draws))
+        assert not found.trusted
+        assert found.r_hat == pytest.approx(float(az.rhat(draws)))
+        assert found.r_hat > 1.1
+        assert "(above 1.01)" in found.text
+
+    def test_chains_that_stick(self) -> None:
+        """Every number 20 times over: 2,000 draws that are worth a hundred or so, not the 200 of two chains."""
+        draws = np.repeat(np.random.default_rng(2).normal(size=(2, 50)), 20, axis=1)
+        found = diagnose(chains(*draws))
+        assert not found.trusted
+        assert found.effective_sample_size == pytest.approx(100, rel=0.5)
+
+    def test_one_chain_and_short_chains(self) -> None:
+        found = diagnose(chains(np.random.default_rng(0).normal(size=500)))
+        assert found.r_hat is None
+        assert found.trusted
+        assert "single chain" in found.text
+        assert "too few" in diagnose(chains([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])).text
+
+    def test_real_chains(self) -> None:
+        torch.manual_seed(0)
+        drawn = nuts(double_integrator(horizon=1), 20, num_warmup=5)
+        found = diagnose(from_trajectories(drawn, method="nuts"))
+        assert found.num_draws == 20
+        assert not found.trusted
+        assert found.r_hat is not None
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("method", ["guide", "importance", "smc", "annealed"])
+    @pytest.mark.parametrize(
+        ("logs", "cause"),
+        [
+            ([0.0, torch.nan, 0.0], "log_weight is NaN for 1 of 3 draws, first for draw 1"),
+            ([-torch.inf] * 4, "log_weight is -inf for all 4 draws"),
+            ([torch.inf, 0.0], "log_weight is infinite for 1 of 2 draws, first for draw 0"),
+        ],
+    )
+    def test_weights(self, method: str, logs: list[float], cause: str) -> None:
+        with pytest.raises(ValueError, match=cause):
+            diagnose(weighted(logs, method))
+
+    def test_no_weights(self) -> None:
+        with pytest.raises(ValueError, match="log_weight is empty"):
+            pareto_k([])
+        data = weighted(torch.zeros(3), "guide")
+        with pytest.raises(ValueError, match="the group 'posterior' holds no draws"):
+            diagnose(data.isel(draw=slice(0, 0)))
+
+    def test_missing_groups(self) -> None:
+        data = weighted(torch.zeros(3), "guide")
+        with pytest.raises(ValueError, match="there is no group 'posterior'"):
+            diagnose(az.InferenceData(sample_stats=data.sample_stats))
+        with pytest.raises(ValueError, match="there is no group 'sample_stats'"):
+            diagnose(az.InferenceData(posterior=data.posterior))
+        del data.sample_stats["log_weight"]
+        with pytest.raises(ValueError, match="'sample_stats' has no 'log_weight'"):
+            diagnose(data)
+        with pytest.raises(ValueError, match="has no dimension 'draw'"):
+            diagnose(az.InferenceData(posterior=data.posterior.isel(draw=0)))
+
+    def test_notes_that_are_no_numbers(self) -> None:
+        with pytest.raises(ValueError, match="'effective_sample_size' is nan"):
+            diagnose(weighted(torch.zeros(3), "smc", effective_sample_size=float("nan")))
+        with pytest.raises(ValueError, match="no continuous variable"):
+            diagnose(weighted(torch.zeros(9), "nuts").map(lambda group: group.astype(int), groups="posterior"))

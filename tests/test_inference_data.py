@@ -1,0 +1,413 @@
+"""ArviZ data: their groups, what ArviZ makes of them (checked by direct computation), and their files."""
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import brute_force
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import xarray
+from problems import random_mdp
+
+import rl_as_inference as rlai
+from rl_as_inference import exact
+from rl_as_inference.inspect import from_trajectories, load_posterior, save_posterior
+from rl_as_inference.models import double_integrator, gridworld, hidden_goal
+
+
+@pytest.fixture(autouse=True)
+def _no_screen() -> Iterator[None]:
+    with matplotlib.rc_context({"backend": "agg"}):
+        yield
+    plt.close("all")
+
+
+def cart_data(num_draws: int = 200) -> az.InferenceData:
+    cart = double_integrator(horizon=3)
+    return from_trajectories(
+        exact.sample_posterior(cart, num_draws),
+        prior=cart.rollout(None, num_draws),
+        statistics={"energy": torch.randn(1, num_draws), "diverging": torch.zeros(1, num_draws, dtype=torch.bool)},
+        state_names=("position", "velocity"),
+        action_names=["force"],
+        method="exact",
+        problem="cart",
+    )
+
+
+class TestGroups:
+    def test_dims_and_coords(self) -> None:
+        data = cart_data(20)
+        assert set(data.groups()) == {
+            "posterior",
+            "prior",
+            "sample_stats",
+            "sample_stats_prior",
+            "log_likelihood",
+            "observed_data",
+            "constant_data",
+        }
+        for group in (data.posterior, data.prior):
+            assert group["state"].dims == ("chain", "draw", "time", "state_dim_0")
+            assert group["action"].dims == ("chain", "draw", "time", "action_dim_0")
+            assert group["final_state"].dims == ("chain", "draw", "state_dim_0")
+            assert list(group.coords["state_dim_0"].values) == ["position", "velocity"]
+            assert list(group.coords["time"].values) == [0, 1, 2]
+            assert "alive" not in group
+        for group in (data.sample_stats, data.sample_stats_prior):
+            assert group["alive"].dims == ("chain", "draw", "time")
+            assert group["alive"].dtype == bool
+            assert group["return"].dims == ("chain", "draw")
+        assert data.log_likelihood["optimality"].dims == ("chain", "draw", "time")
+        assert data.sample_stats["diverging"].dtype == bool
+        speed = data.posterior["state"].sel(state_dim_0="velocity", time=2)
+        assert np.array_equal(speed, data.posterior["state"].values[:, :, 2, 1])
+
+    def test_observed_optimality(self) -> None:
+        data = rlai.posterior(random_mdp(0, horizon=4, terminal=True), method="exact", num_draws=5)
+        assert data.observed_data["optimality"].dims == ("time",)
+        assert data.observed_data["optimality"].values.tolist() == [1, 1, 1, 1]
+        assert "units" not in data.observed_data["optimality"].attrs
+
+    def test_observed_sites(self) -> None:
+        draws = random_mdp(0, horizon=2).rollout(None, 3)
+        data = from_trajectories(draws, observed={"goal": torch.tensor(2), "seen": torch.tensor([[1.0, 2.0]])})
+        assert data.observed_data["goal"].values.tolist() == [2]
+        assert data.observed_data["seen"].values.tolist() == [[1.0, 2.0]]
+
+    def test_constants_are_scalars(self) -> None:
+        mdp = random_mdp(1, horizon=3, discount=0.8, temperature=0.7)
+        data = rlai.posterior(mdp, method="exact", num_draws=5)
+        constants = data.constant_data
+        assert {name: value.ndim for name, value in constants.items()} == dict.fromkeys(
+            ("temperature", "discount", "problem", "library_version"), 0
+        )
+        assert float(constants["temperature"]) == pytest.approx(0.7)
+        assert float(constants["discount"]) == pytest.approx(0.8)
+        assert str(constants["problem"].values) == data.posterior.attrs["problem"]
+        assert str(constants["library_version"].values) == data.posterior.attrs["library_version"]
+
+    def test_numbers_are_those_of_the_trajectories(self) -> None:
+        mdp = random_mdp(3, horizon=4, temperature=0.7, terminal=True)
+        draws = [mdp.rollout(exact.plan(mdp), 6) for _ in range(2)]
+        data = from_trajectories(draws, prior=draws[1])
+        for chain, own in enumerate(draws):
+            assert np.array_equal(data.posterior["state"].values[chain], own.states[:-1].T)
+            assert np.array_equal(data.posterior["final_state"].values[chain], own.states[-1])
+            assert np.array_equal(data.posterior["action"].values[chain], own.actions.T)
+            assert np.array_equal(data.posterior["reward"].values[chain], own.rewards.T)
+            assert np.array_equal(data.sample_stats["alive"].values[chain], own.mask.T)
+            assert np.array_equal(data.sample_stats["length"].values[chain], own.mask.sum(0))
+            assert np.array_equal(data.sample_stats["log_weight"].values[chain], own.log_weight())
+            assert np.array_equal(data.log_likelihood["optimality"].values[chain], own.log_factors.T)
+        assert np.array_equal(data.sample_stats_prior["return"].values[0], draws[1].returns())
+
+    def test_units(self) -> None:
+        data = cart_data(5)
+        assert data.posterior["reward"].attrs["units"] == "reward units"
+        assert data.sample_stats["log_weight"].attrs["units"] == "nats"
+        assert data.log_likelihood["optimality"].attrs["units"] == "nats"
+        assert data.posterior["time"].attrs["units"] == "steps"
+        assert data.constant_data["temperature"].attrs["units"] == "reward units per nat"
+
+    def test_attributes_become_plain(self) -> None:
+        draws = random_mdp(0).rollout(None, 3)
+        notes = {"a": torch.tensor(0.5), "b": np.int32(3), "c": (1, 2), "d": True, "e": np.array([1.5]), "f": None}
+        found = from_trajectories(draws, **notes).posterior.attrs
+        assert {name: found[name] for name in "abcde"} == {"a": 0.5, "b": 3, "c": [1, 2], "d": True, "e": [1.5]}
+        assert "f" not in found
+
+    def test_refusals(self) -> None:
+        mdp = random_mdp(0, horizon=2)
+        one, two = mdp.rollout(None, 3), mdp.rollout(None, 4)
+        for call, cause in (
+            (lambda: from_trajectories([one, two]), r"chains: .* same number of draws each; got \[3, 4\]"),
+            (lambda: from_trajectories([]), "chains: there must be one or more"),
+            (lambda: from_trajectories(one, log_weight=torch.zeros(3)), r"log_weight must have shape \(1, 3\)"),
+            (
+                lambda: from_trajectories(one, statistics={"energy": torch.zeros(1, 4)}),
+                r"statistics\['energy'\] must have shape \(1, 3\) \(chain, draw\), got \(1, 4\)",
+            ),
+            (lambda: from_trajectories(one, statistics={"return": torch.zeros(1, 3)}), "'return' is worked out"),
+            (lambda: from_trajectories(one, observed={"optimality": torch.ones(2)}), "observed: 'optimality' is 1"),
+            (lambda: from_trajectories(one, state_names=["x"]), "state_names must name the entries"),
+            (lambda: from_trajectories(one, policy=object()), "policy: an attribute must be something that JSON"),
+        ):
+            with pytest.raises(ValueError, match=cause):
+                call()
+
+
+class TestArviz:
+    def test_summary(self) -> None:
+        data = cart_data(300)
+        table = az.summary(data, round_to="none")
+        values = data.posterior["state"].sel(time=1, state_dim_0="velocity").values.ravel().astype(float)
+        row = table.loc["state[1, velocity]"]
+        assert row["mean"] == pytest.approx(values.mean(), rel=1e-6)
+        assert row["sd"] == pytest.approx(values.std(ddof=1), rel=1e-5)
+        assert row["mcse_mean"] == pytest.approx(values.std(ddof=1) / 300**0.5, rel=0.35)  # the draws are independent
+        assert len(table) == 3 * (2 + 1 + 1) + 2
+
+    def test_summary_of_every_kind_of_draw(self) -> None:
+        mdp = random_mdp(2, horizon=3, terminal=True)
+        for data in (
+            rlai.posterior(mdp, exact.plan(mdp), num_draws=50),
+            rlai.posterior(hidden_goal(), method="importance", num_draws=50),
+        ):
+            table = az.summary(data, kind="stats", round_to="none")
+            wanted = data.posterior["action"].sel(time=1).values.mean()
+            assert table.loc["action[1]", "mean"] == pytest.approx(wanted)
+
+    def test_loo_is_the_chance_of_success_given_the_others(self) -> None:
+        """20,000 exact draws, seed 0: elpd_loo is the sum of log p(O_t | the other O), by writing out every path.
+
+        Compared within 4 standard errors of its harmonic means (added up, as steps are dependent).
+        """
+        mdp = random_mdp(4, num_states=3, num_actions=2, horizon=3, temperature=2.0)
+        alpha, table = float(mdp.temperature), mdp.reward_table
+        together, without = 0.0, [0.0] * 3
+        for path in brute_force.paths(mdp):
+            steps = zip(path.states, path.actions, path.states[1:], strict=False)
+            earned = [float(table[s, a, s2] if table.dim() == 3 else table[s, a]) / alpha for s, a, s2 in steps]
+            mass = path.dynamics * path.prior
+            together += mass * math.exp(sum(earned))
+            for t in range(3):
+                without[t] += mass * math.exp(sum(earned) - earned[t])
+        assert math.log(together) == pytest.approx(brute_force.log_evidence(mdp))
+        wanted = sum(math.log(together / each) for each in without)
+
+        torch.manual_seed(0)
+        data = rlai.posterior(mdp, method="exact", num_draws=20_000)
+        found = az.loo(data, pointwise=True)
+        inverse = np.exp(-data.log_likelihood["optimality"].values[0].astype(float))
+        error = (inverse.std(0) / inverse.mean(0)).sum() / 20_000**0.5
+        assert found.n_data_points == 3
+        assert abs(found.elpd_loo - wanted) < 4 * error
+        assert error < 0.02
+        assert np.allclose(found.loo_i, -np.log(inverse.mean(0)), atol=4 * error)
+
+    def test_compare(self) -> None:
+        """Two worlds that differ in how much luck there is: the ranking and the differences are those of az.loo."""
+        torch.manual_seed(0)
+        worlds = {f"slip {slip}": gridworld(3, 3, horizon=8, slip=slip) for slip in (0.0, 0.8)}
+        data = {name: rlai.posterior(world, method="exact", num_draws=2000) for name, world in worlds.items()}
+        table = az.compare(data)
+        alone = {name: az.loo(one).elpd_loo for name, one in data.items()}
+        assert list(table.index) == sorted(alone, key=lambda name: -alone[name]) == ["slip 0.0", "slip 0.8"]
+        for name, row in table.iterrows():
+            assert row["elpd_loo"] == pytest.approx(alone[name])
+            assert row["elpd_diff"] == pytest.approx(alone["slip 0.0"] - alone[name])
+
+    def test_plot_trace(self) -> None:
+        data = cart_data(50)
+        axes = az.plot_trace(data, var_names=["action"], compact=False)
+        assert axes.shape == (3, 2)
+        for t in range(3):
+            drawn = axes[t, 1].get_lines()[0].get_ydata()
+            assert np.array_equal(drawn, data.posterior["action"].values[0, :, t, 0])
+        assert az.plot_trace(data).shape == (4, 2)
+
+    def test_plot_forest(self) -> None:
+        data = cart_data(80)
+        (ax,) = az.plot_forest(data, var_names=["action"], combined=True, hdi_prob=0.9)
+        values = np.sort(data.posterior["action"].values[0, :, 0, 0].astype(float))
+        count = int(np.floor(0.9 * len(values)))
+        widths = values[count:] - values[: len(values) - count]
+        left = int(widths.argmin())
+        spans = [segment[:, 0] for lines in ax.collections for segment in lines.get_segments()]
+        assert any(np.allclose(span, (values[left], values[left + count])) for span in spans)
+        (ax,) = az.plot_forest(data, combined=True)
+        assert len(ax.get_yticklabels()) == 3 * (2 + 1 + 1) + 2
+
+    def test_plot_posterior(self) -> None:
+        data = cart_data(80)
+        ax = az.plot_posterior(data, var_names=["final_state"], coords={"state_dim_0": "position"}, round_to=6)
+        mean = data.posterior["final_state"].sel(state_dim_0="position").values.astype(float).mean()
+        texts = [text.get_text() for text in ax.texts]
+        shown = next(float(text.split("=")[1]) for text in texts if text.startswith("mean="))
+        assert shown == pytest.approx(mean, rel=1e-4)
+        assert az.plot_posterior(data).size >= 14
+
+    def test_plot_energy(self) -> None:
+        data = cart_data(100)
+        energy = data.sample_stats["energy"].values[0].astype(float)
+        bfmi = np.square(np.diff(energy)).mean() / energy.var()
+        assert az.bfmi(data)[0] == pytest.approx(bfmi, rel=0.02)
+        labels = [text.get_text() for text in az.plot_energy(data).get_legend().get_texts()]
+        assert any(f"{az.bfmi(data)[0]:.2f}" in label for label in labels)
+        del data.sample_stats["energy"]
+        with pytest.raises((KeyError, AttributeError)):
+            az.plot_energy(data)
+
+
+def assert_same(found: az.InferenceData, wanted: az.InferenceData) -> None:
+    """Groups, variables, their order, dtypes, values and attributes are those that are wanted."""
+    assert found.groups() == wanted.groups()
+    assert found.attrs == wanted.attrs
+    for name in wanted.groups():
+        ours, theirs = found[name], wanted[name]
+        assert list(ours.data_vars) == list(theirs.data_vars)
+        assert set(ours.coords) == set(theirs.coords)
+        assert {k: (type(v), repr(v)) for k, v in ours.attrs.items()} == {
+            k: (type(v), repr(v)) for k, v in theirs.attrs.items()
+        }
+        for variable in theirs.variables:
+            one, other = ours[variable], theirs[variable]
+            assert one.dims == other.dims
+            assert one.dtype == other.dtype, variable
+            assert one.values.tobytes() == other.values.tobytes()
+            assert one.attrs == other.attrs
+
+
+class TestFiles:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        cart = cart_data(7)
+        cart.posterior.attrs.update(truth=True, many=[1, 2], nested={"a": [None, 0.1]}, nan=math.nan, inf=-math.inf)
+        cart.posterior.attrs.update(nothing="", number=3, huge=2**70, real=0.1)
+        cart.posterior["state"].values[0, 0] = math.nan
+        cart.attrs["run"] = 3
+        mdp = random_mdp(1, horizon=4, discount=0.8, terminal=True)
+        grid = rlai.posterior(mdp, exact.plan(mdp), num_draws=9)
+        goal = rlai.posterior(hidden_goal(), method="importance", num_draws=9)
+        chains = from_trajectories([mdp.rollout(None, 3)] * 2, proposal_log_weight=torch.full((5,), -torch.inf))
+        for index, data in enumerate((cart, grid, goal, chains)):
+            path = tmp_path / f"{index}.nc"
+            before = data.copy()
+            save_posterior(data, path)
+            assert_same(data, before)
+            assert_same(load_posterior(str(path)), data)
+
+    def test_float64_stays(self, tmp_path: Path) -> None:
+        data = from_trajectories(double_integrator(dtype=torch.float64).rollout(None, 3))
+        assert data.posterior["state"].dtype == np.float64
+        save_posterior(data, tmp_path / "a.nc")
+        assert_same(load_posterior(tmp_path / "a.nc"), data)
+
+    def test_others_can_read_it(self, tmp_path: Path) -> None:
+        data = cart_data(5)
+        save_posterior(data, tmp_path / "a.nc")
+        theirs = az.from_netcdf(str(tmp_path / "a.nc"), engine="h5netcdf")
+        assert np.array_equal(theirs.posterior["state"], data.posterior["state"])
+        with xarray.open_dataset(tmp_path / "a.nc", group="sample_stats", engine="h5netcdf") as group:
+            assert group["alive"].dtype == bool
+
+    def test_reads_what_arviz_wrote(self, tmp_path: Path) -> None:
+        data = cart_data(5)
+        data.to_netcdf(str(tmp_path / "a.nc"), engine="h5netcdf")
+        assert np.array_equal(load_posterior(tmp_path / "a.nc").posterior["state"], data.posterior["state"])
+
+    def test_nothing_is_overwritten(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.nc"
+        path.write_text("mine")
+        with pytest.raises(ValueError, match=r"a\.nc' exists already; .* overwrite=True"):
+            save_posterior(cart_data(3), path)
+        assert path.read_text() == "mine"
+        data = cart_data(4)
+        save_posterior(data, path, overwrite=True)
+        assert_same(load_posterior(path), data)
+        assert [each.name for each in tmp_path.iterdir()] == ["a.nc"]
+
+    def test_a_file_that_comes_into_being_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, write = tmp_path / "a.nc", xarray.Dataset.to_netcdf
+
+        def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+            path.write_text("theirs")
+            return write(self, *args, **kwargs)
+
+        monkeypatch.setattr(xarray.Dataset, "to_netcdf", slow)
+        with pytest.raises(ValueError, match="exists already"):
+            save_posterior(cart_data(3), path)
+        assert path.read_text() == "theirs"
+
+    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "a.nc"
+        save_posterior(cart_data(3), path)
+        before, write = path.read_bytes(), xarray.Dataset.to_netcdf
+
+        def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("group") == "observed_data":
+                raise OSError(28, "No space left on device")
+            return write(self, *args, **kwargs)
+
+        monkeypatch.setattr(xarray.Dataset, "to_netcdf", full)
+        with pytest.raises(ValueError, match=r"cannot write '.*a\.nc': No space left on device"):
+            save_posterior(cart_data(3), path, overwrite=True)
+        assert path.read_bytes() == before
+        assert [each.name for each in tmp_path.iterdir()] == ["a.nc"]
+
+    def test_where_nothing_can_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="is a folder; name a file in it"):
+            save_posterior(cart_data(3), tmp_path)
+        with pytest.raises(ValueError, match=r"cannot write to the folder '.*absent'"):
+            save_posterior(cart_data(3), tmp_path / "absent" / "a.nc")
+
+    def test_data_that_are_no_posterior(self, tmp_path: Path) -> None:
+        data = cart_data(3)
+        for wrong, cause in (
+            (az.InferenceData(prior=data.prior), r"data: there is no group 'posterior' \(groups: prior\)"),
+            (az.from_dict({"x": np.zeros((1, 4))}), "data: the group 'posterior' has no variable 'state'"),
+            (data.isel(time=0), "data: 'state' in the group 'posterior' has no dimension 'time'"),
+        ):
+            with pytest.raises(ValueError, match=cause):
+                save_posterior(wrong, tmp_path / "a.nc")
+        assert not list(tmp_path.iterdir())
+
+    def test_foreign_files(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.nc"
+        with pytest.raises(ValueError, match=r"there is no file '.*a\.nc'"):
+            load_posterior(path)
+        for content in (b"", b"no NetCDF at all", b"CDF\x01" + bytes(100)):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"a\.nc' is damaged, or no NetCDF-4 file: "):
+                load_posterior(path)
+        xarray.Dataset({"x": ("t", [1.0])}).to_netcdf(path, engine="h5netcdf")
+        with pytest.raises(ValueError, match=r"a\.nc' is not .*: there is no group 'posterior' \(groups: none\)"):
+            load_posterior(path)
+        az.from_dict(prior={"x": np.zeros((1, 4))}).to_netcdf(str(path), engine="h5netcdf")
+        with pytest.raises(ValueError, match=r"there is no group 'posterior' \(groups: prior\)"):
+            load_posterior(path)
+        az.from_dict({"x": np.zeros((1, 4))}).to_netcdf(str(path), engine="h5netcdf")
+        with pytest.raises(ValueError, match=r"a\.nc' is not .*: the group 'posterior' has no variable 'state'"):
+            load_posterior(path)
+
+    def test_damage(self, tmp_path: Path) -> None:
+        """24 single bits of bytes that are not 0 (seed 0), and 6 lengths: told, or nothing of it shows."""
+        mdp = random_mdp(1, horizon=4)
+        data = rlai.posterior(mdp, exact.plan(mdp), num_draws=20)
+        path = tmp_path / "a.nc"
+        save_posterior(data, path)
+        whole, place = path.read_bytes(), random.Random(0)
+        told = 0
+        for at in place.sample([index for index, byte in enumerate(whole) if byte], 24):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << place.randrange(8)
+            path.write_bytes(damaged)
+            try:
+                found = load_posterior(path)
+            except ValueError as error:
+                told += 1
+                assert "a.nc' is damaged" in str(error)  # noqa: PT017 - some of a file is gaps, and loads
+            else:
+                assert_same(found, data)
+        assert told > 3
+        for length in range(0, len(whole), len(whole) // 5):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match="damaged"):
+                load_posterior(path)
+
+    def test_a_changed_value_is_told(self, tmp_path: Path) -> None:
+        import h5py
+
+        path = tmp_path / "a.nc"
+        save_posterior(cart_data(3), path)
+        with h5py.File(path, "a") as file:
+            file["constant_data/temperature"][()] = 2.0
+        with pytest.raises(ValueError, match=r"a\.nc' is damaged: the group 'constant_data' is not what was saved"):
+            load_posterior(path)
