@@ -182,7 +182,7 @@ def test_readings_accept_a_simulator():
     for method in ("guide", "importance"):
         data = rlai.posterior(process, policy, method=method, num_draws=6)
         assert dict(data.posterior["state"].sizes) == {"chain": 1, "draw": 6, "time": 20, "state_dim_0": 3}
-        assert set(data.posterior.data_vars) == {"state", "action", "reward", "alive", "final_state"}
+        assert set(data.posterior.data_vars) == {"state", "action", "reward", "final_state"}
         assert data.sample_stats["return"].shape == (1, 6)
 
 

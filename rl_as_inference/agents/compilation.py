@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["accelerate"]
@@ -38,7 +38,8 @@ def accelerate(
     on_host = inputs[0].device.type == "cpu"
     decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _biased_product} if on_host else {}
     graph: Any = make_fx(lambda *tensors: function(*tensors), decompositions, tracing_mode="real")(*examples)
-    if held := [node.target for node in graph.graph.find_nodes(op="get_attr") if "_param_constant" in str(node.target)]:
+    held = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
+    if held := [name for name in held if isinstance(leaf := getattr(graph, name), nn.Parameter) and leaf.requires_grad]:
         raise ValueError(
             f"{len(held)} parameters are read past their module (from a list kept beside them, say, or a slice of a "
             f"ParameterList), so that learning would not reach them; read each as an attribute of its module"
