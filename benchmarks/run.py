@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gradients, learners, rollout, sparse_backup
+from benchmarks import gradients, learners, posteriors, rollout, sparse_backup
 from benchmarks.measure import Row, Section
 from rl_as_inference.progress import progress_bar
 
 __all__ = ["main", "run"]
 
-_BENCHMARKS = (gradients, sparse_backup, rollout, learners)
+_BENCHMARKS = (gradients, sparse_backup, rollout, learners, posteriors)
 _RESULTS = Path(__file__).parent / "results"
 
 

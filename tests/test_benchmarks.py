@@ -33,7 +33,7 @@ def test_results_say_where_and_when_they_were_measured(results):
     assert data["cpu"]
     assert data["date"].endswith("+00:00")
     assert {"python", "torch", "pyro-ppl", "rl-as-inference"} <= set(data["versions"])
-    assert [len(section["rows"]) > 0 for section in data["sections"]] == [True] * 4
+    assert [len(section["rows"]) > 0 for section in data["sections"]] == [True] * 5
 
 
 def test_every_row_has_a_time_and_a_ratio(results):
