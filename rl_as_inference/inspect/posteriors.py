@@ -8,6 +8,7 @@ import torch
 
 from rl_as_inference import exact
 from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
+from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling import (
@@ -37,6 +38,7 @@ def posterior(
     method: Method = "guide",
     num_draws: int = 1000,
     dynamics: exact.Dynamics = "posterior",
+    critic: LookAhead = "auto",
 ) -> "arviz.InferenceData":
     """Returns draws of trajectories given optimality, as ArviZ data.
 
@@ -45,8 +47,10 @@ def posterior(
     - ``"exact"``: exact draws, for finite and linear-Gaussian processes; ``dynamics="causal"`` for
       the posterior over actions alone.
     - ``"importance"``: ten proposals a draw from the policy (or the action prior), resampled by weight.
-    - ``"smc"``: eight particle filters over time, of ``num_draws`` particles each, with the policy (or
-      the action prior) as proposal; the standard error of the evidence is from their spread.
+    - ``"smc"``: eight particle filters over time, of ``num_draws`` particles each, with the policy as
+      proposal and the critic as look-ahead; the standard error of the evidence is from their spread. By
+      default exact messages are both where the process has them; elsewhere the proposal is the action
+      prior, and nothing looks ahead. ``critic=None`` is the plain filter.
     - ``"annealed"``: ``num_draws`` particles brought from the action prior down to the temperature by
       Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
     - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
@@ -71,6 +75,7 @@ def posterior(
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
     if num_draws < 1:
         raise ValueError(f"num_draws must be >= 1, got {num_draws}")
+    check_look_ahead(critic, method)
     process = as_process(process)
     notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
     notes["discount"] = getattr(process, "discount", None)
@@ -94,7 +99,8 @@ def posterior(
             weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)
             notes["pareto_k"] = _pareto_k(weighted)
         else:
-            weighted = repeated_filters(process, policy, num_draws)
+            proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
+            weighted = repeated_filters(process, proposal, num_draws, critic=look_ahead)
         index = resample(weighted.log_weight, num_draws)
         return from_trajectories(
             weighted.trajectories.select(index),
