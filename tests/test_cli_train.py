@@ -87,7 +87,7 @@ def cells(table: str, row: str) -> list[str]:
 
 def step_of(out: Path) -> int:
     path = out / "checkpoint.safetensors"
-    return int(load_tensors(path)[1]["num_steps"]) if path.exists() else 0
+    return int(load_tensors(path)[1]["progress"]["num_steps"]) if path.exists() else 0
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -235,7 +235,7 @@ class TestStops:
         assert "Strange-v0 gave a non-finite reward at step 73: nan" in message
         assert f"(at step 72, saved in {out}/checkpoint.safetensors)" in message
         _, record = load_tensors(out / "checkpoint.safetensors")
-        assert record["num_steps"] == 72
+        assert record["progress"]["num_steps"] == 72
         assert json.loads((out / "run.json").read_text())["finished"] is False
 
     def test_nan_in_an_evaluation(self, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ class TestStops:
         assert "rlai: interrupted; at step " in line
         assert f"go on with: rlai train --out {cut} --resume" in line
         _, record = load_tensors(cut / "checkpoint.safetensors")
-        assert f"at step {record['num_steps']}," in line
+        assert f"at step {record['progress']['num_steps']}," in line
         assert rlai("train", "--out", cut, "--resume")[0] == 0
         assert_same_learning(whole, cut)
 

@@ -8,34 +8,39 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from rl_as_inference.agents.checkpoint import Snapshot, load_snapshot, save_snapshot
 from rl_as_inference.agents.entropy import check_target_entropy, uniform_log_density
 from rl_as_inference.agents.evaluation import Evaluation, mode_of, play
 from rl_as_inference.agents.networks import Networks, log_probabilities
 from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
+from rl_as_inference.agents.settings import (
+    ActionPrior,
+    check_settings,
+    choose_device,
+    has_uniform_prior,
+    is_unit_box,
+    skips_steps,
+)
 from rl_as_inference.agents.update import Update
-from rl_as_inference.checkpoints import load_tensors, save_tensors
-from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
+from rl_as_inference.checks import check_count, check_discount, check_temperature
 from rl_as_inference.guides.categorical import drawn_from_logits
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments, NonFiniteError
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.progress import ProgressBar, progress_bar
 
-__all__ = ["ActionPrior", "Learner"]
+__all__ = ["Learner"]
 
-ActionPrior = Literal["uniform", "flat"]
-
-_FORMAT = "rl-as-inference agent 2"
 _COMPILE_FROM = 10_000
 """``compile="auto"`` compiles once this many updates have been asked for: what repays the compiler's time."""
 _THREADED_FROM = 4_000_000
@@ -88,29 +93,22 @@ class Learner(ABC):
         compile: bool | str,
         env_kwargs: Mapping[str, Any] | None,
     ) -> None:
-        for name, value in {
-            "num_envs": num_envs,
-            "learning_starts": learning_starts,
-            "batch_size": batch_size,
-            "buffer_size": buffer_size,
-            "n_step": n_step,
-            "seeds": 1 if seeds is None else seeds,
-        }.items():
-            check_count(name, value)
-        check_positive("learning_rate", learning_rate)
-        check_positive("updates_per_step", updates_per_step)
-        check_positive("target_average", target_average)
-        if target_average > 1:
-            raise ValueError(f"target_average must be in (0, 1], got {target_average}")
-        if action_prior not in get_args(ActionPrior):
-            raise ValueError(f"action_prior must be one of {', '.join(get_args(ActionPrior))}; got {action_prior!r}")
-        if compile not in (True, False, "auto"):
-            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
-        if not isinstance(env_kwargs, Mapping | None):
-            raise ValueError(f"env_kwargs must be a mapping of options for gymnasium.make, got {env_kwargs!r}")
-        self.device = _device(device)
+        check_settings(
+            num_envs=num_envs,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            buffer_size=buffer_size,
+            n_step=n_step,
+            seeds=seeds,
+            learning_rate=learning_rate,
+            updates_per_step=updates_per_step,
+            target_average=target_average,
+            action_prior=action_prior,
+            compile=compile,
+            dtype=dtype,
+            env_kwargs=env_kwargs,
+        )
+        self.device = choose_device(device)
         process = env if isinstance(env, MarkovDecisionProcess) else None
         if discount is None:
             discount = 0.99 if process is None else float(process.discount)
@@ -134,7 +132,7 @@ class Learner(ABC):
         if self.envs.num_envs % self.num_seeds:
             raise ValueError(f"env has {self.envs.num_envs} environments, which do not share out to {seeds} seeds")
         self.num_envs = self.envs.num_envs // self.num_seeds
-        if self.envs.num_envs > 1 and (n_step > 1 or self.num_seeds > 1) and _skips_steps(env):
+        if self.envs.num_envs > 1 and (n_step > 1 or self.num_seeds > 1) and skips_steps(env):
             raise ValueError(
                 "env is a vector environment that resets in a step of its own, which leaves rows out of replay, and "
                 "n_step > 1 or seeds > 1 needs a row of every environment at every step; pass the environment's id, or "
@@ -143,8 +141,8 @@ class Learner(ABC):
         self.state_space, self.action_space = self.envs.state_space, self.envs.action_space
         self.is_discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         self.state_dtype = torch.int64 if isinstance(self.state_space, gymnasium.spaces.Discrete) else dtype
-        self.process, self._own_prior = process, process is not None and not _has_uniform_prior(process)
-        if process is not None and self._own_prior and not self.is_discrete and not _is_unit_box(process.action_space):
+        self.process, self._own_prior = process, process is not None and not has_uniform_prior(process)
+        if process is not None and self._own_prior and not self.is_discrete and not is_unit_box(process.action_space):
             raise ValueError(
                 f"action_space of {self.envs.name} is {process.action_space}, and a process with an action prior of "
                 f"its own must have Box(-1, 1, (d,)); rescale inside transition()"
@@ -403,31 +401,7 @@ class Learner(ABC):
             ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
         self._check_whole()
-        snapshot = self.envs.snapshot()
-        tensors = dict(self._update.tensors)
-        tensors |= {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
-        tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in snapshot["arrays"].items()}
-        tensors |= {f"random.{index}": state for index, state in enumerate(self._random.states)}
-        tensors["action"] = self._action
-        record = {
-            "format": _FORMAT,
-            "agent": type(self).__name__,
-            "env": self.envs.name,
-            "layout": self._shapes(),
-            "settings": self._settings(),
-            "num_steps": self.num_steps,
-            "num_updates": self.num_updates,
-            "debt": self._debt,
-            "compiles": self._compiles,
-            "action_is_fresh": self._action_is_fresh,
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
-            "history": self.history,
-            "episodes": self.episodes,
-            "envs": snapshot["json"],
-            "notes": notes,
-        }
-        save_tensors(path, tensors, record)
+        save_snapshot(path, self._snapshot(notes), self._identity())
 
     def load(self, path: str | Path) -> dict[str, Any]:
         """Brings the agent to where :meth:`save` wrote ``path``, and returns the notes saved with it.
@@ -439,34 +413,10 @@ class Learner(ABC):
             ValueError: if there is no such file, it is damaged or not an agent's, or was written by an
                 agent made otherwise; the agent is then as it was.
         """
-        tensors, record = load_tensors(path)
-        self._check_record(str(path), tensors, record)
-        snapshot = {
-            "json": record["envs"],
-            "arrays": {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")},
-        }
-        self.replay.load_state_dict({n: tensors[f"replay.{n}"] for n in ("rows", "position")})
-        with torch.no_grad():
-            for name, tensor in self._update.tensors.items():
-                tensor.copy_(tensors[name])
-            self._action.copy_(tensors["action"])
-        # Of a GPU's generator too, if it was saved and there is one.
-        self._random.states = [tensors.get(f"random.{i}", state) for i, state in enumerate(self._random.states)]
-        self.num_steps, self.num_updates = record["num_steps"], record["num_updates"]
-        self._debt = record["debt"]
-        if self.compile == "auto":
-            self._compiles = record["compiles"]
-        self.history, self.episodes = record["history"], [tuple(row) for row in record["episodes"]]
-        self._returns, self._lengths = np.array(record["returns"]), np.array(record["lengths"])
-        self.is_whole = True
-        exact = self.envs.restore(snapshot)
-        self._action_is_fresh = exact and record["action_is_fresh"]
-        if not exact:
-            self._returns[:], self._lengths[:] = 0, 0
-        if self.envs.state is not None:
-            self._observe(self.envs.state)
-        notes: dict[str, Any] = record["notes"]
-        return notes
+        needed = {*self._update.tensors, "action", "random.0", "replay.rows", "replay.position"}
+        snapshot = load_snapshot(path, self._identity(), needed)
+        self._restore(snapshot)
+        return snapshot.notes
 
     def close(self) -> None:
         """Closes the environments."""
@@ -609,17 +559,67 @@ class Learner(ABC):
                 f"scale the rewards"
             )
 
-    def _settings(self) -> dict[str, Any]:
-        """Returns what else makes the learned numbers mean what they do, for a checkpoint to be held to."""
+    # ---- what a checkpoint holds ----------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        """Returns what makes the learned numbers mean what they do, for a checkpoint to be held to."""
         return {
+            "agent": type(self).__name__,
+            "environment": self.envs.name,
+            "network layout": [[module, name, list(shape)] for module, name, _, shape in self._update.layout.places],
             "discount": self.discount,
             "temperature": "auto" if self.learns_temperature else self._initial_temperature,
             "action_prior": self.action_prior,
             "n_step": self.n_step,
+            "dtype": str(self.dtype),
+            "number of seeds": self.num_seeds,
+            "number of environments": self.envs.num_envs,
         }
 
-    def _shapes(self) -> list[list[Any]]:
-        return [[module, name, list(shape)] for module, name, _, shape in self._update.layout.places]
+    def _snapshot(self, notes: dict[str, Any]) -> Snapshot:
+        envs = self.envs.snapshot()
+        tensors = dict(self._update.tensors)
+        tensors |= {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
+        tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in envs["arrays"].items()}
+        tensors |= {f"random.{index}": state for index, state in enumerate(self._random.states)}
+        tensors["action"] = self._action
+        progress = {
+            "num_steps": self.num_steps,
+            "num_updates": self.num_updates,
+            "debt": self._debt,
+            "compiles": self._compiles,
+            "action_is_fresh": self._action_is_fresh,
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+            "history": self.history,
+            "episodes": self.episodes,
+            "envs": envs["json"],
+        }
+        return Snapshot(tensors, progress, notes)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        tensors, progress, _ = snapshot
+        self.replay.load_state_dict({n: tensors[f"replay.{n}"] for n in ("rows", "position")})
+        with torch.no_grad():
+            for name, tensor in self._update.tensors.items():
+                tensor.copy_(tensors[name])
+            self._action.copy_(tensors["action"])
+        # Of a GPU's generator too, if it was saved and there is one.
+        self._random.states = [tensors.get(f"random.{i}", state) for i, state in enumerate(self._random.states)]
+        self.num_steps, self.num_updates = progress["num_steps"], progress["num_updates"]
+        self._debt = progress["debt"]
+        if self.compile == "auto":
+            self._compiles = progress["compiles"]
+        self.history, self.episodes = progress["history"], [tuple(row) for row in progress["episodes"]]
+        self._returns, self._lengths = np.array(progress["returns"]), np.array(progress["lengths"])
+        self.is_whole = True
+        arrays = {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")}
+        exact = self.envs.restore({"json": progress["envs"], "arrays": arrays})
+        self._action_is_fresh = exact and progress["action_is_fresh"]
+        if not exact:
+            self._returns[:], self._lengths[:] = 0, 0
+        if self.envs.state is not None:
+            self._observe(self.envs.state)
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -631,50 +631,3 @@ class Learner(ABC):
             yield
         finally:
             torch.set_num_threads(before)
-
-    def _check_record(self, path: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        if record.get("format") != _FORMAT:
-            raise ValueError(f"path: {path!r} holds tensors, but no agent written by save()")
-        needed = {*self._update.tensors, "action", "random.0", "replay.rows", "replay.position"}
-        if missing := sorted(needed - tensors.keys()):
-            raise ValueError(f"path: {path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
-        for what, found, wanted in (
-            ("agent", record.get("agent"), type(self).__name__),
-            ("environment", record.get("env"), self.envs.name),
-            ("network layout", record.get("layout"), self._shapes()),
-            *((name, record["settings"].get(name), value) for name, value in self._settings().items()),
-            ("dtype", tensors["parameters"].dtype, self.dtype),
-            ("number of seeds", len(tensors["parameters"]), self.num_seeds),
-            ("number of environments", record["envs"]["num_envs"], self.envs.num_envs),
-        ):
-            if found != wanted:
-                shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
-                raise ValueError(f"path: {path!r} was written with another {what}{shown}; make the agent the same way")
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    """Returns the device, by default a GPU if there is one."""
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}") from error
-    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device is {device!r}, which this machine does not have; leave it out, or say 'cpu'")
-    return chosen
-
-
-def _has_uniform_prior(process: MarkovDecisionProcess) -> bool:
-    overridden = type(process).prior is not MarkovDecisionProcess.prior
-    return bool(getattr(process, "has_uniform_prior", not overridden))
-
-
-def _is_unit_box(space: Any) -> bool:
-    return isinstance(space, gymnasium.spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
-
-
-def _skips_steps(env: Any) -> bool:
-    """Returns whether the step after an end of this vector environment only starts the next episode."""
-    if not isinstance(env, VectorEnv):
-        return False
-    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-    return AutoresetMode(getattr(mode, "value", mode)) is AutoresetMode.NEXT_STEP

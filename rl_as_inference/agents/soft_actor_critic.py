@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference.agents.evaluation import mode_of
-from rl_as_inference.agents.learner import ActionPrior, Learner
+from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.networks import Networks, Temperature, log_probabilities
 from rl_as_inference.agents.replay import Batch
+from rl_as_inference.agents.settings import ActionPrior
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import QEnsemble, SoftV
@@ -422,8 +423,8 @@ class SoftActorCritic(Learner):
                         f"policy: draws of {kind} cannot be batched over seeds; make one agent a seed ({error})"
                     ) from error
 
-    def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "objective": self.objective}
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "objective": self.objective}
 
     def _policy_of(self, modules: dict[str, nn.Module]) -> Any:
         return modules["policy"]

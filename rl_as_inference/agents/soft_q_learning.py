@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from rl_as_inference.agents.entropy import uniform_log_density
-from rl_as_inference.agents.learner import ActionPrior, Learner
+from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.networks import Networks, Temperature
 from rl_as_inference.agents.replay import Batch
+from rl_as_inference.agents.settings import ActionPrior
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count
 from rl_as_inference.critics import QEnsemble
