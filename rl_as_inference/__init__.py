@@ -4,7 +4,7 @@ from rl_as_inference import exact, guides, models
 from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.fit import FitResult, fit
-from rl_as_inference.inspect import estimate_log_evidence, posterior
+from rl_as_inference.inspect import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.processes import (
     GymnasiumProcess,
@@ -48,4 +48,5 @@ __all__ = [
     "terminate",
     "to_gymnasium",
     "to_gymnasium_vector",
+    "trajectory_kl",
 ]

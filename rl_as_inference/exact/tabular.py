@@ -37,7 +37,6 @@ __all__ = [
     "log_policy_table",
     "occupancy",
     "plan",
-    "posterior_occupancy",
     "sample_posterior",
 ]
 
@@ -198,50 +197,6 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
         state = mdp.kernel.push(state[:, None] * pi)
         states.append(state)
     return torch.stack(states)
-
-
-def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Tensor:
-    """Returns the distribution of the state at each time given optimality, ``(T+1, S)``.
-
-    For ``"posterior"`` the smoothed marginals ``p(s_t | O)``, luck included; a trajectory that does
-    not survive its discount stays where it was. For ``"causal"`` the occupancy of the causal plan.
-
-    Raises:
-        ValueError: with no horizon.
-    """
-    horizon = mdp.finite_horizon("posterior_occupancy")
-    messages = plan(mdp, dynamics)
-    if dynamics == "causal":
-        return occupancy(mdp, messages)
-    values = messages.soft_v / mdp.temperature
-    reward = mdp.reward_table / mdp.temperature
-    everywhere = torch.arange(mdp.num_states, device=values.device)
-    states, actions = everywhere[:, None], torch.arange(mdp.num_actions, device=values.device)
-    indices, probabilities = mdp.kernel.successors(*torch.broadcast_tensors(states, actions))
-    factor = reward[..., None] if reward.dim() == 2 else reward
-    logs = torch.where(probabilities > 0, torch.where(probabilities > 0, probabilities, 1.0).log(), -torch.inf)
-    alive = torch.softmax(torch.where(mdp.initial_probabilities > 0, values[0], -torch.inf), 0)
-    alive = mdp.initial_probabilities * (values[0] - messages.objective).exp()
-    ended = torch.zeros_like(alive)
-    rows = [alive]
-    for t in range(horizon):
-        going, stopping = survival_weights(mdp, values[t + 1], last=t == horizon - 1)
-        flow = alive[:, None] * messages.policy[t]
-        tilt = logs + factor - (messages.soft_q[t] / mdp.temperature)[..., None]
-        if mdp.has_terminal:  # there the kernel stays put and nothing is earned
-            tilt = torch.where(mdp.terminal[:, None, None], logs, tilt)
-        alive, stopped = (_arrivals(flow, tilt, indices, weights, mdp.num_states) for weights in (going, stopping))
-        ended = ended + stopped
-        rows.append(alive + ended)
-    return torch.stack(rows)
-
-
-def _arrivals(flow: Tensor, tilt: Tensor, indices: Tensor, weights: Tensor | None, num_states: int) -> Tensor:
-    arrived = flow.new_zeros(num_states)
-    if weights is None:
-        return arrived
-    moved = flow[..., None] * (tilt + weights[indices]).exp()
-    return arrived.index_add(0, indices.flatten(), moved.flatten())
 
 
 @torch.no_grad()

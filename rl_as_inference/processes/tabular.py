@@ -344,23 +344,21 @@ class TabularMDP(MarkovDecisionProcess):
         return self.initial_probabilities
 
     def replace(self, **changes: Any) -> "TabularMDP":
-        """Returns a copy with other ``horizon``, ``discount``, ``temperature`` or ``reward`` (same shape).
+        """Returns a copy with another ``horizon``, ``discount``, ``temperature``, ``action_prior`` or ``reward``.
 
         Raises:
             ValueError: for a name that cannot be replaced, or a bad value.
         """
-        unknown = set(changes) - {"horizon", "discount", "temperature", "reward"}
-        if unknown:
-            raise ValueError(
-                f"replace: cannot replace {sorted(unknown)}; it takes horizon, discount, temperature, reward"
-            )
+        known = ("horizon", "discount", "temperature", "action_prior", "reward")
+        if unknown := set(changes) - {*known}:
+            raise ValueError(f"replace: cannot replace {sorted(unknown)}; it takes {', '.join(known)}")
         other = TabularMDP.__new__(TabularMDP)
         other._build(
             *self._given,
             changes.get("reward", self.reward_table),
             self.initial_probabilities,
             self.terminal,
-            None if self.has_uniform_prior else self.action_prior,
+            changes.get("action_prior", None if self.has_uniform_prior else self.action_prior),
             changes.get("horizon", self.horizon),
             changes.get("discount", self.discount),
             changes.get("temperature", self.temperature),
