@@ -87,11 +87,10 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     """Returns the SHA-256 of tensors and the text saved with them: safetensors notices no damage inside tensors."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        flat = tensors[name].reshape(-1).contiguous()
-        if len(flat) == 1:  # contiguous with any stride, and a view of its bytes wants 1
-            flat = flat.new_empty(1).copy_(flat)
-        digest.update(f"{name} {flat.dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy())
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.reshape(-1))  # whatever its strides
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
