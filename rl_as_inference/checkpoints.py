@@ -1,5 +1,6 @@
 """Files written whole, and checkpoints: tensors and JSON in one safetensors file; loading one never runs code."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 __all__ = ["load_policy", "load_tensors", "save_policy", "save_tensors", "written_whole"]
@@ -49,8 +51,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[s
         ValueError: if the file cannot be written.
     """
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(record, sort_keys=True)
     # One entry, as safetensors writes several in no fixed order: the same content is the same file.
-    metadata = {"rlai": json.dumps(record, sort_keys=True)}
+    metadata = {"rlai": json.dumps({"record": text, "sha256": _checksum(held, text)})}
     try:
         with written_whole(path) as temporary:
             safetensors.torch.save_file(held, str(temporary), metadata=metadata)
@@ -71,9 +74,24 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("rlai", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        if isinstance(record, dict) and "sha256" in record:  # files of other makers, and older ones, have none
+            if record["sha256"] != _checksum(tensors, record["record"]):
+                raise ValueError("its content is not what was saved")
+            record = json.loads(record["record"])
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path: {str(path)!r} is not a readable checkpoint: {error}") from error
     return tensors, record if isinstance(record, dict) else {}
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Returns the SHA-256 of tensors and the text saved with them: safetensors notices no damage inside tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.reshape(-1))  # whatever its strides
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_policy(policy: nn.Module, path: str | Path, **notes: Any) -> None:

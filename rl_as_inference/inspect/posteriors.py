@@ -59,7 +59,8 @@ def posterior(
     rendering. Variables ``state``, ``action``, ``reward``; ``sample_stats`` has ``alive``,
     ``return`` and ``log_weight``. The posterior's attributes tell the method, and for ``importance``
     and ``smc`` the log evidence with its standard error, the effective sample size, and for
-    ``importance`` Pareto k̂ (Vehtari et al. 2024): above 0.7 the weights are not to be trusted.
+    ``importance`` Pareto k̂ (Vehtari et al. 2024): above 0.7 the weights are not to be trusted. For
+    ``guide`` they tell ``kl_to_posterior``, ``KL(guide || posterior)`` in nats, where exact answers are available.
 
     Raises:
         ValueError: for an unknown method, ``num_draws`` < 1, or a process the method cannot treat.
@@ -88,6 +89,7 @@ def posterior(
         if method == "guide":
             draws = surviving_rollout(process, policy, num_draws)
             prior = None if policy is None else surviving_rollout(process, None, num_draws)
+            notes["kl_to_posterior"] = _kl_to_posterior(process, policy)
             return from_trajectories(draws, prior=prior, **notes)
         if method == "annealed":
             if policy is not None:
@@ -111,6 +113,16 @@ def posterior(
             effective_sample_size=weighted.effective_sample_size,
             **notes,
         )
+
+
+def _kl_to_posterior(process: Any, policy: Policy | None) -> float | None:
+    """Returns ``log p(O) - ELBO(π)`` in nats, exact; None where one of the two cannot be computed."""
+    if not exact.is_available(process):
+        return None
+    try:
+        return float(exact.log_evidence(process)) - float(exact.elbo(process, policy))
+    except ValueError:  # a policy without a linear-Gaussian form, or an evidence that is infinite
+        return None
 
 
 def _pareto_k(weighted: WeightedDraws) -> float:
