@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact.information import PriorPlan, optimal_prior
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.smoothing import posterior_action_cost, posterior_occupancy
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
@@ -22,6 +23,7 @@ __all__ = [
     "Dynamics",
     "LinearGaussianPlan",
     "Plan",
+    "PriorPlan",
     "backward_step",
     "elbo",
     "evaluate",
@@ -30,6 +32,7 @@ __all__ = [
     "log_evidence",
     "occupancy",
     "optimal_elbo",
+    "optimal_prior",
     "plan",
     "posterior_occupancy",
     "posterior_return",
