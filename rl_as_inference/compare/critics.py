@@ -48,9 +48,9 @@ def check_plan(process: Any, plan: Any, own: Tensor, given: Tensor) -> None:
     far = float((own - given).abs().max())
     if not far <= tolerance * max(float(own.abs().max()), 1.0):
         raise ValueError(
-            f"critic is of another process: this plan's soft values differ by {far:.3g} from those of its policy in "
-            f"the process given (temperature {float(process.temperature):.6g}, discount {float(process.discount):.6g}); "
-            f"make it by exact.evaluate(process, some_policy), or wrap its table in critics.TableCritic to try a wrong one"
+            f"critic is of another process: this plan's soft values differ by {far:.3g} from those that its policy has "
+            f"in this one, of temperature {float(process.temperature):.6g} and discount {float(process.discount):.6g}; "
+            f"make it by exact.evaluate(process, some_policy), or give its table as a critics.TableCritic to try it"
         )
 
 

@@ -72,10 +72,10 @@ class FiniteProblem:
         """Returns the exact soft values of ``policy``, or without any entropy."""
         with torch.no_grad():
             table = log_policy_table(self.mdp, policy).expand(self.horizon, -1, -1)
-            one = exact.evaluate(self.mdp, table.exp())
+            one: Any = exact.evaluate(self.mdp, table.exp())
             q, v = one.soft_q / self.alpha, one.soft_v[:-1] / self.alpha
             if not entropy:  # in reward units a soft value is linear in α, with the value of the return at α = 0
-                two = exact.evaluate(self.mdp.at_temperature(2 * self.alpha), table.exp())
+                two: Any = exact.evaluate(self.mdp.at_temperature(2 * self.alpha), table.exp())
                 q, v = 2 * q - two.soft_q / self.alpha, 2 * v - two.soft_v[:-1] / self.alpha
             possible = (table > -torch.inf) & (self.prior > -torch.inf)
             ratio = torch.where(possible, self.prior, 0.0) - torch.where(possible, table, 0.0)
@@ -94,7 +94,8 @@ class FiniteProblem:
                 tables = [critic.soft_q, critic.soft_v[: self.horizon] if critic.soft_v.dim() == 2 else critic.soft_v]
                 if tables[0].shape not in ((*shape, mdp.num_actions), (mdp.num_states, mdp.num_actions)):
                     raise ValueError(_other_process(tuple(tables[0].shape), mdp, self.horizon))
-                check_plan(mdp, critic, exact.evaluate(mdp, critic).soft_v, critic.soft_v)
+                own: Any = exact.evaluate(mdp, critic)
+                check_plan(mdp, critic, own.soft_v, critic.soft_v)
                 q = tables[0].expand(*shape, mdp.num_actions) / self.alpha
                 return TableValues(q, tables[1].expand(shape) / self.alpha, ratio)
             states = torch.arange(mdp.num_states, device=self.times.device).expand(shape)

@@ -83,7 +83,8 @@ class GaussianProblem:
                 two: Any = exact.evaluate(self.mdp.at_temperature(2 * self.alpha), policy)
                 twice = (two.value_matrix, two.value_vector, two.value_constant)
                 pieces = [2 * x - y / self.alpha for x, y in zip(pieces, twice, strict=True)]
-        return QuadraticValues(*pieces, rule=(one.gain.detach(), one.offset.detach(), one.scale_tril.detach()))
+        P, p, c = pieces
+        return QuadraticValues(P, p, c, (one.gain.detach(), one.offset.detach(), one.scale_tril.detach()))
 
     def values_of(self, critic: Any) -> QuadraticValues:
         """Returns a given critic's values: those of a plan, or any soft V.
@@ -101,7 +102,8 @@ class GaussianProblem:
             own: Any = exact.evaluate(self.mdp, critic)
             check_plan(self.mdp, critic, own.value_matrix.detach(), critic.value_matrix.detach())
             pieces = (critic.value_matrix, critic.value_vector, critic.value_constant)
-            return QuadraticValues(*(x.detach() / self.alpha for x in pieces), rule=rule)  # type: ignore[arg-type]
+            P, p, c = (x.detach() / self.alpha for x in pieces)
+            return QuadraticValues(P, p, c, (rule[0], rule[1], rule[2]))
         probe, _ = self.support()
         try:
             found = over_time(critic, probe, range(self.horizon))

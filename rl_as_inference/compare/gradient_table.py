@@ -97,8 +97,8 @@ class GradientComparison:
             f"{self.problem}: gradients of the ELBO, {self.num_trajectories:,} trajectories a row, "
             f"{self.num_parameters:,} parameters, ‖g*‖ = {self.gradient_norm:.3g}"
         )
-        header = ("gradient of one trajectory", "unbiased", "z along", "z global", "bias/‖g*‖", "cosine")
-        header += ("variance", "var × µs", "cause of the bias, or why the row is empty")
+        header = ["gradient of one trajectory", "unbiased", "z along", "z global", "bias/‖g*‖", "cosine"]
+        header += ["variance", "var × µs", "cause of the bias, or why the row is empty"]
         return render(title, header, shown, right=(2, 3, 4, 5, 6, 7))
 
 

@@ -90,7 +90,8 @@ def compare_gradients(
             blocks[:, index], took = _block(problem, living, parameters, per_block)
             seconds += took
             bar.advance(f"{(index + 1) * per_block:,} trajectories for each of {len(living)} rows")
-    found, sections = [], []
+    found: list[GradientRow] = []
+    sections = []
     measured = dict(zip((row.name for row in living), range(len(living)), strict=True))
     for row in rows:
         if row is None:
@@ -127,7 +128,7 @@ def _problem(process: Any, policy: Any) -> tuple[Any, list[Tensor]]:
             f"policy must be a module with parameters to differentiate, such as guides.TabularPolicy; got "
             f"{'the action prior' if policy is None else type(policy).__name__}"
         )
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+    parameters: list[Tensor] = [p for p in policy.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("policy has no parameters with requires_grad=True: there is no gradient to compare")
     made = FiniteProblem if isinstance(process, TabularMDP) else GaussianProblem
