@@ -154,3 +154,15 @@ def test_multi_goal(run):
         shares = numbers(text, name)
         assert len(shares) == 4
         assert sum(shares) <= 100.2
+
+
+def test_n_step_entropies(run):
+    """N = 1,000 a row in the quick form: 10 blocks' noise is far below these bounds, since rows share trajectories."""
+    text = run("n_step_entropies")
+    assert text.count("variance relative to sampled entropies") == 2
+    rows = [[float(x) for x in line.split()] for line in text.splitlines() if line.strip()[:2] in ("0.", "1.")]
+    assert len(rows) == 6
+    for row in rows:
+        assert max(row[2::2]) < 1.05, "never noisier with the soft Q taken away"
+    assert rows[0][1] == pytest.approx(1), "at the action prior there is no entropy to sample"
+    assert min(rows[5][1::2]) > 20, "near the optimum of deterministic dynamics, alone, far noisier"

@@ -18,7 +18,7 @@ def check_critic(process: Any, critic: Any) -> Any:
         ValueError: if the critic was learned at another temperature or discount, or for another objective.
     """
     objective = getattr(critic, "objective", "maxent")
-    if objective != "maxent":
+    if isinstance(objective, str) and objective != "maxent":  # a plan has its own objective, a number
         raise ValueError(
             f"critic was learned with objective={objective!r}, whose values are not those of the ELBO; leave critic out"
         )

@@ -257,7 +257,7 @@ def _of_states(
         if of_prior:
             states, alive = problem.states_of_prior(draws.weights.shape[1])
             return factor * (alive * value(states)).sum()
-        weights = draws.weights if discounted else factor * draws.alive
+        weights = draws.weights if discounted else factor * draws.alive.to(draws.weights)
         return (weights * value(draws.states)).sum()
 
     def expected() -> Tensor:

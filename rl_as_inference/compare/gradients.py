@@ -141,8 +141,8 @@ def _exact_gradient(process: Any, policy: Any, parameters: list[Tensor]) -> tupl
         elbo = exact.elbo(process, policy)
         if not bool(elbo.isfinite()):
             raise ValueError(
-                f"policy has an ELBO of {float(elbo)}: it takes an action that the action prior forbids, so there is "
-                f"no gradient; give it probability 0 there (a policy built with prior=process.prior does)"
+                f"policy has an ELBO of {float(elbo.detach())}: it takes an action that the action prior forbids, so "
+                f"there is no gradient; give it probability 0 there (a policy built with prior=process.prior does)"
             )
         gradient = _flat(torch.autograd.grad(elbo, parameters, allow_unused=True), parameters)
     return float(elbo.detach()), gradient
