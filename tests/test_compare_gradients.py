@@ -131,7 +131,7 @@ def test_every_expectation_by_enumeration(enumerated: Enumerated) -> None:
             assert bias < 1e-12, name
         else:
             assert bias == pytest.approx(measured.relative_bias_exact, abs=1e-12), name
-            assert bias > 1e-3, name
+            assert bias > 1e-9, name
             assert measured.cause.startswith(LOSSES[name]), name
         if row.mixture is None:  # N = 20,000, seed 0; 400 blocks give a standard error of at most 7 %
             assert measured.variance == pytest.approx(variance, rel=0.28), name
