@@ -274,12 +274,13 @@ def _identities(found: Comparison, process: Any, return_error: float, dtype: tor
     scaled = alpha * found.elbo
     parts = (found.expected_return, alpha * found.entropy, found.prior_term)
     cost = alpha * found.action_cost
-    held = [
-        is_equal(
-            "SAC = α ELBO + prior term (rollouts)", found.sac_objective, scaled + found.prior_term, precision, *parts
-        ),
-        is_equal("α ELBO = return - α KL cost (rollouts)", scaled, found.expected_return - cost, precision, *parts),
-    ]
+    held = []
+    if math.isfinite(found.elbo):
+        right = scaled + found.prior_term
+        name = "SAC = α ELBO + prior term (rollouts)"
+        held.append(is_equal(name, found.sac_objective, right, precision, *parts))
+        name = "α ELBO = return - α KL cost (rollouts)"
+        held.append(is_equal(name, scaled, found.expected_return - cost, precision, *parts))
     elbo, best, evidence = found.elbo_exact, found.optimal_elbo, found.log_evidence
     if best is not None and evidence is not None:
         held.append(not_negative("dynamics gap >= 0", evidence - best, precision, evidence, best))
@@ -314,7 +315,8 @@ def _identities(found: Comparison, process: Any, return_error: float, dtype: tor
         ("SAC objective", found.sac_objective, found.sac_standard_error, sac, alpha),
         ("return", found.expected_return, return_error, earned, alpha),
     ):
-        held.append(agrees(f"{name} by rollouts = exact", estimate, error, value, number, unit * rare, precision))
+        if math.isfinite(value):
+            held.append(agrees(f"{name} by rollouts = exact", estimate, error, value, number, unit * rare, precision))
     return tuple(held)
 
 

@@ -13,7 +13,7 @@ __all__ = ["comparison_table"]
 
 def comparison_table(found: "Comparison") -> str:
     """Returns the comparison's rows, and what each way of acting gets where that is exact."""
-    error = f"± {found.elbo_standard_error:.2g}"
+    error = f"± {found.elbo_standard_error:.2g}" if math.isfinite(found.elbo_standard_error) else ""
     family = found.reasons.get("family", "")
     rows = [
         ("ELBO of the guide, by rollouts", _number(found.elbo), "nats", error),
