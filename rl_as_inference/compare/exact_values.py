@@ -30,27 +30,27 @@ class Parts(NamedTuple):
 def exact_parts(process: Any, policy: Any) -> Parts:
     """Returns return, entropy and prior cost of ``policy`` by its occupancy, without the messages of ``exact.elbo``.
 
-    The return is the slope of the ELBO in ``1/α``; entropy and prior cost are sums over where the policy goes.
+    All are sums over where the policy goes; a linear-Gaussian return is the slope of the ELBO in ``1/α``.
 
     Raises:
         ValueError: if the policy has no exact form.
     """
-    earned = float(exact.expected_return(process, policy))
     if isinstance(process, TabularMDP):
-        return Parts(earned, *_of_table(process, policy))
-    return Parts(earned, *_of_rule(process, policy))
+        return _of_table(process, policy)
+    return Parts(float(exact.expected_return(process, policy)), *_of_rule(process, policy))
 
 
-def _of_table(mdp: TabularMDP, policy: Any) -> tuple[float, float]:
+def _of_table(mdp: TabularMDP, policy: Any) -> Parts:
     table = log_policy_table(mdp, policy)
     chances = exact.occupancy(mdp, policy)
     if mdp.horizon is not None:
         chances = chances[:-1] * discounts(mdp.discount, mdp.horizon, chances)[:, None]
     chances = torch.where(mdp.terminal, 0.0, chances)
     weights = chances[..., None] * table.exp()
-    return tuple(  # type: ignore[return-value]
+    entropy, prior_cost = (
         float(-torch.where(weights > 0, weights * logs, 0.0).sum()) for logs in (table, mdp.log_action_prior)
     )
+    return Parts(float((weights * mdp.expected_reward()).sum()), entropy, prior_cost)
 
 
 def _of_rule(mdp: Any, policy: Any) -> tuple[float, float]:
