@@ -41,13 +41,14 @@ def variances(mdp: rlai.TabularMDP, share: float, num_trajectories: int) -> dict
     with torch.no_grad():
         policy.logits.copy_((1 - share) * mdp.log_action_prior + share * best.log_policy)
     torch.manual_seed(0)
-    found = rlai.compare_gradients(mdp, policy, num_trajectories=num_trajectories)
+    blocks = min(100, num_trajectories // 50)
+    found = rlai.compare_gradients(mdp, policy, num_trajectories=num_trajectories, num_blocks=blocks)
     names = ("sampled entropies", "analytic entropies alone", "analytic entropies")
     return {(name, n): found[f"{n}-step, {name}"].variance or 0.0 for name in names for n in STEPS}
 
 
 def main(quick: bool = False) -> None:
-    shares = (0.0, 0.5, 0.95) if quick else (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+    shares = (0.0, 0.95) if quick else (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
     measured = {}
     for title, mdp in problems(quick).items():
         print(f"{title}: variance relative to sampled entropies")

@@ -53,7 +53,7 @@ def comparison_table(found: "Comparison") -> str:
     elif found.identities:
         text += f"{len(found.identities)} identities among these rows hold\n"
     for about in ("elbo_exact", "log_evidence", "support"):
-        if about in found.reasons:
+        if about in found.reasons and found.optimal_elbo is not None:
             text += f"{_TITLES[about]}{found.reasons[about]}\n"
     if not found.rules:
         return text
