@@ -2,7 +2,7 @@
 
 from rl_as_inference import exact, guides, models
 from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
-from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.inspect import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
@@ -21,6 +21,7 @@ __all__ = [
     "Comparison",
     "Estimate",
     "FitResult",
+    "GradientComparison",
     "GymnasiumProcess",
     "LinearGaussianMDP",
     "MarkovDecisionProcess",
@@ -32,6 +33,7 @@ __all__ = [
     "TrajectoryELBO",
     "act",
     "compare",
+    "compare_gradients",
     "estimate_elbo",
     "estimate_log_evidence",
     "exact",

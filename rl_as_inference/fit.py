@@ -107,7 +107,7 @@ def fit(
         raise ValueError(f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}")
     if seed is not None:
         torch.manual_seed(seed)
-    if critic is None and estimator in ("baseline", "advantage", "exact_sum"):
+    if critic is None and estimator in ("baseline", "advantage", "exact_sum", "n_step"):
         critic = _new_critic(process, estimator).to(parameters[0])
     if isinstance(critic, nn.Module):
         parameters += list(critic.parameters())
@@ -141,10 +141,10 @@ def fit(
 def _new_critic(process: Any, estimator: str) -> nn.Module:
     # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
     scale = float(torch.as_tensor(getattr(process, "temperature", 1.0)))
-    if estimator != "exact_sum":
+    if estimator not in ("exact_sum", "n_step"):
         return SoftV(process.state_space, horizon=process.horizon, scale=scale)
     if not isinstance(process.action_space, gymnasium.spaces.Discrete):
-        raise ValueError(f"estimator='exact_sum' needs discrete actions, got {process.action_space}; use 'auto'")
+        raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
     return SoftQ(process.state_space, int(process.action_space.n), horizon=process.horizon, scale=scale)
 
 

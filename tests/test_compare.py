@@ -91,6 +91,174 @@ def test_critics() -> None:
         rlai.compare(mdp, policy, critic=lambda state, t: torch.zeros(3, 5))
 
 
+class TestIdentities:
+    @pytest.mark.parametrize("terminal", [False, True])
+    @pytest.mark.parametrize("stationary", [False, True])
+    def test_hold(self, terminal: bool, stationary: bool) -> None:
+        """N = 2,000, seed 0; exact sides come by separate routes and agree to 1e-9."""
+        mdp = random_mdp(6, num_states=4, num_actions=3, horizon=5, discount=0.9, terminal=terminal)
+        policy = TabularPolicy(4, 3, horizon=None if stationary else 5).double()
+        torch.nn.init.normal_(policy.logits, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(0)
+        found = rlai.compare(mdp, policy, num_trajectories=2_000)
+        assert len(found.identities) == 13
+        assert found.broken == ()
+        assert "13 identities among these rows hold" in found.table()
+        assert abs(found.sac_exact - found.temperature * found.elbo_exact - found.prior_term_exact) < 1e-12
+        assert found.action_cost_bits == pytest.approx(found.action_cost / math.log(2))
+        assert found.entropy_bits == pytest.approx(found.entropy / math.log(2))
+        assert f"{found.action_cost_exact / math.log(2):.4g} bits" in found.table()
+
+    def test_hold_for_linear_gaussian(self) -> None:
+        system = double_integrator(horizon=5, dtype=torch.float64)
+        rule = LinearGaussianPolicy(2, 1, horizon=5, initial_scale=0.7, dtype=torch.float64)
+        torch.nn.init.normal_(rule.gain, std=0.3, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        found = rlai.compare(system, rule, num_trajectories=2_000)
+        assert len(found.identities) == 13
+        assert found.broken == ()
+        draws = system.rollout(rule, 200_000)  # seed 0: the closed forms against a mean, 4 standard errors
+        for exact_value, sample in ((found.entropy_exact, -draws.log_policy), (None, draws.log_prior)):
+            total = sample.sum(0)
+            expected = exact_value if exact_value is not None else -found.prior_term_exact / found.temperature
+            assert abs(float(total.detach().mean()) - expected) < 4 * float(total.detach().std()) / 200_000**0.5
+
+    def test_exact_parts_by_hand(self) -> None:
+        """Entropy, prior cost and return as sums over every trajectory of prior draws, weighted to the policy."""
+        import brute_force
+
+        mdp = random_mdp(8, horizon=3, discount=0.9, terminal=True)
+        policy = some_policy(mdp)
+        table = policy.logits.detach().log_softmax(-1)
+        found = rlai.compare(mdp, policy, num_trajectories=2)
+        entropy = cost = earned = 0.0
+        for path in brute_force.paths(mdp):  # the survival coin renders the discount
+            pairs = list(zip(range(path.length), path.states, path.actions, strict=False))
+            logs = [float(table[t, s, a]) for t, s, a in pairs]
+            weight = path.dynamics * math.exp(sum(logs))
+            entropy -= weight * sum(logs)
+            cost -= weight * math.log(path.prior)
+            earned += weight * path.return_
+        assert found.entropy_exact == pytest.approx(entropy, abs=1e-12)
+        assert found.action_cost_exact == pytest.approx(cost - entropy, abs=1e-12)
+        assert found.expected_return_exact == pytest.approx(earned, abs=1e-12)
+
+    def test_broken_ones_are_printed(self) -> None:
+        """Exact tables that are not those of the rollouts, and an action prior that is not that of the messages."""
+
+        class Tampered(rlai.TabularMDP):
+            def expected_reward(self) -> torch.Tensor:
+                return super().expected_reward() + 1.0
+
+        honest = random_mdp(1, horizon=4)
+        tables = (honest.kernel.probabilities, honest.reward_table, honest.initial_probabilities)
+        torch.manual_seed(0)
+        found = rlai.compare(Tampered(*tables, horizon=4), None, num_trajectories=500)
+        assert "BROKEN: ELBO by rollouts = exact" in found.table()
+        assert {identity.name for identity in found.broken} >= {
+            "ELBO by rollouts = exact",
+            "return by rollouts = exact",
+        }
+
+        mdp = rlai.TabularMDP(*tables, horizon=4)
+        mdp.action_prior = honest.action_prior  # whose logarithm the process holds already
+        mdp.has_uniform_prior = True
+        mdp._log_action_prior = honest.action_prior.log()
+        found = rlai.compare(mdp, some_policy(mdp), num_trajectories=500)
+        assert "BROKEN" in found.table()
+        assert found.broken
+
+
+class TestFamilies:
+    def test_a_rule_for_every_step_has_no_gap(self) -> None:
+        mdp = random_mdp(3, horizon=5)
+        found = rlai.compare(mdp, some_policy(mdp), num_trajectories=10)
+        assert found.family_gap == pytest.approx(0, abs=1e-12)
+        assert found.training_gap == pytest.approx(found.policy_gap, abs=1e-12)
+
+    def test_stationary_table_against_a_grid(self) -> None:
+        """One state, two actions, rewards that a stationary policy cannot serve both: one number to search over."""
+        move = torch.tensor([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+        pay = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        mdp = rlai.TabularMDP(move, pay, torch.tensor([1.0, 0.0]), horizon=3, temperature=0.5)
+        found = rlai.compare(mdp, TabularPolicy(2, 2).double(), num_trajectories=10)
+        grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+        best = -math.inf
+        second = max(
+            float(exact.elbo(mdp, torch.stack([torch.tensor([0.5, 0.5]), torch.stack([p, 1 - p])]))) for p in grid
+        )
+        first_only = [
+            torch.stack([torch.stack([p, 1 - p]), torch.tensor([0.5, 0.5], dtype=torch.float64)]) for p in grid
+        ]
+        base = float(exact.elbo(mdp, torch.full((2, 2), 0.5, dtype=torch.float64)))
+        best = second + max(float(exact.elbo(mdp, table)) for table in first_only) - base  # the states do not interact
+        assert found.optimal_elbo - found.family_gap == pytest.approx(best, abs=1e-5)
+        assert found.reasons["family"].startswith("best found")
+
+    def test_stationary_families_lie_between(self) -> None:
+        mdp = random_mdp(4, num_states=3, num_actions=3, horizon=6, discount=0.9)
+        policy = TabularPolicy(3, 3).double()
+        torch.manual_seed(0)
+        found = rlai.compare(mdp, policy, num_trajectories=10)
+        assert found.family_gap > 1e-6
+        assert found.training_gap > 0
+        rlai.fit(mdp, policy, steps=600, estimator="exact", learning_rate=0.1, seed=0)
+        trained = rlai.compare(mdp, policy, num_trajectories=10)
+        assert 0 <= trained.training_gap < 1e-4
+        assert trained.family_gap == pytest.approx(found.family_gap, abs=1e-6)
+        system = double_integrator(horizon=5, dtype=torch.float64)
+        rule = rlai.compare(system, LinearGaussianPolicy(2, 1, dtype=torch.float64), num_trajectories=10)
+        assert 0 < rule.family_gap < rule.policy_gap
+        assert (
+            rlai.compare(system, LinearGaussianPolicy(2, 1, 5, dtype=torch.float64), num_trajectories=10).family_gap
+            == 0
+        )
+
+    def test_networks_say_why_not(self) -> None:
+        mdp = random_mdp(4, horizon=3)
+        found = rlai.compare(mdp, rlai.guides.CategoricalPolicy(mdp.state_space, 2).double(), num_trajectories=10)
+        assert found.family_gap is None
+        assert "CategoricalPolicy" in found.reasons["family_gap"]
+
+
+class TestReasons:
+    def test_of_empty_rows(self) -> None:
+        found = rlai.compare(corridor(), None, num_trajectories=100)
+        assert "no exact answers for ProgramProcess" in found.reasons["log_evidence"]
+        assert found.reasons["elbo_critic"] == "no critic was given"
+        assert found.broken == ()
+
+    def test_support(self) -> None:
+        base = random_mdp(1, num_states=3, num_actions=3, horizon=3)
+        tables = (base.kernel.probabilities, base.reward_table, base.initial_probabilities)
+        less = TabularPolicy(3, 3, horizon=3).double()
+        with torch.no_grad():
+            less.logits[1, 2, 0] = -torch.inf
+        found = rlai.compare(rlai.TabularMDP(*tables, horizon=3), less, num_trajectories=500)
+        assert "never takes action 0 in state 2 at step 1" in found.table()
+        assert found.broken == ()
+        narrow = rlai.TabularMDP(*tables, horizon=3, action_prior=[0.5, 0.5, 0.0])
+        found = rlai.compare(narrow, TabularPolicy(3, 3, horizon=3).double(), num_trajectories=500)
+        assert found.elbo_exact == -math.inf
+        assert found.broken == ()
+        assert "takes action 2 in state 0 at step 0, which the action prior forbids" in found.table()
+        assert "nan" not in found.table().lower()
+
+    def test_point_masses(self) -> None:
+        import pyro.distributions as dist
+
+        system = double_integrator(horizon=3)
+        with pytest.raises(ValueError, match="policy is a point mass"):
+            rlai.compare(system, lambda state, t: dist.Delta(-state[..., :1]).to_event(1), num_trajectories=10)
+
+    def test_old_records_can_be_read(self) -> None:
+        """A comparison written before there were identities has none."""
+        record = rlai.compare(random_mdp(0), None, num_trajectories=10).to_dict()
+        for name in ("identities", "reasons", "family_gap", "sac_exact", "action_cost"):
+            del record[name]
+        assert "policy gap" in rlai.Comparison(**{**record, "rules": ()}).table()
+
+
 def test_rows_without_exact_answers_are_none() -> None:
     found = rlai.compare(corridor(), None, num_trajectories=100)
     assert found.log_evidence is None

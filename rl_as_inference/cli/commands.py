@@ -26,7 +26,7 @@ from rl_as_inference.cli.common import (
 )
 from rl_as_inference.cli.problems import load_problem, parse_options
 from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
-from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.compare import Comparison, compare, compare_gradients
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inspect import Method, plots, posterior, save_posterior
@@ -72,10 +72,20 @@ def compare_command(
     seed: Seed = 0,
     num_rollouts: Annotated[int, typer.Option(help="Rollouts for the comparison's estimates.")] = 4096,
     num_draws: Annotated[int, typer.Option(help="Posterior draws to write.")] = 1000,
+    gradients: Annotated[
+        bool,
+        typer.Option("--gradients", help="Measure every gradient estimator and actor's loss at the trained guide."),
+    ] = False,
+    num_gradients: Annotated[int, typer.Option(help="Trajectories for each row of --gradients.")] = 100_000,
     progress: Progress = None,
 ) -> None:
     """Train a guide on the ELBO; show it beside SAC's objective and the exact answers."""
-    for name, value, least in (("--num-rollouts", num_rollouts, 2), ("--num-draws", num_draws, 1)):
+    checks = (
+        ("--num-rollouts", num_rollouts, 2),
+        ("--num-draws", num_draws, 1),
+        ("--num-gradients", num_gradients, 100),
+    )
+    for name, value, least in checks:
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}")
     run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
@@ -83,10 +93,16 @@ def compare_command(
     comparison = compare(run.process, fitted.policy, num_trajectories=num_rollouts)
     print(comparison.table())
     print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
+    measured = None
+    if gradients:
+        measured = compare_gradients(run.process, fitted.policy, num_trajectories=num_gradients, progress=progress)
+        print(measured.table())
     if run.folder is None:
         return
     run.write_training(fitted, comparison.optimal_elbo)
     run.folder.write_json("comparison.json", "the table above", comparison.to_dict())
+    if measured is not None:
+        run.folder.write_json("gradients.json", "the table of gradients", measured.to_dict())
     method: Method = "exact" if exact.is_available(run.process) else "importance"
     draws = posterior(run.process, fitted.policy, method=method, num_draws=num_draws)
     with run.folder.writing("posterior.nc", f"{num_draws} posterior draws ({method}), ArviZ InferenceData") as path:

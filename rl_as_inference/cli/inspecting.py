@@ -15,7 +15,7 @@ from rl_as_inference.cli.common import app, plain_errors
 from rl_as_inference.cli.problems import load_problem
 from rl_as_inference.cli.runs import RunFolder
 from rl_as_inference.cli.training import make_agent
-from rl_as_inference.compare import ActionRule, Comparison, compare
+from rl_as_inference.compare import ActionRule, Comparison, Identity, compare
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inspect import Method
 from rl_as_inference.processes import GymnasiumProcess
@@ -169,7 +169,8 @@ def _read_comparison(path: Path) -> Comparison:
     found = _read_json(path)
     try:
         rules = tuple(ActionRule(**rule) for rule in found["rules"])
-        return Comparison(**{**found, "rules": rules})
+        identities = tuple(Identity(**identity) for identity in found.get("identities", ()))
+        return Comparison(**{**found, "rules": rules, "identities": identities})
     except (KeyError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 

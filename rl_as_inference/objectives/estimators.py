@@ -14,6 +14,8 @@ __all__ = [
     "critic_loss",
     "exact_sum_surrogate",
     "lambda_advantage",
+    "n_step_advantage",
+    "n_step_surrogate",
     "return_to_go",
     "score_surrogate",
 ]
@@ -61,6 +63,70 @@ def lambda_advantage(terms_t: Tensor, values_t: Tensor, lambda_: float) -> Tenso
         running = error + lambda_ * running
         advantage.append(running)
     return torch.stack(advantage[::-1])
+
+
+def n_step_advantage(terms_t: Tensor, values_t: Tensor, n: int) -> Tensor:
+    """Returns ``Σ_{0 ≤ k < n} c_{t+k} + v_{t+n} - v_t``, in nats: the n-step soft return less its baseline.
+
+    What the terms hold decides how the entropies of the next steps are taken (docs/elbo-and-sac.md), with
+    everything scaled by its ``γ^t``:
+
+    - *sampled*: ``c = r/α + log p - log π``, the ELBO's own terms.
+    - *analytic, naive*: ``c = r/α + h(s)`` with ``h = E_π[log p - log π]``. The gradient of ``h(s_t)``
+      itself is then to be added.
+    - *analytic, with the soft Q as control variate*: ``c = r/α + V(s) - Q(s,a)`` with
+      ``V = E_π[Q] + h``; see :func:`n_step_surrogate`.
+
+    Args:
+        terms_t: ``(T, *batch)``, scaled by ``γ^t``; 0 behind the end.
+        values_t: scaled soft values ``γ^t V(s_t)``, ``(T, *batch)``; the value after the last step is 0.
+        n: how many steps, ≥ 1; from ``T`` on it is λ = 1.
+
+    Example:
+        >>> c, v = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.25, 4.0])
+        >>> n_step_advantage(c, v, 1), n_step_advantage(c, v, 2)
+        (tensor([ 0.7500,  5.7500, -1.0000]), tensor([ 6.5000,  4.7500, -1.0000]))
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be an integer >= 1, got {n!r}")
+    if terms_t.shape != values_t.shape:
+        raise ValueError(
+            f"values_t must have the shape of terms_t, {tuple(terms_t.shape)}, got {tuple(values_t.shape)}"
+        )
+    n = min(n, len(terms_t))
+    to_go = return_to_go(terms_t)
+    behind = torch.zeros_like(terms_t[:n])
+    return to_go - torch.cat([to_go[n:], behind]) + torch.cat([values_t[n:], behind]) - values_t
+
+
+def n_step_surrogate(
+    log_policy_t: Tensor, rewards_t: Tensor, own_values_t: Tensor, taken_t: Tensor, weight_t: Tensor, n: int
+) -> Tensor:
+    """Returns the n-step soft policy gradient whose entropies are all analytic, as a surrogate summed over everything.
+
+        Σ_t γ^t ( ∇V(s_t) + ∇log π(a_t|s_t) (G_t - Q(s_t,a_t)) ),   V = E_π[Q] + h,   Q held fixed
+        G_t = r_t + Σ_{0 < k < n} γ^k (r_{t+k} + V(s_{t+k}) - Q(s_{t+k},a_{t+k})) + γ^n V(s_{t+n})
+
+    Every entropy on the way is an expectation, and so is every ``Q``: its own deviation from the mean,
+    ``Q(s,a) - E_π Q``, is taken away as a control variate of mean zero, as in the n-step returns of De Asis and
+    Sutton (2018, arXiv:1807.01830). Analytic entropies alone are not enough: at the optimum
+    ``Q + log p - log π`` is the same for all actions, so that a *sampled* entropy cancels the noise of the action's own
+    worth, and an analytic one leaves it. With the policy's own soft ``Q`` this form has no noise of actions
+    on the way at all. It is unbiased for that ``Q``; for another it is biased only by ``γ^n V(s_{t+n})``.
+
+    Args:
+        log_policy_t: ``log π(a_t|s_t)``, ``(T, *batch)``.
+        rewards_t: scaled, ``γ^t r_t/α``, ``(T, *batch)``; 0 behind the end.
+        own_values_t: ``V(s_t)`` in nats with its gradient in the policy, ``(T, *batch)``.
+        taken_t: ``Q(s_t,a_t)`` in nats, ``(T, *batch)``.
+        weight_t: ``γ^t`` where the trajectory is alive, 0 elsewhere.
+        n: how many steps, ≥ 1.
+    """
+    values = weight_t * own_values_t
+    fixed = values.detach()
+    # n_step_advantage is relative to V(s_t), and its first term to Q(s_t,a_t): what remains is G_t - Q(s_t,a_t).
+    beyond = n_step_advantage(rewards_t + fixed - weight_t * taken_t, fixed, n)
+    return values.sum() + score_surrogate(log_policy_t, beyond)
 
 
 def score_surrogate(log_policy_t: Tensor, advantage_t: Tensor) -> Tensor:

@@ -23,14 +23,15 @@ from rl_as_inference.objectives.program_terms import (
     temperature_of,
     terms_of_traces,
 )
+from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.program.readings import Guide, register_module
 
 __all__ = ["Estimator", "TrajectoryELBO"]
 
-Estimator = Literal["auto", "pathwise", "full_return", "score", "baseline", "advantage", "exact_sum"]
+Estimator = Literal["auto", "pathwise", "full_return", "score", "baseline", "advantage", "exact_sum", "n_step"]
 
-_WITH_CRITIC = ("baseline", "advantage", "exact_sum")
+_WITH_CRITIC = ("baseline", "advantage", "exact_sum", "n_step")
 
 
 class TrajectoryELBO(ELBO):
@@ -56,6 +57,8 @@ class TrajectoryELBO(ELBO):
       critic's error.
     - ``"exact_sum"``: exact expectation over discrete actions with a soft Q, ``(state, t)`` to one
       value an action; unbiased where the critic is the policy's own soft Q.
+    - ``"n_step"``: the same, corrected by the n-step soft return with analytic entropies (docs/elbo-and-sac.md).
+      It takes a soft Q too, whose error it discounts by γ^n; from ``n = T`` on it is unbiased for any.
 
     A critic that is a module is trained alongside by squared error, as Pyro trains a baseline.
 
@@ -63,10 +66,11 @@ class TrajectoryELBO(ELBO):
         estimator: one of the above.
         critic: a callable ``(state, t)``, in reward units.
         lambda_: λ in [0, 1], for ``"advantage"``.
+        n: the number of steps, ≥ 1, for ``"n_step"``.
         **options: Pyro's: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ….
 
     Raises:
-        ValueError: for an unknown estimator, a λ outside [0, 1], or a critic missing where it is
+        ValueError: for an unknown estimator, a λ outside [0, 1], an n < 1, or a critic missing where it is
             needed; and on use, where the program does not allow the estimator (the reason is given).
 
     Example:
@@ -89,6 +93,7 @@ class TrajectoryELBO(ELBO):
         estimator: Estimator = "auto",
         critic: Callable[[Any, Any], Tensor] | None = None,
         lambda_: float = 1.0,
+        n: int = 1,
         **options: Any,
     ) -> None:
         if estimator not in get_args(Estimator):
@@ -97,10 +102,13 @@ class TrajectoryELBO(ELBO):
             raise ValueError(f"lambda_ must be in [0, 1], got {lambda_}")
         if estimator in _WITH_CRITIC and critic is None:
             raise ValueError(f"estimator={estimator!r} needs a critic: pass critic=(state, t) -> soft values")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be an integer >= 1, got {n!r}")
         super().__init__(**options)
         self.estimator = estimator
         self.critic = critic
         self.lambda_ = lambda_
+        self.n = n
 
     def __call__(self, model: Any, guide: Any) -> Any:
         """Returns the loss as a module, as Pyro's ELBOs do; its parameters include the critic's."""
@@ -256,11 +264,20 @@ class TrajectoryELBO(ELBO):
         weights = steps.weights()
         alive = weights > 0
         safe = torch.where(alive, weights, 1.0)
-        if estimator == "exact_sum":
-            surrogate = estimators.exact_sum_surrogate(*steps.distributions(), critic, weights)
-            if not critic.requires_grad:
+        if estimator in ("exact_sum", "n_step"):
+            policy, prior = steps.distributions()
+            surrogate = estimators.exact_sum_surrogate(policy, prior, critic, weights)
+            if estimator == "exact_sum" and not critic.requires_grad:
                 return surrogate
             taken = critic.gather(-1, steps.actions.long()[..., None]).squeeze(-1)
+            if estimator == "n_step":
+                value = exact_soft_value(critic.detach(), policy.logits, prior.logits.expand_as(policy.logits), 1.0)
+                rewards = steps.terms - steps.own_terms()
+                surrogate = estimators.n_step_surrogate(
+                    steps.log_policy, rewards, value, taken.detach(), weights, self.n
+                )
+                if not critic.requires_grad:
+                    return surrogate
             after = estimators.return_to_go(steps.terms) - steps.own_terms()
             return surrogate - estimators.critic_loss(taken, after / safe, alive)
         if critic.shape != steps.terms.shape:

@@ -1,0 +1,354 @@
+"""The ELBO beside the SAC objective, the largest ELBO and the log evidence."""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from rl_as_inference import exact
+from rl_as_inference.compare.comparison_table import comparison_table
+from rl_as_inference.compare.critics import check_critic, elbo_by_critic
+from rl_as_inference.compare.exact_values import exact_parts, support_note
+from rl_as_inference.compare.family import best_of_family
+from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
+from rl_as_inference.objectives.estimate import Estimate
+from rl_as_inference.processes.programs import as_process
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["ActionRule", "Comparison", "compare"]
+
+_OF_POLICY = (
+    "elbo_exact",
+    "policy_gap",
+    "family_gap",
+    "training_gap",
+    "sac_exact",
+    "prior_term_exact",
+    "expected_return_exact",
+    "entropy_exact",
+    "action_cost_exact",
+)
+_EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap")
+
+
+@dataclass(frozen=True)
+class ActionRule:
+    """What one way of acting earns, and what the model that it comes from expects.
+
+    Attributes:
+        name: whose rule it is.
+        expected_return: ``E Σ_t γ^t r_t`` in the process as it is, in reward units.
+        believed_return: what its own posterior expects, luck included, in reward units.
+        elbo: in nats.
+    """
+
+    name: str
+    expected_return: float
+    believed_return: float
+    elbo: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` returns; every value that cannot be computed is None.
+
+    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0.
+
+    Attributes:
+        problem: the process's name.
+        num_trajectories: how many rollouts the estimates are from.
+        temperature: α, in reward units per nat.
+        discount: γ.
+        elbo: by rollouts, in nats.
+        elbo_standard_error: of the same, in nats.
+        elbo_exact: by messages, in nats.
+        elbo_critic: by the critic at the first state, in nats. A critic that knows no time limit (a
+            learner's) also values what comes after the last step; its value of the last state of a
+            trajectory that was cut off is taken away, so that it speaks of the same steps.
+        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes too much.
+        sac_objective: ``E Σ_t γ^t (r_t - α log π)``, in reward units, by the same rollouts.
+        sac_standard_error: of the same, in reward units.
+        prior_term: ``-α E Σ_t γ^t log p(a_t|s_t)``, in reward units: what separates the two,
+            ``sac_objective = α elbo + prior_term``.
+        expected_return: ``E Σ_t γ^t r_t``, in reward units, by the same rollouts.
+        entropy: ``-E Σ_t γ^t log π(a_t|s_t)``, in nats, by the same rollouts.
+        optimal_elbo: the largest ELBO of any policy, in nats.
+        log_evidence: ``log p(O)``, in nats.
+        dynamics_gap: ``log p(O) - max ELBO``, in nats: the price of not bending luck.
+        policy_gap: ``max ELBO - ELBO(π)``, in nats (exact): what training or the family left.
+        family_gap: of the policy gap, ``max ELBO - best ELBO of the family``, in nats, where that is known
+            (:func:`rl_as_inference.compare.family.best_of_family`); where it is the best that an optimiser
+            found, the family's gap is no larger than this.
+        training_gap: the rest of the policy gap, what training left, in nats.
+        sac_exact, prior_term_exact, expected_return_exact: as by rollouts, without their noise, in reward units.
+        entropy_exact: likewise, in nats.
+        action_cost: ``E Σ_t γ^t (log π - log p)``, in nats, by the same rollouts: what the actions' information
+            costs, ``α elbo = expected_return - α action_cost``.
+        action_cost_exact: likewise, without noise.
+        identities: every identity among these values that could be asserted, and whether it holds.
+        reasons: for a field that is None, why; under ``"support"`` where the policy's actions are not the
+            prior's; under ``"family"`` how the family's best was had.
+        rules: for processes with exact answers, what each way of acting earns.
+    """
+
+    problem: str
+    num_trajectories: int
+    temperature: float
+    discount: float
+    elbo: float
+    elbo_standard_error: float
+    elbo_exact: float | None
+    elbo_critic: float | None
+    critic_difference: float | None
+    sac_objective: float
+    sac_standard_error: float
+    prior_term: float
+    expected_return: float
+    entropy: float
+    optimal_elbo: float | None
+    log_evidence: float | None
+    dynamics_gap: float | None
+    policy_gap: float | None
+    rules: tuple[ActionRule, ...]
+    family_gap: float | None = None
+    training_gap: float | None = None
+    sac_exact: float | None = None
+    prior_term_exact: float | None = None
+    expected_return_exact: float | None = None
+    entropy_exact: float | None = None
+    action_cost: float | None = None
+    action_cost_exact: float | None = None
+    identities: tuple[Identity, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def entropy_bits(self) -> float:
+        """The policy's entropy in bits."""
+        return self.entropy / math.log(2)
+
+    @property
+    def action_cost_bits(self) -> float | None:
+        """What the actions' information costs, in bits."""
+        return None if self.action_cost is None else self.action_cost / math.log(2)
+
+    @property
+    def broken(self) -> tuple[Identity, ...]:
+        """The identities that do not hold; none, if all is well."""
+        return tuple(identity for identity in self.identities if not identity.holds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain numbers, strings and lists, for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Returns the comparison as a table for people to read, with any broken identity beneath it."""
+        return comparison_table(self)
+
+
+def compare(
+    process: Any,
+    policy: Any,
+    *,
+    num_trajectories: int = 4096,
+    critic: Any = None,
+) -> Comparison:
+    """Returns the trajectory ELBO of ``policy`` beside SAC's objective and the exact ceilings.
+
+    Args:
+        process: a process, or a Pyro program without arguments.
+        policy: a callable ``(state, t) -> Distribution``; None for the action prior.
+        num_trajectories: rollouts for the estimates, ≥ 2.
+        critic: soft values in reward units, ``(state, t)`` to one value a state (soft V) or one an
+            action (soft Q); adds the ELBO as the critic sees it. A learner's critic has its own
+            temperature and discount: a :class:`GymnasiumProcess` without any takes them over.
+
+    Raises:
+        ValueError: if there are too few trajectories, the policy has no density, the critic's answer has
+            another shape, or it was learned at another temperature or discount than the process has, or for
+            another objective than the ELBO.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> comparison = compare(mdp, exact.plan(mdp), num_trajectories=100)
+        >>> round(comparison.log_evidence, 3), abs(comparison.policy_gap) < 1e-6
+        (2.48, True)
+    """
+    if num_trajectories < 2:
+        raise ValueError(f"num_trajectories must be >= 2 for a standard error, got {num_trajectories}")
+    process = check_critic(as_process(process), critic)
+    with torch.no_grad():
+        draws, cut_off = _rollout(process, policy, num_trajectories)
+        _check_density(policy, draws)
+        alpha, scales = draws.temperature, draws.scales
+        elbo = Estimate.of(draws.log_weight())
+        sac = Estimate.of((scales * (draws.rewards - alpha * draws.log_policy)).sum(0))
+        earned = Estimate.of(draws.returns(discounted=True))
+        action_cost = float((scales * (draws.log_policy - draws.log_prior)).sum(0).mean())
+        elbo_critic = None if critic is None else elbo_by_critic(process, policy, critic, draws, cut_off)
+        found = _exact_values(process, policy)
+    reasons = found.pop("reasons")
+    if critic is None:
+        reasons["elbo_critic"] = reasons["critic_difference"] = "no critic was given"
+    comparison = Comparison(
+        problem=str(getattr(process, "name", type(process).__name__)),
+        num_trajectories=num_trajectories,
+        temperature=float(alpha),
+        discount=float(draws.discount),
+        elbo=elbo.mean,
+        elbo_standard_error=elbo.standard_error,
+        elbo_critic=elbo_critic,
+        critic_difference=None if elbo_critic is None else elbo_critic - elbo.mean,
+        sac_objective=sac.mean,
+        sac_standard_error=sac.standard_error,
+        prior_term=float((-alpha * scales * draws.log_prior).sum(0).mean()),
+        expected_return=earned.mean,
+        entropy=float((-scales * draws.log_policy).sum(0).mean()),
+        action_cost=action_cost,
+        reasons=reasons,
+        **found,
+    )
+    identities = _identities(comparison, process, earned.standard_error, draws.rewards.dtype)
+    return replace(comparison, identities=identities)
+
+
+def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
+    """Returns the rows that need exact answers, each None where there are none, and the reasons why."""
+    found: dict[str, Any] = dict.fromkeys(_EXACT)
+    reasons: dict[str, str] = {}
+    if not exact.is_available(process):
+        reasons.update(dict.fromkeys(_EXACT, f"no exact answers for {type(process).__name__}"))
+        return {**found, "rules": (), "reasons": reasons}
+    causal: Any = exact.plan(process, "causal")
+    found["optimal_elbo"] = best = float(causal.objective)
+    try:
+        bent: Any = exact.plan(process, "posterior")
+    except ValueError as error:  # with no horizon the evidence may be infinite where the ELBO is not
+        bent = None
+        reasons.update(dict.fromkeys(("log_evidence", "dynamics_gap"), str(error)))
+    else:
+        found["log_evidence"] = float(bent.objective)
+        found["dynamics_gap"] = float(bent.objective) - best
+    try:
+        found["elbo_exact"] = elbo = float(exact.elbo(process, policy))
+    except ValueError as error:  # a policy without a linear-Gaussian form, say: its rows stay empty
+        reasons.update(dict.fromkeys(_OF_POLICY, str(error)))
+    else:
+        found["policy_gap"] = best - elbo
+        alpha, parts = float(process.temperature), exact_parts(process, policy)
+        found["expected_return_exact"], found["entropy_exact"] = parts.expected_return, parts.entropy
+        found["action_cost_exact"] = parts.prior_cost - parts.entropy
+        found["sac_exact"] = parts.expected_return + alpha * parts.entropy
+        found["prior_term_exact"] = alpha * parts.prior_cost
+        family, reasons["family"] = best_of_family(process, policy)
+        if family is None:
+            reasons["family_gap"] = reasons["training_gap"] = reasons["family"]
+        else:
+            found["family_gap"], found["training_gap"] = best - family, family - elbo
+        if (note := support_note(process, policy)) is not None:
+            reasons["support"] = note
+    found["rules"] = _action_rules(process, None if found["elbo_exact"] is None else (policy,), causal, bent)
+    return {**found, "reasons": reasons}
+
+
+def _action_rules(process: Any, guide: tuple[Any] | None, causal: Any, bent: Any) -> tuple[ActionRule, ...]:
+    wanted = [] if guide is None else [("the guide", guide[0])]
+    wanted.append(("exact causal posterior", causal))
+    if bent is not None:
+        wanted.append(("exact posterior", bent))
+    rules = []
+    for name, rule in [*wanted, ("action prior", None)]:
+        gets = float(exact.expected_return(process, rule))
+        believes = float(exact.posterior_return(process)) if name == "exact posterior" else gets
+        rules.append(ActionRule(name, gets, believes, float(exact.elbo(process, rule))))
+    return tuple(rules)
+
+
+def _identities(found: Comparison, process: Any, return_error: float, dtype: torch.dtype) -> tuple[Identity, ...]:
+    """Returns the identities among the values that are there; those by rollouts hold up to rounding as well."""
+    alpha, precision = found.temperature, 1e-9 if dtype == torch.float64 else 1e-3
+    assert found.action_cost is not None
+    scaled = alpha * found.elbo
+    parts = (found.expected_return, alpha * found.entropy, found.prior_term)
+    cost = alpha * found.action_cost
+    held = []
+    if math.isfinite(found.elbo):
+        right = scaled + found.prior_term
+        name = "SAC = α ELBO + prior term (rollouts)"
+        held.append(is_equal(name, found.sac_objective, right, precision, *parts))
+        name = "α ELBO = return - α KL cost (rollouts)"
+        held.append(is_equal(name, scaled, found.expected_return - cost, precision, *parts))
+    elbo, best, evidence = found.elbo_exact, found.optimal_elbo, found.log_evidence
+    if best is not None and evidence is not None:
+        held.append(not_negative("dynamics gap >= 0", evidence - best, precision, evidence, best))
+    if elbo is None or best is None:
+        return tuple(held)
+    sac, term, earned = found.sac_exact, found.prior_term_exact, found.expected_return_exact
+    cost_exact, entropy, gap = found.action_cost_exact, found.entropy_exact, found.policy_gap
+    assert sac is not None
+    assert term is not None
+    assert earned is not None
+    assert cost_exact is not None
+    assert entropy is not None
+    assert gap is not None
+    if math.isfinite(elbo):
+        parts = (earned, alpha * entropy, term)
+        held.append(is_equal("SAC = α ELBO + prior term (exact)", sac, alpha * elbo + term, precision, *parts))
+        name = "α ELBO = return - α KL cost (exact)"
+        held.append(is_equal(name, alpha * elbo, earned - alpha * cost_exact, precision, *parts))
+        if evidence is not None and found.dynamics_gap is not None:
+            total = elbo + found.dynamics_gap + gap
+            name = "log p(O) = ELBO + dynamics gap + policy gap"
+            held.append(is_equal(name, evidence, total, precision, elbo, best))
+    held.append(not_negative("policy gap >= 0", gap, precision, elbo, best))
+    if found.family_gap is not None and found.training_gap is not None:
+        total = found.family_gap + found.training_gap
+        held.append(is_equal("policy gap = family gap + training gap", gap, total, precision, elbo, best))
+        held.append(not_negative("family gap >= 0", found.family_gap, precision, elbo, best))
+        held.append(not_negative("training gap >= 0", found.training_gap, precision, elbo, best))
+    number, rare = found.num_trajectories, _largest_step(process)
+    for name, estimate, error, value, unit in (
+        ("ELBO", found.elbo, found.elbo_standard_error, elbo, 1.0),
+        ("SAC objective", found.sac_objective, found.sac_standard_error, sac, alpha),
+        ("return", found.expected_return, return_error, earned, alpha),
+    ):
+        if math.isfinite(value):
+            held.append(agrees(f"{name} by rollouts = exact", estimate, error, value, number, unit * rare, precision))
+    return tuple(held)
+
+
+def _largest_step(process: Any) -> float:
+    """Returns the range of one step's reward in nats, which a rare event may add; 0 where it has no bound."""
+    table = getattr(process, "reward_table", None)
+    return 0.0 if table is None else float((table.max() - table.min()) / process.temperature)
+
+
+def _check_density(policy: Any, draws: Trajectories) -> None:
+    """Says whether a policy over continuous actions has a density.
+
+    Raises:
+        ValueError: if it is a point mass.
+    """
+    if policy is None or not draws.actions.is_floating_point():
+        return
+    chosen = policy(draws.states[0], 0)
+    while isinstance(chosen, torch.distributions.Independent):
+        chosen = chosen.base_dist
+    if isinstance(chosen, dist.Delta):
+        raise ValueError(
+            "policy is a point mass (Delta) over continuous actions and has no density: its entropy and ELBO are -inf; "
+            "give it some spread, such as a Normal with a small scale"
+        )
+
+
+def _rollout(process: Any, policy: Any, num_trajectories: int) -> tuple[Trajectories, Tensor]:
+    """Returns trajectories, and which of them would have gone on after their last step, ``(N,)`` bool."""
+    if hasattr(process, "rollout_with_ends"):
+        draws, cut_off = process.rollout_with_ends(policy, num_trajectories)
+        return draws, cut_off
+    draws = process.rollout(policy, num_trajectories)
+    done = process.terminated(draws.states[-1]) if hasattr(process, "terminated") else None
+    return draws, draws.mask[-1] if done is None else draws.mask[-1] & ~done

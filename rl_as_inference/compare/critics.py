@@ -1,0 +1,81 @@
+"""Critics in comparisons: whether they fit the process, and what they say of a state."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.objectives.soft_critics import exact_soft_value
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["check_critic", "check_plan", "elbo_by_critic"]
+
+
+def check_critic(process: Any, critic: Any) -> Any:
+    """Returns the process at the critic's temperature and discount, where it has none of its own.
+
+    Raises:
+        ValueError: if the critic was learned at another temperature or discount, or for another objective.
+    """
+    objective = getattr(critic, "objective", "maxent")
+    if isinstance(objective, str) and objective != "maxent":  # a plan has its own objective, a number
+        raise ValueError(
+            f"critic was learned with objective={objective!r}, whose values are not those of the ELBO; leave critic out"
+        )
+    if hasattr(process, "adopt"):
+        return process if critic is None else process.adopt(critic)
+    for name in ("temperature", "discount"):
+        learned, given = getattr(critic, name, None), getattr(process, name, None)
+        if learned is None or given is None:
+            continue
+        if abs(float(learned) - float(given)) > 1e-6 * max(abs(float(given)), 1e-12):
+            mend = (
+                "compare process.at_temperature(agent.temperature)" if name == "temperature" else "give both the same"
+            )
+            raise ValueError(
+                f"critic was learned with {name} {float(learned):.6g}, and the process has {float(given):.6g}; {mend}"
+            )
+    return process
+
+
+def check_plan(process: Any, plan: Any, own: Tensor, given: Tensor) -> None:
+    """Says whether a plan's soft values ``given`` are those that its policy has in ``process``, its ``own``.
+
+    Raises:
+        ValueError: if not: it was made for another process, temperature or discount.
+    """
+    tolerance = 1e-3 if own.dtype == torch.float32 else 1e-6
+    far = float((own - given).abs().max())
+    if not far <= tolerance * max(float(own.abs().max()), 1.0):
+        raise ValueError(
+            f"critic is of another process: this plan's soft values differ by {far:.3g} from those that its policy has "
+            f"in this one, of temperature {float(process.temperature):.6g} and discount {float(process.discount):.6g}; "
+            f"make it by exact.evaluate(process, some_policy), or give its table as a critics.TableCritic to try it"
+        )
+
+
+def elbo_by_critic(process: Any, policy: Any, critic: Any, draws: Trajectories, cut_off: Tensor) -> float:
+    """Returns ``E V(s_0)/α`` over the steps that the trajectories have."""
+    value = _soft_value(process, policy, critic, draws.states[0], draws) / draws.temperature
+    if getattr(critic, "stationary", False) and bool(cut_off.any()):
+        last = _soft_value(process, policy, critic, draws.states[-1], draws) / draws.temperature
+        value = value - draws.discount**draws.horizon * torch.where(cut_off, last, 0.0)
+    if getattr(critic, "action_prior", "uniform") == "flat":  # its soft values leave log p out
+        value = value + (draws.scales * draws.log_prior).sum(0)
+    return float(value.mean())
+
+
+def _soft_value(process: Any, policy: Any, critic: Any, state: Tensor, draws: Trajectories) -> Tensor:
+    """Returns ``V(s)``, or ``E Σ_a π (Q + α (log p - log π))`` where the critic values actions, reward units."""
+    value: Tensor = critic(state, 0)
+    if value.shape == draws.rewards.shape[1:]:
+        return value
+    prior = process.prior(state) if hasattr(process, "prior") else None
+    chosen = prior if policy is None else policy(state, 0)
+    logits = getattr(chosen, "logits", None)
+    if prior is None or logits is None or value.shape != logits.shape:
+        raise ValueError(
+            f"critic must give one value a state, of shape {tuple(draws.rewards.shape[1:])}, or one a discrete "
+            f"action; it gave {tuple(value.shape)}"
+        )
+    return exact_soft_value(value, logits, prior.logits, draws.temperature)

@@ -1,0 +1,92 @@
+"""The exact rows of a comparison: objectives by messages; entropy, return and prior cost by where the policy goes."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl_as_inference import exact
+from rl_as_inference.exact.linear_gaussian import marginals
+from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.processes import TabularMDP
+from rl_as_inference.trajectories import discounts
+
+__all__ = ["Parts", "exact_parts", "support_note"]
+
+
+class Parts(NamedTuple):
+    """What an ELBO is made of, each ``E_π Σ_t γ^t`` of it."""
+
+    expected_return: float
+    """Of ``r_t``, reward units."""
+    entropy: float
+    """Of ``-log π``, nats."""
+    prior_cost: float
+    """Of ``-log p``, nats."""
+
+
+@torch.no_grad()
+def exact_parts(process: Any, policy: Any) -> Parts:
+    """Returns return, entropy and prior cost of ``policy`` by its occupancy, without the messages of ``exact.elbo``.
+
+    All are sums over where the policy goes; a linear-Gaussian return is the slope of the ELBO in ``1/α``.
+
+    Raises:
+        ValueError: if the policy has no exact form.
+    """
+    if isinstance(process, TabularMDP):
+        return _of_table(process, policy)
+    return Parts(float(exact.expected_return(process, policy)), *_of_rule(process, policy))
+
+
+def _of_table(mdp: TabularMDP, policy: Any) -> Parts:
+    table = log_policy_table(mdp, policy)
+    chances = exact.occupancy(mdp, policy)
+    if mdp.horizon is not None:
+        chances = chances[:-1] * discounts(mdp.discount, mdp.horizon, chances)[:, None]
+    chances = torch.where(mdp.terminal, 0.0, chances)
+    weights = chances[..., None] * table.exp()
+    entropy, prior_cost = (
+        float(-torch.where(weights > 0, weights * logs, 0.0).sum()) for logs in (table, mdp.log_action_prior)
+    )
+    return Parts(float((weights * mdp.expected_reward()).sum()), entropy, prior_cost)
+
+
+def _of_rule(mdp: Any, policy: Any) -> tuple[float, float]:
+    plan: Any = exact.evaluate(mdp, policy)
+    mean, cov = marginals(mdp, plan)
+    action = (plan.gain @ mean[:-1, :, None]).squeeze(-1) + plan.offset
+    second = plan.gain @ cov[:-1] @ plan.gain.mT + plan.covariance + action[:, :, None] * action[:, None, :]
+    size = math.log(2 * math.pi) * mdp.action_size * len(action)
+
+    def log_volume(factor: Tensor) -> Tensor:
+        return factor.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+    prior = mdp.action_prior_scale_tril
+    whitened = torch.cholesky_solve(second, prior.expand_as(second)).diagonal(dim1=-2, dim2=-1).sum()
+    entropy = (size + mdp.action_size * len(action)) / 2 + float(log_volume(plan.scale_tril).sum())
+    return entropy, size / 2 + len(action) * float(log_volume(prior)) + float(whitened) / 2
+
+
+@torch.no_grad()
+def support_note(mdp: Any, policy: Any) -> str | None:
+    """Returns where the policy's support is not that of the action prior, in a sentence; None where it is."""
+    if not isinstance(mdp, TabularMDP):
+        return None
+    table = log_policy_table(mdp, policy)
+    allowed, taken = mdp.log_action_prior > -torch.inf, table > -torch.inf
+    living = ~mdp.terminal[:, None]
+    for where, words in (
+        (taken & ~allowed & living, "takes {}, which the action prior forbids, so its ELBO may be -inf"),
+        (
+            allowed & ~taken & living,
+            "never takes {}, which the action prior allows: trajectories are missing from its rollouts, so weights "
+            "from them cannot give log p(O)",
+        ),
+    ):
+        if bool(where.any()):
+            index = [int(i) for i in where.nonzero()[0]]
+            step = f" at step {index[0]}" if len(index) == 3 else ""
+            return f"the policy {words.format(f'action {index[-1]} in state {index[-2]}{step}')}"
+    return None

@@ -1,0 +1,211 @@
+"""What the rows of a gradient comparison are made of, on linear-Gaussian processes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference import exact
+from rl_as_inference.compare.critics import check_plan
+from rl_as_inference.compare.draws import Draws
+from rl_as_inference.exact.linear_gaussian import marginals
+from rl_as_inference.objectives.action_steps import over_time
+from rl_as_inference.processes import LinearGaussianMDP
+from rl_as_inference.processes.linear_gaussian import linear_gaussian_rule
+from rl_as_inference.processes.mdp import unvalidated
+
+__all__ = ["GaussianProblem", "QuadraticValues"]
+
+
+@dataclass(frozen=True)
+class QuadraticValues:
+    """A critic in nats: ``V_t(s) = -s'P_t s/2 + p_t's + c_t``, and the rule whose entropy it charges.
+
+    Where only ``call`` is given it is any function of state and time, a soft V without a soft Q.
+    """
+
+    P: Tensor | None = None
+    p: Tensor | None = None
+    c: Tensor | None = None
+    rule: tuple[Tensor, Tensor, Tensor] | None = None
+    call: Any = None
+
+
+class GaussianProblem:
+    """A linear-Gaussian process and policy, as the rule ``(K, k, L)``, which the rows differentiate."""
+
+    has_exact_sum, has_pathwise = False, True
+
+    def __init__(self, mdp: LinearGaussianMDP, policy: Any) -> None:
+        self.mdp, self.horizon = mdp, mdp.finite_horizon("compare_gradients")
+        self.alpha = float(mdp.temperature)
+        plan: Any = exact.evaluate(mdp, policy)
+        self.outputs: tuple[Tensor, ...] = (plan.gain, plan.offset, plan.scale_tril)
+        self.leaves: tuple[Tensor, ...] = tuple(x.detach().requires_grad_() for x in self.outputs)
+        self.times = torch.arange(self.horizon, device=mdp.A.device)[:, None]
+        self.scales = torch.ones(self.horizon, 1, dtype=mdp.A.dtype, device=mdp.A.device)
+
+    def draw(self, count: int) -> Draws:
+        """Returns ``count`` trajectories of the policy."""
+        with torch.no_grad():
+            found = self.mdp.rollout(_Rule(*(x.detach() for x in self.leaves)), count)
+        with unvalidated():
+            taken = linear_gaussian_rule(found.states[:-1], self.times, *self.leaves).log_prob(found.actions)
+        return Draws.of(found, taken)
+
+    def pathwise(self, count: int) -> Tensor:
+        """Returns the ELBO's terms of ``count`` trajectories, summed, differentiable through the dynamics."""
+        return self.mdp.rollout(_Rule(*self.leaves), count, pathwise=True).terms().sum()
+
+    def states_of_prior(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns where the action prior leads, ``(T, N, ds)``, and that all of it is alive."""
+        with torch.no_grad():
+            found = self.mdp.rollout(None, count)
+        return found.states[:-1], found.mask
+
+    def support(self, of_prior: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns ``2 ds`` states for each time and their weights, whose mean of any quadratic is the exact one."""
+        with torch.no_grad():
+            plan: Any = None if of_prior else self._plan()
+            mean, cov = (x[:-1] for x in marginals(self.mdp, plan))
+            spread = math.sqrt(self.mdp.state_size) * torch.linalg.cholesky(cov).mT
+            states = mean[:, None] + torch.cat([spread, -spread], 1)
+        return states, torch.full_like(states[..., 0], 1 / states.shape[1])
+
+    def values(self, policy: Any, *, entropy: bool = True) -> QuadraticValues:
+        """Returns the exact soft values of ``policy`` (the plan of it), or without any entropy."""
+        with torch.no_grad():
+            one: Any = exact.evaluate(self.mdp, policy)
+            pieces = [x / self.alpha for x in (one.value_matrix, one.value_vector, one.value_constant)]
+            if not entropy:  # in reward units a soft value is linear in α, with the value of the return at α = 0
+                two: Any = exact.evaluate(self.mdp.at_temperature(2 * self.alpha), policy)
+                twice = (two.value_matrix, two.value_vector, two.value_constant)
+                pieces = [2 * x - y / self.alpha for x, y in zip(pieces, twice, strict=True)]
+        P, p, c = pieces
+        return QuadraticValues(P, p, c, (one.gain.detach(), one.offset.detach(), one.scale_tril.detach()))
+
+    def values_of(self, critic: Any) -> QuadraticValues:
+        """Returns a given critic's values: those of a plan, or any soft V.
+
+        Raises:
+            ValueError: if it belongs to another process, or does not give one value a state.
+        """
+        rule = tuple(x.detach() for x in self.leaves)
+        if isinstance(critic, exact.LinearGaussianPlan):
+            if critic.gain.shape != rule[0].shape:
+                raise ValueError(
+                    f"critic is of another process: its gain has shape {tuple(critic.gain.shape)}, and this process "
+                    f"and policy have {tuple(rule[0].shape)}"
+                )
+            own: Any = exact.evaluate(self.mdp, critic)
+            check_plan(self.mdp, critic, own.value_matrix.detach(), critic.value_matrix.detach())
+            pieces = (critic.value_matrix, critic.value_vector, critic.value_constant)
+            P, p, c = (x.detach() / self.alpha for x in pieces)
+            return QuadraticValues(P, p, c, (rule[0], rule[1], rule[2]))
+        probe, _ = self.support()
+        try:
+            found = over_time(critic, probe, range(self.horizon))
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(f"critic is of another process: {str(error).splitlines()[0]}") from error
+        if found.shape != probe.shape[:2]:
+            raise ValueError(
+                f"critic must give one value a state, of shape {tuple(probe.shape[:2])} for states of shape "
+                f"{tuple(probe.shape)}; it gave {tuple(found.shape)}"
+            )
+        return QuadraticValues(call=critic)
+
+    def state_value(self, values: QuadraticValues, states: Tensor) -> Tensor:
+        """Returns the critic's ``V(s_t)``, ``(T, N)`` in nats."""
+        if values.call is not None:
+            with torch.no_grad():
+                return over_time(values.call, states, range(self.horizon)) / self.alpha
+        return self._quadratic(values, states, 0)
+
+    def taken(self, values: QuadraticValues, states: Tensor, actions: Tensor) -> Tensor:
+        """Returns ``Q(s_t, a_t) = r/α + E V(s_{t+1})``, ``(T, N)`` in nats, differentiable in the action."""
+        assert values.P is not None
+        noise = self.mdp.noise_scale_tril
+        lost = ((values.P[1:] @ noise) * noise).sum((-1, -2))[:, None] / 2
+        onward = self._quadratic(values, self.mdp.next_mean(states, actions), 1) - lost
+        return self.mdp.reward(states, actions) / self.alpha + onward
+
+    def _quadratic(self, values: QuadraticValues, states: Tensor, shift: int) -> Tensor:
+        assert values.P is not None
+        assert values.p is not None
+        assert values.c is not None
+        P, p, c = (x[shift : shift + self.horizon] for x in (values.P, values.p, values.c))
+        return ((p[:, None] - states @ P / 2) * states).sum(-1) + c[:, None]
+
+    def entropy(self, states: Tensor) -> Tensor:
+        """Returns ``h(s_t) = -KL(π || p)``, ``(T, N)`` in nats, differentiable."""
+        zero = torch.zeros_like(self.leaves[0])
+        prior = self.mdp.action_prior_scale_tril.expand(self.horizon, -1, -1)
+        own = _cross(states, self.leaves, self.leaves)
+        return _cross(states, self.leaves, (zero, zero[..., 0], prior)) - own
+
+    def expected(self, values: QuadraticValues, states: Tensor, *, entropy: bool = True, wrong: bool = False) -> Tensor:
+        """Returns ``E_π[Q]`` with what the loss adds to it, ``(T, N)`` in nats, differentiable in the policy alone.
+
+        Args:
+            entropy: add the present entropy relative to the prior.
+            wrong: the critic holds that entropy itself, as its policy's fixed ``log p - log π``.
+        """
+        assert values.P is not None
+        gain, offset, factor = self.leaves
+        spread = self.mdp.B @ factor
+        curved = ((values.P[1:] @ spread) * spread).sum((-1, -2))
+        curved = curved + ((self.mdp.action_cost @ factor) * factor).sum((-1, -2)) / self.alpha
+        value = self.taken(values, states, states @ gain.mT + offset[:, None]) - curved[:, None] / 2
+        if entropy:
+            value = value + self.entropy(states)
+        if wrong:
+            assert values.rule is not None
+            zero = torch.zeros_like(gain)
+            prior = self.mdp.action_prior_scale_tril.expand(self.horizon, -1, -1)
+            value = value + _cross(states, self.leaves, (zero, zero[..., 0], prior))
+            value = value - _cross(states, self.leaves, values.rule)
+        return value
+
+    def actor(self, values: QuadraticValues, states: Tensor, *, entropy: bool = True, wrong: bool = False) -> Tensor:
+        """Returns the same at one reparameterized action for each state: SAC's own estimate (``(T, N)``, nats)."""
+        with unvalidated():
+            policy = linear_gaussian_rule(states, self.times, *self.leaves)
+            action = policy.rsample()
+            value = self.taken(values, states, action)
+            if entropy:
+                value = value + self.mdp.prior(states).log_prob(action) - policy.log_prob(action)
+            if wrong:
+                assert values.rule is not None
+                fixed = linear_gaussian_rule(states, self.times, *values.rule)
+                value = value + self.mdp.prior(states).log_prob(action) - fixed.log_prob(action)
+        return value
+
+    def deterministic(self, values: QuadraticValues, states: Tensor) -> Tensor:
+        """Returns ``Q(s, μ(s))`` for the policy's mean ``μ``, ``(T, N)`` in nats."""
+        gain, offset, _ = self.leaves
+        return self.taken(values, states, states @ gain.mT + offset[:, None])
+
+    def _plan(self) -> Any:
+        return _Rule(*(x.detach() for x in self.leaves))
+
+
+class _Rule:
+    batch_steps = True
+
+    def __init__(self, gain: Tensor, offset: Tensor, scale_tril: Tensor) -> None:
+        self.rule = (gain, offset, scale_tril)
+
+    def __call__(self, state: Tensor, t: int | Tensor) -> Any:
+        return linear_gaussian_rule(state, t, *self.rule)
+
+
+def _cross(states: Tensor, acting: Any, judging: Any) -> Tensor:
+    """Returns ``E log q(a)`` of one linear-Gaussian rule's actions under another's density, ``(T, N)`` in nats."""
+    (K, k, L), (J, j, M) = acting, judging
+    away = states @ (K - J).mT + (k - j)[:, None]
+    far = torch.linalg.solve_triangular(M[:, None], away[..., None], upper=False).squeeze(-1).square().sum(-1)
+    wide = torch.linalg.solve_triangular(M, L, upper=False).square().sum((-1, -2))
+    volume = M.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return -(far + wide[:, None]) / 2 - volume[:, None] - L.shape[-1] * math.log(2 * math.pi) / 2
