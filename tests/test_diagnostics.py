@@ -11,7 +11,7 @@ from rl_as_inference import exact
 from rl_as_inference.inspect import diagnose, from_trajectories
 from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold, verdict_on_weights
 from rl_as_inference.models import double_integrator, gridworld
-from rl_as_inference.sampling import nuts
+from rl_as_inference.sampling import WeightedDraws, nuts, sequential_monte_carlo
 
 
 def weighted(log_weight: object, method: str | None = None, **notes: object) -> az.InferenceData:
@@ -158,6 +158,76 @@ class TestOtherMethods:
         found = diagnose(from_trajectories(draws, method="smc", effective_sample_size=400.0))
         assert not found.trusted
         assert "The 400 draws descend from 7 first actions (below 100)" in found.text
+
+    @pytest.mark.parametrize(
+        ("lake", "num_draws"), [(("4x4", 20, 0.02), 1000), (("8x8", 100, 0.005), 1000), (("8x8", 100, 0.005), 300)]
+    )
+    def test_filters_that_lost_their_beginnings(self, lake: tuple[str, int, float], num_draws: int) -> None:
+        """Discrete actions, seeds 0-1: plain filters end as copies of a few lucky particles, 0.3 to 3 nats off."""
+        name, horizon, temperature = lake
+        options = {"map_name": name, "horizon": horizon, "temperature": temperature, "dtype": torch.float64}
+        mdp = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", **options)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            blind = rlai.posterior(mdp, method="smc", num_draws=num_draws, critic=None)
+            found = diagnose(blind)
+            assert found.effective_sample_size > 400
+            assert blind.posterior.attrs["effective_ancestors"] < 50
+            assert not found.trusted
+            assert "effective ancestors at the first step (below 100): do not trust" in found.text
+            looking = rlai.posterior(mdp, method="smc", num_draws=num_draws)
+            found = diagnose(looking)
+            assert found.trusted, found.text
+            error = looking.posterior.attrs["log_evidence"] - float(exact.log_evidence(mdp))
+            assert abs(error) < 4 * looking.posterior.attrs["log_evidence_standard_error"]
+
+    def test_the_count_of_ancestors(self) -> None:
+        """A filter resampled at every step, by following each particle's own number."""
+        torch.manual_seed(0)
+        mdp = random_mdp(0, horizon=6, temperature=0.3)
+        run = sequential_monte_carlo(mdp, None, 200, threshold=1.1)
+        share = torch.zeros(200, dtype=torch.float64)
+        for ancestor, weight in zip(run.ancestors, torch.softmax(run.log_weight.double(), 0), strict=True):
+            share[ancestor] += weight
+        assert run.effective_ancestors == pytest.approx(1 / float(share.square().sum()))
+        assert run.effective_ancestors <= len(run.ancestors.unique()) < 200
+        pool = WeightedDraws.pooled([run, run])
+        assert pool.effective_ancestors == pytest.approx(2 * run.effective_ancestors)
+
+    @pytest.mark.parametrize("method", ["importance", "smc", "annealed"])
+    def test_standard_errors_that_tell_nothing(self, method: str) -> None:
+        alike, different = torch.zeros(300), torch.linspace(0, 1, 300)
+        for weights, error, trusted in (
+            (alike, 0.0, True),
+            (different, 0.0, False),
+            (different, 0.4, True),
+            (different, 0.6, False),
+            (alike, float("nan"), False),
+        ):
+            found = diagnose(weighted(weights, method, log_evidence_standard_error=error))
+            assert found.trusted == trusted, (error, found.text)
+            assert trusted or ("unknown" in found.text and "do not trust" in found.text)
+
+    def test_annealing(self) -> None:
+        """A goal that one path of the prior in a hundred finds, seeds 0-3: right, or not trusted.
+
+        200 draws; and on the frozen lake, of which 200 do not see enough.
+        """
+        grid = gridworld(4, 4, horizon=8, temperature=0.5, dtype=torch.float64)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            data = rlai.posterior(grid, method="annealed", num_draws=200)
+            notes = data.posterior.attrs
+            assert diagnose(data).trusted
+            assert abs(notes["log_evidence"] - float(exact.log_evidence(grid))) < 0.1
+            assert notes["log_evidence_standard_error"] < 0.05
+        options = {"horizon": 20, "temperature": 0.02, "dtype": torch.float64}
+        lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", map_name="4x4", **options)
+        found = diagnose(rlai.posterior(lake, method="annealed", num_draws=200))
+        assert not found.trusted
+        assert "effective ancestors" in found.text
+        stuck = diagnose(weighted(torch.zeros(300), "annealed", least_acceptance=0.002))
+        assert "only 0.2 % of the moves were accepted: do not trust" in stuck.text
 
     def test_chains_that_agree(self) -> None:
         """Two chains of 2,000 independent numbers, seed 0."""

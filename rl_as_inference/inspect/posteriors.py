@@ -13,9 +13,9 @@ from rl_as_inference.processes.programs import as_process
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling import (
     WeightedDraws,
-    annealing,
     importance_sampling,
     nuts,
+    repeated_annealing,
     repeated_filters,
     surviving_rollout,
 )
@@ -51,7 +51,7 @@ def posterior(
       proposal and the critic as look-ahead; the standard error of the evidence is from their spread. By
       default exact messages are both where the process has them; elsewhere the proposal is the action
       prior, and nothing looks ahead. ``critic=None`` is the plain filter.
-    - ``"annealed"``: ``num_draws`` particles brought from the action prior down to the temperature by
+    - ``"annealed"``: eight runs of ``num_draws`` particles, brought from the action prior down to the temperature by
       Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
     - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
 
@@ -96,7 +96,9 @@ def posterior(
                 raise ValueError(
                     "policy is no part of method='annealed', which starts from the action prior; leave it out"
                 )
-            weighted = annealing(process, num_draws).draws
+            run = repeated_annealing(process, num_draws)
+            weighted = run.draws
+            notes["least_acceptance"] = float(run.acceptance[1:].min())
         elif method == "importance":
             weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)
             notes["pareto_k"] = _pareto_k(weighted)
@@ -111,6 +113,7 @@ def posterior(
             log_evidence=weighted.log_evidence,
             log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
             effective_sample_size=weighted.effective_sample_size,
+            effective_ancestors=weighted.effective_ancestors,
             **notes,
         )
 

@@ -1,6 +1,6 @@
 """Draws from trajectory posteriors where there are no exact answers."""
 
-from rl_as_inference.sampling.annealing import Annealing, annealing
+from rl_as_inference.sampling.annealing import Annealing, annealing, repeated_annealing
 from rl_as_inference.sampling.importance import WeightedDraws, importance_sampling, survive, surviving_rollout
 from rl_as_inference.sampling.nuts import nuts
 from rl_as_inference.sampling.smc import repeated_filters, sequential_monte_carlo
@@ -11,6 +11,7 @@ __all__ = [
     "annealing",
     "importance_sampling",
     "nuts",
+    "repeated_annealing",
     "repeated_filters",
     "sequential_monte_carlo",
     "survive",

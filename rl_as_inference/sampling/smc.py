@@ -135,7 +135,7 @@ def _filter(
     trajectories = Trajectories(
         **traced, log_factors=traced["rewards"] / mdp.temperature, temperature=mdp.temperature, discount=1.0
     )
-    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan)
+    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
 
 
 def repeated_filters(
@@ -157,12 +157,4 @@ def repeated_filters(
     if num_repeats < 2:
         raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
     filters = [sequential_monte_carlo(mdp, policy, num_particles, critic=critic) for _ in range(num_repeats)]
-    logs = torch.tensor([one.log_evidence for one in filters], dtype=torch.float64)
-    shares = (logs - logs.max()).exp()
-    pooled = [one.log_weight - torch.logsumexp(one.log_weight, 0) + one.log_evidence for one in filters]
-    return WeightedDraws(
-        Trajectories.joined([one.trajectories for one in filters]),
-        torch.cat(pooled),
-        float(torch.logsumexp(logs, 0)) - math.log(num_repeats),
-        float(shares.std() / shares.mean()) / num_repeats**0.5,
-    )
+    return WeightedDraws.pooled(filters)
