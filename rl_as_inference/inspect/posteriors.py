@@ -19,7 +19,7 @@ from rl_as_inference.sampling import (
     repeated_filters,
     surviving_rollout,
 )
-from rl_as_inference.sampling.importance import resample
+from rl_as_inference.sampling.importance import check_conditions, resample
 
 if TYPE_CHECKING:
     import arviz
@@ -88,6 +88,8 @@ def posterior(
                 return from_trajectories(nuts(process, num_draws), **notes)
         if method == "guide":
             draws = surviving_rollout(process, policy, num_draws)
+            if bool(draws.log_weight().isneginf().all()):
+                check_conditions(process, policy, num_draws)
             prior = None if policy is None else surviving_rollout(process, None, num_draws)
             notes["kl_to_posterior"] = _kl_to_posterior(process, policy)
             return from_trajectories(draws, prior=prior, **notes)

@@ -49,6 +49,7 @@ def given_return(program: Callable[..., Any], at_least: float) -> Callable[..., 
             pyro.factor("return_at_least", torch.where(rewards.total < at_least, -math.inf, 0.0))
         return answer
 
+    conditioned.__wrapped__ = program  # type: ignore[attr-defined]
     conditioned.__qualname__ = str(getattr(program, "name", None) or getattr(program, "__qualname__", "program"))
     return conditioned
 

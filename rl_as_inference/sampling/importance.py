@@ -11,7 +11,15 @@ from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["WeightedDraws", "effective_sample_size", "importance_sampling", "resample", "survive", "surviving_rollout"]
+__all__ = [
+    "WeightedDraws",
+    "check_conditions",
+    "effective_sample_size",
+    "importance_sampling",
+    "resample",
+    "survive",
+    "surviving_rollout",
+]
 
 
 @dataclass(frozen=True)
@@ -130,10 +138,12 @@ def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDr
     Raises:
         ValueError: if every weight is zero.
     """
+    process = as_process(process)
     draws = surviving_rollout(process, policy, num_draws)
     log_weight = draws.log_weight()
     total = torch.logsumexp(log_weight, 0)
     if not bool(total.isfinite()):
+        check_conditions(process, policy, num_draws)
         raise ValueError(
             f"all {num_draws} importance weights are zero (or one is infinite): the proposal never meets the "
             f"conditions of the program; use another policy or more draws"
@@ -141,6 +151,16 @@ def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDr
     share = (log_weight - log_weight.max()).exp()
     relative = share.std() / share.mean() / num_draws**0.5
     return WeightedDraws(draws, log_weight, float(total) - torch.tensor(float(num_draws)).log().item(), float(relative))
+
+
+def check_conditions(process: Any, policy: Any, num_draws: int) -> None:
+    """Raises ValueError naming the sites whose conditions no run of a program meets; other processes have none."""
+    never = process.conditions_never_met(policy) if isinstance(process, ProgramProcess) else []
+    if never:
+        raise ValueError(
+            f"all {num_draws} importance weights are zero: the program never meets the condition on site "
+            f"{' and '.join(map(repr, never))}; check its value, or use another policy or more draws"
+        )
 
 
 def resample(log_weight: Tensor, num_draws: int) -> Tensor:

@@ -40,6 +40,8 @@ def nuts(
     """
     process = as_process(process)
     program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
+    if isinstance(process, ProgramProcess):
+        process.check_sites()
     with pyro.poutine.block():
         trace = prune_subsample_sites(pyro.poutine.trace(program).get_trace())
     for name, site in trace.nodes.items():
