@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
-from rl_as_inference.program.sites import ACTION, REWARD, is_action, step_of
+from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["ProgramProcess", "as_process", "trajectories_at"]
@@ -84,6 +84,15 @@ class ProgramProcess:
         if self.vectorized:
             return self._joined([self._run(policy, num_trajectories)])
         return self._joined([self._run(policy, 1) for _ in range(num_trajectories)])
+
+    def observed(self) -> dict[str, Tensor]:
+        """Returns what the program is conditioned on, by site: ``obs=``, Pyro's handlers and :func:`given_return`."""
+        seen = {
+            msg["name"]: torch.as_tensor(msg["infer"].get(CONDITION, msg["value"]))
+            for msg in self._sample_run
+            if msg["is_observed"] and not site_is_subsample(msg) and not is_reward(msg)
+        }
+        return {name: value for name, value in seen.items() if value.numel()}  # a factor of one's own has no value
 
     def check_sites(self, num_runs: int = 20) -> None:
         """Raises ValueError if sites change between runs, or a condition is on a site that does not occur."""
