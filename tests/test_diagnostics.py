@@ -2,6 +2,7 @@
 
 import arviz as az
 import numpy as np
+import pyro
 import pytest
 import torch
 from problems import random_mdp
@@ -10,7 +11,7 @@ import rl_as_inference as rlai
 from rl_as_inference import exact
 from rl_as_inference.inspect import diagnose, from_trajectories
 from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold, verdict_on_weights
-from rl_as_inference.models import double_integrator, gridworld
+from rl_as_inference.models import double_integrator, gridworld, hidden_goal
 from rl_as_inference.sampling import WeightedDraws, nuts, sequential_monte_carlo
 
 
@@ -267,6 +268,39 @@ class TestOtherMethods:
         assert found.num_draws == 20
         assert not found.trusted
         assert found.r_hat is not None
+
+
+class TestAdvice:
+    """Nothing is recommended that the process at hand cannot run."""
+
+    def test_verdicts(self) -> None:
+        torch.manual_seed(0)
+        lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", horizon=20, temperature=0.02)
+        walk = pyro.condition(gridworld(), data={"state_12": torch.tensor(15)})
+        simulator = rlai.GymnasiumProcess("FrozenLake-v1", num_envs=5, temperature=0.02)
+        for process, method in ((lake, "guide"), (lake, "importance"), (walk, "guide"), (walk, "importance")):
+            found = diagnose(rlai.posterior(process, method=method, num_draws=30))
+            assert not found.trusted
+            assert ("method='smc'" in found.text) == (process is lake)
+        for method in ("guide", "importance"):
+            found = diagnose(rlai.posterior(simulator, method=method, num_draws=5))
+            assert "smc" not in found.text
+        assert rlai.posterior(lake, method="guide", num_draws=2).posterior.attrs["methods"] == [
+            "exact",
+            "smc",
+            "annealed",
+            "importance",
+        ]
+
+    def test_refusals(self) -> None:
+        simulator = rlai.GymnasiumProcess("FrozenLake-v1", num_envs=2)
+        for process, advice in (
+            (gridworld(), "use 'exact', 'smc' or 'importance'$"),
+            (hidden_goal(), "use 'importance'$"),
+            (simulator, "is a simulator; use 'importance'$"),
+        ):
+            with pytest.raises(ValueError, match=advice):
+                rlai.posterior(process, method="nuts", num_draws=2)
 
 
 class TestBadInput:

@@ -167,7 +167,7 @@ def _guide(data: Any, num_draws: int) -> Diagnosis:
     if doubt:
         text = (
             f"{doubt}: do not take the guide's draws, {away}, for the posterior, weighted or not; "
-            f"use method='smc' or a better guide."
+            f"{_advice(data.posterior.attrs)}."
         )
     else:
         text = (
@@ -190,19 +190,22 @@ def _importance(data: Any, num_draws: int) -> Diagnosis:
         weighed = int(notes.get("num_proposals", num_draws))
     else:
         k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), num_draws
-    text, trusted = verdict_on_weights(k, size, weighed)
+    text, trusted = verdict_on_weights(k, size, weighed, _advice(notes))
     if trusted and (doubt := _doubt_about_evidence(notes, weights)):
-        text, trusted = f"{doubt}: do not trust these weights; use more draws or a better guide.", False
+        text, trusted = f"{doubt}: do not trust these weights; {_advice(notes)}.", False
     return Diagnosis(text, trusted, k, size, num_draws, None)
 
 
-def verdict_on_weights(k: float | None, size: float, num_weights: int) -> tuple[str, bool]:
+def verdict_on_weights(
+    k: float | None, size: float, num_weights: int, advice: str = "use method='smc' or a better guide"
+) -> tuple[str, bool]:
     """Returns the verdict on importance weights, and whether they are trusted.
 
     Args:
         k: their k̂, None where there is no tail to fit.
         size: their effective sample size.
         num_weights: how many there are.
+        advice: what to do if they are not.
 
     Example:
         >>> verdict_on_weights(0.91, 300.0, 10_000)[0]
@@ -210,7 +213,7 @@ def verdict_on_weights(k: float | None, size: float, num_weights: int) -> tuple[
     """
     doubt = _doubt_about_weights(k, size, num_weights)
     if doubt:
-        return f"{doubt}: do not trust these weights; use method='smc' or a better guide.", False
+        return f"{doubt}: do not trust these weights; {advice}.", False
     return f"{_praise(k, size, num_weights)}: the weights can be trusted.", True
 
 
@@ -237,7 +240,7 @@ def _annealed(data: Any, num_draws: int) -> Diagnosis:
         doubt = f"At one temperature only {100 * accepted:.2g} % of the moves were accepted"
     doubt = doubt or _doubt_about_evidence(notes, weights)
     if doubt:
-        text = f"{doubt}: do not trust these draws; use more draws, or more and smaller temperature steps."
+        text = f"{doubt}: do not trust these draws; use more draws, or method='smc'."
         return Diagnosis(text, False, None, size, num_draws, None)
     return Diagnosis(f"{_alive(size, notes)}: the annealed draws can be trusted.", True, None, size, num_draws, None)
 
@@ -308,6 +311,12 @@ def _doubt_about_weights(k: float | None, size: float, num_weights: int) -> str:
     if k is not None and k > threshold:
         return f"k̂ = {k:.2f} (above {threshold:.2g})"
     return _small(size) if size < LEAST_EFFECTIVE_SIZE else ""
+
+
+def _advice(notes: Mapping[str, Any]) -> str:
+    """Returns what else to do, of what the process allows: filters need one in parts, with a horizon."""
+    filters = "smc" in notes.get("methods", ["smc"])
+    return "use method='smc' or a better guide" if filters else "use more draws or a better guide"
 
 
 def _praise(k: float | None, size: float, num_weights: int) -> str:

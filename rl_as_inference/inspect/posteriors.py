@@ -9,6 +9,7 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
 from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling import (
@@ -83,8 +84,7 @@ def posterior(
     process = as_process(process)
     notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
     notes["discount"] = getattr(process, "discount", None)
-    # All known before anything is drawn, so that a program that is not one is told of by its own error.
-    observed = process.observed() if isinstance(process, ProgramProcess) else None
+    notes["methods"] = _methods(process)
     with torch.no_grad():
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)
@@ -94,14 +94,14 @@ def posterior(
             with torch.enable_grad():
                 chains, statistics = nuts_with_statistics(process, num_draws)
             prior = surviving_rollout(process, None, num_draws)
-            return from_trajectories(chains, prior=prior, statistics=statistics, observed=observed, **notes)
+            return from_trajectories(chains, prior=prior, statistics=statistics, observed=_observed(process), **notes)
         if method == "guide":
             draws = surviving_rollout(process, policy, num_draws)
             if bool(draws.log_weight().isneginf().all()):
                 check_conditions(process, policy, num_draws)
             prior = draws if policy is None else surviving_rollout(process, None, num_draws)
             notes["kl_to_posterior"] = _kl_to_posterior(process, policy)
-            return from_trajectories(draws, prior=prior, observed=observed, **notes)
+            return from_trajectories(draws, prior=prior, observed=_observed(process), **notes)
         if method == "annealed":
             if policy is not None:
                 raise ValueError(
@@ -124,7 +124,7 @@ def posterior(
         return from_trajectories(
             weighted.trajectories.select(index),
             prior=prior,
-            observed=observed,
+            observed=_observed(process),
             log_weight=weighted.log_weight[index][None],
             proposal_log_weight=weighted.log_weight if method == "importance" else None,
             log_evidence=weighted.log_evidence,
@@ -133,6 +133,17 @@ def posterior(
             effective_ancestors=weighted.effective_ancestors,
             **notes,
         )
+
+
+def _observed(process: Any) -> dict[str, torch.Tensor] | None:
+    return process.observed() if isinstance(process, ProgramProcess) else None
+
+
+def _methods(process: Any) -> list[str]:
+    """Returns the methods that draw from the posterior of a process, NUTS aside, for advice that can be followed."""
+    in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
+    exactly = exact.is_available(process) and process.horizon is not None
+    return [*(["exact"] if exactly else []), *(["smc", "annealed"] if in_parts else []), "importance"]
 
 
 def _kl_to_posterior(process: Any, policy: Policy | None) -> float | None:

@@ -13,8 +13,10 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process, trajectories_at
+from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.sites import is_reward
 from rl_as_inference.trajectories import Trajectories
 
@@ -54,18 +56,19 @@ def nuts_with_statistics(
     """
     process = as_process(process)
     program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
+    if not isinstance(process, ProgramProcess | MarkovDecisionProcess):
+        raise ValueError(
+            f"method='nuts' needs a program, and {type(process).__name__} is a simulator; use 'importance'"
+        )
     if isinstance(process, ProgramProcess):
         process.check_sites()
     with pyro.poutine.block():
         trace = prune_subsample_sites(pyro.poutine.trace(program).get_trace())
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
-            raise ValueError(
-                f"method='nuts' needs continuous sites, and {name!r} is discrete; use 'exact' for finite processes, "
-                f"else 'importance' or 'smc'"
-            )
+            raise ValueError(f"method='nuts' needs continuous sites, and {name!r} is discrete; use {_instead(process)}")
     if float(getattr(process, "discount", 1.0)) < 1:
-        raise ValueError("method='nuts' cannot draw survival coins (discount < 1); use 'importance' or 'smc'")
+        raise ValueError(f"method='nuts' cannot draw survival coins (discount < 1); use {_instead(process)}")
     per_chain = -(-num_draws // num_chains)
     white = pyro.poutine.reparam(config=_whiten)
     # Run by handlers, a gradient costs several times what its tensors do, so it is traced once; but
@@ -84,6 +87,17 @@ def nuts_with_statistics(
         chains.append(_read_back(process, white, sampler.get_samples(), per_chain))
         noted.append({name: torch.tensor([each[name] for each in kernel.noted]) for name in kernel.noted[0]})
     return chains, {name: torch.stack([chain[name] for chain in noted]) for name in noted[0]}
+
+
+def _instead(process: Any) -> str:
+    """Returns methods that the process allows."""
+    if not isinstance(process, MarkovDecisionProcess):
+        return "'importance'"
+    return (
+        "'exact', 'smc' or 'importance'"
+        if isinstance(process, TabularMDP | LinearGaussianMDP)
+        else "'smc' or 'importance'"
+    )
 
 
 class _Noting(NUTS):  # type: ignore[misc]
