@@ -2,6 +2,7 @@
 
 import arviz as az
 import numpy as np
+import pyro
 import pytest
 import torch
 from problems import random_mdp
@@ -10,8 +11,8 @@ import rl_as_inference as rlai
 from rl_as_inference import exact
 from rl_as_inference.inspect import diagnose, from_trajectories
 from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold, verdict_on_weights
-from rl_as_inference.models import double_integrator, gridworld
-from rl_as_inference.sampling import nuts
+from rl_as_inference.models import double_integrator, gridworld, hidden_goal
+from rl_as_inference.sampling import WeightedDraws, nuts, sequential_monte_carlo
 
 
 def weighted(log_weight: object, method: str | None = None, **notes: object) -> az.InferenceData:
@@ -159,6 +160,76 @@ class TestOtherMethods:
         assert not found.trusted
         assert "The 400 draws descend from 7 first actions (below 100)" in found.text
 
+    @pytest.mark.parametrize(
+        ("lake", "num_draws"), [(("4x4", 20, 0.02), 1000), (("8x8", 100, 0.005), 1000), (("8x8", 100, 0.005), 300)]
+    )
+    def test_filters_that_lost_their_beginnings(self, lake: tuple[str, int, float], num_draws: int) -> None:
+        """Discrete actions, seeds 0-1: plain filters end as copies of a few lucky particles, 0.3 to 3 nats off."""
+        name, horizon, temperature = lake
+        options = {"map_name": name, "horizon": horizon, "temperature": temperature, "dtype": torch.float64}
+        mdp = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", **options)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            blind = rlai.posterior(mdp, method="smc", num_draws=num_draws, critic=None)
+            found = diagnose(blind)
+            assert found.effective_sample_size > 400
+            assert blind.posterior.attrs["effective_ancestors"] < 50
+            assert not found.trusted
+            assert "effective ancestors at the first step (below 100): do not trust" in found.text
+            looking = rlai.posterior(mdp, method="smc", num_draws=num_draws)
+            found = diagnose(looking)
+            assert found.trusted, found.text
+            error = looking.posterior.attrs["log_evidence"] - float(exact.log_evidence(mdp))
+            assert abs(error) < 4 * looking.posterior.attrs["log_evidence_standard_error"]
+
+    def test_the_count_of_ancestors(self) -> None:
+        """A filter resampled at every step, by following each particle's own number."""
+        torch.manual_seed(0)
+        mdp = random_mdp(0, horizon=6, temperature=0.3)
+        run = sequential_monte_carlo(mdp, None, 200, threshold=1.1)
+        share = torch.zeros(200, dtype=torch.float64)
+        for ancestor, weight in zip(run.ancestors, torch.softmax(run.log_weight.double(), 0), strict=True):
+            share[ancestor] += weight
+        assert run.effective_ancestors == pytest.approx(1 / float(share.square().sum()))
+        assert run.effective_ancestors <= len(run.ancestors.unique()) < 200
+        pool = WeightedDraws.pooled([run, run])
+        assert pool.effective_ancestors == pytest.approx(2 * run.effective_ancestors)
+
+    @pytest.mark.parametrize("method", ["importance", "smc", "annealed"])
+    def test_standard_errors_that_tell_nothing(self, method: str) -> None:
+        alike, different = torch.zeros(300), torch.linspace(0, 1, 300)
+        for weights, error, trusted in (
+            (alike, 0.0, True),
+            (different, 0.0, False),
+            (different, 0.4, True),
+            (different, 0.6, False),
+            (alike, float("nan"), False),
+        ):
+            found = diagnose(weighted(weights, method, log_evidence_standard_error=error))
+            assert found.trusted == trusted, (error, found.text)
+            assert trusted or ("unknown" in found.text and "do not trust" in found.text)
+
+    def test_annealing(self) -> None:
+        """A goal that one path of the prior in a hundred finds, seeds 0-3: right, or not trusted.
+
+        200 draws; and on the frozen lake, of which 200 do not see enough.
+        """
+        grid = gridworld(4, 4, horizon=8, temperature=0.5, dtype=torch.float64)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            data = rlai.posterior(grid, method="annealed", num_draws=200)
+            notes = data.posterior.attrs
+            assert diagnose(data).trusted
+            assert abs(notes["log_evidence"] - float(exact.log_evidence(grid))) < 0.1
+            assert notes["log_evidence_standard_error"] < 0.05
+        options = {"horizon": 20, "temperature": 0.02, "dtype": torch.float64}
+        lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", map_name="4x4", **options)
+        found = diagnose(rlai.posterior(lake, method="annealed", num_draws=200))
+        assert not found.trusted
+        assert "effective ancestors" in found.text
+        stuck = diagnose(weighted(torch.zeros(300), "annealed", least_acceptance=0.002))
+        assert "only 0.2 % of the moves were accepted: do not trust" in stuck.text
+
     def test_chains_that_agree(self) -> None:
         """Two chains of 2,000 independent numbers, seed 0."""
         data = chains(*np.random.default_rng(0).normal(size=(2, 2000)))
@@ -197,6 +268,39 @@ class TestOtherMethods:
         assert found.num_draws == 20
         assert not found.trusted
         assert found.r_hat is not None
+
+
+class TestAdvice:
+    """Nothing is recommended that the process at hand cannot run."""
+
+    def test_verdicts(self) -> None:
+        torch.manual_seed(0)
+        lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", horizon=20, temperature=0.02)
+        walk = pyro.condition(gridworld(), data={"state_12": torch.tensor(15)})
+        simulator = rlai.GymnasiumProcess("FrozenLake-v1", num_envs=5, temperature=0.02)
+        for process, method in ((lake, "guide"), (lake, "importance"), (walk, "guide"), (walk, "importance")):
+            found = diagnose(rlai.posterior(process, method=method, num_draws=30))
+            assert not found.trusted
+            assert ("method='smc'" in found.text) == (process is lake)
+        for method in ("guide", "importance"):
+            found = diagnose(rlai.posterior(simulator, method=method, num_draws=5))
+            assert "smc" not in found.text
+        assert rlai.posterior(lake, method="guide", num_draws=2).posterior.attrs["methods"] == [
+            "exact",
+            "smc",
+            "annealed",
+            "importance",
+        ]
+
+    def test_refusals(self) -> None:
+        simulator = rlai.GymnasiumProcess("FrozenLake-v1", num_envs=2)
+        for process, advice in (
+            (gridworld(), "use 'exact', 'smc' or 'importance'$"),
+            (hidden_goal(), "use 'importance'$"),
+            (simulator, "is a simulator; use 'importance'$"),
+        ):
+            with pytest.raises(ValueError, match=advice):
+                rlai.posterior(process, method="nuts", num_draws=2)
 
 
 class TestBadInput:

@@ -54,6 +54,27 @@ class TestTwistedFilters:
         spread = {name: torch.tensor(logs).std() for name, logs in runs.items()}
         assert spread["twisted"] < spread["blind"] / 3
 
+    def test_a_critic_that_knows_what_is_hopeless(self) -> None:
+        """-∞ where the only reward cannot be reached any more; 8 filters of 2,000, seed 0, |z| < 4; no NaN."""
+        moves = [[[1, 0, 0], [0, 0.5, 0.5]], [[0, 1, 0], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]]]
+        transition = torch.tensor(moves, dtype=F64)
+        reward = torch.tensor([[0.0, 0.0], [-1000.0, -1000.0], [1.0, 1.0]], dtype=F64)  # exp(-1000) is 0
+        mdp = rlai.TabularMDP(transition, reward, torch.tensor([1.0, 0, 0], dtype=F64), horizon=4)
+
+        def critic(state: torch.Tensor, t: int) -> torch.Tensor:
+            return torch.where(state == 1, -math.inf, 0.0).double()
+
+        truth = sum(
+            path.dynamics * path.prior * math.exp(path.return_) for path in brute_force.paths(mdp) if path.dynamics
+        )
+        torch.manual_seed(0)
+        for threshold in (0.0, 0.5, 1.1):
+            runs = [sequential_monte_carlo(mdp, None, 2000, critic=critic, threshold=threshold) for _ in range(8)]
+            assert not any(bool(run.log_weight.isnan().any()) for run in runs)
+            assert abs(z_of_mean([run.log_evidence for run in runs], math.log(truth))) < 4
+        with pytest.raises(ValueError, match="critic is NaN or infinite at step 1"):
+            sequential_monte_carlo(mdp, None, 10, critic=lambda state, t: state * math.nan)
+
 
 class TestAnnealing:
     @pytest.mark.parametrize("discount", [1.0, 0.8])

@@ -11,6 +11,8 @@ import brute_force
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray
@@ -245,6 +247,65 @@ class TestArviz:
         del data.sample_stats["energy"]
         with pytest.raises((KeyError, AttributeError)):
             az.plot_energy(data)
+
+
+class TestGroupsOfEveryMethod:
+    @pytest.mark.parametrize("method", ["exact", "guide", "importance", "smc", "annealed"])
+    @pytest.mark.parametrize("guided", [False, True])
+    def test_prior(self, method: str, guided: bool) -> None:
+        """300 draws, seed 0: mean return of the action prior, |z| < 4.5."""
+        if guided and method in ("exact", "annealed"):
+            pytest.skip("these take no policy")
+        mdp = random_mdp(0, num_states=4, horizon=4, temperature=0.3)
+        torch.manual_seed(0)
+        data = rlai.posterior(mdp, exact.plan(mdp) if guided else None, method=method, num_draws=300)
+        assert data.prior.sizes["draw"] == 300
+        earned = data.sample_stats_prior["return"].values.ravel().astype(float)
+        wanted = float(exact.expected_return(mdp, mdp.action_prior))
+        assert abs(earned.mean() - wanted) < 4.5 * earned.std() / 300**0.5
+        assert abs(data.sample_stats_prior["log_weight"].values - earned / 0.3).max() < 1e-4
+
+    def test_conditions(self) -> None:
+        mdp = random_mdp(0, num_states=4, horizon=4)
+        given = {"state_1": torch.tensor(2), "action_3": torch.tensor(1)}
+        for method in ("importance", "guide"):
+            program = pyro.condition(rlai.given_return(mdp, 0.25), data=given)
+            data = rlai.posterior(program, method=method, num_draws=30)
+            found = {name: float(value.values.ravel()[0]) for name, value in data.observed_data.items()}
+            assert found == {"optimality": 1.0, "state_1": 2.0, "action_3": 1.0, "return_at_least": 0.25}
+            assert (data.prior["state"].sel(time=1) == 2).all()
+        assert list(rlai.posterior(mdp, method="importance", num_draws=5).observed_data) == ["optimality"]
+
+    def test_nuts(self) -> None:
+        """A Gaussian posterior of four dimensions, whose energies are half a chi-square of eight: variance 4.
+
+        400 draws of two chains, seed 0; a fifth of them independent, |z| < 4 (excess kurtosis 1.5).
+        """
+
+        def pushes() -> None:
+            for t in rlai.steps(2):
+                push = rlai.act(f"action_{t}", torch.zeros(1), dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample(f"seen_{t}", dist.Normal(push[..., 0], 1.0), obs=torch.tensor(0.5))
+                rlai.reward(f"reward_{t}", -push.square().sum(-1))
+
+        torch.manual_seed(0)
+        data = rlai.posterior(pushes, method="nuts", num_draws=400)
+        stats = data.sample_stats
+        energy = stats["energy"].values.astype(float)
+        assert energy.shape == (2, 200)
+        assert (
+            abs(energy.var() - 6) < 4 * 6 * (3 / 200) ** 0.5
+        )  # the gamma distribution of shape 6 has excess kurtosis 1
+        assert stats["diverging"].dtype == bool
+        assert not stats["diverging"].any()
+        assert (stats["n_steps"] >= 1).all()
+        assert (stats["n_steps"] < 2 ** stats["tree_depth"]).all()
+        assert 0 <= float(stats["acceptance_rate"].min()) <= float(stats["acceptance_rate"].max()) <= 1 + 1e-6
+        assert 0.7 < float(stats["acceptance_rate"].mean()) < 0.98  # Pyro aims at 0.8
+        assert len(az.bfmi(data)) == 2
+        assert az.plot_energy(data) is not None
+        assert data.observed_data["seen_1"].values.tolist() == [0.5]
+        assert data.prior.sizes["draw"] == 400
 
 
 def assert_same(found: az.InferenceData, wanted: az.InferenceData) -> None:

@@ -268,3 +268,22 @@ class TestFreeEnergy:
     def test_refusals(self, arguments: Any, cause: str) -> None:
         with pytest.raises(ValueError, match=cause):
             plots.plot_free_energy(*arguments)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda data: plots.plot_returns({"nobody": data}),
+        plots.plot_occupancy,
+        plots.plot_fan,
+        plots.plot_paths,
+        plots.plot_states,
+        plots.plot_actions,
+        plots.plot_weights,
+    ],
+)
+@pytest.mark.parametrize("make", [gridworld, double_integrator])
+def test_no_draws(draw: Any, make: Any) -> None:
+    data = rlai.posterior(make(horizon=3), method="guide", num_draws=4).isel(draw=slice(0, 0))
+    with pytest.raises(ValueError, match=r"holds no draws|one or more finite numbers|state.* is continuous|continuous"):
+        draw(data)

@@ -365,6 +365,19 @@ class TestCommand:
         assert said in refused("inspect", run)
         assert not (run / "report.html").exists()
 
+    def test_damaged_draws_are_told(self, runs: Any, tmp_path: Path) -> None:
+        """The page draws anew, so that it is written all the same."""
+        run = tmp_path / "run"
+        shutil.copytree(runs("lake"), run, ignore=shutil.ignore_patterns("report.html", "*.png"))
+        whole = (run / "posterior.nc").read_bytes()
+        code, _, said = rlai("inspect", run, "--num-draws", 20)
+        assert (code, said) == (0, "")
+        (run / "posterior.nc").write_bytes(whole[: len(whole) // 2])
+        code, _, said = rlai("inspect", run, "--num-draws", 20, "--overwrite")
+        assert code == 0
+        assert "rlai: warning:" in said
+        assert "posterior.nc' is damaged" in said
+
     def test_a_guide_of_another_shape(self, runs: Any, tmp_path: Path) -> None:
         run = tmp_path / "run"
         shutil.copytree(runs("corridor"), run, ignore=shutil.ignore_patterns("report.html"))

@@ -1,6 +1,7 @@
 """The command ``inspect``: a run as one HTML page."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -17,7 +18,7 @@ from rl_as_inference.cli.runs import RunFolder
 from rl_as_inference.cli.training import make_agent
 from rl_as_inference.compare import ActionRule, Comparison, Identity, compare
 from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inspect import Method
+from rl_as_inference.inspect import Method, load_posterior
 from rl_as_inference.processes import GymnasiumProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report import draw_sources, is_report, render_report
@@ -26,6 +27,7 @@ __all__ = ["inspect_command"]
 
 _NAME = "report.html"
 _RECORD, _COMPARISON, _POLICY = "run.json", "comparison.json", "policy.safetensors"
+_DRAWS = "posterior.nc"
 _NUM_DRAWS, _NUM_EPISODES, _NUM_ENVS = 1000, 50, 10
 _NUM_ROLLOUTS = 4096
 
@@ -73,6 +75,11 @@ def inspect_command(
     target = run / _NAME if out is None else out
     _check_target(target, overwrite)  # before the work, so that it is not lost to a file that is taken
     inspected = _load(run, record)
+    if (run / _DRAWS).exists():
+        try:
+            load_posterior(run / _DRAWS)
+        except ValueError as error:
+            print(f"rlai: warning: {str(run / _DRAWS)!r} is damaged ({error}); the page draws anew", file=sys.stderr)
     torch.manual_seed(record["seed"])
     count = num_draws or (_NUM_EPISODES if inspected.is_simulator else _NUM_DRAWS)
     comparison = inspected.comparison or _compare(inspected, count)

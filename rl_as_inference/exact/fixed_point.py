@@ -1,5 +1,6 @@
 """Soft values of finite processes without a horizon, as fixed points of their backups."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ __all__ = ["check_fixed_point", "fixed_point", "solve_linear"]
 
 _SOLVE_LIMIT = 3000
 """Fixed points of up to this many states are solved by Newton's method, larger ones by iteration."""
+
+
+_UNSETTLED = (
+    "no fixed point found: there is one, as the discount is below 1, but the values did not settle; check that "
+    "rewards are finite and of a moderate size, or set a smaller discount or a horizon"
+)
 
 
 def check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
@@ -55,17 +62,53 @@ def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
             value = fixed.new_zeros(mdp.num_states)
         else:  # by Jensen's inequality the causal values lie below
             value = fixed_point(mdp, "causal", reward_in_nats(mdp, "causal"))
-        value = _rise(mdp, dynamics, fixed, value)
+        if dynamics == "causal" and not mdp.has_terminal:
+            value = _level_and_rest(mdp, fixed)
+        else:
+            value = _rise(mdp, dynamics, fixed, value)
     improved = soft_maximum(mdp, backup(mdp, dynamics, reward, value))
     if not improved.requires_grad:
         return value
     return _ImplicitGradient.apply(improved, mdp, dynamics, reward.detach(), value)  # type: ignore[no-untyped-call]
 
 
+def _level_and_rest(mdp: TabularMDP, reward: Tensor) -> Tensor:
+    """Returns the causal values of a process that never ends (γ < 1), by soft policy or relative value iteration.
+
+    They are ``V = g/(1-γ) + h`` with ``h`` bounded while the level grows without bound as γ → 1. Solving for ``V``
+    itself would magnify the rounding of a backup by 1/(1-γ); the system of ``g`` and ``h``, with ``h`` zero in the
+    first state, is as well conditioned as the process mixes.
+    """
+    newton = mdp.num_states <= _SOLVE_LIMIT
+    rest, gain = reward.new_zeros(mdp.num_states), reward.new_zeros(())
+    tolerance, size, before = (100 if newton else 10) * torch.finfo(reward.dtype).eps, math.inf, math.inf
+    identity = torch.eye(mdp.num_states, dtype=reward.dtype, device=reward.device) if newton else None
+    for _ in range(200 if newton else 100_000):
+        q = backup(mdp, "causal", reward, rest)
+        step = soft_maximum(mdp, q) - rest - gain
+        if identity is not None:
+            system = identity - _jacobian(mdp, "causal", reward, rest, q)
+            system[:, 0] = 1.0
+            step = torch.linalg.solve(system, step)
+            gain, step[0] = gain + step[0], 0.0
+        else:
+            gain, step = gain + step[0], step - step[0]
+        rest = rest + step
+        before, size = size, float((step.abs() / (1 + rest.abs())).max())
+        # Classes of states that do not meet have levels of their own, and so rounding that is magnified after all.
+        if size <= tolerance or (newton and size <= 1e-3 and size > before / 2):
+            return rest + gain / (1 - mdp.discount)
+        if not math.isfinite(size):
+            break
+    raise ValueError(_UNSETTLED)
+
+
 def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) -> Tensor:
     newton = mdp.num_states <= _SOLVE_LIMIT
-    tolerance = 100 * torch.finfo(value.dtype).eps
+    tolerance, size = 100 * torch.finfo(value.dtype).eps, math.inf
     identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
+    # Then a fixed point exists whatever the rewards, and long episodes only magnify the rounding of a backup.
+    exists = dynamics == "causal" and bool(torch.as_tensor(mdp.discount < 1).all())
     for count in range(200 if newton else 100_000):
         q = backup(mdp, dynamics, reward, value)
         step = soft_maximum(mdp, q) - value
@@ -75,13 +118,15 @@ def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) ->
                 break
         value = value + step
         # The first Newton step may go anywhere below the solution; after it the values can only rise.
-        falls = count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())
-        if falls or not bool(value.isfinite().all()) or float(value.abs().max()) > 1e12:
+        falls = not exists and count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())
+        if falls or not bool(value.isfinite().all()) or (not exists and float(value.abs().max()) > 1e12):
             break
-        size = float((step.abs() / (1 + value.abs())).max())
+        before, size = size, float((step.abs() / (1 + value.abs())).max())
         slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
-        if size <= tolerance * slow:
+        if size <= tolerance * slow or (exists and newton and size <= 1e-3 and size > before / 2):
             return value
+    if exists:
+        raise ValueError(_UNSETTLED)
     what = "log evidence" if dynamics == "posterior" else "largest ELBO"
     raise ValueError(
         f"no fixed point: with no horizon the {what} of this process is infinite, or too large to find; set a "
@@ -172,4 +217,6 @@ class _ImplicitGradient(torch.autograd.Function):
             total = total + term
             if float(term.abs().max()) <= 1e-3 * torch.finfo(grad.dtype).eps * float(total.abs().max()):
                 break
+        else:
+            raise ValueError("the gradient of a fixed point did not settle; set a horizon or a smaller discount")
         return total, None, None, None, None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST_R_HAT",
+    "LARGEST_STANDARD_ERROR",
     "LEAST_EFFECTIVE_SIZE",
     "Diagnosis",
     "diagnose",
@@ -29,6 +30,12 @@ LEAST_EFFECTIVE_SIZE = 100
 
 LARGEST_R_HAT = 1.01
 """R̂ above which chains are said to disagree (Vehtari et al. 2021)."""
+
+LARGEST_STANDARD_ERROR = 0.5
+"""Nats of a standard error of the log evidence above which it is taken for unknown: of a few repeats it is never much
+above one, since one of them then holds all the weight."""
+
+_LEAST_ACCEPTANCE = 0.01
 
 _LEAST_FOR_A_TAIL = 21  # below, a fifth of the draws is fewer than the five that a Pareto fit needs
 
@@ -98,10 +105,12 @@ def diagnose(data: "arviz.InferenceData") -> Diagnosis:
     - ``exact``: independent draws, nothing to doubt.
     - ``guide``: the weights of the guide's own draws say how far it is from the posterior, and
       whether weighing them by ``log_weight`` would mend it.
-    - ``importance``: k̂ at most :func:`pareto_k_threshold` of the proposals, and an effective sample size of
-      at least 100.
-    - ``smc``, ``annealed``: an effective sample size of at least 100. For ``smc`` with continuous actions as
-      many different first actions, since filters lose their early steps first.
+    - ``importance``: k̂ at most :func:`pareto_k_threshold` of the proposals, an effective sample size of
+      at least 100, and a standard error of the log evidence of at most 0.5 nats.
+    - ``smc``, ``annealed``: an effective sample size of at least 100, as many effective ancestors at the first
+      step (and, for ``smc``, different first actions where these are continuous), and a standard error of the log
+      evidence that is known and at most 0.5 nats. For ``annealed`` at least 1 % of the moves accepted at each
+      temperature.
     - ``nuts``: R̂ at most 1.01, and a bulk effective sample size of at least 100 a chain, both the worst over
       all variables (Vehtari et al. 2021).
 
@@ -158,7 +167,7 @@ def _guide(data: Any, num_draws: int) -> Diagnosis:
     if doubt:
         text = (
             f"{doubt}: do not take the guide's draws, {away}, for the posterior, weighted or not; "
-            f"use method='smc' or a better guide."
+            f"{_advice(data.posterior.attrs)}."
         )
     else:
         text = (
@@ -181,17 +190,22 @@ def _importance(data: Any, num_draws: int) -> Diagnosis:
         weighed = int(notes.get("num_proposals", num_draws))
     else:
         k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), num_draws
-    text, trusted = verdict_on_weights(k, size, weighed)
+    text, trusted = verdict_on_weights(k, size, weighed, _advice(notes))
+    if trusted and (doubt := _doubt_about_evidence(notes, weights)):
+        text, trusted = f"{doubt}: do not trust these weights; {_advice(notes)}.", False
     return Diagnosis(text, trusted, k, size, num_draws, None)
 
 
-def verdict_on_weights(k: float | None, size: float, num_weights: int) -> tuple[str, bool]:
+def verdict_on_weights(
+    k: float | None, size: float, num_weights: int, advice: str = "use method='smc' or a better guide"
+) -> tuple[str, bool]:
     """Returns the verdict on importance weights, and whether they are trusted.
 
     Args:
         k: their k̂, None where there is no tail to fit.
         size: their effective sample size.
         num_weights: how many there are.
+        advice: what to do if they are not.
 
     Example:
         >>> verdict_on_weights(0.91, 300.0, 10_000)[0]
@@ -199,37 +213,71 @@ def verdict_on_weights(k: float | None, size: float, num_weights: int) -> tuple[
     """
     doubt = _doubt_about_weights(k, size, num_weights)
     if doubt:
-        return f"{doubt}: do not trust these weights; use method='smc' or a better guide.", False
+        return f"{doubt}: do not trust these weights; {advice}.", False
     return f"{_praise(k, size, num_weights)}: the weights can be trusted.", True
 
 
 def _smc(data: Any, num_draws: int) -> Diagnosis:
-    weights = _log_weight(data)
-    size = _noted_size(data.posterior.attrs, weights)
+    weights, notes = _log_weight(data), data.posterior.attrs
+    size = _noted_size(notes, weights)
+    doubt = _small(size) if size < LEAST_EFFECTIVE_SIZE else _doubt_about_lines(notes)
     starts = _distinct_first_actions(data)
-    if size < LEAST_EFFECTIVE_SIZE:
-        text = f"{_small(size)}: do not trust these particles; use more draws or a better guide."
+    if not doubt and starts is not None and starts < LEAST_EFFECTIVE_SIZE:
+        doubt = f"The {num_draws:,} draws descend from {starts} first actions (below {LEAST_EFFECTIVE_SIZE})"
+    doubt = doubt or _doubt_about_evidence(notes, weights)
+    if doubt:
+        text = f"{doubt}: do not trust these particles; use more draws, a better guide or a critic to look ahead."
         return Diagnosis(text, False, None, size, num_draws, None)
-    if starts is not None and starts < LEAST_EFFECTIVE_SIZE:
-        text = (
-            f"The {num_draws:,} draws descend from {starts} first actions (below {LEAST_EFFECTIVE_SIZE}): trust the "
-            f"last steps, not the early ones; use more draws or a better guide."
-        )
-        return Diagnosis(text, False, None, size, num_draws, None)
-    text = (
-        f"Effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE}): the particles can be trusted. "
-        f"Draws share ancestors, so early steps are worth less."
-    )
+    text = f"{_alive(size, notes)}: the particles can be trusted. Draws share ancestors, so early steps are worth less."
     return Diagnosis(text, True, None, size, num_draws, None)
 
 
 def _annealed(data: Any, num_draws: int) -> Diagnosis:
-    size = _noted_size(data.posterior.attrs, _log_weight(data))
-    if size < LEAST_EFFECTIVE_SIZE:
-        text = f"{_small(size)}: do not trust these draws; use more draws, or more and smaller temperature steps."
+    weights, notes = _log_weight(data), data.posterior.attrs
+    size, accepted = _noted_size(notes, weights), float(notes.get("least_acceptance", 1.0))
+    doubt = _small(size) if size < LEAST_EFFECTIVE_SIZE else _doubt_about_lines(notes)
+    if not doubt and accepted < _LEAST_ACCEPTANCE:
+        doubt = f"At one temperature only {100 * accepted:.2g} % of the moves were accepted"
+    doubt = doubt or _doubt_about_evidence(notes, weights)
+    if doubt:
+        text = f"{doubt}: do not trust these draws; use more draws, or method='smc'."
         return Diagnosis(text, False, None, size, num_draws, None)
-    text = f"Effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE}): the annealed draws can be trusted."
-    return Diagnosis(text, True, None, size, num_draws, None)
+    return Diagnosis(f"{_alive(size, notes)}: the annealed draws can be trusted.", True, None, size, num_draws, None)
+
+
+def _doubt_about_lines(notes: Mapping[str, Any]) -> str:
+    """Returns what the noted number of ancestors speaks against, or an empty string.
+
+    Weights are equal after resampling, so that their effective sample size cannot tell a thousand
+    trajectories from a thousand copies of one.
+    """
+    lines = notes.get("effective_ancestors")
+    if lines is None or lines >= LEAST_EFFECTIVE_SIZE:
+        return ""
+    return f"The draws descend from {lines:,.0f} effective ancestors at the first step (below {LEAST_EFFECTIVE_SIZE})"
+
+
+def _doubt_about_evidence(notes: Mapping[str, Any], log_weight: Any) -> str:
+    """Returns what the noted standard error of the log evidence speaks against, or an empty string."""
+    error = notes.get("log_evidence_standard_error")
+    if error is None:
+        return ""
+    if np.isnan(error):
+        return "The standard error of the log evidence is unknown (NaN)"
+    if error == 0 and np.ptp(log_weight[np.isfinite(log_weight)]) > _ALIKE:
+        return "The standard error of the log evidence is 0 although the weights differ, so it is unknown"
+    if error > LARGEST_STANDARD_ERROR:
+        return (
+            f"The standard error of the log evidence is {error:.2g} nats (above {LARGEST_STANDARD_ERROR}): a few runs "
+            f"hold all the weight, and it is unknown"
+        )
+    return ""
+
+
+def _alive(size: float, notes: Mapping[str, Any]) -> str:
+    lines = notes.get("effective_ancestors")
+    told = f"Effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE})"
+    return told if lines is None else f"{told}, {lines:,.0f} effective ancestors (at least {LEAST_EFFECTIVE_SIZE})"
 
 
 def _nuts(data: Any, num_draws: int) -> Diagnosis:
@@ -263,6 +311,12 @@ def _doubt_about_weights(k: float | None, size: float, num_weights: int) -> str:
     if k is not None and k > threshold:
         return f"k̂ = {k:.2f} (above {threshold:.2g})"
     return _small(size) if size < LEAST_EFFECTIVE_SIZE else ""
+
+
+def _advice(notes: Mapping[str, Any]) -> str:
+    """Returns what else to do, of what the process allows: filters need one in parts, with a horizon."""
+    filters = "smc" in notes.get("methods", ["smc"])
+    return "use method='smc' or a better guide" if filters else "use more draws or a better guide"
 
 
 def _praise(k: float | None, size: float, num_weights: int) -> str:

@@ -11,7 +11,7 @@ from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, prop
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.program.readings import Policy
-from rl_as_inference.sampling.annealing import annealing
+from rl_as_inference.sampling.annealing import repeated_annealing
 from rl_as_inference.sampling.importance import importance_sampling
 from rl_as_inference.sampling.smc import repeated_filters
 
@@ -82,10 +82,7 @@ def estimate_log_evidence(
     else:
         if policy is not None:
             raise ValueError("policy is a proposal, and method='annealed' starts from the action prior; leave it out")
-        first = annealing(process, num_draws)
-        ladder = first.inverse_temperatures
-        again = [annealing(process, num_draws, inverse_temperatures=ladder) for _ in range(num_repeats - 1)]
-        return pooled([run.draws.log_evidence for run in (first, *again)])
+        weighted = repeated_annealing(process, num_draws, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)
 
 

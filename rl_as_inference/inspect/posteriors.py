@@ -9,17 +9,18 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
 from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
-from rl_as_inference.processes.programs import as_process
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling import (
     WeightedDraws,
-    annealing,
     importance_sampling,
-    nuts,
+    nuts_with_statistics,
+    repeated_annealing,
     repeated_filters,
     surviving_rollout,
 )
-from rl_as_inference.sampling.importance import resample
+from rl_as_inference.sampling.importance import check_conditions, resample
 
 if TYPE_CHECKING:
     import arviz
@@ -51,7 +52,7 @@ def posterior(
       proposal and the critic as look-ahead; the standard error of the evidence is from their spread. By
       default exact messages are both where the process has them; elsewhere the proposal is the action
       prior, and nothing looks ahead. ``critic=None`` is the plain filter.
-    - ``"annealed"``: ``num_draws`` particles brought from the action prior down to the temperature by
+    - ``"annealed"``: eight runs of ``num_draws`` particles, brought from the action prior down to the temperature by
       Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
     - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
 
@@ -61,6 +62,9 @@ def posterior(
     and ``smc`` the log evidence with its standard error, the effective sample size, and for
     ``importance`` Pareto k̂ (Vehtari et al. 2024): above 0.7 the weights are not to be trusted. For
     ``guide`` they tell ``kl_to_posterior``, ``KL(guide || posterior)`` in nats, where exact answers are available.
+    Always beside it: ``prior``, as many draws of the action prior (of a conditioned program, given the values at
+    its sites but not weighted by them), and ``observed_data`` with what a program was conditioned on. ``nuts`` has
+    ``energy``, ``diverging``, ``acceptance_rate``, ``tree_depth`` and ``n_steps`` among its statistics.
 
     Raises:
         ValueError: for an unknown method, ``num_draws`` < 1, or a process the method cannot treat.
@@ -80,23 +84,32 @@ def posterior(
     process = as_process(process)
     notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
     notes["discount"] = getattr(process, "discount", None)
+    notes["methods"] = _methods(process)
     with torch.no_grad():
         if method == "exact":
-            return from_trajectories(exact.sample_posterior(process, num_draws, dynamics), dynamics=dynamics, **notes)
+            draws = exact.sample_posterior(process, num_draws, dynamics)
+            prior = surviving_rollout(process, None, num_draws)
+            return from_trajectories(draws, prior=prior, dynamics=dynamics, **notes)
         if method == "nuts":
             with torch.enable_grad():
-                return from_trajectories(nuts(process, num_draws), **notes)
+                chains, statistics = nuts_with_statistics(process, num_draws)
+            prior = surviving_rollout(process, None, num_draws)
+            return from_trajectories(chains, prior=prior, statistics=statistics, observed=_observed(process), **notes)
         if method == "guide":
             draws = surviving_rollout(process, policy, num_draws)
-            prior = None if policy is None else surviving_rollout(process, None, num_draws)
+            if bool(draws.log_weight().isneginf().all()):
+                check_conditions(process, policy, num_draws)
+            prior = draws if policy is None else surviving_rollout(process, None, num_draws)
             notes["kl_to_posterior"] = _kl_to_posterior(process, policy)
-            return from_trajectories(draws, prior=prior, **notes)
+            return from_trajectories(draws, prior=prior, observed=_observed(process), **notes)
         if method == "annealed":
             if policy is not None:
                 raise ValueError(
                     "policy is no part of method='annealed', which starts from the action prior; leave it out"
                 )
-            weighted = annealing(process, num_draws).draws
+            run = repeated_annealing(process, num_draws)
+            weighted = run.draws
+            notes["least_acceptance"] = float(run.acceptance[1:].min())
         elif method == "importance":
             weighted = importance_sampling(process, policy, _PROPOSALS_PER_DRAW * num_draws)
             notes["pareto_k"] = _pareto_k(weighted)
@@ -104,15 +117,33 @@ def posterior(
             proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
             weighted = repeated_filters(process, proposal, num_draws, critic=look_ahead)
         index = resample(weighted.log_weight, num_draws)
+        if method == "importance" and policy is None:  # the proposals are the prior's own
+            prior = weighted.trajectories.select(torch.arange(num_draws, device=index.device))
+        else:
+            prior = surviving_rollout(process, None, num_draws)
         return from_trajectories(
             weighted.trajectories.select(index),
+            prior=prior,
+            observed=_observed(process),
             log_weight=weighted.log_weight[index][None],
             proposal_log_weight=weighted.log_weight if method == "importance" else None,
             log_evidence=weighted.log_evidence,
             log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
             effective_sample_size=weighted.effective_sample_size,
+            effective_ancestors=weighted.effective_ancestors,
             **notes,
         )
+
+
+def _observed(process: Any) -> dict[str, torch.Tensor] | None:
+    return process.observed() if isinstance(process, ProgramProcess) else None
+
+
+def _methods(process: Any) -> list[str]:
+    """Returns the methods that draw from the posterior of a process, NUTS aside, for advice that can be followed."""
+    in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
+    exactly = exact.is_available(process) and process.horizon is not None
+    return [*(["exact"] if exactly else []), *(["smc", "annealed"] if in_parts else []), "importance"]
 
 
 def _kl_to_posterior(process: Any, policy: Policy | None) -> float | None:

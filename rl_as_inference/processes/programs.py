@@ -1,6 +1,6 @@
 """A Pyro program as a process: rollouts by running it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,13 +10,15 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.do_messenger import DoMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from rl_as_inference.program.readings import Policy
-from rl_as_inference.program.recording import prior_of, record
-from rl_as_inference.program.sites import ACTION, REWARD, is_action, step_of
+from rl_as_inference.program.recording import log_prob_of, prior_of, record
+from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["ProgramProcess", "as_process", "trajectories_at"]
@@ -55,6 +57,7 @@ class ProgramProcess:
         self.program = program
         self.vectorized = vectorized
         self.name = _name_of(program)
+        self._sites: dict[int, list[set[str]]] = {}  # of the first run of so many actions; see _Run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
@@ -77,10 +80,69 @@ class ProgramProcess:
                 self.vectorized = False
             else:
                 self.vectorized = True
-                return _join([together])
+                return self._joined([together])
         if self.vectorized:
-            return _join([self._run(policy, num_trajectories)])
-        return _join([self._run(policy, 1) for _ in range(num_trajectories)])
+            return self._joined([self._run(policy, num_trajectories)])
+        return self._joined([self._run(policy, 1) for _ in range(num_trajectories)])
+
+    def observed(self) -> dict[str, Tensor]:
+        """Returns what the program is conditioned on, by site: ``obs=``, Pyro's handlers and :func:`given_return`."""
+        seen = {
+            msg["name"]: torch.as_tensor(msg["infer"].get(CONDITION, msg["value"]))
+            for msg in self._sample_run
+            if msg["is_observed"] and not site_is_subsample(msg) and not is_reward(msg)
+        }
+        return {name: value for name, value in seen.items() if value.numel()}  # a factor of one's own has no value
+
+    def check_sites(self, num_runs: int = 20) -> None:
+        """Raises ValueError if sites change between runs, or a condition is on a site that does not occur."""
+        self.rollout(None, num_runs)
+
+    def conditions_never_met(self, policy: Policy | None, num_runs: int = 100) -> list[str]:
+        """Returns the observed sites whose probability is zero in each of ``num_runs`` runs."""
+        if self.is_vectorized():
+            runs = [record(self.in_plate(num_runs), policy)]
+        else:
+            runs = [record(self.in_plate(1), policy) for _ in range(num_runs)]
+        found = [
+            [m["name"] for m in run if m["is_observed"] and bool(log_prob_of(m["fn"], m["value"]).isneginf().all())]
+            for run in runs
+        ]
+        return [name for name in found[0] if all(name in names for names in found)]
+
+    def _joined(self, runs: list["_Run"]) -> Trajectories:
+        """Returns the trajectories of the runs, whose sites must be the same; a run that ends early may lack some."""
+        # One run of many trajectories is compared with a second one.
+        for run in runs if len(runs) > 1 or self._sites else (*runs, self._run(None, 1)):
+            self._check_sites(run)
+        seen = {name for sites in self._sites.values() for names in sites for name in names}
+        for name in _conditioned(self.program):
+            if name not in seen:
+                raise ValueError(
+                    f"the program is conditioned on site {name!r}, which does not occur in it; its sites are "
+                    f"{', '.join(sorted(seen, key=_naturally))}"
+                )
+        return _join(runs)
+
+    def _check_sites(self, run: "_Run") -> None:
+        """Compares a run's sites with those of an earlier one of as many actions, and of the one of most.
+
+        What follows the last action may be missing, since an episode may end there.
+        """
+        own = len(run.rows)
+        for length in {own, max(self._sites, default=own)} & self._sites.keys():
+            known = self._sites[length]
+            pairs = list(zip(run.sites[:own], known[:length], strict=False))  # up to each action that both took
+            if length == own and run.sites[own] - known[own] and known[own] - run.sites[own]:
+                pairs.append((run.sites[own], known[own]))
+            for here, there in pairs:
+                if here != there:
+                    told = ", ".join(map(repr, sorted(here ^ there, key=_naturally)))
+                    raise ValueError(
+                        f"the program's sites change between runs: {told} occurred in one run and not in another; draw "
+                        f"the same sites in every run"
+                    )
+        self._sites.setdefault(own, run.sites)
 
     def in_plate(self, count: int) -> Callable[[], None]:
         """Returns the program of ``count`` trajectories at once, inside a plate left of its own."""
@@ -207,12 +269,33 @@ class ProgramProcess:
         return -min(dims, default=0)
 
 
-def _name_of(program: Any) -> str:
-    """Returns a program's own name, of one under Pyro's handlers too."""
-    while hasattr(program, "func"):
+def _conditioned(program: Any) -> list[str]:
+    """Returns the sites that Pyro's handlers around a program condition on, or set."""
+    handlers = [handler for handler, _ in _handlers(program)]
+    return [name for each in handlers if isinstance(each, ConditionMessenger | DoMessenger) for name in each.data]
+
+
+def _handlers(program: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields what is wrapped around a program, from the outside, with what is inside of it."""
+    while hasattr(program, "func") or hasattr(program, "__wrapped__"):
         # A handler binds itself and the program as a partial's arguments; any other partial is of the program.
         bound: Any = getattr(program, "args", ())
-        program = bound[1] if len(bound) == 2 and isinstance(bound[0], Messenger) else program.func
+        if len(bound) == 2 and isinstance(bound[0], Messenger):
+            handler, program = bound
+        else:
+            handler, program = program, getattr(program, "func", None) or program.__wrapped__
+        yield handler, program
+
+
+def _naturally(name: str) -> tuple[str, int, str]:
+    """Returns a key that sorts ``state_2`` before ``state_10``."""
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or -1), name
+
+
+def _name_of(program: Any) -> str:
+    """Returns a program's own name, of one under Pyro's handlers too."""
+    program = [program, *(inside for _, inside in _handlers(program))][-1]
     name = getattr(program, "name", None) or getattr(program, "__qualname__", type(program).__name__)
     return str(name).split(".")[0]
 
@@ -231,6 +314,7 @@ class _Run:
     latents: dict[str, Tensor] = field(default_factory=dict)
     temperature: Any = None
     discount: Any = 1.0
+    sites: list[set[str]] = field(default_factory=lambda: [set()])  # up to each action, and after the last
 
 
 def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = None) -> _Run:
@@ -263,6 +347,9 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
     for msg in messages:
         if site_is_subsample(msg):
             continue
+        run.sites[-1].add(msg["name"])
+        if is_action(msg):
+            run.sites.append(set())
         place, row = step_of(msg), run.rows[-1] if run.rows else head
         # Terms are kept without the discount of the row they stand in, which weights put back.
         index = len(run.rows) if is_action(msg) else max(len(run.rows) - 1, 0)
@@ -285,8 +372,8 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
             living = torch.ones((), dtype=torch.bool, device=state.device) if alive is None else alive
             mask = living.expand(torch.broadcast_shapes(living.shape, batch)).reshape(count, -1).any(1)
             priors, policies = (
-                per_trajectory(scale_and_mask(fn.log_prob(msg["value"]), scale, alive))
-                for fn in (prior_of(msg), msg["fn"])
+                per_trajectory(scale_and_mask(log_prob, scale, alive))
+                for log_prob in (log_prob_of(prior_of(msg), msg["value"]), msg["fn"].log_prob(msg["value"]))
             )
             zero = torch.zeros_like(priors)
             if msg["is_observed"]:  # nobody chose it, so it weighs as much as the action prior gives it
@@ -299,7 +386,7 @@ def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = 
             states.append(state)
             drawn_since = []
         elif msg["is_observed"]:
-            factor = per_trajectory(scale_and_mask(msg["fn"].log_prob(msg["value"]), scale, msg["mask"]))
+            factor = per_trajectory(scale_and_mask(log_prob_of(msg["fn"], msg["value"]), scale, msg["mask"]))
             row["log_factors"] = row.get("log_factors", 0.0) + factor
             mark = msg["infer"].get(REWARD)
             if mark is not None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from rl_as_inference.program.sites import REWARD, is_reward
+from rl_as_inference.program.sites import CONDITION, REWARD, is_reward
 
 __all__ = ["given_return"]
 
@@ -46,9 +47,12 @@ def given_return(program: Callable[..., Any], at_least: float) -> Callable[..., 
         if rewards.total is None:
             raise ValueError("given_return: the program has no rewards; write them by reward(name, value, temperature)")
         with _InPlates(rewards.plates):
-            pyro.factor("return_at_least", torch.where(rewards.total < at_least, -math.inf, 0.0))
+            unit = dist.Unit(torch.where(rewards.total < at_least, -math.inf, 0.0))
+            mark = {"is_auxiliary": True, CONDITION: at_least}
+            pyro.sample("return_at_least", unit, obs=unit.sample(), infer=mark)
         return answer
 
+    conditioned.__wrapped__ = program  # type: ignore[attr-defined]
     conditioned.__qualname__ = str(getattr(program, "name", None) or getattr(program, "__qualname__", "program"))
     return conditioned
 

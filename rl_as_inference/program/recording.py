@@ -1,5 +1,6 @@
 """Running a program once under a policy, and keeping what happened at each site."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from rl_as_inference.program.readings import Follow, Policy
 from rl_as_inference.program.sites import is_action
 
-__all__ = ["prior_of", "record"]
+__all__ = ["log_prob_of", "prior_of", "record"]
 
 
 def record(
@@ -40,6 +41,34 @@ def record(
 def prior_of(message: Any) -> Any:
     """Returns the action prior of an action site's message."""
     return message["infer"].get("rlai_prior", message["fn"])
+
+
+def log_prob_of(fn: Any, value: Tensor) -> Tensor:
+    """Returns ``log p(value)``, -∞ where the distribution was given a probability of zero.
+
+    torch clamps the probabilities that a Categorical or Bernoulli is given to ε, so that its own ``log_prob``
+    calls what is impossible about 15 nats unlikely.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> float(log_prob_of(dist.Categorical(torch.tensor([1.0, 0.0])), torch.tensor(1)))
+        -inf
+    """
+    found: Tensor = fn.log_prob(value)
+    if isinstance(fn, torch.distributions.Independent):
+        base = log_prob_of(fn.base_dist, value)
+        dims = tuple(range(-fn.reinterpreted_batch_ndims, 0))
+        return torch.where(base.isneginf().any(dims) if dims else base.isneginf(), -math.inf, found)
+    given = vars(fn).get("probs")
+    if given is None or given is not getattr(fn, "_param", None):  # logits were given, which nothing clamps
+        return found
+    if isinstance(fn, torch.distributions.Categorical):
+        shape = torch.broadcast_shapes(value.shape, given.shape[:-1])
+        index = value.long().expand(shape)[..., None]
+        return torch.where(given.expand(*shape, -1).gather(-1, index)[..., 0] == 0, -math.inf, found)
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return torch.where(torch.where(value == 1, given, 1 - given) == 0, -math.inf, found)
+    return found
 
 
 class _Recorder(Follow):

@@ -6,7 +6,7 @@ inference ignores it.
 
 from typing import Any
 
-__all__ = ["ACTION", "REWARD", "STEP", "is_action", "is_reward", "step_of"]
+__all__ = ["ACTION", "CONDITION", "REWARD", "STEP", "is_action", "is_reward", "step_of"]
 
 ACTION = "rlai_action"
 """Marks an action site; holds ``{"state": what the policy may look at}``."""
@@ -14,6 +14,9 @@ ACTION = "rlai_action"
 REWARD = "rlai_reward"
 """Marks a reward factor; holds ``{"value": in reward units, "temperature": reward units per nat}``."""
 
+
+CONDITION = "rlai_condition"
+"""Marks a factor that is a condition on the whole trajectory; holds the value that was asked for."""
 
 STEP = "rlai_step"
 """Marks every site inside :func:`rl_as_inference.steps`; see :func:`step_of`."""

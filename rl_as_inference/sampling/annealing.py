@@ -14,9 +14,15 @@ from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["Annealing", "annealing"]
+__all__ = ["Annealing", "annealing", "repeated_annealing"]
 
 _LONGEST_LADDER = 200
+
+_FEWEST_RUNGS = 10
+"""A pilot that has met no reward would go down in one step, and its moves would find none either."""
+
+_PILOT = 1000
+"""Particles of the run that settles the ladder."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def annealing(
         num_particles: ``N``.
         inverse_temperatures: the ladder, rising from 0 to ``1/α``. By default a first run, whose draws
             are not used, places each rung where ``kept`` of the effective sample size is left; with a
-            ladder settled beforehand the evidence is unbiased.
+            ladder settled beforehand the evidence is unbiased. There are ten rungs at least.
         num_moves: Metropolis moves after each rung.
         kept: see ``inverse_temperatures``.
 
@@ -88,7 +94,7 @@ def annealing(
             ``1/α``, or no rung can be placed (returns of -∞ everywhere).
 
     One run cannot tell the standard error of its evidence, so that is NaN; see
-    :func:`rl_as_inference.estimate_log_evidence`.
+    :func:`repeated_annealing`.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -103,7 +109,7 @@ def annealing(
     last = 1 / float(mdp.temperature)
     with unvalidated():
         if inverse_temperatures is None:
-            ladder = _ladder(mdp, horizon, num_particles, num_moves, kept, last)
+            ladder = _ladder(mdp, horizon, num_moves, kept, last)
         else:
             ladder = [float(beta) for beta in inverse_temperatures]
             if ladder[0] != 0 or any(b <= a for a, b in pairwise(ladder)):
@@ -114,17 +120,33 @@ def annealing(
         return _run(mdp, horizon, num_particles, num_moves, lambda beta, total: next(ladder_left, None))
 
 
-def _ladder(
-    mdp: MarkovDecisionProcess, horizon: int, num_particles: int, num_moves: int, kept: float, last: float
-) -> list[float]:
+def repeated_annealing(mdp: MarkovDecisionProcess, num_particles: int, *, num_repeats: int = 8) -> Annealing:
+    """Returns the last of several runs on one ladder, with the trajectories of all, weighed by their evidence.
+
+    The evidence of the draws is the runs' mean, and its standard error is from their spread.
+
+    Args:
+        mdp, num_particles: as in :func:`annealing`, for each run.
+        num_repeats: how many runs, ≥ 2.
+    """
+    if num_repeats < 2:
+        raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
+    runs = [annealing(mdp, num_particles)]
+    ladder = runs[0].inverse_temperatures
+    runs += [annealing(mdp, num_particles, inverse_temperatures=ladder) for _ in range(num_repeats - 1)]
+    return replace(runs[-1], draws=WeightedDraws.pooled([run.draws for run in runs]))
+
+
+def _ladder(mdp: MarkovDecisionProcess, horizon: int, num_moves: int, kept: float, last: float) -> list[float]:
     """Returns rungs between which the effective sample size falls to ``kept``."""
 
     def next_rung(beta: float, total: Tensor) -> float | None:
         if beta >= last:
             return None
         low, high = beta, last
+        high = min(last, beta + last / _FEWEST_RUNGS * (1 + 1e-9))
         if effective_sample_size((high - beta) * total) >= kept * len(total):
-            return last
+            return high
         for _ in range(50):
             middle = (low + high) / 2
             enough = effective_sample_size((middle - beta) * total) >= kept * len(total)
@@ -133,7 +155,7 @@ def _ladder(
             raise ValueError("no temperature leaves enough effective particles: is the return -inf almost everywhere?")
         return low
 
-    pilot = _run(mdp, horizon, min(num_particles, 1000), num_moves, next_rung)
+    pilot = _run(mdp, horizon, _PILOT, num_moves, next_rung)
     return [float(beta) for beta in pilot.inverse_temperatures]
 
 
@@ -144,7 +166,8 @@ def _run(
     num_moves: int,
     next_rung: Callable[[float, Tensor], float | None],
 ) -> Annealing:
-    draws = _redraw(mdp, horizon, None, num_particles)
+    draws = _redraw(mdp, horizon, None, torch.full((num_particles,), -1))
+    ancestors = torch.arange(num_particles, device=draws.rewards.device)
     beta, log_z = 0.0, 0.0
     total = draws.rewards.sum(0)
     log_weight = torch.zeros_like(total)
@@ -157,12 +180,16 @@ def _run(
             raise ValueError(f"every particle's weight is zero at inverse temperature {rung:.4g}; use more particles")
         if effective_sample_size(log_weight) < 0.9 * num_particles:
             log_z += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
-            draws = draws.select(resample(log_weight, num_particles))
+            index = resample(log_weight, num_particles)
+            draws, ancestors = draws.select(index), ancestors[index]
             log_weight = torch.zeros_like(log_weight)
         beta, share = rung, 0.0
         for _ in range(num_moves):
-            draws, moved = _move(mdp, horizon, draws, beta)
+            draws, moved, fresh = _move(mdp, horizon, draws, beta)
             share += moved / num_moves
+            # What was drawn anew from its first action on descends from nobody.
+            new = torch.arange(num_particles, device=ancestors.device) + ancestors.max() + 1
+            ancestors = torch.where(fresh, new, ancestors)
         total = draws.rewards.sum(0)
         betas.append(beta)
         log_zs.append(log_z + float(torch.logsumexp(log_weight, 0)) - math.log(num_particles))
@@ -172,7 +199,7 @@ def _run(
     options: dict[str, Any] = {"dtype": total.dtype, "device": total.device}
     mean, variance = torch.tensor(moments, **options).unbind(1)
     return Annealing(
-        WeightedDraws(draws, log_weight, log_zs[-1], math.nan),
+        WeightedDraws(draws, log_weight, log_zs[-1], math.nan, ancestors.unique(return_inverse=True)[1]),
         torch.tensor(betas, **options),
         torch.tensor(log_zs, **options),
         mean,
@@ -188,9 +215,13 @@ def _moments(total: Tensor, log_weight: Tensor) -> tuple[float, float]:
     return float(mean), float((share * (total - mean).square()).sum())
 
 
-def _move(mdp: MarkovDecisionProcess, horizon: int, draws: Trajectories, beta: float) -> tuple[Trajectories, float]:
-    """Returns the trajectories after one Metropolis move, and the share that were accepted."""
-    proposed = _redraw(mdp, horizon, draws, draws.num_trajectories)
+def _move(
+    mdp: MarkovDecisionProcess, horizon: int, draws: Trajectories, beta: float
+) -> tuple[Trajectories, float, Tensor]:
+    """Returns the trajectories after one Metropolis move, the share accepted, and which of those are wholly new."""
+    # From -1 (the first state too) to the last step.
+    start = torch.randint(-1, horizon, (draws.num_trajectories,), device=draws.rewards.device)
+    proposed = _redraw(mdp, horizon, draws, start)
     gain = beta * (proposed.rewards.sum(0) - draws.rewards.sum(0))
     taken = torch.rand_like(gain).log() < gain
 
@@ -200,20 +231,18 @@ def _move(mdp: MarkovDecisionProcess, horizon: int, draws: Trajectories, beta: f
 
     names = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
     changes: dict[str, Any] = {name: chosen(name) for name in names}
-    return replace(draws, **changes), float(taken.double().mean())
+    return replace(draws, **changes), float(taken.double().mean()), taken & (start <= 0)
 
 
-def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, count: int) -> Trajectories:
-    """Returns trajectories that are the old ones up to a random step, and the prior's from there on.
+def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, start: Tensor) -> Trajectories:
+    """Returns trajectories that are the old ones before step ``start``, and the prior's from there on.
 
     Survival coins are drawn again with the rest; without old ones everything is drawn.
     """
     gamma = float(mdp.discount)
+    count = len(start)
     state: Tensor = mdp.initial().expand([count]).sample()
-    start = torch.full((count,), -1, device=state.device)
     if old is not None:
-        # From -1 (the first state too) to the last step.
-        start = torch.randint(-1, horizon, (count,), device=state.device)
         state = _where(start < 0, state, old.states[0])
     rows: dict[str, list[Tensor]] = {name: [] for name in ("actions", "rewards", "mask", "log_prior")}
     states = [state]

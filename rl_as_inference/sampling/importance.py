@@ -1,5 +1,6 @@
 """Importance sampling of trajectories, and what its weights are worth."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,15 @@ from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["WeightedDraws", "effective_sample_size", "importance_sampling", "resample", "survive", "surviving_rollout"]
+__all__ = [
+    "WeightedDraws",
+    "check_conditions",
+    "effective_sample_size",
+    "importance_sampling",
+    "resample",
+    "survive",
+    "surviving_rollout",
+]
 
 
 @dataclass(frozen=True)
@@ -22,17 +31,53 @@ class WeightedDraws:
         log_weight: their log weights, ``(N,)`` in nats, not normalised.
         log_evidence: ``log p(O)`` by the mean weight, in nats; unbiased before the logarithm.
         standard_error: of the log evidence, by the delta method, in nats.
+        ancestors: which particle at the start each trajectory descends from, ``(N,)``; None where they are
+            independent.
     """
 
     trajectories: Trajectories
     log_weight: Tensor
     log_evidence: float
     standard_error: float
+    ancestors: Tensor | None = None
 
     @property
     def effective_sample_size(self) -> float:
         """``(Σ w)² / Σ w²``: how many independent posterior draws the weights are worth."""
         return effective_sample_size(self.log_weight)
+
+    @property
+    def effective_ancestors(self) -> float | None:
+        """``(Σ_a W_a)² / Σ_a W_a²``, with ``W_a`` the weight of all descendants of ancestor ``a``; None without any.
+
+        At most the number of distinct ancestors. Resampled weights are equal, whatever they descend from.
+        """
+        if self.ancestors is None:
+            return None
+        share = torch.softmax(self.log_weight.double(), 0)
+        return float(1 / torch.bincount(self.ancestors, share).square().sum())
+
+    @staticmethod
+    def pooled(runs: "list[WeightedDraws]") -> "WeightedDraws":
+        """Returns the trajectories of independent runs, each weighed by its evidence; theirs is the mean.
+
+        Its standard error is from their spread.
+        """
+        logs = torch.tensor([run.log_evidence for run in runs], dtype=torch.float64)
+        shares = (logs - logs.max()).exp()
+        weights = [run.log_weight - torch.logsumexp(run.log_weight, 0) + run.log_evidence for run in runs]
+        lines, count = [], 0
+        for run in runs:
+            if run.ancestors is not None:
+                lines.append(run.ancestors + count)
+                count = int(lines[-1].max()) + 1
+        return WeightedDraws(
+            Trajectories.joined([run.trajectories for run in runs]),
+            torch.cat(weights),
+            float(torch.logsumexp(logs, 0)) - math.log(len(runs)),
+            float(shares.std() / shares.mean()) / len(runs) ** 0.5,
+            torch.cat(lines) if lines else None,
+        )
 
 
 def effective_sample_size(log_weight: Tensor) -> float:
@@ -93,10 +138,12 @@ def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDr
     Raises:
         ValueError: if every weight is zero.
     """
+    process = as_process(process)
     draws = surviving_rollout(process, policy, num_draws)
     log_weight = draws.log_weight()
     total = torch.logsumexp(log_weight, 0)
     if not bool(total.isfinite()):
+        check_conditions(process, policy, num_draws)
         raise ValueError(
             f"all {num_draws} importance weights are zero (or one is infinite): the proposal never meets the "
             f"conditions of the program; use another policy or more draws"
@@ -104,6 +151,16 @@ def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDr
     share = (log_weight - log_weight.max()).exp()
     relative = share.std() / share.mean() / num_draws**0.5
     return WeightedDraws(draws, log_weight, float(total) - torch.tensor(float(num_draws)).log().item(), float(relative))
+
+
+def check_conditions(process: Any, policy: Any, num_draws: int) -> None:
+    """Raises ValueError naming the sites whose conditions no run of a program meets; other processes have none."""
+    never = process.conditions_never_met(policy) if isinstance(process, ProgramProcess) else []
+    if never:
+        raise ValueError(
+            f"all {num_draws} importance weights are zero: the program never meets the condition on site "
+            f"{' and '.join(map(repr, never))}; check its value, or use another policy or more draws"
+        )
 
 
 def resample(log_weight: Tensor, num_draws: int) -> Tensor:

@@ -13,12 +13,14 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process, trajectories_at
+from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.sites import is_reward
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["nuts"]
+__all__ = ["nuts", "nuts_with_statistics"]
 
 
 def nuts(
@@ -38,27 +40,44 @@ def nuts(
     Raises:
         ValueError: if a site is discrete (it is named), or the discount is below 1, whose survival coins are.
     """
+    chains, _ = nuts_with_statistics(
+        process, num_draws, num_warmup=num_warmup, num_chains=num_chains, progress=progress
+    )
+    return chains
+
+
+def nuts_with_statistics(
+    process: Any, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
+) -> tuple[list[Trajectories], dict[str, Tensor]]:
+    """Returns the draws of :func:`nuts`, and what the sampler knows of each, ``(chain, draw)``, by ArviZ's names.
+
+    ``energy`` of the Hamiltonian (nats), ``diverging``, ``acceptance_rate`` (the mean over a draw's tree),
+    ``tree_depth`` and ``n_steps`` (gradients).
+    """
     process = as_process(process)
     program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
+    if not isinstance(process, ProgramProcess | MarkovDecisionProcess):
+        raise ValueError(
+            f"method='nuts' needs a program, and {type(process).__name__} is a simulator; use 'importance'"
+        )
+    if isinstance(process, ProgramProcess):
+        process.check_sites()
     with pyro.poutine.block():
         trace = prune_subsample_sites(pyro.poutine.trace(program).get_trace())
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
-            raise ValueError(
-                f"method='nuts' needs continuous sites, and {name!r} is discrete; use 'exact' for finite processes, "
-                f"else 'importance' or 'smc'"
-            )
+            raise ValueError(f"method='nuts' needs continuous sites, and {name!r} is discrete; use {_instead(process)}")
     if float(getattr(process, "discount", 1.0)) < 1:
-        raise ValueError("method='nuts' cannot draw survival coins (discount < 1); use 'importance' or 'smc'")
+        raise ValueError(f"method='nuts' cannot draw survival coins (discount < 1); use {_instead(process)}")
     per_chain = -(-num_draws // num_chains)
     white = pyro.poutine.reparam(config=_whiten)
     # Run by handlers, a gradient costs several times what its tensors do, so it is traced once; but
     # where Python branches on a draw, a trace would take the same branch ever after.
     static = isinstance(process, MarkovDecisionProcess) or process.is_vectorized()
-    chains = []
+    chains, noted = [], []
     for _ in range(num_chains):
         sampler = MCMC(
-            NUTS(white(program), max_tree_depth=8, jit_compile=static, ignore_jit_warnings=True),
+            kernel := _Noting(white(program), max_tree_depth=8, jit_compile=static, ignore_jit_warnings=True),
             num_samples=per_chain,
             warmup_steps=num_warmup,
             disable_progbar=not progress,
@@ -66,7 +85,56 @@ def nuts(
         with pyro.validation_enabled(False):  # its checks would be traced too
             sampler.run()
         chains.append(_read_back(process, white, sampler.get_samples(), per_chain))
-    return chains
+        noted.append({name: torch.tensor([each[name] for each in kernel.noted]) for name in kernel.noted[0]})
+    return chains, {name: torch.stack([chain[name] for chain in noted]) for name in noted[0]}
+
+
+def _instead(process: Any) -> str:
+    """Returns methods that the process allows."""
+    if not isinstance(process, MarkovDecisionProcess):
+        return "'importance'"
+    return (
+        "'exact', 'smc' or 'importance'"
+        if isinstance(process, TabularMDP | LinearGaussianMDP)
+        else "'smc' or 'importance'"
+    )
+
+
+class _Noting(NUTS):  # type: ignore[misc]
+    """NUTS that keeps the statistics of each draw, of which Pyro keeps means at most."""
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self.noted: list[dict[str, Any]] = []
+        super().setup(warmup_steps, *args, **kwargs)
+
+    def sample(self, params: Any) -> Any:
+        self._steps, self._depth = 0, 0
+        mean, divergences = self._mean_accept_prob, len(self._divergences)
+        drawn = super().sample(params)
+        count = self._t - self._warmup_steps
+        if count > 0:
+            self.noted.append(
+                {
+                    "energy": float(self._energy),
+                    "diverging": len(self._divergences) > divergences,
+                    # Pyro's number is the running mean, which starts anew after the warm-up.
+                    "acceptance_rate": mean * (count > 1) + count * (self._mean_accept_prob - mean * (count > 1)),
+                    "tree_depth": self._depth,
+                    "n_steps": self._steps,
+                }
+            )
+        return drawn
+
+    def _sample_r(self, name: str) -> Any:
+        momenta = super()._sample_r(name)
+        # Constant along the trajectory, but for the integrator's error.
+        self._energy = self._kinetic_energy(momenta[1]) + self._potential_energy_last
+        return momenta
+
+    def _build_tree(self, z: Any, r: Any, z_grads: Any, log_slice: Any, direction: int, depth: int, energy: Any) -> Any:
+        self._depth = max(self._depth, depth + 1)
+        self._steps += depth == 0
+        return super()._build_tree(z, r, z_grads, log_slice, direction, depth, energy)
 
 
 def _read_back(process: Any, white: Any, samples: dict[str, Tensor], count: int) -> Trajectories:

@@ -44,11 +44,13 @@ def sequential_monte_carlo(
         mdp: a Markov decision process with a horizon.
         policy: the proposal; None for the action prior (the bootstrap filter).
         num_particles: ``N``.
-        critic: look-ahead, ``(state, t) -> V`` in reward units; None looks at what was earned alone.
+        critic: look-ahead, ``(state, t) -> V`` in reward units; None looks at what was earned alone. Particles
+            where it is -∞ are given up, which is right only where nothing can come of them.
         threshold: resample when the effective sample size is below this fraction of ``N``.
 
     Raises:
-        ValueError: if the process is not one in parts, has no horizon, or every particle dies out.
+        ValueError: if the process is not one in parts, has no horizon, every particle dies out, or the
+            critic is NaN or +∞.
 
     One filter cannot tell its own standard error, so that is NaN; see :func:`repeated_filters`.
     """
@@ -75,7 +77,10 @@ def _filter(
             return 0.0
         done = mdp.terminated(state)
         going = alive if done is None else alive & ~done
-        return torch.where(going, critic(state, t) / mdp.temperature, 0.0)
+        value = torch.where(going, critic(state, t) / mdp.temperature, 0.0)
+        if bool((value.isnan() | value.isposinf()).any()):
+            raise ValueError(f"critic is NaN or infinite at step {t}; it must be a number below infinity")
+        return value
 
     state: Tensor = mdp.initial().expand([num_particles]).sample()
     rows: dict[str, list[Tensor]] = {
@@ -106,7 +111,10 @@ def _filter(
         if gamma < 1 and t < horizon - 1:
             alive = alive & (torch.rand(num_particles, device=state.device) < gamma)
         expected_after = ahead(after, t + 1, alive)
+        # Where the critic saw nothing to come, it stays so: -inf less -inf would be no number.
         increment = reward / mdp.temperature + log_p - log_q + expected_after - expected
+        if isinstance(expected, Tensor):
+            increment = torch.where(expected.isneginf(), -math.inf, increment)
         log_weight = increment if log_weight is None else log_weight + increment
         if not bool(torch.logsumexp(log_weight, 0).isfinite()):
             raise ValueError(f"every particle's weight is zero at step {t}; use another policy or more particles")
@@ -135,7 +143,7 @@ def _filter(
     trajectories = Trajectories(
         **traced, log_factors=traced["rewards"] / mdp.temperature, temperature=mdp.temperature, discount=1.0
     )
-    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan)
+    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
 
 
 def repeated_filters(
@@ -157,12 +165,4 @@ def repeated_filters(
     if num_repeats < 2:
         raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
     filters = [sequential_monte_carlo(mdp, policy, num_particles, critic=critic) for _ in range(num_repeats)]
-    logs = torch.tensor([one.log_evidence for one in filters], dtype=torch.float64)
-    shares = (logs - logs.max()).exp()
-    pooled = [one.log_weight - torch.logsumexp(one.log_weight, 0) + one.log_evidence for one in filters]
-    return WeightedDraws(
-        Trajectories.joined([one.trajectories for one in filters]),
-        torch.cat(pooled),
-        float(torch.logsumexp(logs, 0)) - math.log(num_repeats),
-        float(shares.std() / shares.mean()) / num_repeats**0.5,
-    )
+    return WeightedDraws.pooled(filters)

@@ -14,13 +14,15 @@ def over_time(data: "arviz.InferenceData", group: str, name: str, dimension: int
     """Returns a variable's draws as ``(sample, time)``, all chains one after the other.
 
     Raises:
-        ValueError: if the group or variable is missing, or the variable has more than one dimension beside time
-            or no such entry.
+        ValueError: if the group or variable is missing, there are no draws, or the variable has more than one dimension
+            beside time or no such entry.
     """
     held = getattr(data, group, None)
     if held is None or name not in held:
         raise ValueError(f"data: there is no variable {name!r} in a group {group!r}; make it with rlai.posterior")
     values = held[name]
+    if 0 in values.sizes.values():
+        raise ValueError(f"data: the group {group!r} holds no draws of {name!r}; make it with rlai.posterior")
     own = [dim for dim in values.dims if dim not in ("chain", "draw", "time")]
     if len(own) > 1:
         raise ValueError(f"data: {name!r} is not a number or vector, but has the dimensions {', '.join(map(str, own))}")

@@ -39,6 +39,8 @@ def plot_weights(weights: Any, ax: "Axes | None" = None) -> "Axes":
         logs = np.asarray(weights, dtype=float).ravel()
         k = pareto_k(logs)
         text, _ = verdict_on_weights(k, effective_sample_size(torch.from_numpy(logs)), len(logs))
+    if not len(logs):
+        raise ValueError("weights: there are none to draw")
     shares = np.sort(np.exp(logs - np.logaddexp.reduce(logs)))[::-1]
     shown = shares[shares > 0]
     ranks = np.arange(1, len(shown) + 1)
