@@ -166,3 +166,79 @@ def test_n_step_entropies(run):
         assert max(row[2::2]) < 1.05, "never noisier with the soft Q taken away"
     assert rows[0][1] == pytest.approx(1), "at the action prior there is no entropy to sample"
     assert min(rows[3][1::2]) > 20, "near the optimum of deterministic dynamics, alone, far noisier"
+
+
+def cells(text, label):
+    """The numbers in the row of a table whose first cell is ``label``."""
+    line = next(line for line in text.splitlines() if line.startswith("│") and line.split("│")[1].strip() == label)
+    return [float(cell.split("±")[0].rstrip("% ")) for cell in line.split("│")[2:-1]]
+
+
+def test_distribution_matching(run):
+    text = run("distribution_matching")
+    assert cells(text, "any policy")[:2] == [0, 0]
+    reverse, forward = (cells(text, f"nearest bump, {way}") for way in ("reverse", "forward"))
+    assert reverse[0] < forward[0], "each is nearest in its own direction"
+    assert forward[1] < reverse[1]
+    assert reverse[2] > 99, "one mode"
+    assert 40 < forward[2] < 80, "both"
+    causal, lucky = cells(text, "nearest, reverse: causal plan"), cells(text, "nearest, forward: posterior's actions")
+    assert causal[0] < lucky[0]
+    assert lucky[1] < causal[1]
+    assert causal[0] == numbers(text, "dynamics gap, log p(O) - largest ELBO:")[0] > 1
+    rows = {name: numbers(text, f"  {name} ") for name in ("exact", "enumeration", "posterior", "sample")}
+    assert rows["exact"] == rows["enumeration"]
+    for name in ("posterior", "sample"):
+        for mean, error, wanted in zip(rows[name][::2], rows[name][1::2], rows["exact"][::2], strict=True):
+            assert abs(mean - wanted) < 4 * error + 1e-3
+
+
+def test_learned_prior(run):
+    text = run("learned_prior")
+    assert float(text.split("difference from Blahut-Arimoto:")[1].split()[0]) < 1e-6
+    for alpha in ("0.05", "0.2", "0.8"):
+        nats, bits, exactly, *_ = cells(text, alpha)
+        assert bits == exactly == pytest.approx(nats / math.log(2), abs=2e-4)
+    reached, largest = numbers(text, "ELBO by SVI, prior and policy together")
+    fixed = numbers(text, "largest with the uniform prior")[0]
+    assert fixed < largest - 0.1
+    assert largest - 0.1 < reached <= largest
+    assert numbers(text, "learned prior  ELBO")[0] > numbers(text, "uniform prior  ELBO")[0]
+
+
+def test_double_soft_q(run):
+    text = run("double_soft_q")
+    for alpha in ("→ 0", "0.5", "5"):
+        single, double, twin, half = cells(text, alpha)  # of one backup
+        assert single > 0 > double > twin
+        assert abs(half) < 0.01
+    noisy = [line.split("│")[2:-1] for line in text.splitlines() if line.startswith("│     4 │")]
+    assert len(noisy) == 3
+    for row in noisy[:2]:
+        single, double = (float(cell.split("±")[0]) for cell in row[1:3])
+        assert abs(double) < single / 2, "noise is larger than gaps and temperature"
+
+
+def test_choosing_temperature(run):
+    text = run("choosing_temperature")
+    for c in ("0.1", "2", "100"):
+        policies, returns = text.split(f"  c = {c:<5} ")[1].split()[:2]
+        assert max(float(policies), float(returns)) < 1e-12
+    cold, hot = cells(text, "0.01"), cells(text, "10")
+    assert max(cold[:5]) == 1
+    assert max(hot[:5]) - min(hot[:5]) < 0.05
+    entropy, earned = cells(text, "fixed α = 0.3")[1::2][:2]
+    assert 0 < entropy < math.log(3)
+    assert earned != 0
+    assert cells(text, "tuned to 0.8 nats" if "tuned to 0.8" in text else "tuned to 0.7 nats")[0] < 1, "α moved"
+
+
+def test_ladder(run):
+    """What the rungs reach takes a longer run; a short one of three shows the ceiling, and that none is above."""
+    text = run("ladder")
+    ceiling, coarser = numbers(text, "largest ELBO")
+    assert ceiling == coarser == -1.844232
+    assert cells(text, "ddpg")[0] == -math.inf
+    for rung in ("wrong_bellman", "maxent"):
+        median, least, most, *_ = cells(text, rung)
+        assert least <= median <= most < ceiling

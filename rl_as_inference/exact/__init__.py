@@ -4,16 +4,17 @@ Every function takes either kind. Objectives are in nats, soft values in reward 
 them are differentiable in the process's tensors.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact.divergence import Direction, trajectory_kl
+from rl_as_inference.exact.enumeration import Enumeration, enumerate_trajectories
 from rl_as_inference.exact.information import PriorPlan, optimal_prior
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
-from rl_as_inference.exact.smoothing import posterior_action_cost, posterior_occupancy
+from rl_as_inference.exact.slopes import slope_in_inverse_temperature
+from rl_as_inference.exact.smoothing import posterior_occupancy
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.trajectories import Trajectories
@@ -21,11 +22,13 @@ from rl_as_inference.trajectories import Trajectories
 __all__ = [
     "Direction",
     "Dynamics",
+    "Enumeration",
     "LinearGaussianPlan",
     "Plan",
     "PriorPlan",
     "backward_step",
     "elbo",
+    "enumerate_trajectories",
     "evaluate",
     "expected_return",
     "is_available",
@@ -39,8 +42,6 @@ __all__ = [
     "sample_posterior",
     "trajectory_kl",
 ]
-
-Direction = Literal["reverse", "forward"]
 
 
 def is_available(process: Any) -> bool:
@@ -111,7 +112,7 @@ def expected_return(mdp: Any, policy: Any) -> Tensor:
 
     The ELBO is linear in ``1/α`` with this as its slope.
     """
-    return _slope(mdp, lambda process: elbo(process, policy))
+    return slope_in_inverse_temperature(mdp, lambda process: elbo(process, policy))
 
 
 def posterior_return(mdp: Any) -> Tensor:
@@ -120,54 +121,7 @@ def posterior_return(mdp: Any) -> Tensor:
     It is the slope of the log evidence in ``1/α`` (the mean energy of statistical physics), and counts
     the luck that the posterior bends towards; no policy need reach it.
     """
-    return _slope(mdp, log_evidence)
-
-
-def trajectory_kl(mdp: Any, policy: Any, direction: Direction = "reverse") -> Tensor:
-    """Returns the KL divergence between ``policy``'s trajectories and those of success, 0-dimensional, in nats.
-
-    With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ|O) ∝ p(τ) exp(Σ_t r_t/α)``, in
-    which the dynamics stand on both sides,
-
-        reverse  KL(π ‖ p*) = log p(O) - ELBO(π)
-        forward  KL(p* ‖ π) = E_{p*}[Σ_t r_t/α + log p(a_t|s_t) - log π(a_t|s_t)] - log p(O)
-
-    The reverse one is the maximum-entropy objective with its sign changed (the project's seed 002, equations 29
-    to 34): its least value is the dynamics gap, at the causal plan. The forward one is least at the action rule of
-    ``plan(mdp, "posterior")``, which imitates success. With γ < 1 the survival coins are part of a trajectory.
-    It is infinite where one of them does what the other never does.
-
-    Args:
-        mdp: a finite or linear-Gaussian process; the forward one needs a horizon.
-        policy: a plan, a table, a callable ``(state, t) -> Distribution``; None for the action prior.
-        direction: ``"reverse"`` or ``"forward"``.
-
-    Raises:
-        ValueError: for another direction, or a process without exact answers.
-
-    Example:
-        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
-        >>> trajectory_kl(mdp, None), trajectory_kl(mdp, None, "forward")
-        (tensor(0.1201), tensor(0.1109))
-    """
-    if direction not in get_args(Direction):
-        raise ValueError(f"direction must be 'reverse' or 'forward', got {direction!r}")
-    evidence = log_evidence(mdp)
-    if direction == "reverse":
-        return evidence - elbo(mdp, policy)
-    cost = (posterior_action_cost if _room(mdp) is tabular else linear_gaussian.posterior_action_cost)(mdp, policy)
-    return posterior_return(mdp) / mdp.temperature + cost - evidence
-
-
-def _slope(mdp: Any, objective: Callable[[Any], Tensor]) -> Tensor:
-    like = objective(mdp)
-    differentiable = like.requires_grad
-    with torch.enable_grad():
-        alpha = torch.as_tensor(mdp.temperature, dtype=like.dtype, device=like.device)
-        alpha = alpha if alpha.requires_grad else alpha.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(objective(mdp.at_temperature(alpha)), alpha, create_graph=differentiable)
-    answer = -(alpha**2) * slope
-    return answer if differentiable else answer.detach()
+    return slope_in_inverse_temperature(mdp, log_evidence)
 
 
 def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:

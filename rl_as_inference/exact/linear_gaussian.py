@@ -157,34 +157,6 @@ def posterior_marginals(mdp: LinearGaussianMDP, dynamics: Dynamics = "posterior"
     return _propagate(mdp, _rules(mdp, messages), _arrivals(mdp, messages))
 
 
-def posterior_action_cost(mdp: LinearGaussianMDP, policy: Policy | LinearGaussianPlan | None) -> Tensor:
-    """Returns ``E[Σ_t log p(a_t|s_t) - log π(a_t|s_t) | O]`` of ``policy``, 0-dimensional, in nats.
-
-    Args:
-        policy: as for :func:`evaluate`.
-
-    Raises:
-        ValueError: if the policy is not linear-Gaussian.
-    """
-    acts = _rules(mdp, plan(mdp, "posterior"))
-    means, covariances = posterior_marginals(mdp)
-    total = means.new_zeros(())
-    for act, prior, rule, mean, covariance in zip(
-        acts, _rules(mdp, None), _rules(mdp, policy), means, covariances, strict=False
-    ):
-        total = total + _log_density(prior, act, mean, covariance) - _log_density(rule, act, mean, covariance)
-    return total
-
-
-def _log_density(rule: "_Rule", act: "_Rule", mean: Tensor, covariance: Tensor) -> Tensor:
-    """Returns ``E log N(a; K s + k, L L')``, less a constant, of actions by ``act`` in states of these moments."""
-    gain = act.K - rule.K
-    off = gain @ mean + act.k - rule.k
-    spread = gain @ covariance @ gain.mT + act.L @ act.L.mT + off[:, None] * off
-    whitened = torch.cholesky_solve(spread, rule.L)
-    return -whitened.diagonal().sum() / 2 - rule.L.diagonal().log().sum()
-
-
 @torch.no_grad()
 def sample_posterior(mdp: LinearGaussianMDP, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
     """Returns exact independent draws of trajectories given optimality.

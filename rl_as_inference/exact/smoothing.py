@@ -1,13 +1,15 @@
-"""Where trajectories of a finite process are given optimality: forward messages that meet the backward ones."""
+"""Exact smoothing on finite processes: where trajectories are, and what they do, given optimality."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from rl_as_inference.exact.backups import Dynamics, survival_weights
-from rl_as_inference.exact.tabular import Plan, log_policy_table, occupancy, plan
+from rl_as_inference.exact.tabular import Plan, occupancy, plan
 from rl_as_inference.processes.tabular import TabularMDP
 
-__all__ = ["posterior_action_cost", "posterior_occupancy"]
+__all__ = ["posterior_flow", "posterior_occupancy"]
 
 
 def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Tensor:
@@ -23,32 +25,26 @@ def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Te
     messages = plan(mdp, dynamics)
     if dynamics == "causal":
         return occupancy(mdp, messages)
-    alive, ended = _smoothed(mdp, messages)
-    return alive + ended
+    return torch.stack([alive + ended for alive, ended in _forward(mdp, messages)])
 
 
-def posterior_action_cost(mdp: TabularMDP, policy: object) -> Tensor:
-    """Returns ``E[Σ_t log p(a_t|s_t) - log π(a_t|s_t) | O]`` of ``policy``, 0-dimensional, in nats.
+def posterior_flow(mdp: TabularMDP) -> Tensor:
+    """Returns ``p(s_t = s, a_t = a, still alive at t | O)``, ``(T, S, A)``.
 
-    Actions count while a trajectory is alive, so that with γ < 1 survival is counted. It is infinite where the
-    policy never takes an action that success may have needed.
+    The action given the state is ``plan(mdp, "posterior").policy``; a trajectory in a terminal state,
+    or that did not survive its discount, takes no action and is left out.
 
     Raises:
         ValueError: with no horizon.
     """
-    mdp.finite_horizon("an expectation over the exact posterior")
+    horizon = mdp.finite_horizon("posterior_flow")
     messages = plan(mdp, "posterior")
-    taken = messages.policy
-    log_ratio = mdp.log_action_prior - log_policy_table(mdp, policy)
-    cost = torch.where(taken > 0, taken * torch.where(taken > 0, log_ratio, 0.0), 0.0).sum(-1)
-    acting = _smoothed(mdp, messages)[0][:-1]
-    if mdp.has_terminal:
-        acting = torch.where(mdp.terminal, 0.0, acting)
-    return torch.where(acting > 0, acting * torch.where(acting > 0, cost, 0.0), 0.0).sum()
+    alive = torch.stack([alive for alive, _ in _forward(mdp, messages)])[:horizon]
+    return torch.where(mdp.terminal, 0.0, alive)[..., None] * messages.policy
 
 
-def _smoothed(mdp: TabularMDP, messages: Plan) -> tuple[Tensor, Tensor]:
-    """Returns ``p(s_t, alive | O)`` and ``p(s_t, ended | O)`` by survival's coin, ``(T+1, S)`` each."""
+def _forward(mdp: TabularMDP, messages: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields who is alive and who did not survive, by state, at ``t = 0 … T``, given optimality."""
     horizon = mdp.finite_horizon("smoothing")
     values = messages.soft_v / mdp.temperature
     reward = mdp.reward_table / mdp.temperature
@@ -59,7 +55,7 @@ def _smoothed(mdp: TabularMDP, messages: Plan) -> tuple[Tensor, Tensor]:
     logs = torch.where(probabilities > 0, torch.where(probabilities > 0, probabilities, 1.0).log(), -torch.inf)
     alive = mdp.initial_probabilities * (values[0] - messages.objective).exp()
     ended = torch.zeros_like(alive)
-    rows = [(alive, ended)]
+    yield alive, ended
     for t in range(horizon):
         going, stopping = survival_weights(mdp, values[t + 1], last=t == horizon - 1)
         flow = alive[:, None] * messages.policy[t]
@@ -68,9 +64,7 @@ def _smoothed(mdp: TabularMDP, messages: Plan) -> tuple[Tensor, Tensor]:
             tilt = torch.where(mdp.terminal[:, None, None], logs, tilt)
         alive, stopped = (_arrivals(flow, tilt, indices, weights, mdp.num_states) for weights in (going, stopping))
         ended = ended + stopped
-        rows.append((alive, ended))
-    living, over = zip(*rows, strict=True)
-    return torch.stack(living), torch.stack(over)
+        yield alive, ended
 
 
 def _arrivals(flow: Tensor, tilt: Tensor, indices: Tensor, weights: Tensor | None, num_states: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from rl_as_inference.inspect import plots
 from rl_as_inference.inspect.diagnostics import Diagnosis, diagnose
-from rl_as_inference.inspect.divergence import DivergenceMethod, trajectory_kl
+from rl_as_inference.inspect.divergences import DivergenceMethod, trajectory_kl
 from rl_as_inference.inspect.evidence import EvidenceMethod, estimate_log_evidence
 from rl_as_inference.inspect.inference_data import from_trajectories
 from rl_as_inference.inspect.netcdf import load_posterior, save_posterior

@@ -151,7 +151,7 @@ def _kl_to_posterior(process: Any, policy: Policy | None) -> float | None:
     if not exact.is_available(process):
         return None
     try:
-        return float(exact.log_evidence(process)) - float(exact.elbo(process, policy))
+        return float(exact.trajectory_kl(process, policy))
     except ValueError:  # a policy without a linear-Gaussian form, or an evidence that is infinite
         return None
 

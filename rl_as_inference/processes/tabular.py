@@ -344,14 +344,17 @@ class TabularMDP(MarkovDecisionProcess):
         return self.initial_probabilities
 
     def replace(self, **changes: Any) -> "TabularMDP":
-        """Returns a copy with another ``horizon``, ``discount``, ``temperature``, ``action_prior`` or ``reward``.
+        """Returns a copy with other ``horizon, discount, temperature, action_prior`` or ``reward`` (same shape).
 
         Raises:
             ValueError: for a name that cannot be replaced, or a bad value.
         """
-        known = ("horizon", "discount", "temperature", "action_prior", "reward")
-        if unknown := set(changes) - {*known}:
-            raise ValueError(f"replace: cannot replace {sorted(unknown)}; it takes {', '.join(known)}")
+        unknown = set(changes) - {"horizon", "discount", "temperature", "reward", "action_prior"}
+        if unknown:
+            raise ValueError(
+                f"replace: cannot replace {sorted(unknown)}; it takes horizon, discount, temperature, "
+                f"reward, action_prior"
+            )
         other = TabularMDP.__new__(TabularMDP)
         other._build(
             *self._given,

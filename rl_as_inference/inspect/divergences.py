@@ -1,0 +1,162 @@
+"""How far a policy's trajectories are from the exponentiated-return distribution, by any method."""
+
+import math
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rl_as_inference import exact
+from rl_as_inference.estimate import Estimate
+from rl_as_inference.exact.divergence import Direction, check_direction
+from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold
+from rl_as_inference.processes import TabularMDP
+from rl_as_inference.processes.programs import as_process
+from rl_as_inference.sampling.importance import surviving_rollout
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["DivergenceMethod", "trajectory_kl"]
+
+DivergenceMethod = Literal["exact", "enumeration", "posterior", "sample"]
+
+
+@torch.no_grad()
+def trajectory_kl(
+    process: Any,
+    policy: Any,
+    *,
+    direction: Direction = "reverse",
+    method: DivergenceMethod | None = None,
+    num_trajectories: int = 10_000,
+) -> Estimate:
+    """Returns the KL divergence between a policy's trajectories and the exponentiated return, in nats.
+
+    With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)``, dynamics
+    included in both, it is ``KL(π || p*)`` (``"reverse"``) or ``KL(p* || π)`` (``"forward"``). The first is
+    the log evidence minus the ELBO (the project's seed 002, equations 29-34); both are expectations of
+    ``log w(τ) = log p(τ, O) - log π(τ)``.
+
+    - ``"exact"``: by messages, for finite and linear-Gaussian processes (:func:`exact.trajectory_kl`).
+    - ``"enumeration"``: every trajectory of a small finite process written out.
+    - ``"posterior"``: ``log w`` of exact draws from ``p*`` (forward) or of rollouts (reverse), beside the
+      exact log evidence; for finite and linear-Gaussian processes.
+    - ``"sample"``: from rollouts of the policy alone, weighted by ``w`` and normalised by their own sum.
+      Its error is of order ``1/num_trajectories``, if the weights have tails that a sample can know: a
+      forward divergence from modes that no rollout visits is missed. A warning says so by Pareto k̂.
+
+    By default exact where there are exact answers, else sample. Standard errors are 0 for the first two,
+    and by the delta method for the last. With γ < 1 trajectories include their survival. It is infinite
+    where the first distribution reaches what the second excludes, which draws may fail to notice.
+
+    Args:
+        process: a process or a Pyro program.
+        policy: a callable ``(state, t) -> Distribution``, or for finite processes a plan or a table; None
+            for the action prior.
+        direction: ``"reverse"`` or ``"forward"``.
+        method: see above.
+        num_trajectories: draws of the last two, ≥ 2.
+
+    Raises:
+        ValueError: for an unknown direction or method, a method that does not fit the process, or too many
+            trajectories to enumerate (their number is said).
+
+    Warns:
+        UserWarning: if the weights of ``"sample"`` are not to be trusted.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> _ = torch.manual_seed(0)
+        >>> print(trajectory_kl(mdp, None), "|", trajectory_kl(mdp, None, method="sample"))
+        0.4805 ± 0 | 0.4746 ± 0.0057
+        >>> print(trajectory_kl(mdp, None, direction="forward"))
+        0.4438 ± 0
+    """
+    check_direction(direction)
+    if method is not None and method not in get_args(DivergenceMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(DivergenceMethod))}, or None; got {method!r}")
+    if num_trajectories < 2:
+        raise ValueError(f"num_trajectories must be >= 2, got {num_trajectories}")
+    process = as_process(process)
+    if method is None:
+        method = "exact" if exact.is_available(process) else "sample"
+    if method == "exact":
+        return Estimate(float(exact.trajectory_kl(process, policy, direction)), 0.0)
+    if method == "enumeration":
+        return Estimate(float(_enumerated(exact.enumerate_trajectories(process, policy), direction)), 0.0)
+    if isinstance(policy, Tensor):
+        # A table, checked and as a callable; its soft values are not needed.
+        policy = exact.evaluate(process, policy)
+    if method == "posterior":
+        return _from_posterior(process, policy, direction, num_trajectories)
+    log_weight = surviving_rollout(process, policy, num_trajectories).log_weight()
+    return _self_normalised(log_weight, direction)
+
+
+def _enumerated(found: exact.Enumeration, direction: Direction) -> Tensor:
+    first, second = found.log_guide, found.log_target
+    if direction == "forward":
+        first, second = second, first
+    possible = first > -torch.inf  # 0 log 0 = 0
+    return (first[possible].exp() * (first[possible] - second[possible])).sum()
+
+
+def _from_posterior(process: Any, policy: Any, direction: Direction, num_draws: int) -> Estimate:
+    if not exact.is_available(process):
+        raise ValueError(
+            f"method='posterior' needs exact posterior draws, and a {type(process).__name__} has none; use "
+            f"method='sample'"
+        )
+    evidence = exact.log_evidence(process)
+    if direction == "reverse":
+        log_weight = process.rollout(policy, num_draws).log_weight()
+        return Estimate.of(evidence - log_weight)
+    draws = exact.sample_posterior(process, num_draws)
+    log_weight = (draws.log_factors + draws.log_prior - _log_policy(process, policy, draws)).sum(0)
+    return Estimate.of(log_weight - evidence)
+
+
+def _log_policy(process: Any, policy: Any, draws: Trajectories) -> Tensor:
+    """Returns ``log π(a_t|s_t)`` of draws from elsewhere, ``(T, N)``; 0 once a trajectory has ended."""
+    if policy is None:
+        return draws.log_prior
+    rows = []
+    for t, (state, action) in enumerate(zip(draws.states, draws.actions, strict=False)):
+        chosen = policy(state, t)
+        if isinstance(process, TabularMDP):
+            logits = process.log_probabilities(chosen, state, f"at step {t}")
+            rows.append(logits.gather(-1, action[:, None]).squeeze(-1))
+        else:
+            rows.append(chosen.log_prob(action))
+    return torch.where(draws.mask, torch.stack(rows), 0.0)
+
+
+def _self_normalised(log_weight: Tensor, direction: Direction) -> Estimate:
+    """Returns the divergence from weights of the policy's own draws, with a standard error by the delta method."""
+    size = len(log_weight)
+    total = torch.logsumexp(log_weight, 0)
+    if not bool(total.isfinite()):
+        raise ValueError(
+            f"all {size} weights p(τ, O)/π(τ) are zero (or one is infinite): the policy never does what the program "
+            f"allows; use another policy"
+        )
+    k = pareto_k(log_weight[log_weight > -torch.inf])
+    if k is not None and k > pareto_k_threshold(size):
+        warnings.warn(
+            f"the weights of these rollouts have Pareto k̂ = {k:.2f} > {pareto_k_threshold(size):.2f}: what the policy "
+            f"rarely does counts much, and neither the divergence nor its standard error can be trusted; use more "
+            f"trajectories, or method='exact' or 'posterior' where the process allows them",
+            UserWarning,
+            stacklevel=4,  # the caller of trajectory_kl, which torch wraps,
+        )
+    evidence = total - math.log(size)
+    share = (log_weight - evidence).exp()  # of mean one
+    if direction == "reverse":
+        mean = evidence - log_weight.mean()
+        influence = share - log_weight
+    else:
+        weighted = torch.where(share > 0, share * torch.where(share > 0, log_weight - evidence, 0.0), 0.0)
+        mean = weighted.mean()
+        influence = weighted - share * (1 + mean)
+    return Estimate(float(mean), float(influence.std()) / size**0.5)
