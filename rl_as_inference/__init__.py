@@ -15,6 +15,7 @@ from rl_as_inference.processes import (
     to_gymnasium_vector,
 )
 from rl_as_inference.program import act, follow, given_return, reward, simulate, steps, survival, terminate
+from rl_as_inference.reasoning import Satisficing, rationality_curve, satisfice, worst_case
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GymnasiumProcess",
     "LinearGaussianMDP",
     "MarkovDecisionProcess",
+    "Satisficing",
     "SoftActorCritic",
     "SoftPolicyIteration",
     "SoftQLearning",
@@ -43,7 +45,9 @@ __all__ = [
     "guides",
     "models",
     "posterior",
+    "rationality_curve",
     "reward",
+    "satisfice",
     "simulate",
     "steps",
     "survival",
@@ -51,4 +55,5 @@ __all__ = [
     "to_gymnasium",
     "to_gymnasium_vector",
     "trajectory_kl",
+    "worst_case",
 ]

@@ -242,3 +242,25 @@ def test_ladder(run):
     for rung in ("wrong_bellman", "maxent"):
         median, least, most, *_ = cells(text, rung)
         assert least <= median <= most < ceiling
+
+
+def test_satisficing(run):
+    text = run("satisficing")
+    rows = [numbers(text, start) for start in ("  0.0 ", " 0.01 ", "  0.1 ", "  0.3 ", "  0.6 ")]
+    returns, bits = [row[0] for row in rows], [row[-1] for row in rows]
+    assert returns == sorted(returns, reverse=True)
+    assert bits == sorted(bits, reverse=True)
+    assert all(abs(row[0] - row[1]) < 1e-3 for row in rows)
+    assert numbers(text, "return of the MaxEnt policy at that α")[0] == returns[2]
+
+
+def test_robustness(run):
+    text = run("robustness")
+    attacked, closed = text.split("the usual corridor closes")
+    for name in ("optimal", "0.1", "1"):
+        nominal, robust, relaxed, bound = numbers(attacked, f" {name} ")
+        assert bound <= relaxed + 1e-3 <= robust + 2e-3 < nominal
+    optimal, soft = numbers(closed, "optimal"), numbers(closed, " 0.1 ")
+    assert optimal[0] == pytest.approx(soft[0], abs=0.01)
+    assert optimal[1] < 0.5
+    assert soft[1] == pytest.approx(soft[0] / 2, abs=0.1)

@@ -2,6 +2,7 @@
 
 from rl_as_inference.agents.evaluation import Evaluation
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.perturbations import PerturbedReturns, perturb
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
 from rl_as_inference.agents.soft_policy_iteration import SoftPolicyIteration
@@ -14,11 +15,13 @@ __all__ = [
     "CurveRow",
     "Evaluation",
     "Learner",
+    "PerturbedReturns",
     "Replay",
     "SoftActorCritic",
     "SoftPolicyIteration",
     "SoftQLearning",
     "Training",
+    "perturb",
     "record_videos",
     "train",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl_as_inference.processes.environments import Environments
 
-__all__ = ["Evaluation", "mode_of", "play"]
+__all__ = ["Evaluation", "mean_interval", "mode_of", "play"]
 
 
 class Evaluation(NamedTuple):
@@ -26,6 +26,21 @@ class Evaluation(NamedTuple):
     def mean(self) -> float:
         """The mean return over everything."""
         return float(self.returns.mean())
+
+
+def mean_interval(returns: Tensor) -> tuple[float, float] | None:
+    """Returns the 95 % bootstrap interval of the mean of ``(num_seeds, num_episodes)`` returns; None for one number.
+
+    Over the seeds' means if there are several seeds, else over the episodes; percentiles of 9,999 resamples.
+    """
+    table = returns.numpy()
+    values = table.mean(1) if len(table) > 1 else table[0]
+    if len(values) < 2:
+        return None
+    from scipy.stats import bootstrap
+
+    interval = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def mode_of(distribution: Any) -> Tensor:

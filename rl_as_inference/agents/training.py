@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from rl_as_inference.agents.evaluation import Evaluation
+from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checkpoints import UNFINISHED, written_whole
 from rl_as_inference.checks import check_count
@@ -64,14 +62,7 @@ class Training:
         Over the seeds' means if there are several seeds, else over the episodes; percentiles of 9,999
         resamples.
         """
-        returns = self.evaluation.returns.numpy()
-        values = returns.mean(1) if len(returns) > 1 else returns[0]
-        if len(values) < 2:
-            return None
-        from scipy.stats import bootstrap
-
-        interval = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-        return float(interval.low), float(interval.high)
+        return mean_interval(self.evaluation.returns)
 
 
 def train(

@@ -34,7 +34,7 @@ from rl_as_inference.inspect import plots
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.tables import render
 
-__all__ = ["evaluate_command", "make_agent", "train_command"]
+__all__ = ["ROBUSTNESS", "evaluate_command", "make_agent", "mark", "train_command"]
 
 _ALGORITHMS: dict[str, type[Learner]] = {"sac": SoftActorCritic, "sql": SoftQLearning}
 _OWN: dict[str, dict[str, Any]] = {"sac": {"objective": "maxent", "policy_components": 1}, "sql": {"double": False}}
@@ -54,6 +54,8 @@ _OF_AGENTS = (
 )
 _NOT_OF_RUNS = ("out", "overwrite", "resume", "progress", "video")
 """Options of a command that say nothing about what is learned."""
+ROBUSTNESS = ("robustness.png", "robustness.json")
+"""What the command robustness writes into a run."""
 _PICTURE, _VIDEOS = "learning_curve.png", "videos"
 _MEANINGS = {
     CHECKPOINT: "the agent as it ended: rlai evaluate, --resume",
@@ -137,7 +139,7 @@ def train_command(
     record |= {"compile": agent.settle_compile(record["steps"]), "device": str(agent.device)}
     folder = None if out is None else RunFolder(out) if resume else new_run_folder(out, overwrite=overwrite)
     if folder is not None:
-        _mark(folder, record)
+        mark(folder, record)
     try:
         training = train(
             agent,
@@ -148,7 +150,7 @@ def train_command(
             checkpoint_every=record["checkpoint_every"],
             resume=resume,
             progress=progress,
-            on_row=None if folder is None else lambda row: _mark(folder, record),
+            on_row=None if folder is None else lambda row: mark(folder, record),
         )
     except KeyboardInterrupt as stop:
         if out is not None:
@@ -157,7 +159,7 @@ def train_command(
     finally:
         agent.close()
         if folder is not None:
-            _mark(folder, record)
+            mark(folder, record)
     print(_training_table(agent, training))
     if folder is None:
         return
@@ -166,7 +168,7 @@ def train_command(
         ax.figure.savefig(path, dpi=130)
     if video:
         record_videos(agent, folder.path / _VIDEOS, video, seed=evaluation_seed(agent.seed))
-    _mark(folder, {**record, "finished": True, "seconds": round(training.seconds, 2)})
+    mark(folder, {**record, "finished": True, "seconds": round(training.seconds, 2)})
     _show(folder)
 
 
@@ -202,7 +204,7 @@ def evaluate_command(
     print(_evaluation_table(agent, played.returns.reshape(shape), played.lengths.reshape(shape), stochastic))
     if video:
         files = record_videos(agent, run / _VIDEOS, video, seed=seed, deterministic=not stochastic)
-        _mark(RunFolder(run), record)
+        mark(RunFolder(run), record)
         print(f"filmed {', '.join(str(file) for file in files)}")
 
 
@@ -312,9 +314,9 @@ def make_agent(record: dict[str, Any], argument: str = "--resume") -> Learner:
     return _ALGORITHMS[algorithm](process, **config)
 
 
-def _mark(folder: RunFolder, record: dict[str, Any]) -> None:
+def mark(folder: RunFolder, record: dict[str, Any]) -> None:
     """Writes ``run.json``, with the files that are there by now."""
-    own = (*_MEANINGS, f"{TENSORBOARD}/events.out.tfevents.*", f"{_VIDEOS}/episode-*.mp4")
+    own = (*_MEANINGS, *ROBUSTNESS, f"{TENSORBOARD}/events.out.tfevents.*", f"{_VIDEOS}/episode-*.mp4")
     files = [str(path.relative_to(folder.path)) for pattern in own for path in sorted(folder.path.glob(pattern))]
     with folder.writing("run.json", "what was run, with versions and seed") as path:
         path.write_text(json.dumps({"finished": False, **record, "files": files}, indent=2) + "\n")

@@ -369,6 +369,28 @@ class TabularMDP(MarkovDecisionProcess):
         other.name, other.layout = self.name, self.layout
         return other
 
+    def to(self, dtype: torch.dtype) -> "TabularMDP":
+        """Returns a copy with tables of another floating type, whose rows sum to one in that type."""
+        indices, probabilities = self._given
+        probabilities, initial, prior = (
+            rows / rows.sum(-1, keepdim=True)
+            for rows in (x.to(dtype) for x in (probabilities, self.initial_probabilities, self.action_prior))
+        )
+        other = TabularMDP.__new__(TabularMDP)
+        other._build(
+            indices,
+            probabilities,
+            self.reward_table.to(dtype),
+            initial,
+            self.terminal,
+            None if self.has_uniform_prior else prior,
+            self.horizon,
+            self.discount,
+            self.temperature,
+        )
+        other.name, other.layout = self.name, self.layout
+        return other
+
     @classmethod
     def from_gymnasium(
         cls,

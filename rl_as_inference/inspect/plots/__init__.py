@@ -4,6 +4,8 @@ from rl_as_inference.inspect.plots.actions import plot_actions
 from rl_as_inference.inspect.plots.comparisons import plot_dynamics_gap, plot_gaps
 from rl_as_inference.inspect.plots.energy import plot_free_energy
 from rl_as_inference.inspect.plots.occupancy import plot_occupancy
+from rl_as_inference.inspect.plots.perturbations import plot_perturbation
+from rl_as_inference.inspect.plots.rationality import plot_rationality
 from rl_as_inference.inspect.plots.returns import plot_returns
 from rl_as_inference.inspect.plots.states import plot_fan, plot_paths, plot_states
 from rl_as_inference.inspect.plots.style import BLUE, GREEN, GREY, ORANGE, RED
@@ -25,6 +27,8 @@ __all__ = [
     "plot_learning_curve",
     "plot_occupancy",
     "plot_paths",
+    "plot_perturbation",
+    "plot_rationality",
     "plot_returns",
     "plot_states",
     "plot_weights",
