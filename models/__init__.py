@@ -11,6 +11,7 @@ from rl_as_inference.models.frozen_lake import frozen_lake
 from rl_as_inference.models.gridworld import gridworld
 from rl_as_inference.models.hidden_goal import hidden_goal
 from rl_as_inference.models.point_mass import point_mass
+from rl_as_inference.models.procrastination import procrastination
 from rl_as_inference.models.random_mdp import random_mdp
 from rl_as_inference.models.uncertain_slip import uncertain_slip
 
@@ -22,6 +23,7 @@ __all__ = [
     "gridworld",
     "hidden_goal",
     "point_mass",
+    "procrastination",
     "random_mdp",
     "uncertain_slip",
 ]

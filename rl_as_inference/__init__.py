@@ -15,7 +15,14 @@ from rl_as_inference.processes import (
     to_gymnasium_vector,
 )
 from rl_as_inference.program import act, follow, given_return, reward, simulate, steps, survival, terminate
-from rl_as_inference.reasoning import Satisficing, rationality_curve, satisfice, worst_case
+from rl_as_inference.reasoning import (
+    Satisficing,
+    hyperbolic_policy,
+    infer_agent,
+    rationality_curve,
+    satisfice,
+    worst_case,
+)
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -43,6 +50,8 @@ __all__ = [
     "follow",
     "given_return",
     "guides",
+    "hyperbolic_policy",
+    "infer_agent",
     "models",
     "posterior",
     "rationality_curve",

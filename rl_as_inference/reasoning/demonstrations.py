@@ -1,0 +1,258 @@
+"""Demonstrations of behaviour: read in any form, checked against a process, and their likelihood."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = ["Demonstrations", "dense_transition", "read_demonstrations"]
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Demonstrations, time first.
+
+    Attributes:
+        states: ``(T+1, N, *state)``; -1 (integers) or NaN where a state was not seen.
+        actions: ``(T, N, *action)``; likewise.
+        mask: ``(T, N)`` bool, true while the demonstration lasts.
+    """
+
+    states: Tensor
+    actions: Tensor
+    mask: Tensor
+
+    @property
+    def num(self) -> int:
+        """The number of demonstrations."""
+        return self.mask.shape[1]
+
+    @cached_property
+    def state_seen(self) -> Tensor:
+        """``(T+1, N)`` bool."""
+        return _seen(self.states)
+
+    @cached_property
+    def action_seen(self) -> Tensor:
+        """``(T, N)`` bool."""
+        return _seen(self.actions) & self.mask
+
+    @cached_property
+    def complete(self) -> Tensor:
+        """Whether a demonstration can be scored step by step, ``(N,)``: all its states and actions were seen."""
+        states = self.state_seen[:-1] | ~self.mask
+        return (states & (self.action_seen | ~self.mask)).all(0)
+
+    @cached_property
+    def cells(self) -> tuple[Tensor, Tensor]:
+        """The distinct ``(t, s, a)`` of complete demonstrations ``(M, 3)``, and how often each has them ``(N, M)``."""
+        here = self.mask & self.complete
+        t, n = here.nonzero(as_tuple=True)
+        rows = torch.stack([t, self.states[t, n], self.actions[t, n]], -1)
+        cells, which = torch.unique(rows, dim=0, return_inverse=True)
+        counts = torch.zeros(self.num, len(cells), dtype=torch.float64)
+        counts.index_put_((n, which), torch.ones(len(n), dtype=torch.float64), accumulate=True)
+        return cells, counts
+
+    def check(self, process: Any) -> None:
+        """Raises ValueError where the demonstrations are not of ``process``."""
+        steps = len(self.mask)
+        if process.horizon is not None and steps > process.horizon:
+            raise ValueError(
+                f"demonstrations have up to {steps} steps, and the family's process has a horizon of "
+                f"{process.horizon}; set its horizon to {steps} or more"
+            )
+        if not isinstance(process, TabularMDP):
+            self._check_continuous(process)
+            return
+        for name, values, seen, size in (
+            ("state", self.states, self.state_seen, process.num_states),
+            ("action", self.actions, self.action_seen, process.num_actions),
+        ):
+            if values.is_floating_point() or values.dim() != 2:
+                raise ValueError(
+                    f"demonstrations: the family's process is finite, so {name}s must be one integer a step, got "
+                    f"{values.dtype} of shape {tuple(values.shape)} (time, demonstration)"
+                )
+            wrong = seen & ((values >= size) | (values < 0))
+            if bool(wrong.any()):
+                t, n = (int(i) for i in wrong.nonzero()[0])
+                raise ValueError(
+                    f"demonstrations: {name} {int(values[t, n])} at step {t} of demonstration {n} is outside "
+                    f"0 … {size - 1}; -1 stands for what was not seen"
+                )
+        known = self.state_seen[:-1] & self.state_seen[1:] & self.action_seen
+        t, n = known.nonzero(as_tuple=True)
+        state, action, after = self.states[t, n], self.actions[t, n], self.states[t + 1, n]
+        indices, probabilities = process.kernel.successors(state, action)
+        chance = (probabilities.detach() * (indices == after[:, None])).sum(-1)
+        if bool((chance == 0).any()):
+            i = int((chance == 0).nonzero()[0])
+            raise ValueError(
+                f"demonstrations: at step {int(t[i])} of demonstration {int(n[i])}, action {int(action[i])} in state "
+                f"{int(state[i])} cannot lead to state {int(after[i])} in the family's process; mend the "
+                f"demonstration or the dynamics, or write -1 for a state that was not seen"
+            )
+
+    def _check_continuous(self, process: Any) -> None:
+        sizes = [getattr(process, f"{name}_space").shape for name in ("state", "action")]
+        for name, values, shape in zip(("state", "action"), (self.states, self.actions), sizes, strict=True):
+            if not values.is_floating_point() or tuple(values.shape[2:]) != tuple(shape):
+                raise ValueError(
+                    f"demonstrations: {name}s must be floating and of shape (time, demonstration, "
+                    f"{', '.join(map(str, shape))}), got {values.dtype} of shape {tuple(values.shape)}"
+                )
+        lost = self.mask & ~self.state_seen[:-1] & self.action_seen
+        if bool(lost.any()):
+            t, n = (int(i) for i in lost.nonzero()[0])
+            raise ValueError(
+                f"demonstrations: the state at step {t} of demonstration {n} is NaN, and unseen states are summed over "
+                f"in finite processes only; leave the step's action out too (NaN)"
+            )
+
+    def log_probabilities(self, process: Any, policy: Any) -> Tensor:
+        """Returns the log probabilities of what was seen, in nats: see :meth:`weights` for the order.
+
+        Of a finite process, those of ``cells`` and then those of each demonstration with something
+        unseen; of a continuous one, those of each action seen.
+        """
+        if not isinstance(process, TabularMDP):
+            t, n = self.action_seen.nonzero(as_tuple=True)
+            if isinstance(process, LinearGaussianMDP) and hasattr(policy, "gain"):
+                return torch.as_tensor(policy(self.states[t, n], t).log_prob(self.actions[t, n]))
+            parts = [
+                policy(self.states[step][seen], step).log_prob(self.actions[step][seen])
+                for step, seen in enumerate(self.action_seen)
+                if bool(seen.any())
+            ]
+            return torch.cat([part.sum(-1) if part.dim() > 1 else part for part in parts])
+        table = log_policy_table(process, policy)
+        cells, _ = self.cells
+        seen = table[cells[:, 1], cells[:, 2]] if table.dim() == 2 else table[cells[:, 0], cells[:, 1], cells[:, 2]]
+        if bool(self.complete.all()):
+            return seen
+        return torch.cat([seen, self._forward(process, table)])
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Returns how often each demonstration has each entry of :meth:`log_probabilities`, ``(N, M)``."""
+        if self.states.is_floating_point():
+            _, n = self.action_seen.nonzero(as_tuple=True)
+            return torch.nn.functional.one_hot(n, self.num).T.double()
+        _, counts = self.cells
+        own = torch.eye(self.num, dtype=torch.float64)[:, ~self.complete]
+        return torch.cat([counts, own], 1)
+
+    def where(self, entry: int) -> tuple[int, int]:
+        """Returns the step and the demonstration of an entry of :meth:`log_probabilities`."""
+        if self.states.is_floating_point():
+            t, n = self.action_seen.nonzero()[entry]
+            return int(t), int(n)
+        cells, _ = self.cells
+        n = int(self.weights[:, entry].nonzero()[0])
+        return (int(cells[entry, 0]) if entry < len(cells) else 0), n
+
+    def _forward(self, process: TabularMDP, table: Tensor) -> Tensor:
+        """Returns log p(what was seen) of the demonstrations that are not complete, by the forward algorithm."""
+        partial = ~self.complete
+        states, actions, mask = self.states[:, partial], self.actions[:, partial], self.mask[:, partial]
+        seen_s, seen_a = self.state_seen[:, partial], self.action_seen[:, partial]
+        moves = dense_transition(process).flatten(0, 1)
+
+        def only(which: Tensor, seen: Tensor, size: int) -> Tensor:
+            marks = torch.nn.functional.one_hot(which.clamp(min=0), size).to(moves)
+            return torch.where(seen[:, None], marks, 1.0)
+
+        # A first state that was seen is taken as given; one that was not has the initial distribution.
+        belief = only(states[0], seen_s[0], process.num_states)
+        belief = torch.where(seen_s[0][:, None], belief, process.initial_probabilities)
+        total = belief.new_zeros(len(belief))
+        for t in range(len(actions)):
+            policy = (table if table.dim() == 2 else table[t]).exp()
+            flow = belief[:, :, None] * policy * only(actions[t], seen_a[t], process.num_actions)[:, None]
+            after = flow.flatten(1) @ moves * only(states[t + 1], seen_s[t + 1], process.num_states)
+            after = torch.where(mask[t][:, None], after, belief)
+            size = after.sum(-1)
+            total = total + torch.where(size > 0, size, 1.0).log() + torch.where(size > 0, 0.0, -torch.inf)
+            belief = after / torch.where(size > 0, size, 1.0)[:, None]
+        return total
+
+
+def dense_transition(mdp: TabularMDP) -> Tensor:
+    """Returns ``p(s'|s,a)``, ``(S, A, S)``, in which nothing leaves a terminal state."""
+    everywhere = torch.arange(mdp.num_states)
+    states, actions = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions))
+    indices, probabilities = mdp.kernel.successors(states, actions)
+    table = probabilities.new_zeros(mdp.num_states, mdp.num_actions, mdp.num_states)
+    return table.scatter_add(-1, indices, probabilities)
+
+
+def read_demonstrations(given: Any) -> Demonstrations:
+    """Returns demonstrations given in any of the forms of :func:`infer_agent`.
+
+    Raises:
+        ValueError: if they have none of these forms, or there is nothing in them.
+    """
+    if isinstance(given, Trajectories):
+        states = given.states
+        if len(states) == given.horizon:
+            states = torch.cat([states, _unseen(states[:1])])
+        return _checked(Demonstrations(states, given.actions, given.mask))
+    try:
+        pairs = [(torch.as_tensor(states), torch.as_tensor(actions)) for states, actions in _as_pairs(given)]
+    except (TypeError, ValueError) as problem:
+        raise ValueError(
+            "demonstrations must be Trajectories, a pair of tensors (states, actions) with time first and "
+            f"demonstration second, or a list of such pairs with one demonstration each ({problem})"
+        ) from None
+    if not pairs:
+        raise ValueError("demonstrations: there are none; give at least one")
+    longest = max(len(actions) for _, actions in pairs)
+    columns = []
+    for n, (states, actions) in enumerate(pairs):
+        if len(states) - len(actions) not in (0, 1) or len(actions) == 0:
+            raise ValueError(
+                f"demonstrations: demonstration {n} has {len(states)} states and {len(actions)} actions; it needs one "
+                f"or more actions, and as many states or one more"
+            )
+        mask = torch.arange(longest) < len(actions)
+        columns.append((_padded(states, longest + 1), _padded(actions, longest), mask))
+    try:
+        return _checked(Demonstrations(*(torch.stack(parts, 1) for parts in zip(*columns, strict=True))))
+    except RuntimeError as problem:
+        raise ValueError(f"demonstrations: all must have states and actions of one shape ({problem})") from None
+
+
+def _as_pairs(given: Any) -> Any:
+    if isinstance(given, tuple) and len(given) == 2 and all(getattr(part, "ndim", 0) >= 2 for part in given):
+        states, actions = (torch.as_tensor(part) for part in given)
+        if states.shape[1] != actions.shape[1]:
+            raise ValueError(f"states are of {states.shape[1]} demonstrations, actions of {actions.shape[1]}")
+        return [(states[:, n], actions[:, n]) for n in range(states.shape[1])]
+    return given
+
+
+def _checked(read: Demonstrations) -> Demonstrations:
+    if not bool(read.action_seen.any()) and not bool(read.state_seen.any()):
+        raise ValueError("demonstrations: no state and no action was seen")
+    return read
+
+
+def _seen(values: Tensor) -> Tensor:
+    seen = ~values.isnan() if values.is_floating_point() else values != -1
+    return seen.flatten(2).all(-1) if values.dim() > 2 else seen
+
+
+def _unseen(like: Tensor) -> Tensor:
+    return torch.full_like(like, torch.nan if like.is_floating_point() else -1)
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    missing = length - len(values)
+    return values if missing == 0 else torch.cat([values, _unseen(values[:1]).expand(missing, *values.shape[1:])])

@@ -1,0 +1,334 @@
+"""What an agent wants, how rational it is and what it believes, from what it did."""
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import scipy.optimize
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal
+from torch import Tensor
+
+from rl_as_inference.checks import check_count
+from rl_as_inference.exact import Dynamics
+from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
+from rl_as_inference.reasoning.unknowns import Unknowns
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["infer_agent"]
+
+
+def infer_agent(
+    family: Callable[[], Any],
+    demonstrations: Any,
+    *,
+    method: str = "nuts",
+    dynamics: Dynamics = "causal",
+    num_draws: int = 500,
+    num_chains: int = 2,
+    num_warmup: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> "arviz.InferenceData":
+    """Returns the posterior of what is unknown about an agent, given demonstrations of its behaviour.
+
+    Bayesian inverse reinforcement learning (Ramachandran & Amir, IJCAI 2007) with the likelihood of maximum
+    causal entropy (Ziebart, Bagnell & Dey, ICML 2010): each action has the probability that the soft-optimal
+    policy of the family's process gives it. The planning is differentiable, so that the posterior is had by
+    gradients. Discrete unknowns are summed over, and drawn given the rest.
+
+    The answer has the groups ``posterior`` and ``prior`` (the family's sites, by name), ``sample_stats``
+    (``lp``, the log density in nats; ``diverging``; ``probability_NAME`` of each value of a discrete unknown given
+    the rest), ``log_likelihood`` (``demonstration``, nats), ``observed_data`` (``state``, ``action``) and
+    ``constant_data`` (``mask``).
+
+    Args:
+        family: a Pyro program without arguments. It draws what is unknown and returns a TabularMDP or
+            LinearGaussianMDP built from that, whose agent plans exactly; or a pair ``(process, policy)`` where the
+            agent plans otherwise (wrong beliefs, hyperbolic discounting, a neural policy given the unknowns):
+            ``policy`` is a plan, a table ``(T, S, A)`` or ``(S, A)`` of probabilities, or a callable
+            ``(state, t) -> Distribution``.
+        demonstrations: :class:`Trajectories`; a pair of tensors ``(states, actions)`` of shapes
+            ``(T or T+1, N, ...)`` and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may
+            differ in length. Write -1 (finite) or NaN for what was not seen. Where something was not seen, the
+            forward algorithm sums over it with the process's dynamics; where all was, transitions say nothing
+            about the agent and only actions count.
+        method: ``"nuts"``; ``"svi"``, a Gaussian in unconstrained coordinates fitted to the posterior by its ELBO;
+            or ``"map"``, the single most probable value of the sites (of their own density, by L-BFGS).
+        dynamics: ``"causal"``, or ``"posterior"`` for an agent that believes in its luck: it acts as the posterior
+            given optimality does. They agree where dynamics are deterministic, and only there in general.
+        num_draws: draws in all, over the chains.
+        num_chains: chains of NUTS, one after the other.
+        num_warmup: warm-up steps a chain. The chains start from the Laplace approximation, in whose
+            coordinates the posterior is nearly a standard normal, so that few are needed.
+        seed: of all randomness; the caller's own random state is left as it was.
+        progress: show a bar.
+
+    Raises:
+        ValueError: if the method is unknown; the family draws nothing or returns no process; or the demonstrations
+            have the wrong shape, an impossible transition, or an action that the policy gives no probability.
+
+    Warns:
+        UserWarning: where the demonstrations leave an unknown, or a joint direction of several, at its prior.
+            Rewards that differ by a factor and temperatures that differ by the same are one behaviour, as are
+            rewards that differ by a constant: fix one of them, or normalise.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def family():
+        ...     worth = pyro.sample("worth", dist.Normal(0.0, 1.0))
+        ...     reward = torch.stack([torch.zeros(()), worth])[None]
+        ...     return TabularMDP(torch.ones(1, 2, 1), reward, torch.ones(1), horizon=1)
+        >>> from rl_as_inference import TabularMDP
+        >>> chose = [([0], [1])] * 8 + [([0], [0])] * 2
+        >>> answer = infer_agent(family, chose, method="map")
+        >>> round(answer.posterior["worth"].item(), 3)  # log(8/2) without the prior
+        0.872
+    """
+    if method not in ("nuts", "svi", "map"):
+        raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
+    if dynamics not in ("causal", "posterior"):
+        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    if not callable(family):
+        raise ValueError(
+            f"family must be a Pyro program without arguments that returns a process, got {type(family).__name__}"
+        )
+    for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
+        check_count(name, value)
+    data = read_demonstrations(demonstrations)
+    before = pyro.util.get_rng_state()
+    try:
+        pyro.set_rng_seed(seed)
+        unknowns = Unknowns(family, data, dynamics)
+        mode = _mode(unknowns, volume=method != "map")
+        if method == "map":
+            draws, stats = mode[None, None], {}
+        else:
+            scale = _scale(unknowns, mode)
+            per_chain = -(-num_draws // num_chains)
+            if unknowns.size == 0:
+                draws, stats = mode.expand(num_chains, per_chain, 0), {}
+            elif method == "nuts":
+                draws, stats = _nuts(unknowns, mode, scale, per_chain, num_chains, num_warmup, progress)
+            else:
+                draws, stats = _svi(unknowns, mode, scale, num_draws)
+        answer = _as_inference_data(unknowns, data, draws, stats, method, dynamics)
+        _warn_of_priors(unknowns, mode, answer)
+    finally:
+        pyro.util.set_rng_state(before)
+    return answer
+
+
+def _mode(unknowns: Unknowns, volume: bool) -> Tensor:
+    """Returns the most probable vector that L-BFGS finds, from the best of the prior draws."""
+    if unknowns.size == 0:
+        return torch.zeros(0, dtype=torch.float64)
+    starts = torch.zeros(1, unknowns.size, dtype=torch.float64)
+    if unknowns.prior:
+        u = unknowns.prior_u()
+        starts = torch.cat([u.median(0).values[None], u[:20]])
+    with torch.no_grad():
+        heights = torch.stack([unknowns.potential(start, volume) for start in starts])
+    heights = torch.where(heights.isfinite(), heights, torch.inf)
+    best: Any = None
+    for index in heights.argsort()[:3].tolist():
+
+        def height(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+            value, slope = unknowns.gradient(torch.as_tensor(x), volume)
+            return value, slope.numpy()
+
+        options = {"maxiter": 500, "ftol": 0.0, "gtol": 1e-8, "maxls": 50}
+        found = scipy.optimize.minimize(height, starts[index].numpy(), jac=True, method="L-BFGS-B", options=options)
+        if best is None or found.fun < best.fun:
+            best = found
+    mode = torch.as_tensor(best.x)
+    return _polished(unknowns, mode, volume)
+
+
+def _polished(unknowns: Unknowns, mode: Tensor, volume: bool) -> Tensor:
+    """Returns the mode after Newton steps, which end where L-BFGS is stopped by rounding of the height."""
+    for _ in range(5):
+        _, slope = unknowns.gradient(mode, volume)
+        if float(slope.abs().max()) < 1e-9:
+            break
+        curvature = _curvature(unknowns, mode, volume)
+        if float(torch.linalg.eigvalsh(curvature).min()) <= 0:
+            break
+        after = mode - torch.linalg.solve(curvature, slope)
+        _, steeper = unknowns.gradient(after, volume)
+        if not float(steeper.abs().max()) < float(slope.abs().max()):
+            break
+        mode = after
+    return mode
+
+
+def _curvature(unknowns: Unknowns, u: Tensor, volume: bool = True) -> Tensor:
+    """Returns the second derivatives of the potential, by differences of its gradient."""
+    step = 1e-5
+    rows = [
+        (unknowns.gradient(u + row, volume)[1] - unknowns.gradient(u - row, volume)[1]) / (2 * step)
+        for row in torch.eye(unknowns.size, dtype=u.dtype) * step
+    ]
+    curvature = torch.stack(rows)
+    return (curvature + curvature.T) / 2
+
+
+def _scale(unknowns: Unknowns, mode: Tensor) -> Tensor:
+    """Returns the lower triangle ``L`` with ``L L'`` the covariance of the Laplace approximation."""
+    if unknowns.size == 0:
+        return torch.zeros(0, 0, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(_curvature(unknowns, mode))
+    values = values.abs().clamp(min=1e-4)
+    return torch.linalg.cholesky((vectors / values) @ vectors.T)
+
+
+def _nuts(
+    unknowns: Unknowns, mode: Tensor, scale: Tensor, per_chain: int, num_chains: int, num_warmup: int, progress: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    def potential(values: dict[str, Tensor]) -> Tensor:
+        try:
+            value = unknowns.potential(mode + scale @ values["u"])
+        except ValueError:  # a step so long that the family refuses its numbers
+            value = (values["u"] * torch.nan).sum()
+        return torch.where(value.isfinite(), value, torch.inf)
+
+    chains, diverged = [], []
+    for _ in range(num_chains):
+        kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=True)
+        start = {"u": torch.randn(unknowns.size, dtype=torch.float64)}
+        sampler = MCMC(kernel, per_chain, warmup_steps=num_warmup, initial_params=start, disable_progbar=not progress)
+        sampler.run()
+        chains.append(mode + sampler.get_samples()["u"] @ scale.T)
+        marks = torch.zeros(per_chain, dtype=torch.bool)
+        marks[list(sampler.diagnostics().get("divergences", {}).get("chain 0", []))] = True
+        diverged.append(marks)
+    return torch.stack(chains), {"diverging": torch.stack(diverged)}
+
+
+def _svi(unknowns: Unknowns, mode: Tensor, scale: Tensor, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Fits a Gaussian that starts as the Laplace approximation, by Adam with a falling learning rate."""
+    support = dist.constraints.independent(dist.constraints.real, 1)
+
+    def program() -> None:
+        u = pyro.sample("u", dist.ImproperUniform(support, (), (unknowns.size,)))
+        pyro.factor("posterior", -unknowns.potential(mode + scale @ u))
+
+    with pyro.get_param_store().scope():
+        guide = AutoMultivariateNormal(
+            program, init_loc_fn=lambda site: torch.zeros(unknowns.size, dtype=torch.float64), init_scale=1.0
+        )
+        steps = 200
+        optim = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.03 ** (1 / steps)})
+        svi = SVI(program, guide, optim, loss=Trace_ELBO(num_particles=4))
+        for _ in range(steps):
+            svi.step()
+        with torch.no_grad():
+            u = guide.get_posterior().sample((num_draws,))
+    return (mode + u @ scale.T)[None], {}
+
+
+def _as_inference_data(
+    unknowns: Unknowns, data: Demonstrations, draws: Tensor, stats: dict[str, Tensor], method: str, dynamics: str
+) -> "arviz.InferenceData":
+    chains, count = draws.shape[:2]
+    flat = draws.flatten(0, 1)
+    values = {
+        name: value.reshape(chains, count, *value.shape[1:]) for name, value in unknowns.constrained(flat)[0].items()
+    }
+    joint, seen = [], []
+    with torch.no_grad():
+        # With nothing continuous unknown, all draws share their density.
+        for u in flat if unknowns.size else flat[:1]:
+            prior, logs = unknowns.parts(u)
+            seen.append(logs @ data.weights.T)
+            joint.append(prior + logs @ data.weights.sum(0))
+    logs, likelihood = (torch.stack(part).expand(len(flat), *part[0].shape) for part in (joint, seen))
+    which = logs.argmax(-1) if method == "map" else dist.Categorical(logits=logs).sample()
+    chances = logs.softmax(-1)
+    for name, support in unknowns.discrete.items():
+        index = torch.tensor([_position(support, each[name]) for each in unknowns.combinations])
+        values[name] = support[index[which]].reshape(chains, count)
+        share = chances.new_zeros(len(flat), len(support)).index_add(1, index, chances)
+        stats[f"probability_{name}"] = share.reshape(chains, count, -1)
+    stats["lp"] = (torch.logsumexp(logs, -1) + unknowns.constrained(flat)[1]).reshape(chains, count)
+    picked = likelihood[torch.arange(len(flat)), which].reshape(chains, count, -1)
+    return _to_arviz(unknowns, data, values, stats, picked, {"method": method, "dynamics": dynamics})
+
+
+def _to_arviz(
+    unknowns: Unknowns,
+    data: Demonstrations,
+    values: dict[str, Tensor],
+    stats: dict[str, Tensor],
+    likelihood: Tensor,
+    attributes: dict[str, str],
+) -> "arviz.InferenceData":
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+        import arviz
+
+    def arrays(group: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: value.detach().cpu().numpy() for name, value in group.items()}
+
+    groups: dict[str, Any] = {
+        "posterior": arrays(values),
+        "sample_stats": arrays(stats),
+        "log_likelihood": arrays({"demonstration": likelihood}),
+        "observed_data": arrays({"state": data.states, "action": data.actions}),
+        "constant_data": arrays({"mask": data.mask}),
+    }
+    if unknowns.prior:
+        groups["prior"] = {name: value[None] for name, value in arrays(unknowns.prior).items()}
+    dims = {"demonstration": ["which_demonstration"], "mask": ["time", "which_demonstration"]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="More chains")
+        return arviz.from_dict(**groups, dims=dims, attrs=attributes)
+
+
+def _position(support: Tensor, value: Tensor) -> int:
+    return int((support == value).nonzero()[0])
+
+
+def _warn_of_priors(unknowns: Unknowns, mode: Tensor, answer: Any) -> None:
+    """Warns of what the demonstrations leave at its prior.
+
+    For continuous unknowns: a direction of the unconstrained vector along which the posterior's variance, by the
+    prior's covariance and the demonstrations' Fisher information, is more than 98% of the prior's. For a discrete
+    one: its posterior within 0.01 of its prior in total variation.
+    """
+    advice = (
+        "the posterior equals the prior there, so give other demonstrations or fix the unknown. Rewards and "
+        "temperature are known only up to a common factor, and rewards up to a constant"
+    )
+    if unknowns.size and unknowns.prior:
+        prior = torch.atleast_2d(torch.cov(unknowns.prior_u().T))
+        root = torch.linalg.cholesky(prior + 1e-12 * prior.diagonal().mean() * torch.eye(len(prior)))
+        gained, directions = torch.linalg.eigh(root.T @ unknowns.information(mode) @ root)
+        labels = [
+            name if values[0].numel() == 1 else f"{name}[{i}]"
+            for name in unknowns.names
+            for i in range(unknowns.shape(name).numel())
+            for values in [unknowns.prior[name]]
+        ]
+        for gain, direction in zip(gained, directions.T, strict=True):
+            if 1 / (1 + float(gain)) > 0.98:
+                u = root @ direction / prior.diagonal().sqrt()
+                u = u / u[u.abs().argmax()]
+                terms = [f"{float(c):+.2f} {label}" for c, label in zip(u, labels, strict=True) if abs(c) > 0.1]
+                warnings.warn(
+                    f"the demonstrations say nothing about the direction {' '.join(terms)} (unconstrained, in prior "
+                    f"standard deviations): {advice}",
+                    UserWarning,
+                    stacklevel=3,
+                )
+    for name, support in unknowns.discrete.items():
+        after = torch.as_tensor(answer.sample_stats[f"probability_{name}"].values).mean((0, 1))
+        before = unknowns.discrete_prior(name)
+        if len(support) > 1 and float((after - before).abs().sum()) / 2 < 0.01:
+            warnings.warn(f"the demonstrations say nothing about {name}: {advice}", UserWarning, stacklevel=3)

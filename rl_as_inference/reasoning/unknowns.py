@@ -1,0 +1,236 @@
+"""The posterior density of what is unknown about an agent, as a function of one unconstrained vector."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from rl_as_inference import exact
+from rl_as_inference.exact import Dynamics
+from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.reasoning.demonstrations import Demonstrations
+
+__all__ = ["Unknowns", "agent_of"]
+
+_LIMIT = 1_000
+"""Joint values of discrete unknowns that are summed over, one plan each."""
+
+
+def agent_of(returned: Any, dynamics: Dynamics) -> tuple[Any, Any]:
+    """Returns the process and the policy that a family's return value stands for."""
+    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], MarkovDecisionProcess):
+        return returned
+    if exact.is_available(returned):
+        return returned, exact.plan(returned, dynamics)
+    raise ValueError(
+        f"family must return a TabularMDP or a LinearGaussianMDP, whose agent plans exactly, or a pair (process, "
+        f"policy) where it plans otherwise; it returned {type(returned).__name__}"
+    )
+
+
+class Unknowns:
+    """A family's sites, and their density given demonstrations.
+
+    Continuous sites are laid end to end in one vector ``u`` of unbounded float64 numbers; discrete
+    ones are summed over, one joint value after the other.
+
+    Attributes:
+        names: of the continuous sites.
+        discrete: the values of each discrete site, ``(K_i,)``, by name.
+        combinations: joint values of the discrete sites, one dictionary each; one, empty, where there are none.
+        prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
+        size: the length of ``u``.
+    """
+
+    def __init__(
+        self, family: Callable[[], Any], demonstrations: Demonstrations, dynamics: Dynamics, num_prior: int = 200
+    ) -> None:
+        self._family, self._data, self._dynamics = family, demonstrations, dynamics
+        traces = [self._look()]
+        self.discrete: dict[str, Tensor] = {}
+        self._sites: dict[str, tuple[Any, torch.Size, torch.dtype]] = {}
+        for name, site in traces[0].items():
+            value = site["value"]
+            if site["fn"].support.is_discrete:
+                self.discrete[name] = _values(name, site["fn"])
+            else:
+                inverse = biject_to(site["fn"].support).inv
+                self._sites[name] = (inverse.inv, inverse(value.detach()).shape, value.dtype)
+        self.names = list(self._sites)
+        if not self.names and not self.discrete:
+            raise ValueError("family has no unknowns: draw what is to be inferred with pyro.sample")
+        count = 1
+        for values in self.discrete.values():
+            count *= len(values)
+        if count > _LIMIT:
+            raise ValueError(f"family: its discrete unknowns have {count} joint values; {_LIMIT} is the limit")
+        joint = itertools.product(*(values.unbind() for values in self.discrete.values()))
+        self.combinations = [dict(zip(self.discrete, values, strict=True)) for values in joint]
+        self.size = sum(shape.numel() for _, shape, _ in self._sites.values())
+        if self._can_draw:
+            traces += [self._look() for _ in range(num_prior - 1)]
+            self.prior = {name: torch.stack([trace[name]["value"].detach() for trace in traces]) for name in traces[0]}
+        else:
+            self.prior = {}
+        self._check()
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a continuous site's part of ``u``."""
+        return self._sites[name][1]
+
+    def discrete_prior(self, name: str) -> Tensor:
+        """Returns a discrete site's prior probabilities, ``(K,)``, averaged over prior draws of the rest."""
+        rows = self.prior_u()[:50] if self.size and self.prior else torch.zeros(1, self.size, dtype=torch.float64)
+        total = torch.zeros(len(self.discrete[name]), dtype=torch.float64)
+        for u in rows:
+            with torch.no_grad():
+                logs = torch.stack([self._run(u, values)[2] for values in self.combinations])
+            for share, values in zip(logs.softmax(0), self.combinations, strict=True):
+                total[self.discrete[name] == values[name]] += share / len(rows)
+        return total
+
+    def _look(self) -> dict[str, Any]:
+        """Returns the unknown sites of one run of the family, by name."""
+        self._can_draw = True
+        starts = _Starts(self)
+        with pyro.poutine.block(), torch.no_grad(), starts:
+            trace = pyro.poutine.trace(self._family).get_trace()
+        found = {}
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or (site["is_observed"] and name not in starts.filled):
+                continue
+            if type(site["fn"]).__name__ != "_Subsample":
+                found[name] = site
+        return found
+
+    def _check(self) -> None:
+        """Raises ValueError where the demonstrations are impossible in the family."""
+        u = self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
+        best = torch.full((), -torch.inf)
+        for row in u:
+            with torch.no_grad():
+                for values in self.combinations:
+                    process, policy, _ = self._run(row, values)
+                    self._data.check(process)
+                    best = torch.maximum(best, self._data.log_probabilities(process, policy).double())
+        if bool((best == -torch.inf).any()):
+            t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
+            if bool(self._data.complete[n]):
+                what = f"the action at step {t} of demonstration {n} has no probability under the family's policy"
+            else:
+                what = f"demonstration {n}, of which a part is unseen, has no probability under the family"
+            raise ValueError(f"demonstrations: {what}; mend the demonstration, or give the action an action_prior > 0")
+
+    def constrained(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the continuous sites' values, of batch shape ``u.shape[:-1]``, and the log volume of the map."""
+        values, volume, start = {}, u.new_zeros(u.shape[:-1]), 0
+        for name, (transform, shape, dtype) in self._sites.items():
+            own = u[..., start : start + shape.numel()].reshape((*u.shape[:-1], *shape))
+            start += shape.numel()
+            value = transform(own)
+            log_det = transform.log_abs_det_jacobian(own, value)
+            volume = volume + log_det.reshape((*u.shape[:-1], -1)).sum(-1)
+            values[name] = value.to(dtype)
+        return values, volume
+
+    def prior_u(self) -> Tensor:
+        """Returns the prior draws as unconstrained vectors, ``(D, size)``."""
+        count = len(next(iter(self.prior.values())))
+        rows = [
+            transform.inv(self.prior[name].double()).reshape(count, shape.numel())
+            for name, (transform, shape, _) in self._sites.items()
+        ]
+        return torch.cat(rows, 1) if rows else torch.zeros(count, 0, dtype=torch.float64)
+
+    def _run(self, u: Tensor, values: dict[str, Tensor]) -> tuple[Any, Any, Tensor]:
+        data = {**self.constrained(u)[0], **values}
+        with pyro.poutine.block():
+            trace = pyro.poutine.trace(pyro.poutine.condition(self._family, data=data)).get_trace()
+        process, policy = agent_of(trace.nodes["_RETURN"]["value"], self._dynamics)
+        return process, policy, torch.as_tensor(trace.log_prob_sum()).double()
+
+    def parts(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log prior densities ``(K,)`` and log probabilities of what was seen ``(K, M)``, in nats.
+
+        One row for each joint value of the discrete sites.
+        """
+        priors, seen = [], []
+        for values in self.combinations:
+            process, policy, prior = self._run(u, values)
+            priors.append(prior)
+            seen.append(self._data.log_probabilities(process, policy).double())
+        return torch.stack(priors), torch.stack(seen)
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Returns ``log p(u, k, what was seen)`` for each joint value ``k`` of the discrete sites, ``(K,)``."""
+        prior, seen = self.parts(u)
+        return prior + seen @ self._data.weights.sum(0)
+
+    def log_likelihood(self, u: Tensor) -> Tensor:
+        """Returns the log probability of each demonstration, ``(K, N)`` in nats."""
+        return self.parts(u)[1] @ self._data.weights.T
+
+    def potential(self, u: Tensor, volume: bool = True) -> Tensor:
+        """Returns minus the log posterior density, up to a constant: of ``u``, or of the sites without ``volume``."""
+        density = torch.logsumexp(self.log_joint(u), 0)
+        return -(density + self.constrained(u)[1]) if volume else -density
+
+    def gradient(self, u: Tensor, volume: bool = True) -> tuple[float, Tensor]:
+        """Returns the potential and its gradient; the potential is infinite where there is none."""
+        at = u.detach().clone().requires_grad_()
+        try:
+            value = self.potential(at, volume)
+            (slope,) = torch.autograd.grad(value, at)
+        except ValueError:  # a step so long that the family refuses its numbers
+            return float("inf"), torch.zeros_like(u)
+        if not bool(value.isfinite()) or not bool(slope.isfinite().all()):
+            return float("inf"), torch.zeros_like(u)
+        return float(value.detach()), slope
+
+    def information(self, u: Tensor) -> Tensor:
+        """Returns the Fisher information that the demonstrations hold on ``u``, ``(size, size)``.
+
+        The empirical one, by differences of what is most probable among the discrete sites' values. It vanishes
+        along every direction that no policy depends on.
+        """
+        step = 1e-4
+        with torch.no_grad():
+            best = int(self.log_joint(u).argmax())
+            rows = torch.eye(self.size, dtype=u.dtype) * step
+            slopes = [(self.parts(u + row)[1][best] - self.parts(u - row)[1][best]) / (2 * step) for row in rows]
+            scores = torch.stack(slopes, 1)
+            return scores.T @ (self._data.weights.sum(0)[:, None] * scores)
+
+
+class _Starts(pyro.poutine.messenger.Messenger):
+    """Gives improper sites, which cannot be drawn, a value to start from."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__()
+        self._owner = owner
+        self.filled: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        base = fn.base_dist if isinstance(fn, torch.distributions.Independent) else fn
+        if msg["is_observed"] or type(base).__name__ != "ImproperUniform":
+            return
+        transform = biject_to(fn.support)
+        shape = transform.inverse_shape(fn.shape())
+        msg["value"] = transform(torch.zeros(shape, dtype=torch.float64))
+        msg["is_observed"] = True
+        self.filled.add(msg["name"])
+        self._owner._can_draw = False
+
+
+def _values(name: str, distribution: Any) -> Tensor:
+    if not getattr(distribution, "has_enumerate_support", False) or distribution.shape() != ():
+        raise ValueError(
+            f"family: the discrete unknown {name!r} must be a single draw from finitely many values (Categorical, "
+            f"Bernoulli), got {distribution}"
+        )
+    return torch.as_tensor(distribution.enumerate_support(expand=False)).reshape(-1)

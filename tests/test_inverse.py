@@ -1,0 +1,374 @@
+"""infer_agent against closed forms, brute force, maximum causal entropy IRL and its own calibration."""
+
+import itertools
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import integrate
+from torch import Tensor
+
+from benchmarks.inverse import LABELS, calibrate, family_on_grid, judged
+from rl_as_inference import LinearGaussianMDP, TabularMDP, exact, hyperbolic_policy, infer_agent, models
+from rl_as_inference.reasoning.demonstrations import read_demonstrations
+from rl_as_inference.reasoning.unknowns import Unknowns
+
+F64 = torch.float64
+
+
+def chain(weights: Tensor, *, deterministic: bool = False, temperature: float = 0.7, horizon: int = 6) -> TabularMDP:
+    """Six states, three actions, two features."""
+    gen = torch.Generator().manual_seed(3)
+    moves = torch.rand(6, 3, 6, dtype=F64, generator=gen) ** 3
+    if deterministic:
+        moves = torch.nn.functional.one_hot(moves.argmax(-1), 6).to(F64)
+    features = torch.rand(6, 3, 2, dtype=F64, generator=gen)
+    initial = torch.ones(6, dtype=F64) / 6
+    return TabularMDP(
+        moves / moves.sum(-1, keepdim=True), features @ weights, initial, horizon=horizon, temperature=temperature
+    )
+
+
+FEATURES = torch.stack([chain(torch.tensor(w, dtype=F64)).reward_table for w in ([1.0, 0.0], [0.0, 1.0])], -1)
+
+
+def flat(deterministic: bool) -> object:
+    def family() -> TabularMDP:
+        support = dist.constraints.independent(dist.constraints.real, 1)
+        weights = pyro.sample("weights", dist.ImproperUniform(support, (), (2,)))
+        return chain(weights.double(), deterministic=deterministic)
+
+    return family
+
+
+def features_gap(mdp: TabularMDP, states: Tensor, actions: Tensor) -> Tensor:
+    """Demonstrated minus expected features from the demonstrated initial states."""
+    seen = FEATURES[states[:-1], actions].sum((0, 1))
+    policy = exact.plan(mdp).policy
+    belief = torch.bincount(states[0], minlength=6).to(F64)
+    expected = torch.zeros(2, dtype=F64)
+    for t in range(len(actions)):
+        flow = belief[:, None] * policy[t]
+        expected = expected + torch.einsum("sa,saf->f", flow, FEATURES)
+        belief = torch.einsum("sa,sax->x", flow, mdp.kernel.probabilities)
+    return seen - expected
+
+
+def test_gradient_is_the_feature_expectation_gap() -> None:
+    """With deterministic dynamics, at any weights: ∂ log likelihood = (demonstrated - expected features) / α."""
+    truth = chain(torch.tensor([1.0, -0.5], dtype=F64), deterministic=True)
+    pyro.set_rng_seed(0)
+    shown = truth.rollout(exact.plan(truth), 40)
+    unknowns = Unknowns(flat(True), read_demonstrations(shown), "causal")
+    for weights in ([0.0, 0.0], [2.0, 1.0], [-1.0, 3.0]):
+        at = torch.tensor(weights, dtype=F64)
+        _, slope = unknowns.gradient(at)
+        gap = features_gap(chain(at, deterministic=True), shown.states, shown.actions)
+        assert torch.allclose(-slope, gap / 0.7, atol=1e-8, rtol=0)
+
+
+def test_map_with_a_flat_prior_is_maximum_causal_entropy_irl() -> None:
+    """The gap of features is nil at the estimate, to 1e-6."""
+    truth = chain(torch.tensor([1.0, -0.5], dtype=F64), deterministic=True)
+    pyro.set_rng_seed(0)
+    shown = truth.rollout(exact.plan(truth), 40)
+    found = infer_agent(flat(True), shown, method="map").posterior["weights"].values[0, 0]
+    gap = features_gap(chain(torch.as_tensor(found), deterministic=True), shown.states, shown.actions)
+    assert float(gap.abs().max()) < 1e-6
+
+
+def test_posterior_of_a_bandit_against_quadrature() -> None:
+    """One unknown, eight and two choices: mean and standard deviation of 2,000 draws, seed 0, within 4 errors."""
+
+    def family() -> TabularMDP:
+        worth = pyro.sample("worth", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+        reward = torch.stack([torch.zeros((), dtype=F64), worth])[None]
+        return TabularMDP(torch.ones(1, 2, 1, dtype=F64), reward, torch.ones(1, dtype=F64), horizon=1)
+
+    shown = [([0], [1])] * 8 + [([0], [0])] * 2
+
+    def density(x: float, power: int) -> float:
+        return x**power * math.exp(-x * x / 2) * (1 / (1 + math.exp(-x))) ** 8 * (1 / (1 + math.exp(x))) ** 2
+
+    moments = [integrate.quad(density, -8, 8, args=(power,), epsabs=1e-12)[0] for power in range(3)]
+    mean = moments[1] / moments[0]
+    spread = math.sqrt(moments[2] / moments[0] - mean**2)
+    for method, draws in (("nuts", 2_000), ("svi", 4_000)):
+        found = infer_agent(family, shown, method=method, num_draws=draws).posterior["worth"].values
+        assert abs(found.mean() - mean) < 4 * spread / math.sqrt(draws / 3) + (0.03 if method == "svi" else 0)
+        assert abs(found.std() - spread) < 4 * spread / math.sqrt(draws / 3) + (0.03 if method == "svi" else 0)
+
+
+def goals(goal: Tensor, slip: float = 0.1) -> TabularMDP:
+    base = models.gridworld(1, 4, horizon=3, slip=slip, start=(0, 1), dtype=F64)
+    indices, probabilities = base.kernel.indices, base.kernel.probabilities
+    reward = (torch.arange(4) == goal).to(F64)[:, None].expand(-1, 4)
+    return TabularMDP.from_successors(
+        indices, probabilities, reward, base.initial_probabilities, horizon=3, temperature=0.4
+    )
+
+
+def goal_family() -> TabularMDP:
+    return goals(pyro.sample("goal", dist.Categorical(torch.tensor([0.5, 0.2, 0.3], dtype=F64))))
+
+
+def test_discrete_goals_are_summed_over_exactly() -> None:
+    shown = [([1, 0, 0], [0, 0]), ([1, 1, 0], [0, 1])]
+    weights = []
+    for goal, prior in enumerate((0.5, 0.2, 0.3)):
+        table = exact.plan(goals(torch.tensor(goal))).policy
+        chance = prior
+        for states, actions in shown:
+            for t, action in enumerate(actions):
+                chance *= float(table[t, states[t], action])
+        weights.append(chance)
+    expected = torch.tensor(weights, dtype=F64) / sum(weights)
+    found = infer_agent(goal_family, shown, num_draws=4_000)
+    shares = torch.as_tensor(found.sample_stats["probability_goal"].values[0, 0])
+    assert torch.allclose(shares, expected, atol=1e-12)
+    draws = torch.as_tensor(found.posterior["goal"].values).flatten()
+    for goal in range(3):
+        p = float(expected[goal])
+        assert abs(float((draws == goal).double().mean()) - p) < 4 * math.sqrt(p * (1 - p) / 4_000) + 1e-9
+
+
+def test_unseen_parts_are_summed_over() -> None:
+    """Brute force over every completion, with states and actions missing anywhere."""
+    mdp = goals(torch.tensor(0))
+    moves = torch.zeros(4, 4, 4, dtype=F64).scatter_add(-1, mdp.kernel.indices, mdp.kernel.probabilities)
+    policy = exact.plan(mdp).policy
+    for states, actions in (
+        ([1, -1, 0, 0], [0, 0, 1]),
+        ([-1, 1, -1, 0], [-1, 0, -1]),
+        ([1, -1, -1, -1], [0, -1, 2]),
+    ):
+        total = 0.0
+        free = itertools.product(range(4), repeat=7)
+        for guess in free:
+            s, a = guess[:4], guess[4:]
+            if any(x not in (-1, y) for x, y in zip([*states, *actions], guess, strict=True)):
+                continue
+            chance = 1.0 if states[0] != -1 else float(mdp.initial_probabilities[s[0]])
+            for t in range(3):
+                chance *= float(policy[t, s[t], a[t]] * moves[s[t], a[t], s[t + 1]])
+            total += chance
+        data = read_demonstrations([(states, actions)])
+        assert float(data.log_probabilities(mdp, exact.plan(mdp))[-1]) == pytest.approx(math.log(total), abs=1e-10)
+
+
+def test_causal_and_posterior_agents_differ_where_luck_is_possible() -> None:
+    """A lottery that seldom pays: who plays it is greedy to one reading, and lucky to the other."""
+
+    def family(stochastic: bool) -> object:
+        def program() -> TabularMDP:
+            prize = pyro.sample("prize", dist.Normal(torch.zeros((), dtype=F64), 1e4))
+            win = 0.1 if stochastic else 1.0
+            moves = torch.zeros(3, 2, 3, dtype=F64)
+            moves[0, 0, 1] = 1
+            moves[0, 1, 2], moves[0, 1, 1] = win, 1 - win
+            moves[1:, :, 1] = 1
+            reward = torch.stack([0 * prize, 0 * prize, prize])[:, None].expand(-1, 2)
+            return TabularMDP(moves, reward, torch.tensor([1.0, 0, 0], dtype=F64), horizon=2)
+
+        return program
+
+    shown = [([0, 1], [1])] * 9 + [([0, 1], [0])]
+    found = {
+        reading: infer_agent(family(True), shown, method="map", dynamics=reading).posterior["prize"].item()
+        for reading in ("causal", "posterior")
+    }
+    # Log odds of 9 : 1 are 0.1 prize to the one, and log(0.1 e^prize + 0.9) to the other.
+    assert found["causal"] == pytest.approx(10 * math.log(9), abs=1e-4)
+    assert found["posterior"] == pytest.approx(math.log((9 - 0.9) / 0.1), abs=1e-4)
+    sure = [([0, 2], [1])] * 9 + [([0, 1], [0])]
+    alike = [
+        infer_agent(family(False), sure, method="map", dynamics=reading).posterior["prize"].item()
+        for reading in ("causal", "posterior")
+    ]
+    assert alike[0] == pytest.approx(alike[1], abs=1e-6)
+
+
+def test_no_horizon_is_differentiated_at_the_fixed_point() -> None:
+    """The gradient against differences, with weights and discount unknown."""
+
+    def family() -> TabularMDP:
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+        discount = pyro.sample("discount", dist.Beta(8 * torch.ones((), dtype=F64), 2.0))
+        base = chain(weights)
+        return TabularMDP(
+            base.kernel.probabilities, base.reward_table, base.initial_probabilities, discount=discount, temperature=0.7
+        )
+
+    truth = chain(torch.tensor([1.0, -0.5], dtype=F64))
+    pyro.set_rng_seed(0)
+    unknowns = Unknowns(family, read_demonstrations(truth.rollout(exact.plan(truth), 10)), "causal")
+    at = torch.tensor([0.3, -0.2, 1.0], dtype=F64)
+    _, slope = unknowns.gradient(at)
+    for i, row in enumerate(torch.eye(3, dtype=F64) * 1e-5):
+        rise = (unknowns.gradient(at + row)[0] - unknowns.gradient(at - row)[0]) / 2e-5
+        assert float(slope[i]) == pytest.approx(rise, rel=1e-6, abs=1e-6)
+
+
+def test_small_calibration() -> None:
+    """30 data sets of 20 demonstrations on a 3×3 grid of 8 steps, seeds 1000 …: ranks uniform (p > 1e-3)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the demonstrations say nothing")
+        table = judged(calibrate(family_on_grid(3, 8), 30, 20, seed=1000))
+    for label in LABELS:
+        assert table[label]["chi_square_p_value"] > 1e-3
+        assert table[label]["coverage_p_value"] > 1e-3
+
+
+def test_linear_gaussian_weights_and_an_amortized_likelihood_by_hand() -> None:
+    """A policy given as a callable has the likelihood of the plan it repeats."""
+
+    def system(weight: Tensor) -> LinearGaussianMDP:
+        one = torch.ones(1, 1, dtype=F64)
+        return LinearGaussianMDP(0.9 * one, one, 0.1 * one, weight * one, 0.1 * one, one[0], 0.5 * one, one, horizon=5)
+
+    def planned() -> LinearGaussianMDP:
+        return system(pyro.sample("weight", dist.LogNormal(torch.zeros((), dtype=F64), 1.0)))
+
+    def acted() -> tuple[LinearGaussianMDP, object]:
+        process = planned()
+        plan = exact.plan(process)
+        return process, lambda state, t: plan(state, t)
+
+    truth = system(torch.tensor(2.0, dtype=F64))
+    pyro.set_rng_seed(0)
+    shown = truth.rollout(exact.plan(truth), 200)
+    first, second = (infer_agent(f, shown, method="map").posterior["weight"].item() for f in (planned, acted))
+    assert first == pytest.approx(second, abs=1e-6)
+    assert abs(first - 2.0) < 0.5
+
+
+class TestHyperbolic:
+    @pytest.mark.parametrize("sophisticated", [False, True])
+    def test_no_discount_is_the_soft_plan(self, sophisticated: bool) -> None:
+        mdp = chain(torch.tensor([1.0, -0.5], dtype=F64))
+        table = hyperbolic_policy(mdp, 0.0, sophisticated=sophisticated)
+        assert torch.allclose(table, exact.plan(mdp).policy, atol=1e-12)
+
+    @pytest.mark.parametrize("sophisticated", [False, True])
+    def test_exponential_discount_is_consistent(self, sophisticated: bool) -> None:
+        mdp = chain(torch.tensor([1.0, -0.5], dtype=F64))
+        other = TabularMDP(
+            mdp.kernel.probabilities,
+            mdp.reward_table,
+            mdp.initial_probabilities,
+            horizon=6,
+            temperature=0.7,
+            discount=0.8,
+        )
+        table = hyperbolic_policy(mdp, sophisticated=sophisticated, discount=lambda d: 0.8**d)
+        assert torch.allclose(table, exact.plan(other).policy, atol=1e-12)
+
+    @pytest.mark.parametrize("sophisticated", [False, True])
+    def test_brute_force_recursion(self, sophisticated: bool) -> None:
+        mdp, k, alpha = chain(torch.tensor([1.0, -0.5], dtype=F64), horizon=4), 1.5, 0.7
+        moves, reward = mdp.kernel.probabilities.tolist(), mdp.reward_table.tolist()
+
+        def q(s: int, a: int, t: int, d: int) -> float:
+            onward = sum(p * v(x, t + 1, d + 1) for x, p in enumerate(moves[s][a])) if t < 3 else 0.0
+            return reward[s][a] / (1 + k * d) + onward
+
+        def pi(s: int, t: int, d: int) -> list[float]:
+            scale = alpha / (1 + k * d)
+            weights = [math.exp(q(s, a, t, d) / scale) for a in range(3)]
+            return [w / sum(weights) for w in weights]
+
+        def v(s: int, t: int, d: int) -> float:
+            chosen = pi(s, t, 0 if sophisticated else d)
+            scale = alpha / (1 + k * d)
+            return sum(p * (q(s, a, t, d) - scale * math.log(3 * p)) for a, p in enumerate(chosen))
+
+        table = hyperbolic_policy(mdp, k, sophisticated=sophisticated)
+        for s in range(6):
+            assert table[2, s].tolist() == pytest.approx(pi(s, 2, 0), abs=1e-10)
+            assert table[1, s].tolist() == pytest.approx(pi(s, 1, 0), abs=1e-10)
+
+    def test_bias_and_preference_are_inferred_together(self) -> None:
+        """30 runs of a naive procrastinator: what it knows of itself is found, and its steepness within 4 errors."""
+
+        def agent(k: Tensor, reward: Tensor, knows: bool) -> tuple[TabularMDP, Tensor]:
+            process = models.procrastination(days=8, temperature=0.15, reward=reward, dtype=F64)
+            return process, hyperbolic_policy(process, k, sophisticated=knows)
+
+        def family() -> tuple[TabularMDP, Tensor]:
+            k = pyro.sample("k", dist.LogNormal(torch.zeros((), dtype=F64), 0.7))
+            reward = pyro.sample("reward", dist.LogNormal(torch.ones((), dtype=F64), 0.5))
+            knows = pyro.sample("sophisticated", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
+            return agent(k, reward, bool(knows))
+
+        process, policy = agent(torch.tensor(2.0, dtype=F64), torch.tensor(3.0, dtype=F64), False)
+        pyro.set_rng_seed(0)
+        shown = process.rollout(lambda s, t: dist.Categorical(policy[t, s]), 60)
+        found = infer_agent(family, shown, num_draws=100, num_warmup=50, num_chains=1)
+        assert float(found.sample_stats["probability_sophisticated"].values[..., 1].mean()) < 0.2
+        for name, true in (("k", 2.0), ("reward", 3.0)):
+            draws = found.posterior[name].values
+            assert abs(draws.mean() - true) < 4 * draws.std()
+
+
+class TestMisuse:
+    def test_impossible_transition_is_named(self) -> None:
+        with pytest.raises(ValueError, match="step 1 of demonstration 1, action 0 in state 0 cannot lead to state 3"):
+            infer_agent(goal_family, [([1, 0, 0], [0, 0]), ([1, 0, 3], [0, 0])])
+
+    def test_forbidden_action_is_named(self) -> None:
+        def family() -> TabularMDP:
+            worth = pyro.sample("worth", dist.Normal(0.0, 1.0))
+            reward = torch.stack([worth, 0 * worth])[None]
+            prior = torch.tensor([1.0, 0.0])
+            return TabularMDP(torch.ones(1, 2, 1), reward, torch.ones(1), horizon=2, action_prior=prior)
+
+        with pytest.raises(ValueError, match="step 1 of demonstration 0 has no probability"):
+            infer_agent(family, [([0, 0], [0, 1])])
+
+    @pytest.mark.parametrize(
+        ("shown", "message"),
+        [
+            ([([9, 0], [0])], "state 9 at step 0 of demonstration 0 is outside"),
+            ([([1, 0], [7])], "action 7 at step 0 of demonstration 0 is outside"),
+            ([([1.0, 0.0], [0])], "must be one integer a step"),
+            ([([1], [0, 0])], "1 states and 2 actions"),
+            ([([1] * 8, [0] * 7)], "horizon of 3"),
+            ([], "there are none"),
+            (3, "must be Trajectories"),
+            ([([-1, -1], [-1])], "no state and no action was seen"),
+        ],
+    )
+    def test_demonstrations(self, shown: object, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            infer_agent(goal_family, shown)
+
+    def test_families_and_methods(self) -> None:
+        shown = [([1, 0], [0])]
+        with pytest.raises(ValueError, match="method must be"):
+            infer_agent(goal_family, shown, method="hmc")
+        with pytest.raises(ValueError, match="family must return a TabularMDP"):
+            infer_agent(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), shown)
+        with pytest.raises(ValueError, match="family has no unknowns"):
+            infer_agent(lambda: goals(torch.tensor(0)), shown)
+
+    def test_scale_shared_by_reward_and_temperature_is_warned_of(self) -> None:
+        def family() -> TabularMDP:
+            worth = pyro.sample("worth", dist.LogNormal(torch.zeros((), dtype=F64), 1.0))
+            temperature = pyro.sample("temperature", dist.LogNormal(torch.zeros((), dtype=F64), 1.0))
+            reward = torch.stack([torch.zeros((), dtype=F64), worth])[None]
+            one = torch.ones(1, 2, 1, dtype=F64)
+            return TabularMDP(one, reward, one[0, 0], horizon=1, temperature=temperature)
+
+        with pytest.warns(UserWarning, match=r"say nothing about the direction.*common factor"):
+            infer_agent(family, [([0], [1])] * 8 + [([0], [0])] * 2, method="map")
+
+    def test_a_goal_that_changes_nothing_is_warned_of(self) -> None:
+        def family() -> TabularMDP:
+            pyro.sample("idle", dist.Categorical(torch.ones(2)))
+            return goal_family()
+
+        with pytest.warns(UserWarning, match="say nothing about idle"):
+            infer_agent(family, [([1, 0], [0])], num_draws=10)
