@@ -13,6 +13,7 @@ from rl_as_inference.models.hidden_goal import hidden_goal
 from rl_as_inference.models.point_mass import point_mass
 from rl_as_inference.models.procrastination import procrastination
 from rl_as_inference.models.random_mdp import random_mdp
+from rl_as_inference.models.restaurants import restaurants
 from rl_as_inference.models.uncertain_slip import uncertain_slip
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "point_mass",
     "procrastination",
     "random_mdp",
+    "restaurants",
     "uncertain_slip",
 ]

@@ -82,10 +82,10 @@ class Demonstrations:
                 )
             wrong = seen & ((values >= size) | (values < 0))
             if bool(wrong.any()):
-                t, n = (int(i) for i in wrong.nonzero()[0])
+                step, which = (int(i) for i in wrong.nonzero()[0])
                 raise ValueError(
-                    f"demonstrations: {name} {int(values[t, n])} at step {t} of demonstration {n} is outside "
-                    f"0 … {size - 1}; -1 stands for what was not seen"
+                    f"demonstrations: {name} {int(values[step, which])} at step {step} of demonstration {which} is "
+                    f"outside 0 … {size - 1}; -1 stands for what was not seen"
                 )
         known = self.state_seen[:-1] & self.state_seen[1:] & self.action_seen
         t, n = known.nonzero(as_tuple=True)

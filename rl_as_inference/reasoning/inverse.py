@@ -107,13 +107,14 @@ def infer_agent(
         pyro.set_rng_seed(seed)
         unknowns = Unknowns(family, data, dynamics)
         mode = _mode(unknowns, volume=method != "map")
+        stats: dict[str, Tensor] = {}
         if method == "map":
-            draws, stats = mode[None, None], {}
+            draws = mode[None, None]
         else:
             scale = _scale(unknowns, mode)
             per_chain = -(-num_draws // num_chains)
             if unknowns.size == 0:
-                draws, stats = mode.expand(num_chains, per_chain, 0), {}
+                draws = mode.expand(num_chains, per_chain, 0)
             elif method == "nuts":
                 draws, stats = _nuts(unknowns, mode, scale, per_chain, num_chains, num_warmup, progress)
             else:
