@@ -1,6 +1,6 @@
 """A Pyro program as a process: rollouts by running it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -227,6 +227,18 @@ class ProgramProcess:
             one = {name: self._left_of_plates(value[index : index + 1]) for name, value in values.items()}
             runs.append(_read(record(self.in_plate(1), None, values=one), single, self._state_dims))
         return _join(runs)
+
+    def first_steps(
+        self, policy: Policy | None, count: int, num_actions: int, values: Mapping[str, Tensor]
+    ) -> tuple[Trajectories, dict[str, Tensor]]:
+        """Returns ``count`` trajectories up to what follows so many actions, and all that was drawn, by site.
+
+        Draws that are given are taken over; the rest is drawn. For programs that run in a plate.
+        """
+        dims = self._state_dims
+        messages = record(self.in_plate(count), policy, values=values, num_actions=num_actions)
+        drawn = {m["name"]: m["value"] for m in messages if not m["is_observed"] and not site_is_subsample(m)}
+        return _join([_read(messages, (count,) + (1,) * self._nesting, dims)]), drawn
 
     def _left_of_plates(self, value: Tensor) -> Tensor:
         missing = max(self._nesting + 1 - value.dim(), 0)

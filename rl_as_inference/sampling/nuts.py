@@ -91,8 +91,8 @@ def nuts_with_statistics(
 
 def _instead(process: Any) -> str:
     """Returns methods that the process allows."""
-    if not isinstance(process, MarkovDecisionProcess):
-        return "'importance'"
+    if isinstance(process, ProgramProcess):
+        return "'importance' or 'smc'" if process.is_vectorized() else "'importance'"
     return (
         "'exact', 'smc' or 'importance'"
         if isinstance(process, TabularMDP | LinearGaussianMDP)
@@ -100,7 +100,7 @@ def _instead(process: Any) -> str:
     )
 
 
-class _Noting(NUTS):  # type: ignore[misc]
+class _Noting(NUTS):
     """NUTS that keeps the statistics of each draw, of which Pyro keeps means at most."""
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
