@@ -18,6 +18,7 @@ from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process, trajectories_at
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.sites import is_reward
+from rl_as_inference.sampling.importance import check_conditions
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["nuts", "nuts_with_statistics"]
@@ -62,6 +63,7 @@ def nuts_with_statistics(
         )
     if isinstance(process, ProgramProcess):
         process.check_sites()
+        check_conditions(process, None, 100)
     with pyro.poutine.block():
         trace = prune_subsample_sites(pyro.poutine.trace(program).get_trace())
     for name, site in trace.nodes.items():
