@@ -306,7 +306,7 @@ class TestAdvice:
         for process, advice in (
             (gridworld(), "use 'exact', 'smc' or 'importance'$"),
             (hidden_goal(), "use 'importance' or 'smc'$"),
-            (simulator, "is a simulator; use 'importance'$"),
+            (simulator, "is a black-box simulator; use 'importance'$"),
         ):
             with pytest.raises(ValueError, match=advice):
                 rlai.posterior(process, method="nuts", num_draws=2)

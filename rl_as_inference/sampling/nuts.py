@@ -59,7 +59,7 @@ def nuts_with_statistics(
     program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
     if not isinstance(process, ProgramProcess | MarkovDecisionProcess):
         raise ValueError(
-            f"method='nuts' needs a program, and {type(process).__name__} is a simulator; use 'importance'"
+            f"method='nuts' needs a program, and {type(process).__name__} is a black-box simulator; use 'importance'"
         )
     if isinstance(process, ProgramProcess):
         process.check_sites()
