@@ -276,12 +276,21 @@ class TestAdvice:
     def test_verdicts(self) -> None:
         torch.manual_seed(0)
         lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", horizon=20, temperature=0.02)
-        walk = pyro.condition(gridworld(), data={"state_12": torch.tensor(15)})
+        walk = pyro.condition(gridworld(), data={"state_12": torch.tensor(15)})  # which runs in a plate
         simulator = rlai.GymnasiumProcess("FrozenLake-v1", num_envs=5, temperature=0.02)
-        for process, method in ((lake, "guide"), (lake, "importance"), (walk, "guide"), (walk, "importance")):
-            found = diagnose(rlai.posterior(process, method=method, num_draws=30))
-            assert not found.trusted
-            assert ("method='smc'" in found.text) == (process is lake)
+
+        def branching() -> None:
+            state = torch.tensor(0.0)
+            for t in rlai.steps(2):
+                action = rlai.act(f"action_{t}", state, pyro.distributions.Categorical(torch.ones(2)))
+                state = torch.tensor(1.0 if int(action) else 0.0)
+                rlai.reward(f"reward_{t}", state, 0.1)
+
+        for process in (lake, walk, branching):
+            for method in ("guide", "importance"):
+                found = diagnose(rlai.posterior(process, method=method, num_draws=9))
+                assert not found.trusted
+                assert ("method='smc'" in found.text) == (process is not branching)
         for method in ("guide", "importance"):
             found = diagnose(rlai.posterior(simulator, method=method, num_draws=5))
             assert "smc" not in found.text
@@ -296,8 +305,8 @@ class TestAdvice:
         simulator = rlai.GymnasiumProcess("FrozenLake-v1", num_envs=2)
         for process, advice in (
             (gridworld(), "use 'exact', 'smc' or 'importance'$"),
-            (hidden_goal(), "use 'importance'$"),
-            (simulator, "is a simulator; use 'importance'$"),
+            (hidden_goal(), "use 'importance' or 'smc'$"),
+            (simulator, "is a black-box simulator; use 'importance'$"),
         ):
             with pytest.raises(ValueError, match=advice):
                 rlai.posterior(process, method="nuts", num_draws=2)

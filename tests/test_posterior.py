@@ -159,7 +159,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="no exact answers for ProgramProcess"):
         rlai.posterior(hidden_goal(), method="exact")
     with pytest.raises(ValueError, match="needs a MarkovDecisionProcess"):
-        rlai.posterior(hidden_goal(), method="smc")
+        rlai.posterior(rlai.GymnasiumProcess("FrozenLake-v1", num_envs=2), method="smc")
 
 
 class TestPlots:

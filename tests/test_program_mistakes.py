@@ -73,7 +73,14 @@ def test_a_condition_on_no_site_is_told_by_its_name(run: Callable[[Any], Any], m
                 run(mistaken)
 
 
-def test_nuts_looks_at_names_too() -> None:
+def test_nuts_looks_too() -> None:
+    def pushed() -> None:
+        start = pyro.sample("start", dist.Categorical(torch.tensor([1.0, 0.0])))
+        push = rlai.act("action_0", start[..., None].float(), dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        rlai.reward("reward_0", -push[..., 0].square())
+
+    with pytest.raises(ValueError, match="never meets the condition on site 'start'"):
+        rlai.posterior(pyro.condition(pushed, data={"start": torch.tensor(1)}), method="nuts", num_draws=4)
     mistaken = pyro.condition(double_integrator(horizon=2), data={"stat_0": torch.zeros(2)})
     with pytest.raises(ValueError, match="conditioned on site 'stat_0'"):
         rlai.posterior(mistaken, method="nuts", num_draws=4)

@@ -226,7 +226,7 @@ def _smc(data: Any, num_draws: int) -> Diagnosis:
         doubt = f"The {num_draws:,} draws descend from {starts} first actions (below {LEAST_EFFECTIVE_SIZE})"
     doubt = doubt or _doubt_about_evidence(notes, weights)
     if doubt:
-        text = f"{doubt}: do not trust these particles; use more draws, a better guide or a critic to look ahead."
+        text = f"{doubt}: do not trust these particles; {_look_ahead(notes)}."
         return Diagnosis(text, False, None, size, num_draws, None)
     text = f"{_alive(size, notes)}: the particles can be trusted. Draws share ancestors, so early steps are worth less."
     return Diagnosis(text, True, None, size, num_draws, None)
@@ -311,6 +311,12 @@ def _doubt_about_weights(k: float | None, size: float, num_weights: int) -> str:
     if k is not None and k > threshold:
         return f"k̂ = {k:.2f} (above {threshold:.2g})"
     return _small(size) if size < LEAST_EFFECTIVE_SIZE else ""
+
+
+def _look_ahead(notes: Mapping[str, Any]) -> str:
+    if "annealed" not in notes.get("methods", ["annealed"]):  # critics look at the states of processes in parts
+        return "use more draws or a better guide"
+    return "use more draws, a better guide or a critic to look ahead"
 
 
 def _advice(notes: Mapping[str, Any]) -> str:

@@ -36,7 +36,8 @@ def estimate_log_evidence(
     - ``"smc"``: particle filters over time (:func:`sequential_monte_carlo`), twisted by the critic.
     - ``"annealed"``: from the action prior down to the temperature (:func:`annealing`).
 
-    By default the first of exact, smc and importance that the process allows. The last two methods run
+    By default exact where that is possible, else smc for processes in parts and importance for others. The
+    last two methods run
     ``num_repeats`` times with ``num_draws`` particles, and the standard error is from their spread; each
     run's evidence is unbiased, and so is their mean, whose logarithm this is. With γ < 1 survival
     coins are drawn.

@@ -49,7 +49,8 @@ def posterior(
       the posterior over actions alone.
     - ``"importance"``: ten proposals a draw from the policy (or the action prior), resampled by weight.
     - ``"smc"``: eight particle filters over time, of ``num_draws`` particles each, with the policy as
-      proposal and the critic as look-ahead; the standard error of the evidence is from their spread. By
+      proposal and, for processes in parts, the critic as look-ahead; a program, which must run in a plate, is run
+      anew for each step; the standard error of the evidence is from their spread. By
       default exact messages are both where the process has them; elsewhere the proposal is the action
       prior, and nothing looks ahead. ``critic=None`` is the plain filter.
     - ``"annealed"``: eight runs of ``num_draws`` particles, brought from the action prior down to the temperature by
@@ -84,24 +85,29 @@ def posterior(
     process = as_process(process)
     notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
     notes["discount"] = getattr(process, "discount", None)
-    notes["methods"] = _methods(process)
     with torch.no_grad():
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)
             prior = surviving_rollout(process, None, num_draws)
-            return from_trajectories(draws, prior=prior, dynamics=dynamics, **notes)
+            return from_trajectories(draws, prior=prior, dynamics=dynamics, **_told(process), **notes)
         if method == "nuts":
             with torch.enable_grad():
                 chains, statistics = nuts_with_statistics(process, num_draws)
             prior = surviving_rollout(process, None, num_draws)
-            return from_trajectories(chains, prior=prior, statistics=statistics, observed=_observed(process), **notes)
+            return from_trajectories(
+                chains,
+                prior=prior,
+                statistics=statistics,
+                **_told(process),
+                **notes,
+            )
         if method == "guide":
             draws = surviving_rollout(process, policy, num_draws)
             if bool(draws.log_weight().isneginf().all()):
                 check_conditions(process, policy, num_draws)
             prior = draws if policy is None else surviving_rollout(process, None, num_draws)
             notes["kl_to_posterior"] = _kl_to_posterior(process, policy)
-            return from_trajectories(draws, prior=prior, observed=_observed(process), **notes)
+            return from_trajectories(draws, prior=prior, **_told(process), **notes)
         if method == "annealed":
             if policy is not None:
                 raise ValueError(
@@ -124,26 +130,34 @@ def posterior(
         return from_trajectories(
             weighted.trajectories.select(index),
             prior=prior,
-            observed=_observed(process),
             log_weight=weighted.log_weight[index][None],
             proposal_log_weight=weighted.log_weight if method == "importance" else None,
             log_evidence=weighted.log_evidence,
             log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
             effective_sample_size=weighted.effective_sample_size,
             effective_ancestors=weighted.effective_ancestors,
+            **_told(process),
             **notes,
         )
 
 
-def _observed(process: Any) -> dict[str, torch.Tensor] | None:
-    return process.observed() if isinstance(process, ProgramProcess) else None
+def _told(process: Any) -> dict[str, Any]:
+    """Returns what a process is conditioned on, and which methods draw from its posterior, NUTS aside.
 
-
-def _methods(process: Any) -> list[str]:
-    """Returns the methods that draw from the posterior of a process, NUTS aside, for advice that can be followed."""
+    The latter for advice that can be followed.
+    """
+    program = process if isinstance(process, ProgramProcess) else None
     in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
-    exactly = exact.is_available(process) and process.horizon is not None
-    return [*(["exact"] if exactly else []), *(["smc", "annealed"] if in_parts else []), "importance"]
+    possible = {
+        "exact": exact.is_available(process) and process.horizon is not None,
+        "smc": in_parts or (program is not None and program.is_vectorized()),
+        "annealed": in_parts,
+        "importance": True,
+    }
+    return {
+        "observed": None if program is None else program.observed(),
+        "methods": [method for method, can in possible.items() if can],
+    }
 
 
 def _kl_to_posterior(process: Any, policy: Policy | None) -> float | None:

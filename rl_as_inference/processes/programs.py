@@ -1,6 +1,6 @@
 """A Pyro program as a process: rollouts by running it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,9 @@ __all__ = ["ProgramProcess", "as_process", "trajectories_at"]
 
 _PER_STEP = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
 
+
+_RARE = 200
+"""Runs after which a site that has not occurred is said to be none of the program's."""
 
 _OF_BATCHES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """What a program may raise that was written for one trajectory and is run for many."""
@@ -115,14 +118,21 @@ class ProgramProcess:
         # One run of many trajectories is compared with a second one.
         for run in runs if len(runs) > 1 or self._sites else (*runs, self._run(None, 1)):
             self._check_sites(run)
-        seen = {name for sites in self._sites.values() for names in sites for name in names}
-        for name in _conditioned(self.program):
-            if name not in seen:
+        conditioned = set(_conditioned(self.program))
+        for _ in range(0 if self.vectorized else _RARE):  # a step that few episodes live to see
+            if conditioned <= self._seen():
+                break
+            self._check_sites(self._run(None, 1))
+        for name in sorted(conditioned):
+            if name not in (seen := self._seen()):
                 raise ValueError(
                     f"the program is conditioned on site {name!r}, which does not occur in it; its sites are "
                     f"{', '.join(sorted(seen, key=_naturally))}"
                 )
         return _join(runs)
+
+    def _seen(self) -> set[str]:
+        return {name for sites in self._sites.values() for names in sites for name in names}
 
     def _check_sites(self, run: "_Run") -> None:
         """Compares a run's sites with those of an earlier one of as many actions, and of the one of most.
@@ -227,6 +237,18 @@ class ProgramProcess:
             one = {name: self._left_of_plates(value[index : index + 1]) for name, value in values.items()}
             runs.append(_read(record(self.in_plate(1), None, values=one), single, self._state_dims))
         return _join(runs)
+
+    def first_steps(
+        self, policy: Policy | None, count: int, num_actions: int, values: Mapping[str, Tensor]
+    ) -> tuple[Trajectories, dict[str, Tensor]]:
+        """Returns ``count`` trajectories up to what follows so many actions, and all that was drawn, by site.
+
+        Draws that are given are taken over; the rest is drawn. For programs that run in a plate.
+        """
+        dims = self._state_dims
+        messages = record(self.in_plate(count), policy, values=values, num_actions=num_actions)
+        drawn = {m["name"]: m["value"] for m in messages if not m["is_observed"] and not site_is_subsample(m)}
+        return _join([_read(messages, (count,) + (1,) * self._nesting, dims)]), drawn
 
     def _left_of_plates(self, value: Tensor) -> Tensor:
         missing = max(self._nesting + 1 - value.dim(), 0)

@@ -1,5 +1,6 @@
 """Running a program once under a policy, and keeping what happened at each site."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ def record(
     *,
     pathwise: bool = False,
     values: Mapping[str, Tensor] | None = None,
+    num_actions: int | None = None,
 ) -> list[Any]:
     """Returns the Pyro messages of one run of a program under ``policy``, in the order of execution.
 
@@ -31,8 +33,10 @@ def record(
         policy: None for the action prior.
         pathwise: draw actions by ``rsample`` where the policy can, and let gradients through.
         values: what to take at the sites of these names, instead of drawing.
+        num_actions: leave the program before the action after so many.
     """
-    with _Recorder(policy, pathwise, values or {}) as recorder:
+    recorder = _Recorder(policy, pathwise, values or {}, num_actions)
+    with contextlib.suppress(_Left), recorder:
         run()
     messages: list[Any] = recorder.messages
     return messages
@@ -59,8 +63,8 @@ def log_prob_of(fn: Any, value: Tensor) -> Tensor:
         base = log_prob_of(fn.base_dist, value)
         dims = tuple(range(-fn.reinterpreted_batch_ndims, 0))
         return torch.where(base.isneginf().any(dims) if dims else base.isneginf(), -math.inf, found)
-    given = vars(fn).get("probs")
-    if given is None or given is not getattr(fn, "_param", None):  # logits were given, which nothing clamps
+    given: Tensor = getattr(fn, "_param", found)
+    if given is not vars(fn).get("probs"):  # logits were given, which nothing clamps
         return found
     if isinstance(fn, torch.distributions.Categorical):
         shape = torch.broadcast_shapes(value.shape, given.shape[:-1])
@@ -71,12 +75,19 @@ def log_prob_of(fn: Any, value: Tensor) -> Tensor:
     return found
 
 
+class _Left(Exception):
+    """Leaves a program in the middle."""
+
+
 class _Recorder(Follow):
-    def __init__(self, policy: Policy | None, pathwise: bool, values: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, policy: Policy | None, pathwise: bool, values: Mapping[str, Tensor], num_actions: int | None = None
+    ) -> None:
         super().__init__(policy or _no_policy)
         self.prior_only = policy is None
         self.pathwise = pathwise
         self.values = values
+        self.actions_left = math.inf if num_actions is None else num_actions
         self.messages: list[Any] = []
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -84,6 +95,9 @@ class _Recorder(Follow):
             msg["value"] = self.values[msg["name"]]
         if not is_action(msg):
             return
+        if self.actions_left == 0:
+            raise _Left
+        self.actions_left -= 1
         if not self.prior_only:
             self._act(msg)
         if not self.pathwise and msg["value"] is None:

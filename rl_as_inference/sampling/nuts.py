@@ -18,6 +18,7 @@ from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process, trajectories_at
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.sites import is_reward
+from rl_as_inference.sampling.importance import check_conditions
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["nuts", "nuts_with_statistics"]
@@ -58,10 +59,11 @@ def nuts_with_statistics(
     program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
     if not isinstance(process, ProgramProcess | MarkovDecisionProcess):
         raise ValueError(
-            f"method='nuts' needs a program, and {type(process).__name__} is a simulator; use 'importance'"
+            f"method='nuts' needs a program, and {type(process).__name__} is a black-box simulator; use 'importance'"
         )
     if isinstance(process, ProgramProcess):
         process.check_sites()
+        check_conditions(process, None, 100)
     with pyro.poutine.block():
         trace = prune_subsample_sites(pyro.poutine.trace(program).get_trace())
     for name, site in trace.nodes.items():
@@ -91,8 +93,8 @@ def nuts_with_statistics(
 
 def _instead(process: Any) -> str:
     """Returns methods that the process allows."""
-    if not isinstance(process, MarkovDecisionProcess):
-        return "'importance'"
+    if isinstance(process, ProgramProcess):
+        return "'importance' or 'smc'" if process.is_vectorized() else "'importance'"
     return (
         "'exact', 'smc' or 'importance'"
         if isinstance(process, TabularMDP | LinearGaussianMDP)
@@ -100,7 +102,7 @@ def _instead(process: Any) -> str:
     )
 
 
-class _Noting(NUTS):  # type: ignore[misc]
+class _Noting(NUTS):
     """NUTS that keeps the statistics of each draw, of which Pyro keeps means at most."""
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:

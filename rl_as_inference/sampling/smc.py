@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rl_as_inference.processes.kernels import drawn
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
-from rl_as_inference.program.readings import Policy
-from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
+from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.program.readings import Policy, survival
+from rl_as_inference.sampling.importance import WeightedDraws, check_conditions, effective_sample_size, resample
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["Critic", "repeated_filters", "sequential_monte_carlo"]
@@ -41,7 +42,8 @@ def sequential_monte_carlo(
     of exact conditioning, ``exact.plan(mdp, "posterior").soft_v``; a learned critic serves.
 
     Args:
-        mdp: a Markov decision process with a horizon.
+        mdp: a Markov decision process with a horizon, or a program that runs in a plate
+            (:class:`rl_as_inference.processes.programs.ProgramProcess`), which is run anew for every step.
         policy: the proposal; None for the action prior (the bootstrap filter).
         num_particles: ``N``.
         critic: look-ahead, ``(state, t) -> V`` in reward units; None looks at what was earned alone. Particles
@@ -54,11 +56,51 @@ def sequential_monte_carlo(
 
     One filter cannot tell its own standard error, so that is NaN; see :func:`repeated_filters`.
     """
+    mdp = as_process(mdp)
+    if isinstance(mdp, ProgramProcess) and mdp.is_vectorized():
+        if critic is not None:
+            raise ValueError("critic needs a process in parts, whose states it looks at; leave it out for a program")
+        return _program_filter(mdp, policy, num_particles, threshold)
     if not isinstance(mdp, MarkovDecisionProcess):
-        raise ValueError("method='smc' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
+        raise ValueError(
+            "method='smc' needs a MarkovDecisionProcess, or a program that runs in a plate, to be run step by step; "
+            "use 'importance'"
+        )
     horizon = mdp.finite_horizon("sequential Monte Carlo")
     with unvalidated():
         return _filter(mdp, policy, num_particles, horizon, critic, threshold)
+
+
+def _program_filter(
+    process: ProgramProcess, policy: Policy | None, num_particles: int, threshold: float
+) -> WeightedDraws:
+    """Returns a filter's particles over the steps of a program.
+
+    A program cannot go on from its middle. So each step runs it anew, with what its particles have drawn so far, and
+    leaves it before the next action: T (T+1) / 2 steps in all.
+    """
+    process = ProgramProcess(survival(process.program), vectorized=True)
+    process.check_sites(2)
+    horizon, log_evidence = process.horizon, 0.0
+    values: dict[str, Tensor] = {}
+    passed: Tensor | float = 0.0  # what the particles' weights were when they were last resampled
+    ancestors: Tensor | None = None
+    for t in range(horizon):
+        trajectories, values = process.first_steps(policy, num_particles, t + 1, values)
+        total = trajectories.log_weight()
+        log_weight = total - passed
+        if not bool(torch.logsumexp(log_weight, 0).isfinite()):
+            check_conditions(process, policy, num_particles)
+            raise ValueError(f"every particle's weight is zero at step {t}; use another policy or more particles")
+        if ancestors is None:
+            ancestors = torch.arange(num_particles, device=total.device)
+        if t < horizon - 1 and effective_sample_size(log_weight) < threshold * num_particles:
+            log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
+            index = resample(log_weight, num_particles)
+            values = {name: value[index] for name, value in values.items()}
+            passed, ancestors = total[index], ancestors[index]
+    log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
+    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, ancestors)
 
 
 def _filter(
