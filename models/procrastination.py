@@ -18,14 +18,16 @@ __all__ = ["procrastination"]
 
 def procrastination(
     days: int = 10,
+    horizon: int | None = None,
     temperature: float | Tensor = 0.1,
     *,
     reward: float | Tensor = 4.5,
     work_cost: float | Tensor = 1.0,
     wait_cost: float | Tensor = 0.1,
     dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> TabularMDP:
-    """Returns the problem as a deterministic finite process of ``days + 1`` steps.
+    """Returns the problem as a deterministic finite process.
 
         states   0 … D-1 the day, with the work undone; D too late; D+1 worked yesterday; D+2 over
         actions  0 wait, 1 work
@@ -39,9 +41,10 @@ def procrastination(
 
     Args:
         days: days on which the work can be done, ≥ 1.
+        horizon: the number of steps; all of them, ``days + 1``, by default.
         temperature: α > 0, in reward units per nat.
         reward, work_cost, wait_cost: in reward units; tensors, where they are to be inferred.
-        dtype: of the tables.
+        dtype, device: of the tables.
 
     Raises:
         ValueError: if ``days`` is no integer ≥ 1, or the temperature is not positive.
@@ -52,18 +55,24 @@ def procrastination(
     """
     check_integer("days", days, 1)
     late, worked, over = days, days + 1, days + 2
-    kind = dtype or torch.get_default_dtype()
-    transition = torch.zeros(days + 3, 2, days + 3, dtype=kind)
+    like = torch.zeros((), dtype=dtype or torch.get_default_dtype(), device=device)
+    transition = like.new_zeros(days + 3, 2, days + 3)
     for day in range(days):
         transition[day, 0, day + 1] = 1
         transition[day, 1, worked] = 1
     transition[late, :, over] = transition[worked, :, over] = transition[over, :, over] = 1
-    gain, work, wait = (torch.as_tensor(value, dtype=kind) for value in (reward, work_cost, wait_cost))
-    undone = (torch.arange(days + 3) < days).to(kind)
-    paid = gain * torch.nn.functional.one_hot(torch.tensor(worked), days + 3).to(kind)
+    gain, work, wait = (torch.as_tensor(value).to(like) for value in (reward, work_cost, wait_cost))
+    states = torch.arange(days + 3, device=device)
+    undone = (states < days).to(like)
+    paid = gain * (states == worked)
     table = torch.stack([paid - wait * undone, paid - work * undone], -1)
-    initial = torch.nn.functional.one_hot(torch.tensor(0), days + 3).to(kind)
-    terminal = torch.arange(days + 3) == over
-    mdp = TabularMDP(transition, table, initial, horizon=days + 1, temperature=temperature, terminal=terminal)
+    mdp = TabularMDP(
+        transition,
+        table,
+        (states == 0).to(like),
+        horizon=days + 1 if horizon is None else horizon,
+        temperature=temperature,
+        terminal=states == over,
+    )
     mdp.name = "procrastination"
     return mdp

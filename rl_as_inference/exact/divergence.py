@@ -11,7 +11,6 @@ from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_flow
 from rl_as_inference.exact.tabular import Dynamics
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
-from rl_as_inference.trajectories import discounts
 
 __all__ = ["Direction", "check_direction", "trajectory_kl"]
 
@@ -83,7 +82,7 @@ def _forward(mdp: TabularMDP, policy: Any, dynamics: Dynamics) -> Tensor:
     if dynamics == "posterior" and mdp.horizon is None:
         raise ValueError(
             "horizon is None, and the exact forward divergence from the posterior needs one; give the process a "
-            "horizon, or take dynamics='causal' or rl_as_inference.trajectory_kl(..., method='sample')"
+            "horizon, or take dynamics='causal'"
         )
     log_policy = tabular.log_policy_table(mdp, policy)
     target = tabular.plan(mdp, dynamics)
@@ -91,10 +90,8 @@ def _forward(mdp: TabularMDP, policy: Any, dynamics: Dynamics) -> Tensor:
         flow, log_reference = posterior_flow(mdp), mdp.log_action_prior
         rest = _mean_factor(tabular, mdp) - target.objective
     else:
-        visits = tabular.occupancy(mdp, target)
-        if mdp.horizon is not None:  # with none they are discounted already
-            visits = visits[:-1] * discounts(mdp.discount, mdp.horizon, visits)[:, None]
-        flow, log_reference = torch.where(mdp.terminal, 0.0, visits)[..., None] * target.policy, target.log_policy
+        visits = tabular.discounted_visits(mdp, target)
+        flow, log_reference = visits[..., None] * target.policy, target.log_policy
         rest = visits.new_zeros(())
     # 0 log 0 = 0: what the target never does may be impossible.
     taken = flow > 0

@@ -9,9 +9,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from rl_as_inference.checks import check_count, check_positive
-from rl_as_inference.exact.tabular import Plan, occupancy, plan
+from rl_as_inference.exact.tabular import Plan, discounted_visits, plan
 from rl_as_inference.processes.tabular import TabularMDP
-from rl_as_inference.trajectories import discounts
 
 __all__ = ["PriorPlan", "optimal_prior"]
 
@@ -112,18 +111,10 @@ def optimal_prior(mdp: TabularMDP, *, tolerance: float = 1e-7, max_rounds: int =
 
 def _action_visits(mdp: TabularMDP, policy: Plan) -> Tensor:
     """Returns ``Σ_t γ^t P(a_t = a, alive)``, ``(A,)``."""
-    return (_acting(mdp, policy)[..., None] * policy.policy).reshape(-1, mdp.num_actions).sum(0)
-
-
-def _acting(mdp: TabularMDP, policy: Plan) -> Tensor:
-    """Returns the discounted probability of acting in each state, ``(T, S)``, or ``(S,)`` with no horizon."""
-    visits = occupancy(mdp, policy)
-    if mdp.horizon is not None:
-        visits = discounts(mdp.discount, mdp.horizon, visits)[:, None] * visits[:-1]
-    return torch.where(mdp.terminal, 0.0, visits)
+    return (discounted_visits(mdp, policy)[..., None] * policy.policy).reshape(-1, mdp.num_actions).sum(0)
 
 
 def _information(mdp: TabularMDP, policy: Plan) -> float:
     taken = policy.policy > 0
     ratio = torch.where(taken, policy.log_policy, 0.0) - torch.where(taken, mdp.log_action_prior, 0.0)
-    return float((_acting(mdp, policy) * (policy.policy * ratio).sum(-1)).sum())
+    return float((discounted_visits(mdp, policy) * (policy.policy * ratio).sum(-1)).sum())

@@ -27,12 +27,13 @@ from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, so
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.readings import Policy
-from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.trajectories import Trajectories, discounts
 
 __all__ = [
     "Dynamics",
     "Plan",
     "backward_step",
+    "discounted_visits",
     "evaluate",
     "log_policy_table",
     "occupancy",
@@ -197,6 +198,19 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
         state = mdp.kernel.push(state[:, None] * pi)
         states.append(state)
     return torch.stack(states)
+
+
+def discounted_visits(mdp: TabularMDP, policy: Any) -> Tensor:
+    """Returns ``γ^t P(s_t = s)`` of states that ``policy`` acts in, ``(T, S)``; with no horizon the sum, ``(1, S)``.
+
+    Terminal states have none: no action is taken there.
+    """
+    states = occupancy(mdp, policy)
+    if mdp.horizon is None:  # discounted already
+        weighted = states[None]
+    else:
+        weighted = states[:-1] * discounts(mdp.discount, mdp.horizon, states)[:, None]
+    return torch.where(mdp.terminal, 0.0, weighted)
 
 
 @torch.no_grad()

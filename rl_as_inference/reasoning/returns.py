@@ -7,9 +7,10 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.exact.fixed_point import check_fixed_point, solve_linear
+from rl_as_inference.exact.tabular import discounted_visits
 from rl_as_inference.processes import TabularMDP
 
-__all__ = ["Account", "account", "best", "visits"]
+__all__ = ["Account", "account", "best"]
 
 
 class Account(NamedTuple):
@@ -26,23 +27,12 @@ class Account(NamedTuple):
     information: float
 
 
-def visits(mdp: TabularMDP, policy: Tensor) -> Tensor:
-    """Returns the visits ``γ^t P(s_t = s, not ended)``, ``(T, S)``; with no horizon their sum over t, ``(1, S)``."""
-    states = exact.occupancy(mdp, policy)
-    if mdp.horizon is None:
-        weighted = states[None]
-    else:
-        discount = torch.as_tensor(mdp.discount, dtype=states.dtype, device=states.device)
-        weighted = states[:-1] * (discount ** torch.arange(mdp.horizon, device=states.device))[:, None]
-    return torch.where(mdp.terminal, 0.0, weighted)
-
-
 def account(mdp: TabularMDP, policy: Tensor) -> Account:
     """Returns the account of a table of probabilities, ``(S, A)`` or ``(T, S, A)``.
 
     The information is inf where the policy takes an action that the prior forbids.
     """
-    weight = visits(mdp, policy)
+    weight = discounted_visits(mdp, policy)
     table = policy if policy.dim() == 3 else policy[None]
 
     def total(per_action: Tensor) -> float:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.reasoning.adversary import worst_dynamics
-from rl_as_inference.reasoning.returns import visits
 
 __all__ = ["WorstCase", "worst_case"]
 
@@ -133,7 +132,7 @@ def worst_case(
     with torch.no_grad():
         process = mdp.to(torch.float64)
         table = log_policy_table(mdp, policy).to(torch.float64).softmax(-1)
-        weight = visits(process, table)
+        weight = discounted_visits(process, table)
         forbidden = (table > 0) & (process.action_prior == 0) & (weight > 0)[..., None]
         if bool(forbidden.any()):
             state, action = (int(i) for i in forbidden.nonzero()[0][-2:])
@@ -152,7 +151,7 @@ def worst_case(
             bound = _dynamics_bound(process, table, weight, float(dynamics_budget))
         process = attack.process
         with torch.no_grad():
-            weight = visits(process, table)
+            weight = discounted_visits(process, table)
     if reward_budget is not None:
         reward_cost = float(reward_budget)
         with torch.no_grad():
