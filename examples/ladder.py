@@ -170,15 +170,14 @@ def drawn(curves: dict[str, np.ndarray], ceiling: float, steps: int) -> plt.Figu
                 ax.plot(at, np.median(values, 1), color=colour, label=rung)
                 ax.fill_between(at, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
             else:
-                ax.plot([], [], color=colour, label=f"{rung}: {'∞' if ax is left else '-∞'}")
+                ax.plot([], [], color=colour, label=f"{rung} (ELBO and entropy: -∞)")
     left.set_yscale("log")
     left.invert_yaxis()  # better is higher
     right.axhline(np.log(2), color=style.GREY, linestyle=":", label="uniform")
     right.set_ylim(-12, 1.5)
     style.tidy(left, "environment steps", f"largest ELBO ({ceiling:.3f}) - ELBO (nats)")
     style.tidy(right, "environment steps", "entropy of π, mean over states (nats)")
-    left.legend(frameon=False, fontsize=8, loc="center right")
-    right.legend(frameon=False, fontsize=8, loc="center right")
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=6)
     plt.close(figure)
     return figure
 

@@ -3,7 +3,8 @@
 The rewards are known and the temperature is not. A walker on a grid is watched for the same number of steps in two
 ways: once for a long time, or several times from the start. On the way to the goal every step shows how much the walker
 prefers progress; once there, nothing depends on the action any more, and further steps say nothing. So several short
-walks say more, and how much more is the ratio of the posterior's spreads.
+walks say more, and how much more is the ratio of the posterior's spreads. The prior is on a grid of temperatures, so
+that the posterior is a sum and nothing is sampled.
 """
 
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference.models import gridworld
@@ -20,64 +22,60 @@ from rl_as_inference.models import gridworld
 STEPS = 48
 TRUTH = 0.4
 WAYS = {"one of 48 steps": 1, "eight of 6 steps": 8}
+TOWN = gridworld(4, 4, horizon=None, discount=0.9, slip=0.0, dtype=torch.float64)
+LOGS = torch.linspace(-4.0, 2.0, 61, dtype=torch.float64)
+"""Logarithms of the temperatures that are thought possible."""
+PRIOR = torch.softmax(-((LOGS + 1) ** 2) / 2, 0)
 
 
 def family() -> Any:
-    temperature = pyro.sample("temperature", dist.LogNormal(torch.tensor(-1.0).double(), 1.0))
-    return gridworld(4, 4, horizon=None, discount=0.9, slip=0.0, temperature=temperature, dtype=torch.float64)
+    return TOWN.at_temperature(LOGS[int(pyro.sample("place", dist.Categorical(PRIOR)))].exp())
 
 
 def watch(num_walks: int) -> Any:
     """Returns ``num_walks`` walks of a walker at the true temperature, with as many steps in all."""
-    town = gridworld(4, 4, horizon=None, discount=0.9, slip=0.0, temperature=TRUTH, dtype=torch.float64)
-    policy = rlai.exact.plan(town)
-    return town.replace(horizon=STEPS // num_walks, discount=1.0).rollout(policy, num_walks)
+    policy = rlai.exact.plan(TOWN.at_temperature(TRUTH))
+    return TOWN.replace(horizon=STEPS // num_walks, discount=1.0).rollout(policy, num_walks)
 
 
-def picture(draws: dict[str, Any], path: Path) -> None:
-    import numpy as np
+def posterior(walks: Any) -> Tensor:
+    """Returns the posterior probability of each temperature of the grid."""
+    data = rlai.infer_agent(family, walks, num_draws=1, num_chains=1)
+    return torch.as_tensor(data.sample_stats["probability_place"].values)[0, 0]
+
+
+def picture(found: dict[str, Tensor], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from rl_as_inference.inspect.plots.style import BLUE, GREY, ORANGE, tidy
 
     ax = Figure(figsize=(6.4, 3.4), layout="constrained").subplots()
-    edges = np.geomspace(0.05, 5, 45)
-    prior = next(iter(draws.values())).prior["temperature"].values.ravel()
-    for name, values, color in (
-        ("prior", prior, GREY),
-        *(
-            (name, data.posterior["temperature"].values.ravel(), c)
-            for (name, data), c in zip(draws.items(), (ORANGE, BLUE), strict=True)
-        ),
-    ):
-        density = np.histogram(np.log(values), np.log(edges), density=True)[0]
-        ax.stairs(density, edges, color=color, fill=True, alpha=0.35, label=name)
+    width = float(LOGS[1] - LOGS[0])
+    for (name, chance), color in zip({"prior": PRIOR, **found}.items(), (GREY, ORANGE, BLUE), strict=True):
+        ax.fill_between(LOGS.exp(), chance / width, color=color, alpha=0.35, label=name, linewidth=1.5)
+        ax.plot(LOGS.exp(), chance / width, color=color)
     ax.axvline(TRUTH, color="black", linewidth=1, linestyle="--", label="truth")
     ax.set_xscale("log")
-    ax.legend(frameon=False, title="48 steps watched:" if len(draws) else None)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, title=f"{STEPS} steps watched")
     tidy(ax, "temperature α (reward units per nat)", "density of log α")
     ax.figure.savefig(path, dpi=130)
 
 
 def main(quick: bool = False, figure: Path | None = None) -> None:
-    num_worlds = 4 if quick else 20
-    print(f"temperature {TRUTH}; posterior standard deviation of log α, {num_worlds} walkers each")
-    drawn = {}
+    num_walkers = 3 if quick else 50
+    print(f"posterior standard deviation of log α after {STEPS} steps, mean of {num_walkers} walkers (prior 1.00)")
+    first = {}
     for name, num_walks in WAYS.items():
-        spreads, off = [], []
-        for seed in range(num_worlds):
-            pyro.set_rng_seed(seed)
-            data = rlai.infer_agent(family, watch(num_walks), method="svi", num_draws=1000, seed=seed)
-            logs = torch.as_tensor(data.posterior["temperature"].values).log().flatten()
-            spreads.append(float(logs.std()))
-            off.append((float(logs.mean()) - torch.tensor(TRUTH).log().item()) / spreads[-1])
-            drawn.setdefault(name, data)
-        mean = sum(spreads) / num_worlds
-        print(
-            f"  {name:<17} {mean:.3f} (prior 1.000), error {(sum(z * z for z in off) / num_worlds) ** 0.5:.2f} spreads"
-        )
+        spreads = []
+        for seed in range(num_walkers):
+            torch.manual_seed(seed)
+            chance = posterior(watch(num_walks))
+            first.setdefault(name, chance)
+            spreads.append(float(((chance * LOGS**2).sum() - (chance * LOGS).sum() ** 2).sqrt()))
+        print(f"  {name:<17} {sum(spreads) / num_walkers:.2f}")
     if figure is not None:
-        picture(drawn, figure)
+        picture(first, figure)
 
 
 if __name__ == "__main__":

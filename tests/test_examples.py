@@ -113,7 +113,7 @@ def test_hidden_goal(run):
 def test_gradient_estimators(run):
     lines = run("gradient_estimators").splitlines()[1:]
     rows = [tuple(map(float, line.split()[-3:])) for line in lines]
-    assert len(rows) == 4
+    assert len(rows) == 6
     variances = [variance for variance, _, _ in rows]
     assert variances == sorted(variances, reverse=True), "each row is quieter than the one above"
     assert variances[0] > 20 * variances[-1]
@@ -264,3 +264,30 @@ def test_robustness(run):
     assert optimal[0] == pytest.approx(soft[0], abs=0.01)
     assert optimal[1] < 0.5
     assert soft[1] == pytest.approx(soft[0] / 2, abs=0.1)
+
+
+def test_restaurant(run):
+    text = run("restaurant")
+    doughnuts, vegetarian, noodles = (numbers(text, f"{name} ")[0] for name in ("doughnuts", "vegetarian", "noodles"))
+    assert vegetarian > max(doughnuts, noodles) + 0.8, "he walked past the doughnuts"
+    consistent, naive, sophisticated = (
+        numbers(text, f"P({kind}) =")[0] for kind in ("consistent", "naive", "sophisticated")
+    )
+    assert consistent < 0.1 < min(naive, sophisticated)
+    assert consistent + naive + sophisticated == pytest.approx(1, abs=0.02)
+
+
+def test_temperature_from_trajectories(run):
+    text = run("temperature_from_trajectories")
+    one, eight = numbers(text, "one of 48 steps")[0], numbers(text, "eight of 6 steps")[0]
+    assert 0 < eight < 0.75 * one < 0.75
+
+
+def test_online_goals(run):
+    text = run("online_goals")
+    rows = [[float(x) for x in line.split()] for line in text.splitlines()[1:-1]]
+    assert [int(row[0]) for row in rows] == list(range(13))
+    assert all(sum(row[1:]) == pytest.approx(1, abs=2e-3) for row in rows)
+    assert rows[3][1] > 0.9, "three steps to the right serve the goal at the top right best"
+    assert rows[4][2] > 0.95, "a step down does not"
+    assert "settled after 4 of 12 steps" in text

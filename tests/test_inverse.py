@@ -1,17 +1,19 @@
 """infer_agent against closed forms, brute force, maximum causal entropy IRL and its own calibration."""
 
 import itertools
+import json
 import math
-import warnings
+from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 from torch import Tensor
 
-from benchmarks.inverse import LABELS, calibrate, family_on_grid, judged
+from benchmarks.inverse import LABELS, judged
 from rl_as_inference import LinearGaussianMDP, TabularMDP, exact, hyperbolic_policy, infer_agent, models
 from rl_as_inference.reasoning.demonstrations import read_demonstrations
 from rl_as_inference.reasoning.unknowns import Unknowns
@@ -81,7 +83,7 @@ def test_map_with_a_flat_prior_is_maximum_causal_entropy_irl() -> None:
 
 
 def test_posterior_of_a_bandit_against_quadrature() -> None:
-    """One unknown, eight and two choices: mean and standard deviation of 2,000 draws, seed 0, within 4 errors."""
+    """One unknown, eight and two choices: moments of 600 draws by NUTS, 4,000 by SVI, seed 0, within 4 errors."""
 
     def family() -> TabularMDP:
         worth = pyro.sample("worth", dist.Normal(torch.zeros((), dtype=F64), 1.0))
@@ -96,7 +98,7 @@ def test_posterior_of_a_bandit_against_quadrature() -> None:
     moments = [integrate.quad(density, -8, 8, args=(power,), epsabs=1e-12)[0] for power in range(3)]
     mean = moments[1] / moments[0]
     spread = math.sqrt(moments[2] / moments[0] - mean**2)
-    for method, draws in (("nuts", 2_000), ("svi", 4_000)):
+    for method, draws in (("nuts", 600), ("svi", 4_000)):
         found = infer_agent(family, shown, method=method, num_draws=draws).posterior["worth"].values
         assert abs(found.mean() - mean) < 4 * spread / math.sqrt(draws / 3) + (0.03 if method == "svi" else 0)
         assert abs(found.std() - spread) < 4 * spread / math.sqrt(draws / 3) + (0.03 if method == "svi" else 0)
@@ -213,13 +215,34 @@ def test_no_horizon_is_differentiated_at_the_fixed_point() -> None:
 
 
 def test_small_calibration() -> None:
-    """30 data sets of 20 demonstrations on a 3×3 grid of 8 steps, seeds 1000 …: ranks uniform (p > 1e-3)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the demonstrations say nothing")
-        table = judged(calibrate(family_on_grid(3, 8), 30, 20, seed=1000))
+    """40 data sets of 10 choices each, seeds 0 …: the truth's rank among 19 draws is uniform (chi-square p > 1e-3)."""
+    one = torch.ones((), dtype=F64)
+
+    def family() -> TabularMDP:
+        worth = pyro.sample("worth", dist.Normal(0 * one, one))
+        return TabularMDP(one.expand(1, 2, 1), torch.stack([0 * one, worth])[None], one[None], horizon=1)
+
+    ranks = []
+    for seed in range(40):
+        pyro.set_rng_seed(seed)
+        trace = pyro.poutine.trace(family).get_trace()
+        process = trace.nodes["_RETURN"]["value"]
+        shown = process.rollout(exact.plan(process), 10)
+        options = {"num_draws": 57, "num_chains": 1, "num_warmup": 20, "seed": seed}
+        draws = infer_agent(family, shown, **options).posterior["worth"].values[0, 2::3]
+        ranks.append(int((draws < float(trace.nodes["worth"]["value"])).sum()))
+    assert stats.chisquare(np.bincount(np.array(ranks) // 4, minlength=5)).pvalue > 1e-3
+
+
+def test_the_committed_calibration_covers() -> None:
+    """100 data sets of 50 demonstrations of 20 steps (``python -m benchmarks.inverse``): table and ranks agree."""
+    results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "inverse.json").read_text())
+    table = judged(np.array(results["ranks"]))
+    assert results["sets"] == len(results["ranks"]) == 100
+    assert results["table"] == table
     for label in LABELS:
         assert table[label]["chi_square_p_value"] > 1e-3
-        assert table[label]["coverage_p_value"] > 1e-3
+        assert table[label]["coverage_p_value"] > 1e-2
 
 
 def test_linear_gaussian_weights_and_an_amortized_likelihood_by_hand() -> None:
@@ -291,10 +314,13 @@ class TestHyperbolic:
             assert table[1, s].tolist() == pytest.approx(pi(s, 1, 0), abs=1e-10)
 
     def test_bias_and_preference_are_inferred_together(self) -> None:
-        """30 runs of a naive procrastinator: what it knows of itself is found, and its steepness within 4 errors."""
+        """40 runs of a naive procrastinator, seed 0: that it is naive is found, k and reward within 4 deviations.
+
+        At this temperature the best sophisticated agent explains a run 0.5 nats worse; at 0.15 it would be 0.007.
+        """
 
         def agent(k: Tensor, reward: Tensor, knows: bool) -> tuple[TabularMDP, Tensor]:
-            process = models.procrastination(days=8, temperature=0.15, reward=reward, dtype=F64)
+            process = models.procrastination(days=8, temperature=0.05, reward=reward, dtype=F64)
             return process, hyperbolic_policy(process, k, sophisticated=knows)
 
         def family() -> tuple[TabularMDP, Tensor]:
@@ -305,7 +331,7 @@ class TestHyperbolic:
 
         process, policy = agent(torch.tensor(2.0, dtype=F64), torch.tensor(3.0, dtype=F64), False)
         pyro.set_rng_seed(0)
-        shown = process.rollout(lambda s, t: dist.Categorical(policy[t, s]), 60)
+        shown = process.rollout(lambda s, t: dist.Categorical(policy[t, s]), 40)
         found = infer_agent(family, shown, num_draws=100, num_warmup=50, num_chains=1)
         assert float(found.sample_stats["probability_sophisticated"].values[..., 1].mean()) < 0.2
         for name, true in (("k", 2.0), ("reward", 3.0)):

@@ -64,6 +64,7 @@ def plan(mdp: Any, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
         ValueError: if the process has no exact answers, or there is no fixed point.
 
     Example:
+        >>> import torch
         >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
         >>> plan(mdp).policy
         tensor([[[0.2689, 0.7311]]])
@@ -82,6 +83,7 @@ def elbo(mdp: Any, policy: Any) -> Tensor:
     ``E_π Σ_t γ^t (r_t/α + log p(a_t|s_t) - log π(a_t|s_t))``.
 
     Example:
+        >>> import torch
         >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
         >>> elbo(mdp, torch.tensor([[0.5, 0.5]]))
         tensor(0.5000)
@@ -100,6 +102,7 @@ def log_evidence(mdp: Any) -> Tensor:
     With γ < 1 the sum stops at a survival coin; see docs/mathematics.md, discount is survival.
 
     Example:
+        >>> import torch
         >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=1)
         >>> log_evidence(mdp)  # log((1 + e) / 2)
         tensor(0.6201)

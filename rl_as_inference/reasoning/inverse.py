@@ -89,7 +89,7 @@ def infer_agent(
         >>> chose = [([0], [1])] * 8 + [([0], [0])] * 2
         >>> answer = infer_agent(family, chose, method="map")
         >>> round(answer.posterior["worth"].item(), 3)  # log(8/2) without the prior
-        0.872
+        0.897
     """
     if method not in ("nuts", "svi", "map"):
         raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
