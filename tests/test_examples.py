@@ -264,3 +264,16 @@ def test_robustness(run):
     assert optimal[0] == pytest.approx(soft[0], abs=0.01)
     assert optimal[1] < 0.5
     assert soft[1] == pytest.approx(soft[0] / 2, abs=0.1)
+
+
+def test_amortized_wants(run):
+    """40 draws each, fixed seeds: their means are uncertain by a fifth of a standard deviation or so."""
+    text = run("amortized_wants")
+    for weight in ("0.5", "1.0", "2.0"):
+        gap, error = numbers(text, f"weight {weight}")
+        assert -4 * error < gap < 0.3
+    (mean, deviation), (other, spread) = numbers(text, "exact plan"), numbers(text, "amortized policy")
+    assert abs(mean - 2) < 3 * deviation
+    assert abs(other - mean) < deviation
+    assert 0.5 < spread / deviation < 2
+    assert numbers(text, "difference of means")[0] == pytest.approx((other - mean) / deviation, abs=0.05)
