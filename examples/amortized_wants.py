@@ -6,7 +6,6 @@ of the weight given what she did. Where planning is not exact, a policy can be a
 told the weight, trained on the ELBO over weights drawn from the prior, takes the plan's place in the likelihood.
 """
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
