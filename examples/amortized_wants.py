@@ -19,6 +19,7 @@ from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference.guides import GaussianPolicy
+from rl_as_inference.inspect.inference_data import import_arviz
 from rl_as_inference.models import double_integrator
 
 HORIZON = 8
@@ -91,10 +92,6 @@ def policy_gap(policy: GaussianPolicy, weight: Tensor) -> rlai.Estimate:
     return rlai.Estimate.of(logs[0] - logs[1])
 
 
-def summary(draws: np.ndarray[Any, Any]) -> tuple[float, float]:
-    return float(draws.mean()), float(draws.std(ddof=1))
-
-
 def picture(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from scipy.stats import gaussian_kde
@@ -113,7 +110,7 @@ def picture(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     axes.set_xlim(0, weights[-1])
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    tidy(axes, "weight of the position's cost (nats per m²)", "density (m² per nat)")
+    tidy(axes, "weight of the position's cost (reward units per m²)", "density")
     axes.figure.savefig(path, dpi=130)
 
 
@@ -127,17 +124,20 @@ def main(quick: bool = False, figure: Path | None = None) -> None:
     for weight in (0.5, 1.0, 2.0):
         print(f"  weight {weight:3.1f}        {policy_gap(policy, torch.tensor(weight).double())}")
 
-    sizes = {"num_draws": 40, "num_chains": 1, "num_warmup": 10} if quick else {"num_draws": 2000, "num_chains": 2}
-    posteriors = {}
+    sizes = {"num_draws": 40, "num_chains": 1, "num_warmup": 10} if quick else {"num_draws": 1000, "num_chains": 2}
+    posteriors, errors = {}, {}
     for name, family in (("exact plan", exact_family), ("amortized policy", lambda: amortized_family(policy))):
         answer = rlai.infer_agent(family, shown, seed=0, **sizes)
         posteriors[name] = answer.posterior["weight"].values.ravel()
-    print(f"weight given 20 demonstrations, by NUTS (truth {float(TRUTH)})")
+        errors[name] = float(import_arviz().mcse(answer.posterior)["weight"])
+    print(f"weight given 20 demonstrations, by NUTS: mean ± standard deviation (truth {float(TRUTH)})")
     for name, draws in posteriors.items():
-        print("  {:16}   {:5.2f} ± {:.2f}".format(name, *summary(draws)))
-    (exact_mean, exact_sd), (mean, sd) = (summary(draws) for draws in posteriors.values())
-    print(f"difference of means   {(mean - exact_mean) / exact_sd:5.2f} exact posterior standard deviations")
-    print(f"ratio of deviations   {sd / exact_sd:5.2f}")
+        print(f"  {name:16}   {draws.mean():5.2f} ± {draws.std():.2f}   (error of the mean {errors[name]:.2f})")
+    exactly, amortizing = posteriors.values()
+    print(
+        f"difference of means   {(amortizing.mean() - exactly.mean()) / exactly.std():5.2f} exact standard deviations"
+    )
+    print(f"ratio of deviations   {amortizing.std() / exactly.std():5.2f}")
     if figure is not None:
         picture(posteriors, figure)
 
