@@ -291,3 +291,16 @@ def test_online_goals(run):
     assert rows[3][1] > 0.9, "three steps to the right serve the goal at the top right best"
     assert rows[4][2] > 0.95, "a step down does not"
     assert "settled after 4 of 12 steps" in text
+
+
+def test_amortized_wants(run):
+    """40 draws each, fixed seeds: their means are uncertain by a fifth of a standard deviation or so."""
+    text = run("amortized_wants")
+    for weight in ("0.5", "1.0", "2.0"):
+        gap, error = numbers(text, f"weight {weight}")
+        assert -4 * error < gap < 0.3
+    (mean, deviation, _), (other, spread, _) = numbers(text, "exact plan"), numbers(text, "amortized policy")
+    assert abs(mean - 2) < 3 * deviation
+    assert abs(other - mean) < deviation
+    assert 0.5 < spread / deviation < 2
+    assert numbers(text, "difference of means")[0] == pytest.approx((other - mean) / deviation, abs=0.05)

@@ -5,12 +5,14 @@ import json
 import math
 from pathlib import Path
 
+import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import integrate, stats
+from scipy.stats import norm
 from torch import Tensor
 
 from benchmarks.inverse import LABELS, judged
@@ -245,27 +247,75 @@ def test_the_committed_calibration_covers() -> None:
         assert table[label]["coverage_p_value"] > 1e-2
 
 
-def test_linear_gaussian_weights_and_an_amortized_likelihood_by_hand() -> None:
-    """A policy given as a callable has the likelihood of the plan it repeats."""
+def scalar_system(weight: Tensor) -> LinearGaussianMDP:
+    one = torch.ones(1, 1, dtype=F64)
+    return LinearGaussianMDP(0.9 * one, one, 0.1 * one, weight * one, 0.1 * one, one[0], 0.5 * one, one, horizon=5)
 
-    def system(weight: Tensor) -> LinearGaussianMDP:
-        one = torch.ones(1, 1, dtype=F64)
-        return LinearGaussianMDP(0.9 * one, one, 0.1 * one, weight * one, 0.1 * one, one[0], 0.5 * one, one, horizon=5)
 
-    def planned() -> LinearGaussianMDP:
-        return system(pyro.sample("weight", dist.LogNormal(torch.zeros((), dtype=F64), 1.0)))
+def scalar_family() -> LinearGaussianMDP:
+    return scalar_system(pyro.sample("weight", dist.LogNormal(torch.zeros((), dtype=F64), 1.0)))
 
+
+def test_a_policy_given_as_a_callable_has_the_likelihood_of_the_plan_it_repeats() -> None:
     def acted() -> tuple[LinearGaussianMDP, object]:
-        process = planned()
+        process = scalar_family()
         plan = exact.plan(process)
         return process, lambda state, t: plan(state, t)
 
-    truth = system(torch.tensor(2.0, dtype=F64))
+    truth = scalar_system(torch.tensor(2.0, dtype=F64))
     pyro.set_rng_seed(0)
     shown = truth.rollout(exact.plan(truth), 200)
-    first, second = (infer_agent(f, shown, method="map").posterior["weight"].item() for f in (planned, acted))
+    first, second = (infer_agent(f, shown, method="map").posterior["weight"].item() for f in (scalar_family, acted))
     assert first == pytest.approx(second, abs=1e-6)
     assert abs(first - 2.0) < 0.5
+
+
+def riccati_log_likelihood(weight: float, states: np.ndarray, actions: np.ndarray) -> float:
+    """The scalar system's recursion by hand: V(s) = -c s²/2 + constant, and π(a|s) normal with precision h."""
+    gain, precision, c = [], [], 0.0
+    for _ in range(5):
+        # Q(s,a) + log p(a) = -(w s² + 0.1 a² + c (0.9 s + a)² + a²)/2 + constant; and the reward is of s, not s'.
+        h = 0.1 + 1.0 + c
+        gain.append(-0.9 * c / h)
+        precision.append(h)
+        c = weight + 0.81 * c - (0.9 * c) ** 2 / h
+    total = 0.0
+    for t in range(5):
+        k, h = gain[4 - t], precision[4 - t]
+        total += norm.logpdf(actions[t], k * states[t], h**-0.5).sum()
+    return total
+
+
+def test_linear_gaussian_weight_by_quadrature() -> None:
+    """NUTS, 400 draws, seed 0: mean and standard deviation against quadrature of a hand-written likelihood.
+
+    |z| < 4 with the Monte Carlo errors of the effective sample size; 25 demonstrations of 5 steps, seed 1.
+    """
+    truth = scalar_system(torch.tensor(2.0, dtype=F64))
+    pyro.set_rng_seed(1)
+    shown = truth.rollout(exact.plan(truth), 25)
+    states, actions = shown.states[:5, :, 0].numpy(), shown.actions[:, :, 0].numpy()
+    grid = np.linspace(-4.0, 4.0, 801)  # of the log weight, whose prior is a standard normal
+    logs = np.array([riccati_log_likelihood(np.exp(x), states, actions) + norm.logpdf(x) for x in grid])
+    mass = np.exp(logs - logs.max())
+    mass /= mass.sum()
+    mean = (mass * grid).sum()
+    deviation = np.sqrt((mass * (grid - mean) ** 2).sum())
+    kurtosis = (mass * (grid - mean) ** 4).sum() / deviation**4
+
+    answer = infer_agent(scalar_family, shown, num_draws=400, num_chains=1, num_warmup=50, seed=0)
+    draws = np.log(answer.posterior)
+    size = float(az.ess(draws, method="mean")["weight"])
+    assert size > 80
+    assert abs(float(draws["weight"].mean()) - mean) < 4 * deviation / size**0.5
+    size = float(az.ess(draws, method="sd")["weight"])
+    assert size > 80
+    assert abs(float(draws["weight"].std()) - deviation) < 4 * deviation * ((kurtosis - 1) / (4 * size)) ** 0.5
+
+    # The log likelihoods themselves, to rounding.
+    weights = answer.posterior["weight"].values.ravel()[:5]
+    own = answer.log_likelihood["demonstration"].values.reshape(400, -1).sum(-1)[:5]
+    assert own == pytest.approx([riccati_log_likelihood(w, states, actions) for w in weights], abs=1e-9)
 
 
 class TestHyperbolic:
