@@ -294,7 +294,7 @@ def test_online_goals(run):
 
 
 def test_amortized_wants(run):
-    """40 draws each, fixed seeds: their means are uncertain by a fifth of a standard deviation or so."""
+    """40 draws each, fixed seeds: their means are uncertain by about a third of a standard deviation."""
     text = run("amortized_wants")
     for weight in ("0.5", "1.0", "2.0"):
         gap, error = numbers(text, f"weight {weight}")
