@@ -1,6 +1,5 @@
 """The page itself: one HTML file that needs nothing else."""
 
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_as_inference.compare import Comparison
+from rl_as_inference.compare.comparison_table import number
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report.figures import gaps_figure
 from rl_as_inference.report.sources import Source
@@ -89,17 +89,6 @@ def is_report(path: str | Path) -> bool:
             return _MARK in file.read(1000)
     except OSError:
         return False
-
-
-def number(value: float | None) -> str:
-    """Returns a number for people, as :meth:`Comparison.table` writes it; nothing for None."""
-    if value is None:
-        return ""
-    if math.isinf(value):
-        return f"{value:.2f}"
-    if abs(value) < 1e-9:  # what rounding leaves of a zero
-        return "0.0000"
-    return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.2e}"
 
 
 def _blocks(comparison: Comparison) -> list[list[dict[str, Any]]]:
