@@ -930,3 +930,17 @@ def test_exact_answers_live_on_the_processs_device(device, kind):
 def as_dense(mdp):
     dense = torch.zeros(mdp.num_states, mdp.num_actions, mdp.num_states, dtype=F64)
     return dense.scatter_add(2, mdp.kernel.indices, mdp.kernel.probabilities)
+
+
+@pytest.mark.parametrize("horizon", [4, None])
+def test_the_return_of_a_policy_that_the_prior_forbids(horizon):
+    """Its ELBO is -inf, and what it earns does not depend on the prior: to 1e-12."""
+    mdp = random_mdp(3, num_actions=3, horizon=horizon, discount=0.9, terminal=True, uniform_prior=True)
+    policy = torch.full((3, 3), 1 / 3, dtype=torch.float64)
+    forbidden = mdp.replace(action_prior=torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+    earned = float(exact.expected_return(mdp, policy))
+    assert abs(earned) > 0.1
+    assert abs(float(exact.expected_return(forbidden, policy)) - earned) < 1e-12
+    mdp.temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(exact.elbo(mdp, policy), mdp.temperature)
+    assert abs(float(-(0.7**2) * slope) - earned) < 1e-9

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.exact.linear_gaussian import marginals
-from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.processes import TabularMDP
-from rl_as_inference.trajectories import discounts
 
 __all__ = ["Parts", "exact_parts", "support_note"]
 
@@ -42,15 +41,11 @@ def exact_parts(process: Any, policy: Any) -> Parts:
 
 def _of_table(mdp: TabularMDP, policy: Any) -> Parts:
     table = log_policy_table(mdp, policy)
-    chances = exact.occupancy(mdp, policy)
-    if mdp.horizon is not None:
-        chances = chances[:-1] * discounts(mdp.discount, mdp.horizon, chances)[:, None]
-    chances = torch.where(mdp.terminal, 0.0, chances)
-    weights = chances[..., None] * table.exp()
+    weights = discounted_visits(mdp, policy)[..., None] * table.exp()
     entropy, prior_cost = (
         float(-torch.where(weights > 0, weights * logs, 0.0).sum()) for logs in (table, mdp.log_action_prior)
     )
-    return Parts(float((weights * mdp.expected_reward()).sum()), entropy, prior_cost)
+    return Parts(float(exact.expected_return(mdp, policy)), entropy, prior_cost)
 
 
 def _of_rule(mdp: Any, policy: Any) -> tuple[float, float]:

@@ -115,6 +115,8 @@ def expected_return(mdp: Any, policy: Any) -> Tensor:
 
     The ELBO is linear in ``1/α`` with this as its slope.
     """
+    if isinstance(mdp, TabularMDP):
+        return tabular.expected_return(mdp, policy)
     return slope_in_inverse_temperature(mdp, lambda process: elbo(process, policy))
 
 

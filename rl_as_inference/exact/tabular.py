@@ -35,6 +35,7 @@ __all__ = [
     "backward_step",
     "discounted_visits",
     "evaluate",
+    "expected_return",
     "log_policy_table",
     "occupancy",
     "plan",
@@ -211,6 +212,12 @@ def discounted_visits(mdp: TabularMDP, policy: Any) -> Tensor:
     else:
         weighted = states[:-1] * discounts(mdp.discount, mdp.horizon, states)[:, None]
     return torch.where(mdp.terminal, 0.0, weighted)
+
+
+def expected_return(mdp: TabularMDP, policy: Any) -> Tensor:
+    """Returns ``E_π Σ_t γ^t r_t``, 0-dimensional, in reward units, also where the ELBO of ``policy`` is -inf."""
+    flow = discounted_visits(mdp, policy)[..., None] * log_policy_table(mdp, policy).exp()
+    return (flow * mdp.expected_reward()).sum()
 
 
 @torch.no_grad()
