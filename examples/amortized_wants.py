@@ -92,7 +92,7 @@ def policy_gap(policy: GaussianPolicy, weight: Tensor) -> rlai.Estimate:
     return rlai.Estimate.of(logs[0] - logs[1])
 
 
-def picture(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
+def draw(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from scipy.stats import gaussian_kde
 
@@ -114,7 +114,7 @@ def picture(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     axes.figure.savefig(path, dpi=130)
 
 
-def main(quick: bool = False, figure: Path | None = None) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     pyro.set_rng_seed(0)
     driver = cart(TRUTH)
     shown = driver.rollout(rlai.exact.plan(driver), 20)
@@ -141,9 +141,9 @@ def main(quick: bool = False, figure: Path | None = None) -> None:
         f"difference of means   {(amortizing.mean() - exactly.mean()) / exactly.std():5.2f} exact standard deviations"
     )
     print(f"ratio of deviations   {amortizing.std() / exactly.std():5.2f}")
-    if figure is not None:
-        picture(posteriors, figure)
+    if picture is not None:
+        draw(posteriors, picture)
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:], figure=Path(sys.argv[-1]) if sys.argv[-1].endswith(".png") else None)
+    main(quick="--quick" in sys.argv[1:], picture=Path("amortized_wants.png"))

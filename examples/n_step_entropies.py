@@ -6,7 +6,7 @@ the action's own worth, and an analytic one leaves that noise standing. With the
 taken away as well, a control variate, analytic entropies are never noisier than sampled ones.
 
 Measured along a path of policies from the action prior to the optimum, with exact critics: total variance of one
-trajectory's gradient, relative to that with sampled entropies. The figure is docs/figures/n_step_entropies.png.
+trajectory's gradient, relative to that with sampled entropies.
 """
 
 import sys
@@ -19,7 +19,6 @@ import rl_as_inference as rlai
 from rl_as_inference.guides import TabularPolicy
 from rl_as_inference.models import random_mdp
 
-FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "n_step_entropies.png"
 STEPS = (1, 2, 5)
 
 
@@ -47,7 +46,7 @@ def variances(mdp: rlai.TabularMDP, share: float, num_trajectories: int) -> dict
     return {(name, n): found[f"{n}-step, {name}"].variance or 0.0 for name in names for n in STEPS}
 
 
-def main(quick: bool = False) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     shares = (0.0, 0.95) if quick else (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
     measured = {}
     for title, mdp in problems(quick).items():
@@ -61,11 +60,11 @@ def main(quick: bool = False) -> None:
                 for n in STEPS
             ]
             print(f"{share:18.2f} " + "".join(cells))
-    if not quick:
-        draw(measured)
+    if picture is not None:
+        draw(measured, picture)
 
 
-def draw(measured: dict[tuple[str, float], dict[tuple[str, int], float]]) -> None:
+def draw(measured: dict[tuple[str, float], dict[tuple[str, int], float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from rl_as_inference.inspect.plots.style import BLUE, GREEN, GREY, ORANGE, tidy
@@ -86,8 +85,8 @@ def draw(measured: dict[tuple[str, float], dict[tuple[str, int], float]]) -> Non
         tidy(ax, "way from the action prior (0) to the optimum (1)", "", title)
     panels[0].set_ylabel("variance / variance with sampled entropies")
     panels[0].legend(fontsize=8, frameon=False)
-    figure.savefig(FIGURE, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:])
+    main(quick="--quick" in sys.argv[1:], picture=Path("n_step_entropies.png"))

@@ -50,7 +50,7 @@ def beliefs() -> list[list[float]]:
     return rows
 
 
-def picture(rows: list[list[float]], path: Path) -> None:
+def draw(rows: list[list[float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from rl_as_inference.inspect.plots.style import BLUE, GREEN, ORANGE, tidy, whole_numbers
@@ -77,16 +77,16 @@ def picture(rows: list[list[float]], path: Path) -> None:
     right.figure.savefig(path, dpi=130)
 
 
-def main(quick: bool = False, figure: Path | None = None) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     rows = beliefs()  # quick enough as it is
     print("steps seen   " + "   ".join(f"{name:>12}" for name in GOALS))
     for count, row in enumerate(rows):
         print(f"{count:>10}   " + "   ".join(f"{p:>12.3f}" for p in row))
     settled = next(count for count, row in enumerate(rows) if row[1] > 0.95)
     print(f"settled after {settled} of {len(WALK)} steps")
-    if figure is not None:
-        picture(rows, figure)
+    if picture is not None:
+        draw(rows, picture)
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:], figure=Path(sys.argv[-1]) if sys.argv[-1].endswith(".png") else None)
+    main(quick="--quick" in sys.argv[1:], picture=Path("online_goals.png"))

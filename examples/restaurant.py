@@ -59,7 +59,7 @@ def any_walker() -> Any:
     return town, hyperbolic_policy(town, k, sophisticated=bool(kind == 2))
 
 
-def picture(walks: dict[str, tuple[Tensor, Tensor]], draws: dict[str, Any], path: Path) -> None:
+def draw(walks: dict[str, tuple[Tensor, Tensor]], draws: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from rl_as_inference.inspect.plots.style import BLUE, GREY, ORANGE, tidy
@@ -89,7 +89,7 @@ def picture(walks: dict[str, tuple[Tensor, Tensor]], draws: dict[str, Any], path
     figure.savefig(path, dpi=130)
 
 
-def main(quick: bool = False, figure: Path | None = None) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     options = {"num_draws": 60, "num_chains": 1, "num_warmup": 15} if quick else {"num_draws": 1000}
     # A walk or two cannot say all: directions in which tastes stay at their prior are no news here.
     warnings.filterwarnings("ignore", message="the demonstrations say nothing")
@@ -109,9 +109,9 @@ def main(quick: bool = False, figure: Path | None = None) -> None:
     for name, chance in zip(("consistent", "naive", "sophisticated"), chances, strict=True):
         print(f"  P({name}) = {chance:.2f}")
     print(f"  P(vegetarian > doughnuts) = {(utility[:, 1] > utility[:, 0]).mean():.2f}")
-    if figure is not None:
-        picture(walks, {"one walk to the café": first, "two to the far doughnuts": second}, figure)
+    if picture is not None:
+        draw(walks, {"one walk to the café": first, "two to the far doughnuts": second}, picture)
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:], figure=Path(sys.argv[-1]) if sys.argv[-1].endswith(".png") else None)
+    main(quick="--quick" in sys.argv[1:], picture=Path("restaurant.png"))

@@ -5,6 +5,7 @@ return under the attack found, over the temperature. Then a corridor is closed o
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,6 @@ from rl_as_inference import TabularMDP, exact, models, worst_case
 from rl_as_inference.inspect.plots import BLUE, GREEN, GREY, ORANGE
 from rl_as_inference.inspect.plots.style import tidy
 
-FIGURE = "docs/figures/robustness.png"
 BUDGET = 0.5
 
 
@@ -35,7 +35,7 @@ def maze(longer: int, closed: bool) -> TabularMDP:
     return models.gridworld(rows, 5, 30, start=(start, 0), goal=(start, 4), walls=walls, slip=0.05, dtype=torch.float64)
 
 
-def main(quick: bool = False, figure: str | None = None) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     print(f"attack on the dynamics, budget {BUDGET} nats")
     print(f"{'α':>9} {'nominal':>8} {'robust':>8} {'relaxed':>8} {'bound':>8}")
     rows = []
@@ -66,8 +66,8 @@ def main(quick: bool = False, figure: str | None = None) -> None:
             row += [float(exact.expected_return(mdp, policy)) for mdp in (before, maze(longer, True))]
         blocked.append(row)
         print(f"{alpha or 'optimal':>9} " + " ".join(f"{number:8.4f}" for number in row))
-    if figure:
-        _draw(rows, temperatures, blocked, grid).savefig(figure, dpi=110)
+    if picture is not None:
+        _draw(rows, temperatures, blocked, grid).savefig(picture, dpi=110)
 
 
 def _draw(rows, temperatures, blocked, grid):  # type: ignore[no-untyped-def]
@@ -103,4 +103,4 @@ def _draw(rows, temperatures, blocked, grid):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv, figure=FIGURE)
+    main(quick="--quick" in sys.argv[1:], picture=Path("robustness.png"))

@@ -5,14 +5,13 @@ MaxEnt policy at one temperature; over all temperatures these policies trace ret
 """
 
 import sys
+from pathlib import Path
 
 from rl_as_inference import exact, models, rationality_curve, satisfice
 from rl_as_inference.inspect import plots
 
-FIGURE = "docs/figures/satisficing.png"
 
-
-def main(quick: bool = False, figure: str | None = None) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     lake = models.gridworld(4, 4, 12 if quick else 20, slip=0.3, holes=[(1, 1), (1, 3), (2, 3)])
     print(f"{'ε':>5} {'return':>8} {'target':>8} {'α':>8} {'1/α':>8} {'bits':>7}")
     for epsilon in (0.0, 0.01, 0.1, 0.3, 0.6):
@@ -26,10 +25,10 @@ def main(quick: bool = False, figure: str | None = None) -> None:
     print(f"return of the MaxEnt policy at that α: {float(exact.expected_return(lake, same)):.4f}")
     curve = rationality_curve(lake)
     print(f"the curve falls from {float(curve.expected_return[0]):.4f} to {float(curve.expected_return[-1]):.4f}")
-    if figure:
+    if picture is not None:
         ax = plots.plot_rationality(curve, satisficing=answer)
-        ax.figure.savefig(figure, dpi=110)  # type: ignore[union-attr]
+        ax.figure.savefig(picture, dpi=110)  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv, figure=FIGURE)
+    main(quick="--quick" in sys.argv[1:], picture=Path("satisficing.png"))

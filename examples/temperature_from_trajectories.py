@@ -44,7 +44,7 @@ def posterior(walks: Any) -> Tensor:
     return torch.as_tensor(data.sample_stats["probability_place"].values)[0, 0]
 
 
-def picture(found: dict[str, Tensor], path: Path) -> None:
+def draw(found: dict[str, Tensor], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from rl_as_inference.inspect.plots.style import BLUE, GREY, ORANGE, tidy
@@ -62,7 +62,7 @@ def picture(found: dict[str, Tensor], path: Path) -> None:
     ax.figure.savefig(path, dpi=130)
 
 
-def main(quick: bool = False, figure: Path | None = None) -> None:
+def main(quick: bool = False, picture: Path | None = None) -> None:
     num_walkers = 3 if quick else 50
     print(f"posterior standard deviation of log α after {STEPS} steps, mean of {num_walkers} walkers (prior 1.00)")
     first = {}
@@ -74,9 +74,9 @@ def main(quick: bool = False, figure: Path | None = None) -> None:
             first.setdefault(name, chance)
             spreads.append(float(((chance * LOGS**2).sum() - (chance * LOGS).sum() ** 2).sqrt()))
         print(f"  {name:<17} {sum(spreads) / num_walkers:.2f}")
-    if figure is not None:
-        picture(first, figure)
+    if picture is not None:
+        draw(first, picture)
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:], figure=Path(sys.argv[-1]) if sys.argv[-1].endswith(".png") else None)
+    main(quick="--quick" in sys.argv[1:], picture=Path("temperature_from_trajectories.png"))

@@ -254,6 +254,20 @@ def test_satisficing(run):
     assert numbers(text, "return of the MaxEnt policy at that α")[0] == returns[2]
 
 
+def test_learned_satisficing(run):
+    text = run("learned_satisficing")
+    (best, target), (alpha, earned) = (
+        [numbers(text, "best return")[0], numbers(text, "target")[0]],
+        numbers(text, "exact: α ="),
+    )
+    assert best == 0.8235
+    assert target == earned == 0.5765  # 0.7 of it
+    seeds = [numbers(text, f"seed {seed}: α =") for seed in range(4)]
+    # 4,000 steps are too few to arrive; α has come most of the way from 0.1.
+    assert all(0.3 * alpha < found < 4 * alpha for found, _ in seeds)
+    assert all(0 < value < best + 1e-4 for _, value in seeds)
+
+
 def test_robustness(run):
     text = run("robustness")
     attacked, closed = text.split("the usual corridor closes")

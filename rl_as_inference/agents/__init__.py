@@ -4,6 +4,7 @@ from rl_as_inference.agents.evaluation import Evaluation
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.perturbations import PerturbedReturns, perturb
 from rl_as_inference.agents.replay import Batch, Replay
+from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
 from rl_as_inference.agents.soft_policy_iteration import SoftPolicyIteration
 from rl_as_inference.agents.soft_q_learning import SoftQLearning
@@ -17,6 +18,7 @@ __all__ = [
     "Learner",
     "PerturbedReturns",
     "Replay",
+    "ReturnConstraint",
     "SoftActorCritic",
     "SoftPolicyIteration",
     "SoftQLearning",

@@ -23,6 +23,7 @@ from rl_as_inference.agents.networks import Networks, log_probabilities
 from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
+from rl_as_inference.agents.return_constraint import ReturnConstraint, check_target_return
 from rl_as_inference.agents.settings import (
     ActionPrior,
     check_settings,
@@ -86,6 +87,7 @@ class Learner(ABC):
         temperature: float | str | None,
         initial_temperature: float,
         target_entropy: float | None,
+        target_return: float | None,
         target_average: float,
         updates_per_step: float,
         n_step: int,
@@ -113,6 +115,16 @@ class Learner(ABC):
         if discount is None:
             discount = 0.99 if process is None else float(process.discount)
         check_discount(discount)
+        if target_return is not None:
+            target_return = check_target_return(target_return)
+            if target_entropy is not None:
+                raise ValueError("target_return and target_entropy both tune the temperature; give one of them")
+            if temperature not in (None, "auto"):
+                raise ValueError(
+                    f"target_return tunes the temperature, and temperature={temperature!r} fixes it; leave one out "
+                    f"(initial_temperature is where a tuned one starts)"
+                )
+            temperature = "auto"
         if temperature is None:
             temperature = "auto" if process is None else float(process.temperature)
         self.learns_temperature = temperature == "auto"
@@ -151,10 +163,22 @@ class Learner(ABC):
         self.learning_rate, self.discount = learning_rate, float(discount)
         self.target_average, self.updates_per_step = target_average, updates_per_step
         self.action_prior, self.compile = action_prior, compile
-        self.target_entropy = check_target_entropy(target_entropy, self.action_space)
+        target_entropy = check_target_entropy(target_entropy, self.action_space)
+        self.target_entropy = target_entropy if self.learns_temperature and target_return is None else None
         self._initial_temperature = initial_temperature if self.learns_temperature else float(temperature)
 
         self._random = RandomStream(seed, self.device)
+        self.constraint: ReturnConstraint | None = None
+        if target_return is not None:
+            self._check_ends("target_return is held by whole episodes")
+            self.constraint = ReturnConstraint(
+                target_return,
+                discount=1.0 if process is None else float(process.discount),
+                num_seeds=self.num_seeds,
+                num_envs=self.num_envs,
+                learning_rate=learning_rate,
+                initial_temperature=initial_temperature,
+            )
         with self._random:
             self.modules = [
                 {name: module.to(self.device, dtype) for name, module in self._make_modules().items()}
@@ -368,14 +392,7 @@ class Learner(ABC):
                 "evaluate needs an environment of its own, and env is one that is being learned in; make the agent "
                 "with the environment's id or a factory, lambda: make_my_environment()"
             )
-        if self.process is not None and self.process.horizon is None:
-            with self._random.unmoved():
-                endless = self.process.terminated(self.process.initial().sample()) is None
-            if endless:
-                raise ValueError(
-                    f"evaluate plays whole episodes, and those of {self.envs.name} never end: it has neither a horizon "
-                    f"nor terminal states; give it a horizon"
-                )
+        self._check_ends("evaluate plays whole episodes")
         parts = []
         for policy in self.policies:
             envs = Environments.make(
@@ -464,6 +481,16 @@ class Learner(ABC):
                     )
                 )
             self._returns[ended], self._lengths[ended] = 0.0, 0
+        if self.constraint is not None:
+            moved = self.constraint.observe(
+                step.reward,
+                ended=ended,
+                valid=step.valid,
+                acts=self.num_steps >= self.learning_starts,
+                num_updates=self.num_updates,
+            )
+            for seed, log_temperature in moved.items():
+                self.modules[seed]["temperature"].get_parameter("log_temperature").fill_(log_temperature)
 
     def _observe(self, state: Any) -> None:
         """Puts the states to act from where the compiled functions read them."""
@@ -544,6 +571,18 @@ class Learner(ABC):
                 action = log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy)
         return action.cpu().numpy()
 
+    def _check_ends(self, what: str) -> None:
+        """Raises ValueError if the episodes never end."""
+        if self.process is None or self.process.horizon is not None:
+            return
+        with self._random.unmoved():
+            endless = self.process.terminated(self.process.initial().sample()) is None
+        if endless:
+            raise ValueError(
+                f"{what}, and those of {self.envs.name} never end: it has neither a horizon nor terminal states; give "
+                f"it a horizon"
+            )
+
     def _check_whole(self) -> None:
         if not self.is_whole:
             raise ValueError(
@@ -569,6 +608,7 @@ class Learner(ABC):
             "network layout": [[module, name, list(shape)] for module, name, _, shape in self._update.layout.places],
             "discount": self.discount,
             "temperature": "auto" if self.learns_temperature else self._initial_temperature,
+            "target_return": None if self.constraint is None else self.constraint.target,
             "action_prior": self.action_prior,
             "n_step": self.n_step,
             "dtype": str(self.dtype),
@@ -593,6 +633,7 @@ class Learner(ABC):
             "lengths": self._lengths.tolist(),
             "history": self.history,
             "episodes": self.episodes,
+            "constraint": None if self.constraint is None else self.constraint.state_dict(),
             "envs": envs["json"],
         }
         return Snapshot(tensors, progress, notes)
@@ -612,12 +653,16 @@ class Learner(ABC):
             self._compiles = progress["compiles"]
         self.history, self.episodes = progress["history"], [tuple(row) for row in progress["episodes"]]
         self._returns, self._lengths = np.array(progress["returns"]), np.array(progress["lengths"])
+        if self.constraint is not None:
+            self.constraint.load_state_dict(progress["constraint"])
         self.is_whole = True
         arrays = {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")}
         exact = self.envs.restore({"json": progress["envs"], "arrays": arrays})
         self._action_is_fresh = exact and progress["action_is_fresh"]
         if not exact:
             self._returns[:], self._lengths[:] = 0, 0
+            if self.constraint is not None:
+                self.constraint.restart(acts=self.num_steps >= self.learning_starts)
         if self.envs.state is not None:
             self._observe(self.envs.state)
 

@@ -99,7 +99,7 @@ def perturb(
         name: ``"observation"`` adds Gaussian noise, of ``size`` times each entry's standard deviation over the
             unperturbed episodes. ``"action"`` adds Gaussian noise of ``size`` half-widths of the action space, and
             clips; a discrete action is replaced by a random one with probability ``size``. ``"reward"`` pays the
-            worst reward of Eysenbach & Levine (2021, theorem 4.2), ``r - size α (log π(a|s) - log p(a|s))`` with the
+            worst reward of Eysenbach & Levine (2021), ``r - size α (log π(a|s) - log p(a|s))`` with the
             agent's α, and actions are drawn. Any other name is physics, and ``size`` a factor: for MuJoCo
             ``body_mass``, ``body_mass:NAME``, ``friction``, ``damping`` or ``gravity``; elsewhere a numeric attribute
             of the environment, such as ``l`` of Pendulum or ``masspole`` of CartPole.

@@ -87,6 +87,10 @@ class SoftActorCritic(Learner):
         initial_temperature: where a tuned α starts.
         target_entropy: nats, of the density on ``[-1, 1]^d`` or of the discrete actions; by default
             ``-d`` and ``½ log|A|``.
+        target_return: reward units; instead of an entropy, hold the exploring policy's mean return at this, as
+            :func:`rl_as_inference.satisfice` does exactly: α is then the dual variable of that constraint, learned
+            from the episodes played (:class:`ReturnConstraint`). Undiscounted, as :meth:`evaluate` counts it; with
+            a process, discounted by the process's own γ. What no policy earns drives α towards 0.
         action_prior: ``"uniform"``, the model's; ``"flat"`` takes log p for 0, as the papers do. They
             differ by a constant per step, so only where episodes end by themselves.
         learning_starts: steps by the action prior before learning.
@@ -130,6 +134,7 @@ class SoftActorCritic(Learner):
         temperature: float | Literal["auto"] | None = None,
         initial_temperature: float = 1.0,
         target_entropy: float | None = None,
+        target_return: float | None = None,
         action_prior: ActionPrior = "uniform",
         learning_starts: int = 1000,
         batch_size: int = 256,
@@ -157,10 +162,12 @@ class SoftActorCritic(Learner):
         if exploration_noise != 0:
             check_positive("exploration_noise", exploration_noise)
         if objective in ("svg0", "ddpg"):
-            if temperature == "auto":
-                raise ValueError(
-                    f"temperature='auto' tunes an entropy that objective={objective!r} has not; leave it out"
-                )
+            for name, given in (
+                ("temperature='auto'", temperature == "auto"),
+                ("target_return", target_return is not None),
+            ):
+                if given:
+                    raise ValueError(f"{name} tunes an entropy that objective={objective!r} has not; leave it out")
             temperature = 1.0 if temperature is None else temperature  # not looked at
         if value_network and (objective != "maxent" or n_step > 1):
             raise ValueError("value_network goes with objective='maxent' and n_step=1; drop one of them")
@@ -188,6 +195,7 @@ class SoftActorCritic(Learner):
             temperature=temperature,
             initial_temperature=initial_temperature,
             target_entropy=target_entropy,
+            target_return=target_return,
             target_average=target_average,
             updates_per_step=updates_per_step,
             n_step=n_step,
@@ -208,7 +216,7 @@ class SoftActorCritic(Learner):
         critic_loss = soft_critic_loss(q, self._target(frozen, targets, batch, temperature))
         actor_loss, entropy, value = self._actor_loss(networks("policy", batch.state, 0), frozen, batch.state)
         total = critic_loss + actor_loss
-        if self.learns_temperature:
+        if self.target_entropy is not None:
             log_temperature = networks.tree["temperature"]["log_temperature"]
             total = total + temperature_loss(log_temperature, entropy, self.target_entropy)
         if self.value_network:

@@ -84,6 +84,7 @@ class SoftQLearning(Learner):
         temperature: float | Literal["auto"] | None = None,
         initial_temperature: float = 1.0,
         target_entropy: float | None = None,
+        target_return: float | None = None,
         action_prior: ActionPrior = "uniform",
         learning_starts: int = 1000,
         batch_size: int = 256,
@@ -121,6 +122,7 @@ class SoftQLearning(Learner):
             temperature=temperature,
             initial_temperature=initial_temperature,
             target_entropy=target_entropy,
+            target_return=target_return,
             target_average=target_average,
             updates_per_step=updates_per_step,
             n_step=n_step,
@@ -155,7 +157,7 @@ class SoftQLearning(Learner):
                 log_weights = energies.log_softmax(-1)  # of the policy to the uniform density, times the count
                 gain = (log_weights.exp() * log_weights).sum(-1) + math.log(self.num_value_draws)
                 entropy = -gain - uniform_log_density(self.action_space)
-        if self.learns_temperature:
+        if self.target_entropy is not None:
             log_temperature = networks.tree["temperature"]["log_temperature"]
             total = total + temperature_loss(log_temperature, entropy, self.target_entropy)
         return total, {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}

@@ -39,6 +39,8 @@ __all__ = ["ROBUSTNESS", "evaluate_command", "make_agent", "mark", "train_comman
 _ALGORITHMS: dict[str, type[Learner]] = {"sac": SoftActorCritic, "sql": SoftQLearning}
 _OWN: dict[str, dict[str, Any]] = {"sac": {"objective": "maxent", "policy_components": 1}, "sql": {"double": False}}
 """Options that only one algorithm has, with their defaults."""
+_SINCE: dict[str, Any] = {"target_return": None}
+"""Options that the first runs did not have, with what they did."""
 _OF_AGENTS = (
     "num_envs",
     "batch_size",
@@ -48,6 +50,7 @@ _OF_AGENTS = (
     "discount",
     "temperature",
     "target_entropy",
+    "target_return",
     "updates_per_step",
     "n_step",
     "compile",
@@ -102,6 +105,10 @@ def train_command(
     ] = None,
     target_entropy: Annotated[
         float | None, typer.Option(help="Nats; -d for d continuous actions, half of log|A| for discrete ones.")
+    ] = None,
+    target_return: Annotated[
+        float | None,
+        typer.Option(help="Reward units: tune α so that the exploring policy earns this an episode (satisficing)."),
     ] = None,
     updates_per_step: Annotated[float, typer.Option(help="Gradient steps an environment step; may be below 1.")] = 1.0,
     n_step: Annotated[int, typer.Option(help="Steps of reward before a critic bootstraps.")] = 1,
@@ -295,7 +302,7 @@ def make_agent(record: dict[str, Any], argument: str = "--resume") -> Learner:
     try:
         problem, algorithm = str(record["problem"]), record["algorithm"]
         seeds = None if record["seeds"] == 1 else record["seeds"]
-        config = {name: record[name] for name in (*_OF_AGENTS, *_OWN[algorithm])}
+        config = {name: {**_SINCE, **record}[name] for name in (*_OF_AGENTS, *_OWN[algorithm])}
         config |= {"seed": record["seed"], "seeds": seeds, "hidden_sizes": tuple(record["hidden_sizes"])}
         config["device"], options = record["device"], dict(record["options"])
     except (KeyError, TypeError, ValueError) as error:
@@ -352,7 +359,15 @@ def _training_table(agent: Learner, training: Training) -> str:
             ]
             for row in last
         ]
-    goal = f"tuned to an entropy of {agent.target_entropy:.4g} nats" if agent.learns_temperature else "fixed"
+    goal = "fixed"
+    if agent.target_entropy is not None:
+        goal = f"tuned to an entropy of {agent.target_entropy:.4g} nats"
+    elif agent.constraint is not None:
+        recent = statistics.fmean(agent.constraint.recent)
+        latest = (
+            "no episode of the policy has ended" if math.isnan(recent) else f"latest exploring episodes {recent:.4g}"
+        )
+        goal = f"tuned to a return of {agent.constraint.target:.4g}; {latest}"
     speed = training.steps_per_second
     rows += [
         ["temperature α", f"{agent.temperature:.4g}", "reward/nat", goal],

@@ -66,7 +66,7 @@ def worst_case(
         min E_π Σ γ^t r̃_t  =  E_π Σ γ^t r_t - α Σ_s D(s) KL(π̄ || μ) - α budget  >=  α (ELBO(π) - budget)
 
     with equality for stationary policies: the MaxEnt objective *is* the return under the worst reward. With α = 1
-    and the counting measure for μ this is theorem 4.2 of the paper.
+    and the counting measure for μ this is the paper's theorem on adversarial reward functions.
 
     **Dynamics.** The adversary's ``p̃(s'|s,a)`` may be any kernel, impossible transitions included, with
 
@@ -81,9 +81,9 @@ def worst_case(
         robust return  >=  f(J) = Z exp(J - dynamics_budget),       Z = Σ_t γ^t  (the horizon, if γ = 1)
 
     where ``J`` is the ELBO of π at temperature 1 for the pessimistic reward
-    ``r̄(s,a) = E_{s'}[log r] / Z - KL(p(.|s,a) || ν)``: theorem 4.1, with γ. It follows from two uses of Jensen's
-    inequality and the same duality as above; ``bound`` is this number (for a reward budget alone,
-    ``α (ELBO - budget)``; with both there is none).
+    ``r̄(s,a) = E_{s'}[log r] / Z - KL(p(.|s,a) || ν)``: the paper's theorem on adversarial dynamics, with γ. It
+    follows from two uses of Jensen's inequality and the same duality as above; ``bound`` is this number (for a
+    reward budget alone, ``α (ELBO - budget)``; with both there is none).
 
     Finding ``p̃`` is a polynomial problem, not a convex one, and with one budget over all states its general
     form is NP-hard (Wiesemann et al. 2013). It is solved by an augmented Lagrangian from several starts. For
@@ -96,7 +96,7 @@ def worst_case(
 
     The perturbed tables do not depend on time, also where the policy does. Everything is done in float64.
 
-    Source: Eysenbach & Levine 2021, arXiv:2103.06257, theorems 4.1 and 4.2; the lecture's eq. 27.
+    Source: Eysenbach & Levine 2021, arXiv:2103.06257, section 4; the lecture's eq. 27.
 
     Args:
         mdp: a finite process.
