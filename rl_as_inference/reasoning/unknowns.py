@@ -44,6 +44,7 @@ class Unknowns:
         combinations: joint values of the discrete sites, one dictionary each; one, empty, where there are none.
         prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
         size: the length of ``u``.
+        num_backups: the steps of planning that one density takes, over all joint values of the discrete sites.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Unknowns:
                 for values in self.combinations:
                     process, policy, _ = self._run(row, values)
                     self._data.check(process)
+                    self.num_backups = (process.horizon or 1) * len(self.combinations)
                     best = torch.maximum(best, self._data.log_probabilities(process, policy).double())
         if bool((best == -torch.inf).any()):
             t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
@@ -185,7 +187,7 @@ class Unknowns:
         try:
             value = self.potential(at, volume)
             (slope,) = torch.autograd.grad(value, at)
-        except ValueError:  # a step so long that the family refuses its numbers
+        except (ValueError, torch.linalg.LinAlgError):  # a step so long that the family refuses its numbers
             return float("inf"), torch.zeros_like(u)
         if not bool(value.isfinite()) or not bool(slope.isfinite().all()):
             return float("inf"), torch.zeros_like(u)
