@@ -9,13 +9,16 @@ import pyro
 import pyro.distributions as dist
 import scipy.optimize
 import torch
-from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer import NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
+from rl_as_inference.progress import progress_bar
+from rl_as_inference.reasoning.batching import batched_gradient, row_by_row
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
+from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.unknowns import Unknowns
 
 if TYPE_CHECKING:
@@ -192,24 +195,41 @@ def _scale(unknowns: Unknowns, mode: Tensor) -> Tensor:
 def _nuts(
     unknowns: Unknowns, mode: Tensor, scale: Tensor, per_chain: int, num_chains: int, num_warmup: int, progress: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    def potential(values: dict[str, Tensor]) -> Tensor:
-        try:
-            value = unknowns.potential(mode + scale @ values["u"])
-        except ValueError:  # a step so long that the family refuses its numbers
-            value = (values["u"] * torch.nan).sum()
-        return torch.where(value.isfinite(), value, torch.inf)
+    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = mode + scale x``."""
+    examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
+    gradient = batched_gradient(unknowns, examples) or row_by_row(unknowns)
 
-    chains, diverged = [], []
-    for _ in range(num_chains):
+    def answer(points: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        values, slopes = gradient(mode + torch.stack(points) @ scale.T)
+        return list(zip(values, slopes @ scale, strict=True))
+
+    def chain(ask: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        def potential(values: dict[str, Tensor]) -> Tensor:
+            x = values["x"]
+            value, slope = ask(x.detach())
+            return value + slope @ (x - x.detach())  # which has this value, and this gradient
+
         kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=True)
-        start = {"u": torch.randn(unknowns.size, dtype=torch.float64)}
-        sampler = MCMC(kernel, per_chain, warmup_steps=num_warmup, initial_params=start, disable_progbar=not progress)
-        sampler.run()
-        chains.append(mode + sampler.get_samples()["u"] @ scale.T)
-        marks = torch.zeros(per_chain, dtype=torch.bool)
-        marks[list(sampler.diagnostics().get("divergences", {}).get("chain 0", []))] = True
-        diverged.append(marks)
-    return torch.stack(chains), {"diverging": torch.stack(diverged)}
+        kernel.initial_params = values = {"x": torch.randn(unknowns.size, dtype=torch.float64)}
+        kernel.setup(num_warmup)
+        draws = []
+        for index in range(num_warmup + per_chain):
+            values = kernel.sample(values)
+            bar.advance("warm-up" if index < num_warmup else "sampling")
+            draws.append(values["x"])
+        diverged = torch.zeros(per_chain, dtype=torch.bool)
+        diverged[list(kernel.diagnostics()["divergences"])] = True
+        return torch.stack(draws[num_warmup:]), diverged
+
+    seeds = torch.randint(2**62, (num_chains,)).tolist()
+    # As in Pyro's own MCMC: handlers around the caller see nothing, and no distribution checks its arguments.
+    with (
+        pyro.poutine.block(),
+        pyro.validation_enabled(False),
+        progress_bar("NUTS", num_chains * (num_warmup + per_chain), show=progress) as bar,
+    ):
+        draws, diverged = zip(*lockstep([chain] * num_chains, answer, seeds), strict=True)
+    return mode + torch.stack(draws) @ scale.T, {"diverging": torch.stack(diverged)}
 
 
 def _svi(unknowns: Unknowns, mode: Tensor, scale: Tensor, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
