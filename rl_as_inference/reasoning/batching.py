@@ -1,7 +1,12 @@
-"""The posterior density of an agent's unknowns at several points at once, with its gradient."""
+"""The posterior density of an agent's unknowns at several points at once.
+
+The family is run under ``torch.func.vmap``, which refuses Python that depends on the unknowns' values. What is left
+are operations on tensors alone, which are recorded once and replayed without Pyro, constructors and planner. Conditions
+on values are noted on the way; a row that breaks one is asked anew by itself, so that every row has the answer that it
+has alone. Where a family cannot be batched, all are asked by themselves.
+"""
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
@@ -11,20 +16,20 @@ from rl_as_inference.checks import deferred
 from rl_as_inference.reasoning.replay import recorded
 from rl_as_inference.reasoning.unknowns import Unknowns
 
-__all__ = ["Gradient", "batched_gradient", "row_by_row"]
+__all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row"]
 
-Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Gives potentials ``(C,)`` in nats, infinite where there is none, and their gradients, at points ``(C, size)``."""
+Batched = Callable[[Tensor], tuple[Tensor, ...]]
+"""Gives tensors of a row for each point of ``(C, size)``."""
 
 _TOLERANCE = 1e-8
-"""Difference of a batched potential or gradient from a single one, relative to the largest, that is no rounding."""
+"""Difference of a batched answer from a single one, relative to the largest, that is no longer rounding."""
 
 _RECORD_LIMIT = 5_000
-"""Steps of planning, some 50 operations each, up to which they are recorded; a record takes a minute at the limit."""
+"""Steps of planning, some 50 operations each, up to which they are recorded: a gigabyte and half a minute at most."""
 
 
-def row_by_row(unknowns: Unknowns) -> Gradient:
-    """Returns the gradient of :class:`Unknowns`, one row after the other."""
+def gradient_by_row(unknowns: Unknowns) -> Batched:
+    """Returns the potentials ``(C,)`` in nats, infinite where there is none, and their gradients ``(C, size)``."""
 
     def gradient(u: Tensor) -> tuple[Tensor, Tensor]:
         values, slopes = zip(*(unknowns.gradient(row) for row in u), strict=True)
@@ -33,46 +38,80 @@ def row_by_row(unknowns: Unknowns) -> Gradient:
     return gradient
 
 
-def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Gradient | None:
-    """Returns the gradient at up to ``C`` points in one evaluation; None where the family cannot be batched.
+def parts_by_row(unknowns: Unknowns) -> Batched:
+    """Returns :meth:`Unknowns.parts` of each row, ``(C, K)`` and ``(C, K, M)``, without gradient."""
 
-    The family is run under ``torch.func.vmap``, which refuses Python that depends on the unknowns' values. What it
-    leaves are operations on tensors alone, which are recorded once and replayed without Pyro, constructors and
-    planner. Conditions on values are noted on the way; a row that breaks one, or has no finite density, is asked
-    anew by itself, so that all rows have the answers of :func:`row_by_row`.
+    def parts(u: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            prior, seen = zip(*(unknowns.parts(row) for row in u), strict=True)
+        return torch.stack(prior), torch.stack(seen)
+
+    return parts
+
+
+def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Batched | None:
+    """Returns :func:`gradient_by_row` of up to ``C`` points in one evaluation; None where it cannot be had.
 
     Args:
         unknowns: whose density it is.
         examples: points ``(2, C, size)``: what is recorded at the first is tried at the second.
     """
-    single = row_by_row(unknowns)
 
-    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+    def potential(u: Tensor) -> tuple[Tensor, Tensor]:
         with deferred() as conditions:
             value = unknowns.potential(u)
-        return value, torch.stack([value.detach().isfinite(), *conditions]).all()
+        return value, torch.stack([value.isfinite(), *conditions]).all()
 
     def answers(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):  # as in Pyro's MCMC, no checks of arguments
             at = u.detach().requires_grad_()
-            values, passed = torch.func.vmap(density)(at)
+            values, passed = torch.func.vmap(potential)(at)
             (slopes,) = torch.autograd.grad(values.sum(), at)
         return values.detach(), slopes, passed & slopes.isfinite().all(-1)
 
-    def gradient(u: Tensor) -> tuple[Tensor, Tensor]:
+    return _tried(answers, gradient_by_row(unknowns), examples, record=unknowns.num_backups <= _RECORD_LIMIT)
+
+
+def batched_parts(unknowns: Unknowns, examples: Tensor) -> Batched | None:
+    """Returns :func:`parts_by_row` of up to ``C`` points in one evaluation; None where it cannot be had.
+
+    Args:
+        unknowns, examples: as for :func:`batched_gradient`.
+    """
+
+    def parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with deferred() as conditions:
+            prior, seen = unknowns.parts(u)
+        return prior, seen, torch.stack([~seen.isnan().any(), *conditions]).all()
+
+    def answers(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return torch.func.vmap(parts)(u)
+
+    return _tried(answers, parts_by_row(unknowns), examples, record=unknowns.num_backups <= _RECORD_LIMIT)
+
+
+def _tried(answers: Batched, single: Batched, examples: Tensor, *, record: bool) -> Batched | None:
+    """Returns the answers of a batch, with those of ``single`` for rows that do not pass; None where they differ.
+
+    Args:
+        answers: gives for each row what ``single`` gives, and last whether it passes.
+    """
+
+    def filled(u: Tensor) -> tuple[Tensor, ...]:
         count = len(u)
         # One batch size: it is part of the record, and a row's last digits may depend on it.
         full = torch.cat([u, u[:1].expand(examples.shape[1] - count, -1)])
         try:
-            values, slopes, passed = (part[:count] for part in quick(full))
+            *found, passed = (part[:count] for part in quick(full))
         except RuntimeError:  # a factorization fails for all rows if it does for one
             return single(u)
-        if not bool(passed.all()):
-            values, slopes = values.clone(), slopes.clone()
-            values[~passed], slopes[~passed] = single(u[~passed])
-        return values, slopes
+        if bool(passed.all()):
+            return tuple(found)
+        alone = zip(found, single(u[~passed]), strict=True)
+        return tuple(part.clone().index_put_((~passed,), own) for part, own in alone)
 
-    for make in (recorded, _as_it_is)[unknowns.num_backups > _RECORD_LIMIT :]:
+    for make in (recorded, _as_it_is) if record else (_as_it_is,):
         try:
             quick = make(answers, examples[0])
             *found, passed = quick(examples[1])
@@ -82,13 +121,14 @@ def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Gradient | None:
         if bool(passed.any()) and all(
             _alike(ours[passed], theirs[passed]) for ours, theirs in zip(found, expected, strict=True)
         ):
-            return gradient
+            return filled
     return None
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    return float((ours - theirs).abs().max()) <= _TOLERANCE * (1 + float(theirs.abs().max()))
+    largest = torch.where(theirs.isfinite(), theirs, 0.0).abs().max()
+    return torch.allclose(ours, theirs, rtol=0.0, atol=_TOLERANCE * (1 + float(largest)))
 
 
-def _as_it_is(function: Callable[..., Any], example: Tensor) -> Callable[..., Any]:
+def _as_it_is(function: Batched, example: Tensor) -> Batched:
     return function

@@ -16,7 +16,7 @@ from torch import Tensor
 from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.progress import progress_bar
-from rl_as_inference.reasoning.batching import batched_gradient, row_by_row
+from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.unknowns import Unknowns
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import arviz
 
 __all__ = ["infer_agent"]
+
+_AT_ONCE = 8
+"""Draws whose likelihoods are computed together; so few, because each has tables of a whole plan."""
 
 
 def infer_agent(
@@ -197,7 +200,7 @@ def _nuts(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Runs Pyro's NUTS in the coordinates ``x`` of ``u = mode + scale x``."""
     examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
-    gradient = batched_gradient(unknowns, examples) or row_by_row(unknowns)
+    gradient = batched_gradient(unknowns, examples) or gradient_by_row(unknowns)
 
     def answer(points: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         values, slopes = gradient(mode + torch.stack(points) @ scale.T)
@@ -262,14 +265,7 @@ def _as_inference_data(
     values = {
         name: value.reshape(chains, count, *value.shape[1:]) for name, value in unknowns.constrained(flat)[0].items()
     }
-    joint, seen = [], []
-    with torch.no_grad():
-        # With nothing continuous unknown, all draws share their density.
-        for u in flat if unknowns.size else flat[:1]:
-            prior, logs = unknowns.parts(u)
-            seen.append(logs @ data.weights.T)
-            joint.append(prior + logs @ data.weights.sum(0))
-    logs, likelihood = (torch.stack(part).expand(len(flat), *part[0].shape) for part in (joint, seen))
+    logs, likelihood = _logs(unknowns, data, flat)
     which = logs.argmax(-1) if method == "map" else dist.Categorical(logits=logs).sample()
     chances = logs.softmax(-1)
     for name, support in unknowns.discrete.items():
@@ -280,6 +276,21 @@ def _as_inference_data(
     stats["lp"] = (torch.logsumexp(logs, -1) + unknowns.constrained(flat)[1]).reshape(chains, count)
     picked = likelihood[torch.arange(len(flat)), which].reshape(chains, count, -1)
     return _to_arviz(unknowns, data, values, stats, picked, {"method": method, "dynamics": dynamics})
+
+
+def _logs(unknowns: Unknowns, data: Demonstrations, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log joint densities ``(D, K)`` and log likelihoods ``(D, K, N)``, for joint values of discrete sites."""
+    parts = parts_by_row(unknowns)
+    if unknowns.size and len(draws) >= 10 * _AT_ONCE:  # fewer do not pay for the record
+        parts = batched_parts(unknowns, draws[: 2 * _AT_ONCE].reshape(2, _AT_ONCE, -1)) or parts
+    joint, likelihood = [], []
+    # With nothing continuous unknown, all draws share their density.
+    for u in draws.split(_AT_ONCE) if unknowns.size else draws[None, :1]:
+        prior, seen = parts(u)
+        joint.append(prior + seen @ data.weights.sum(0))
+        likelihood.append(seen @ data.weights.T)
+    found = torch.cat(joint), torch.cat(likelihood)
+    return found if unknowns.size else (found[0].expand(len(draws), -1), found[1].expand(len(draws), -1, -1))
 
 
 def _to_arviz(
