@@ -21,9 +21,6 @@ __all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row
 Batched = Callable[[Tensor], tuple[Tensor, ...]]
 """Gives tensors of a row for each point of ``(C, size)``."""
 
-_TOLERANCE = 1e-8
-"""Difference of a batched answer from a single one, relative to the largest, that is no longer rounding."""
-
 _RECORD_LIMIT = 5_000
 """Steps of planning, some 50 operations each, up to which they are recorded: a gigabyte and half a minute at most."""
 
@@ -65,11 +62,11 @@ def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Batched | None:
     def answers(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):  # as in Pyro's MCMC, no checks of arguments
             at = u.detach().requires_grad_()
-            values, passed = torch.func.vmap(potential)(at)
+            values, passed = torch.func.vmap(potential, randomness="same")(at)
             (slopes,) = torch.autograd.grad(values.sum(), at)
         return values.detach(), slopes, passed & slopes.isfinite().all(-1)
 
-    return _tried(answers, gradient_by_row(unknowns), examples, record=unknowns.num_backups <= _RECORD_LIMIT)
+    return _tried(unknowns, answers, gradient_by_row(unknowns), examples)
 
 
 def batched_parts(unknowns: Unknowns, examples: Tensor) -> Batched | None:
@@ -86,12 +83,12 @@ def batched_parts(unknowns: Unknowns, examples: Tensor) -> Batched | None:
 
     def answers(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad(), pyro.validation_enabled(False):
-            return torch.func.vmap(parts)(u)
+            return torch.func.vmap(parts, randomness="same")(u)
 
-    return _tried(answers, parts_by_row(unknowns), examples, record=unknowns.num_backups <= _RECORD_LIMIT)
+    return _tried(unknowns, answers, parts_by_row(unknowns), examples)
 
 
-def _tried(answers: Batched, single: Batched, examples: Tensor, *, record: bool) -> Batched | None:
+def _tried(unknowns: Unknowns, answers: Batched, single: Batched, examples: Tensor) -> Batched | None:
     """Returns the answers of a batch, with those of ``single`` for rows that do not pass; None where they differ.
 
     Args:
@@ -111,7 +108,11 @@ def _tried(answers: Batched, single: Batched, examples: Tensor, *, record: bool)
         alone = zip(found, single(u[~passed]), strict=True)
         return tuple(part.clone().index_put_((~passed,), own) for part, own in alone)
 
-    for make in (recorded, _as_it_is) if record else (_as_it_is,):
+    def alike(ours: Tensor, theirs: Tensor) -> bool:
+        largest = float(torch.where(theirs.isfinite(), theirs, 0.0).abs().max())
+        return torch.allclose(ours, theirs, rtol=0.0, atol=unknowns.eps**0.5 * (1 + largest))
+
+    for make in (recorded, _as_it_is)[unknowns.num_backups > _RECORD_LIMIT :]:
         try:
             quick = make(answers, examples[0])
             *found, passed = quick(examples[1])
@@ -119,15 +120,10 @@ def _tried(answers: Batched, single: Batched, examples: Tensor, *, record: bool)
             continue
         expected = single(examples[1])
         if bool(passed.any()) and all(
-            _alike(ours[passed], theirs[passed]) for ours, theirs in zip(found, expected, strict=True)
+            alike(ours[passed], theirs[passed]) for ours, theirs in zip(found, expected, strict=True)
         ):
             return filled
     return None
-
-
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    largest = torch.where(theirs.isfinite(), theirs, 0.0).abs().max()
-    return torch.allclose(ours, theirs, rtol=0.0, atol=_TOLERANCE * (1 + float(largest)))
 
 
 def _as_it_is(function: Batched, example: Tensor) -> Batched:

@@ -45,6 +45,7 @@ class Unknowns:
         prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
         size: the length of ``u``.
         num_backups: the steps of planning that one density takes, over all joint values of the discrete sites.
+        eps: the rounding error of the coarsest floating type that a density goes through.
     """
 
     def __init__(
@@ -112,13 +113,16 @@ class Unknowns:
         """Raises ValueError where the demonstrations are impossible in the family."""
         u = self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
         best = torch.full((), -torch.inf)
+        self.eps = max([torch.finfo(dtype).eps for _, _, dtype in self._sites.values()], default=0.0)
         for row in u:
             with torch.no_grad():
                 for values in self.combinations:
                     process, policy, _ = self._run(row, values)
                     self._data.check(process)
                     self.num_backups = (process.horizon or 1) * len(self.combinations)
-                    best = torch.maximum(best, self._data.log_probabilities(process, policy).double())
+                    logs = self._data.log_probabilities(process, policy)
+                    self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
+                    best = torch.maximum(best, logs.double())
         if bool((best == -torch.inf).any()):
             t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
             if bool(self._data.complete[n]):
