@@ -21,8 +21,13 @@ __all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row
 Batched = Callable[[Tensor], tuple[Tensor, ...]]
 """Gives tensors of a row for each point of ``(C, size)``."""
 
-_RECORD_LIMIT = 5_000
+_RECORD_LIMIT = 1_500
 """Steps of planning, some 50 operations each, up to which they are recorded: a gigabyte and half a minute at most."""
+
+
+_ENTRY_LIMIT = 30_000_000
+"""Numbers in a kind of table over all rows up to which they are batched: several tables of 240 megabytes each. In
+larger ones it is arithmetic that takes time, which batching does not spare."""
 
 
 def gradient_by_row(unknowns: Unknowns) -> Batched:
@@ -112,6 +117,8 @@ def _tried(unknowns: Unknowns, answers: Batched, single: Batched, examples: Tens
         largest = float(torch.where(theirs.isfinite(), theirs, 0.0).abs().max())
         return torch.allclose(ours, theirs, rtol=0.0, atol=unknowns.eps**0.5 * (1 + largest))
 
+    if unknowns.num_entries * examples.shape[1] > _ENTRY_LIMIT:
+        return None
     for make in (recorded, _as_it_is)[unknowns.num_backups > _RECORD_LIMIT :]:
         try:
             quick = make(answers, examples[0])

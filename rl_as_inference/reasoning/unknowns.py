@@ -11,7 +11,8 @@ from torch.distributions import biject_to
 
 from rl_as_inference import exact
 from rl_as_inference.exact import Dynamics
-from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.reasoning.demonstrations import Demonstrations
 
 __all__ = ["Unknowns", "agent_of"]
@@ -45,6 +46,7 @@ class Unknowns:
         prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
         size: the length of ``u``.
         num_backups: the steps of planning that one density takes, over all joint values of the discrete sites.
+        num_entries: the numbers, roughly, in each kind of table that is kept for the gradient of one density.
         eps: the rounding error of the coarsest floating type that a density goes through.
     """
 
@@ -120,6 +122,7 @@ class Unknowns:
                     process, policy, _ = self._run(row, values)
                     self._data.check(process)
                     self.num_backups = (process.horizon or 1) * len(self.combinations)
+                    self.num_entries = self.num_backups * _width(process, self._dynamics)
                     logs = self._data.log_probabilities(process, policy)
                     self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
                     best = torch.maximum(best, logs.double())
@@ -231,6 +234,15 @@ class _Starts(pyro.poutine.messenger.Messenger):
         msg["is_observed"] = True
         self.filled.add(msg["name"])
         self._owner._can_draw = False
+
+
+def _width(process: Any, dynamics: Dynamics) -> int:
+    """Returns how many numbers a step of planning goes through."""
+    if not isinstance(process, TabularMDP):
+        return 1
+    probabilities = process.kernel.probabilities
+    product = isinstance(process.kernel, DenseKernel) and dynamics == "causal" and process.reward_table.dim() == 2
+    return probabilities.shape[:2].numel() if product else probabilities.numel()
 
 
 def _values(name: str, distribution: Any) -> Tensor:
