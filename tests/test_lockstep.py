@@ -17,7 +17,7 @@ from benchmarks.inverse import family_on_grid
 from rl_as_inference import LinearGaussianMDP, TabularMDP, exact, hyperbolic_policy, infer_agent, models
 from rl_as_inference.checks import check_temperature, deferred
 from rl_as_inference.exact import Dynamics
-from rl_as_inference.reasoning import batching
+from rl_as_inference.reasoning import batching, inverse
 from rl_as_inference.reasoning.demonstrations import read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.replay import recorded
@@ -226,6 +226,41 @@ def test_rows_that_the_family_refuses_have_no_density_and_the_others_have_theirs
     assert torch.allclose(slopes, expected[1], rtol=1e-12)
 
 
+def test_joint_values_of_discrete_unknowns_are_planned_for_together() -> None:
+    """In float64 to 1e-12 as one after the other; and where the family looks at the value, one after the other."""
+
+    def two() -> TabularMDP:
+        pyro.sample("idle", dist.Bernoulli(0.3 * ONE))
+        return goal_and_temperature()
+
+    def looks() -> TabularMDP:
+        goal = pyro.sample("goal", dist.Categorical(torch.ones(3, dtype=F64)))
+        return chain(log_normal("worth") * (1 + int(goal)), 4)
+
+    data = read_demonstrations(shown_by(goal_and_temperature))
+    unknowns = Unknowns(two, data, "causal")
+    assert unknowns._together
+    assert unknowns.num_backups == 3
+    u = unknowns.prior_u()[5]
+    together, slope = unknowns.parts(u), unknowns.gradient(u)[1]
+    unknowns._together = False
+    for ours, theirs in zip(together, unknowns.parts(u), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    assert torch.allclose(slope, unknowns.gradient(u)[1], rtol=1e-12)
+    assert not Unknowns(looks, read_demonstrations(shown_by(looks)), "causal")._together
+
+
+def test_a_joint_value_that_the_family_refuses_raises_as_it_does_alone() -> None:
+    def family() -> TabularMDP:
+        kind = pyro.sample("kind", dist.Categorical(torch.ones(3, dtype=F64)))
+        return chain(ONE, 5, temperature=log_normal("temperature") + 0.15 - 0.1 * kind)
+
+    unknowns = Unknowns(family, read_demonstrations(shown_by(lambda: chain(ONE, 5))), "causal")
+    assert unknowns._together
+    with pytest.raises(ValueError, match="temperature"):
+        unknowns.parts(torch.tensor([-1000.0], dtype=F64))  # of kinds 0, 1, 2 only the last is below 0
+
+
 def test_single_precision_is_batched_too() -> None:
     def family() -> TabularMDP:
         worth = pyro.sample("worth", dist.Normal(0.0, 1.0))
@@ -385,6 +420,17 @@ class TestChains:
         assert first.posterior.equals(second.posterior)
         assert not first.posterior.equals(other.posterior)
         assert len({float(x) for x in first.posterior["temperature"].values[:, -1]}) == 4
+
+    def test_draws_are_those_of_gradients_of_single_points(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As far as rounding, which each step magnifies, does not part them: 20 draws a chain, to 1e-6."""
+        family = family_on_grid(3, 5)
+        shown = shown_by(family, hidden=False)
+        options = {"num_draws": 60, "num_warmup": 10, "num_chains": 3}
+        batched = infer_agent(family, shown, **options).posterior
+        monkeypatch.setattr(inverse, "batched_gradient", lambda *_: None)
+        alone = infer_agent(family, shown, **options).posterior
+        for name in batched:
+            assert abs(batched[name] - alone[name]).max() < 1e-6
 
     def test_a_family_that_fails_on_its_way_raises_in_the_caller(self) -> None:
         """Its branch keeps it from being batched; its error is no ValueError, which would be a point of no density."""

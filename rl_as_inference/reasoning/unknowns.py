@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from rl_as_inference import exact
+from rl_as_inference.checks import deferred, holds
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.kernels import DenseKernel
@@ -37,7 +38,7 @@ class Unknowns:
     """A family's sites, and their density given demonstrations.
 
     Continuous sites are laid end to end in one vector ``u`` of unbounded float64 numbers; discrete
-    ones are summed over, one joint value after the other.
+    ones are summed over: all joint values at once where the family can be batched over them, else one after the other.
 
     Attributes:
         names: of the continuous sites.
@@ -45,7 +46,7 @@ class Unknowns:
         combinations: joint values of the discrete sites, one dictionary each; one, empty, where there are none.
         prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
         size: the length of ``u``.
-        num_backups: the steps of planning that one density takes, over all joint values of the discrete sites.
+        num_backups: the steps of planning that one density takes, one after the other.
         num_entries: the numbers, roughly, in each kind of table that is kept for the gradient of one density.
         eps: the rounding error of the coarsest floating type that a density goes through.
     """
@@ -80,7 +81,11 @@ class Unknowns:
             self.prior = {name: torch.stack([trace[name]["value"].detach() for trace in traces]) for name in traces[0]}
         else:
             self.prior = {}
+        self._together = False
         self._check()
+        if len(self.combinations) > 2 and self._can_run_together():
+            self._together = True
+            self.num_backups //= len(self.combinations)
 
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a continuous site's part of ``u``."""
@@ -92,7 +97,7 @@ class Unknowns:
         total = torch.zeros(len(self.discrete[name]), dtype=torch.float64)
         for u in rows:
             with torch.no_grad():
-                logs = torch.stack([self._run(u, values)[2] for values in self.combinations])
+                logs = self.parts(u)[0]
             for share, values in zip(logs.softmax(0), self.combinations, strict=True):
                 total[self.discrete[name] == values[name]] += share / len(rows)
         return total
@@ -167,12 +172,43 @@ class Unknowns:
 
         One row for each joint value of the discrete sites.
         """
+        if self._together and (found := self._parts_together(u)) is not None:
+            return found
         priors, seen = [], []
         for values in self.combinations:
             process, policy, prior = self._run(u, values)
             priors.append(prior)
             seen.append(self._data.log_probabilities(process, policy).double())
         return torch.stack(priors), torch.stack(seen)
+
+    def _parts_together(self, u: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns :meth:`parts` by one run of the family under ``vmap``; None where a joint value fails a check."""
+
+        def one(values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            with deferred() as conditions:
+                process, policy, prior = self._run(u, values)
+                seen = self._data.log_probabilities(process, policy).double()
+            return prior, seen, torch.stack([torch.ones((), dtype=torch.bool), *conditions]).all()
+
+        stacked = {name: torch.stack([values[name] for values in self.combinations]) for name in self.discrete}
+        with pyro.validation_enabled(False):  # distributions' checks of arguments look at values
+            priors, seen, passed = torch.func.vmap(one, randomness="same")(stacked)
+        return (priors, seen) if holds(passed) else None
+
+    def _can_run_together(self) -> bool:
+        """Returns whether running the family for all joint values at once gives what running it for each does."""
+        u = self.prior_u()[0] if self.prior else torch.zeros(self.size, dtype=torch.float64)
+        with torch.no_grad():
+            expected = self.parts(u)
+            try:
+                found = self._parts_together(u)
+            except Exception:  # whatever a family does that cannot be batched; one by one it ran before
+                return False
+        tolerance = self.eps**0.5
+        return found is not None and all(
+            torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+            for ours, theirs in zip(found, expected, strict=True)
+        )
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Returns ``log p(u, k, what was seen)`` for each joint value ``k`` of the discrete sites, ``(K,)``."""
