@@ -47,7 +47,7 @@ def infer_agent(
     Bayesian inverse reinforcement learning (Ramachandran & Amir, IJCAI 2007) with the likelihood of maximum
     causal entropy (Ziebart, Bagnell & Dey, ICML 2010): each action has the probability that the soft-optimal
     policy of the family's process gives it. The planning is differentiable, so that the posterior is had by
-    gradients. Discrete unknowns are summed over, and drawn given the rest.
+    gradients, and batched over chains. Discrete unknowns are summed over, and drawn given the rest.
 
     The answer has the groups ``posterior`` and ``prior`` (the family's sites, by name), ``sample_stats``
     (``lp``, the log density in nats; ``diverging``; ``probability_NAME`` of each value of a discrete unknown given
@@ -59,7 +59,8 @@ def infer_agent(
             LinearGaussianMDP built from that, whose agent plans exactly; or a pair ``(process, policy)`` where the
             agent plans otherwise (wrong beliefs, hyperbolic discounting, a neural policy given the unknowns):
             ``policy`` is a plan, a table ``(T, S, A)`` or ``(S, A)`` of probabilities, or a callable
-            ``(state, t) -> Distribution``.
+            ``(state, t) -> Distribution``. It must depend on its draws alone: its tensor operations are recorded,
+            and replayed at other values.
         demonstrations: :class:`Trajectories`; a pair of tensors ``(states, actions)`` of shapes
             ``(T or T+1, N, ...)`` and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may
             differ in length. Write -1 (finite) or NaN for what was not seen. Where something was not seen, the
@@ -70,7 +71,8 @@ def infer_agent(
         dynamics: ``"causal"``, or ``"posterior"`` for an agent that believes in its luck: it acts as the posterior
             given optimality does. They agree where dynamics are deterministic, and only there in general.
         num_draws: draws in all, over the chains.
-        num_chains: chains of NUTS, one after the other.
+        num_chains: chains of NUTS, in lockstep: their gradients are one batched evaluation where the family can be run
+            under ``torch.func.vmap`` (its Python does not look at the unknowns' values), and several times faster.
         num_warmup: warm-up steps a chain. The chains start from the Laplace approximation, in whose
             coordinates the posterior is nearly a standard normal, so that few are needed.
         seed: of all randomness; the caller's own random state is left as it was.

@@ -57,7 +57,7 @@ class _Tape(TorchDispatchMode):
     """Takes down every operation, in order: some write into tensors that others made."""
 
     def __init__(self, example: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[_Step] = []
         self.tensors = [example]  # kept, so that no other is given the identity of one that is on the tape
         self._numbers = {id(example): 0}
@@ -69,13 +69,13 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        arguments = self.named((args, named))
+        arguments, keywords = self.named((args, named))
         if func._schema.is_mutable:
             self.written.update(_memory(leaf) for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor))
         result = func(*args, **named)
         leaves = tree_leaves(result)
         if all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):  # else it was a question about values
-            self.steps.append(_Step(func, *arguments, [self._number(leaf) for leaf in leaves]))
+            self.steps.append(_Step(func, arguments, keywords, [self._number(leaf) for leaf in leaves]))
         return result
 
     def _number(self, result: Tensor | None) -> int | None:

@@ -230,7 +230,8 @@ class Unknowns:
         try:
             value = self.potential(at, volume)
             (slope,) = torch.autograd.grad(value, at)
-        except (ValueError, torch.linalg.LinAlgError):  # a step so long that the family refuses its numbers
+        except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            # A step so long that the family refuses its numbers.
             return float("inf"), torch.zeros_like(u)
         if not bool(value.isfinite()) or not bool(slope.isfinite().all()):
             return float("inf"), torch.zeros_like(u)
