@@ -1,6 +1,6 @@
 """Inverse planning measured: calibration of infer_agent, and the time of a posterior.
 
-    python -m benchmarks.inverse        some ten minutes on one core; prints the table, writes results/inverse.json
+    python -m benchmarks.inverse        some six minutes on one core; prints the table, writes results/inverse.json
 
 The problem is a 5×5 grid of slippery cells (slip 0.1), 20 steps, three features scattered over the cells; reward
 weights are uniform on the simplex and the temperature log-normal (median 0.3, log-scale 0.5). Weights that

@@ -1,14 +1,64 @@
-"""Checks of numbers that many rooms take, with one message each."""
+"""Checks of numbers that many rooms take, with one message each; and how to put off those that look at values."""
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
+from contextvars import ContextVar
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_count", "check_discount", "check_horizon", "check_positive", "check_temperature"]
+__all__ = [
+    "check_count",
+    "check_discount",
+    "check_horizon",
+    "check_positive",
+    "check_temperature",
+    "deferred",
+    "holds",
+    "is_deferred",
+]
+
+_NOTED: ContextVar[list[Tensor] | None] = ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[list[Tensor]]:
+    """Takes all conditions that :func:`holds` is asked for true, and notes them in the list, each a bool tensor ``()``.
+
+    Under ``torch.func.vmap`` one tensor stands for many rows, and whether it fulfils a condition has no one
+    answer; nor does ``requires_grad`` tell whether it depends on what is batched. So within it nothing looks at
+    values, and everything is differentiable. Whoever batches a computation looks at the list afterwards.
+
+    Example:
+        >>> with deferred() as conditions:
+        ...     check_temperature(torch.tensor(-1.0))
+        >>> conditions
+        [tensor(False)]
+    """
+    conditions: list[Tensor] = []
+    token = _NOTED.set(conditions)
+    try:
+        yield conditions
+    finally:
+        _NOTED.reset(token)
+
+
+def is_deferred() -> bool:
+    """Returns whether conditions on values are being put off."""
+    return _NOTED.get() is not None
+
+
+def holds(condition: Tensor) -> bool:
+    """Returns whether a condition on values is true everywhere; within :func:`deferred`, True after noting it."""
+    noted = _NOTED.get()
+    if noted is None:
+        return bool(condition.all())
+    noted.append(condition.all())
+    return True
 
 
 def _scalar(value: Any) -> Tensor | None:
@@ -35,14 +85,14 @@ def check_positive(name: str, value: Any) -> None:
 def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:
     """Raises ValueError unless the temperature is a positive, finite number."""
     value = _scalar(temperature)
-    if value is None or not bool((value > 0) & value.isfinite()):
+    if value is None or not holds((value > 0) & value.isfinite()):
         raise ValueError(f"{name} must be a finite number > 0 (reward units per nat), got {temperature!r}")
 
 
 def check_discount(discount: float | Tensor) -> None:
     """Raises ValueError unless the discount is a number in [0, 1]."""
     value = _scalar(discount)
-    if value is None or not bool((value >= 0) & (value <= 1)):
+    if value is None or not holds((value >= 0) & (value <= 1)):
         raise ValueError(f"discount must be in [0, 1], got {discount!r}")
 
 

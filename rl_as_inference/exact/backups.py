@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import is_deferred
 from rl_as_inference.processes.kernels import DenseKernel, SparseKernel, common_scale, exp_from, log_to
 from rl_as_inference.processes.tabular import TabularMDP
 
@@ -97,7 +98,7 @@ def soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> T
 def log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
     """Returns ``log((1-γ) + γ e^V)``, what a successor is worth when survival is a coin."""
     gamma = torch.as_tensor(discount, dtype=value.dtype, device=value.device)
-    if not gamma.requires_grad:
+    if not gamma.requires_grad and not (isinstance(discount, Tensor) and is_deferred()):
         if float(gamma) == 1.0:
             return value
         if float(gamma) == 0.0:
@@ -142,5 +143,6 @@ def backward(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, horizon: int) 
 
 
 def _tracked(*values: Any) -> bool:
-    """Returns whether a gradient is wanted with respect to any of the values."""
-    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+    """Returns whether a gradient is wanted with respect to any of the values, or must be taken to be."""
+    wanted = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+    return wanted or is_deferred()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.exact.backups import Dynamics, backup, log_survival, reward_in_nats, soft_maximum
 from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.processes.tabular import TabularMDP
@@ -15,6 +16,12 @@ __all__ = ["check_fixed_point", "fixed_point", "solve_linear"]
 
 _SOLVE_LIMIT = 3000
 """Fixed points of up to this many states are solved by Newton's method, larger ones by iteration."""
+
+_FIXED_STEPS = 16
+"""Newton steps where many rows are solved as one and none can be asked whether it has settled; 3 to 8 are usual."""
+
+_LAST_STEP = 1e-8
+"""Relative size of the last of them; as Newton's method converges quadratically, what is left is rounding."""
 
 
 _UNSETTLED = (
@@ -25,7 +32,7 @@ _UNSETTLED = (
 
 def check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
     """Raises ValueError where an undiscounted process without horizon need not end."""
-    if bool(torch.as_tensor(mdp.discount < 1).all()):
+    if _shrinks(mdp):
         return
     if not mdp.has_terminal:
         raise ValueError(
@@ -48,12 +55,21 @@ def check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
         )
 
 
+def _shrinks(mdp: TabularMDP) -> bool:
+    """Returns whether the discount is below 1, so that causal values exist."""
+    below = mdp.discount < 1
+    return holds(below) if isinstance(below, Tensor) else below
+
+
 def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
     """Returns the soft values of a process without horizon, in nats, differentiable in its tensors.
 
     Newton's method from below: each backup is convex and monotone in the values, so the iterates
     rise to the smallest fixed point. For causal dynamics it is soft policy iteration. The gradient
     is that of the implicit function theorem.
+
+    Within :func:`~rl_as_inference.checks.deferred` the number of steps is fixed, so that it can be batched, and that
+    the values have settled is one more condition.
     """
     check_fixed_point(mdp)
     with torch.no_grad():
@@ -67,6 +83,12 @@ def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
         else:
             value = _rise(mdp, dynamics, fixed, value)
     improved = soft_maximum(mdp, backup(mdp, dynamics, reward, value))
+    if is_deferred():
+        # A last Newton step, of the size of rounding; its slope in what it starts from is the theorem's.
+        with torch.no_grad():
+            jacobian = _jacobian(mdp, dynamics, fixed, value, backup(mdp, dynamics, fixed, value))
+            system = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) - jacobian
+        return value + torch.linalg.solve(system, improved - value)
     if not improved.requires_grad:
         return value
     return _ImplicitGradient.apply(improved, mdp, dynamics, reward.detach(), value)  # type: ignore[no-untyped-call]
@@ -83,7 +105,7 @@ def _level_and_rest(mdp: TabularMDP, reward: Tensor) -> Tensor:
     rest, gain = reward.new_zeros(mdp.num_states), reward.new_zeros(())
     tolerance, size, before = (100 if newton else 10) * torch.finfo(reward.dtype).eps, math.inf, math.inf
     identity = torch.eye(mdp.num_states, dtype=reward.dtype, device=reward.device) if newton else None
-    for _ in range(200 if newton else 100_000):
+    for _ in range(_FIXED_STEPS if is_deferred() else 200 if newton else 100_000):
         q = backup(mdp, "causal", reward, rest)
         step = soft_maximum(mdp, q) - rest - gain
         if identity is not None:
@@ -94,12 +116,17 @@ def _level_and_rest(mdp: TabularMDP, reward: Tensor) -> Tensor:
         else:
             gain, step = gain + step[0], step - step[0]
         rest = rest + step
-        before, size = size, float((step.abs() / (1 + rest.abs())).max())
+        largest = (step.abs() / (1 + rest.abs())).max()
+        if is_deferred():
+            continue
+        before, size = size, float(largest)
         # Classes of states that do not meet have levels of their own, and so rounding that is magnified after all.
         if size <= tolerance or (newton and size <= 1e-3 and size > before / 2):
             return rest + gain / (1 - mdp.discount)
         if not math.isfinite(size):
             break
+    if is_deferred() and holds(largest <= _LAST_STEP):
+        return rest + gain / (1 - mdp.discount)
     raise ValueError(_UNSETTLED)
 
 
@@ -108,23 +135,28 @@ def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) ->
     tolerance, size = 100 * torch.finfo(value.dtype).eps, math.inf
     identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
     # Then a fixed point exists whatever the rewards, and long episodes only magnify the rounding of a backup.
-    exists = dynamics == "causal" and bool(torch.as_tensor(mdp.discount < 1).all())
-    for count in range(200 if newton else 100_000):
+    exists = dynamics == "causal" and _shrinks(mdp)
+    for count in range(_FIXED_STEPS if is_deferred() else 200 if newton else 100_000):
         q = backup(mdp, dynamics, reward, value)
         step = soft_maximum(mdp, q) - value
         if identity is not None:
             step, failed = torch.linalg.solve_ex(identity - _jacobian(mdp, dynamics, reward, value, q), step)
-            if bool(failed):  # a loop that is never left, whose value has no bound
+            if not holds(failed == 0):  # a loop that is never left, whose value has no bound
                 break
         value = value + step
         # The first Newton step may go anywhere below the solution; after it the values can only rise.
-        falls = not exists and count > 0 and bool((step < -1e-3 * (1 + value.abs())).any())
-        if falls or not bool(value.isfinite().all()) or (not exists and float(value.abs().max()) > 1e12):
+        falls = not exists and count > 0 and not holds(~(step < -1e-3 * (1 + value.abs())))
+        if falls or not holds(value.isfinite()) or (not exists and not holds(value.abs() <= 1e12)):
             break
-        before, size = size, float((step.abs() / (1 + value.abs())).max())
+        largest = (step.abs() / (1 + value.abs())).max()
+        if is_deferred():
+            continue
+        before, size = size, float(largest)
         slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
         if size <= tolerance * slow or (exists and newton and size <= 1e-3 and size > before / 2):
             return value
+    if is_deferred() and holds(largest <= _LAST_STEP):
+        return value
     if exists:
         raise ValueError(_UNSETTLED)
     what = "log evidence" if dynamics == "posterior" else "largest ELBO"

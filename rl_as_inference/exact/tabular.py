@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds
 from rl_as_inference.exact.backups import (
     Dynamics,
     backup,
@@ -315,7 +316,7 @@ def log_policy_table(mdp: TabularMDP, policy: Any) -> Tensor:
                 f"policy: a table must have shape {' or '.join(map(str, shapes))}, got {tuple(policy.shape)}"
             )
         sums = policy.detach().sum(-1)
-        if not bool(((policy.detach() >= 0).all(-1) & ((sums - 1).abs() < 1e-4)).all()):
+        if not holds((policy.detach() >= 0).all(-1) & ((sums - 1).abs() < 1e-4)):
             raise ValueError("policy: a table must hold probabilities >= 0 whose rows sum to one over actions")
         possible = policy > 0
         return torch.where(possible, torch.where(possible, policy, 1.0).log(), -torch.inf).to(

@@ -15,6 +15,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from rl_as_inference.checks import is_deferred
+
 __all__ = [
     "DenseKernel",
     "Kernel",
@@ -265,6 +267,8 @@ class SparseKernel:
         return self._sampler(row, uniform)
 
     def _tracked(self, values: Tensor) -> bool:
+        if is_deferred():  # nor may values be looked at, as the ways without gradient do
+            return True
         return torch.is_grad_enabled() and (values.requires_grad or self.probabilities.requires_grad)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:

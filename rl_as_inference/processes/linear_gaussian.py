@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 
 __all__ = ["LinearGaussianMDP", "linear_gaussian_rule", "step_index"]
@@ -160,7 +161,8 @@ class LinearGaussianMDP(MarkovDecisionProcess):
         # A factor kept from a tensor being learned would be stale after the first update, and its
         # graph gone after the first backward pass.
         matrix: Tensor = getattr(self, name)
-        factor: Tensor = torch.linalg.cholesky(matrix) if matrix.requires_grad else self._factors[name]
+        learned = matrix.requires_grad or is_deferred()
+        factor: Tensor = torch.linalg.cholesky(matrix) if learned else self._factors[name]
         return factor
 
     def initial(self) -> Any:
@@ -236,7 +238,7 @@ def _tensors(given: dict[str, Any]) -> dict[str, Tensor]:
 
 def _check_finite(name: str, value: Tensor) -> None:
     finite = value.detach().isfinite()
-    if not bool(finite.all()):
+    if not holds(finite):
         where = tuple(int(i) for i in (~finite).nonzero()[0])
         raise ValueError(f"{name} must be finite; it is {float(value[where])} at index {where}")
 
@@ -247,7 +249,7 @@ def _tolerance(matrix: Tensor) -> float:
 
 def _check_symmetric(name: str, matrix: Tensor) -> None:
     difference = (matrix - matrix.mT).abs()
-    if bool((difference > _tolerance(matrix) * matrix.abs().max()).any()):
+    if not holds(~(difference > _tolerance(matrix) * matrix.abs().max())):
         where = divmod(int(difference.argmax()), len(matrix))
         raise ValueError(
             f"{name} must be symmetric; entries {where} and {where[::-1]} differ by "
@@ -258,10 +260,10 @@ def _check_symmetric(name: str, matrix: Tensor) -> None:
 def _check_positive_semidefinite(name: str, matrix: Tensor) -> None:
     matrix = matrix.detach()
     _check_symmetric(name, matrix)
-    smallest = float(torch.linalg.eigvalsh(matrix)[0])
-    if smallest < -_tolerance(matrix) * float(matrix.abs().max()):
+    smallest = torch.linalg.eigvalsh(matrix)[0]
+    if not holds(~(smallest < -_tolerance(matrix) * matrix.abs().max())):
         raise ValueError(
-            f"{name} must be positive semidefinite, but its smallest eigenvalue is {smallest:g}; "
+            f"{name} must be positive semidefinite, but its smallest eigenvalue is {float(smallest):g}; "
             f"the reward is minus this cost: check its sign"
         )
 
@@ -272,7 +274,7 @@ def _check_positive_definite(name: str, matrix: Tensor) -> Tensor:
     _check_symmetric(name, matrix)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed):
+    if not holds(failed == 0):
         smallest = float(torch.linalg.eigvalsh(matrix)[0])
         raise ValueError(
             f"{name} must be positive definite, but its smallest eigenvalue is {smallest:g}; "

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.toy_text import read_toy_text
@@ -169,7 +170,7 @@ class TabularMDP(MarkovDecisionProcess):
                 f"reward must have shape ({num_states}, {num_actions}) or {tuple(probabilities.shape)}, got "
                 f"{tuple(reward.shape)}"
             )
-        if not bool(reward.isfinite().all()):
+        if not holds(reward.isfinite()):
             where = tuple(int(i) for i in (~reward.isfinite()).nonzero()[0])
             raise ValueError(f"reward must be finite; it is {float(reward[where])} at index {where}")
         options: dict[str, Any] = {"dtype": probabilities.dtype, "device": probabilities.device}
@@ -328,7 +329,7 @@ class TabularMDP(MarkovDecisionProcess):
         # A Categorical clamps the probabilities it is given, and what is impossible would become possible.
         given_probabilities = "probs" in answer.__dict__ and "logits" not in answer.__dict__
         logits = log_or_minus_inf(answer.probs) if given_probabilities else answer.logits
-        if bool(logits.detach().isnan().any()):
+        if not holds(~logits.detach().isnan()):
             raise ValueError(f"policy gives NaN as a log probability {where}; check its parameters")
         return logits
 
@@ -449,13 +450,13 @@ def _tensor(value: Any) -> Tensor:
 def _check_rows(name: str, probabilities: Tensor) -> None:
     """Raises ValueError unless every row is a distribution."""
     values = probabilities.detach()
-    if not bool((values >= 0).all()):  # also false for NaN
+    if not holds(values >= 0):  # also false for NaN
         where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
         raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
     sums = values.sum(-1)
     tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
     wrong = (sums - 1).abs() > tolerance
-    if bool(wrong.any()):
+    if not holds(~wrong):
         where = tuple(int(i) for i in wrong.nonzero()[0])
         row = f"row {where} sums" if where else "it sums"
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.reasoning.demonstrations import dense_transition
 
@@ -53,7 +54,7 @@ def hyperbolic_policy(
     horizon = mdp.finite_horizon("hyperbolic_policy")
     moves = dense_transition(mdp)
     steepness = torch.as_tensor(k, dtype=moves.dtype)
-    if bool(steepness < 0):
+    if not holds(~(steepness < 0)):
         raise ValueError(f"k must be >= 0 (it is how steeply the near future is preferred), got {float(steepness)}")
     delays = torch.arange(horizon + 1, dtype=moves.dtype)
     worth = 1 / (1 + steepness * delays) if discount is None else discount(delays)

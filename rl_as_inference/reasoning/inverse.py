@@ -9,19 +9,25 @@ import pyro
 import pyro.distributions as dist
 import scipy.optimize
 import torch
-from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer import NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
+from rl_as_inference.progress import progress_bar
+from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
+from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.unknowns import Unknowns
 
 if TYPE_CHECKING:
     import arviz
 
 __all__ = ["infer_agent"]
+
+_AT_ONCE = 8
+"""Draws whose likelihoods are computed together; so few, because each has tables of a whole plan."""
 
 
 def infer_agent(
@@ -41,7 +47,7 @@ def infer_agent(
     Bayesian inverse reinforcement learning (Ramachandran & Amir, IJCAI 2007) with the likelihood of maximum
     causal entropy (Ziebart, Bagnell & Dey, ICML 2010): each action has the probability that the soft-optimal
     policy of the family's process gives it. The planning is differentiable, so that the posterior is had by
-    gradients. Discrete unknowns are summed over, and drawn given the rest.
+    gradients, and batched over chains. Discrete unknowns are summed over, and drawn given the rest.
 
     The answer has the groups ``posterior`` and ``prior`` (the family's sites, by name), ``sample_stats``
     (``lp``, the log density in nats; ``diverging``; ``probability_NAME`` of each value of a discrete unknown given
@@ -53,7 +59,8 @@ def infer_agent(
             LinearGaussianMDP built from that, whose agent plans exactly; or a pair ``(process, policy)`` where the
             agent plans otherwise (wrong beliefs, hyperbolic discounting, a neural policy given the unknowns):
             ``policy`` is a plan, a table ``(T, S, A)`` or ``(S, A)`` of probabilities, or a callable
-            ``(state, t) -> Distribution``.
+            ``(state, t) -> Distribution``. It must depend on its draws alone: its tensor operations are recorded,
+            and replayed at other values.
         demonstrations: :class:`Trajectories`; a pair of tensors ``(states, actions)`` of shapes
             ``(T or T+1, N, ...)`` and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may
             differ in length. Write -1 (finite) or NaN for what was not seen. Where something was not seen, the
@@ -64,7 +71,8 @@ def infer_agent(
         dynamics: ``"causal"``, or ``"posterior"`` for an agent that believes in its luck: it acts as the posterior
             given optimality does. They agree where dynamics are deterministic, and only there in general.
         num_draws: draws in all, over the chains.
-        num_chains: chains of NUTS, one after the other.
+        num_chains: chains of NUTS, in lockstep: their gradients are one batched evaluation where the family can be run
+            under ``torch.func.vmap`` (its Python does not look at the unknowns' values), and several times faster.
         num_warmup: warm-up steps a chain. The chains start from the Laplace approximation, in whose
             coordinates the posterior is nearly a standard normal, so that few are needed.
         seed: of all randomness; the caller's own random state is left as it was.
@@ -192,24 +200,41 @@ def _scale(unknowns: Unknowns, mode: Tensor) -> Tensor:
 def _nuts(
     unknowns: Unknowns, mode: Tensor, scale: Tensor, per_chain: int, num_chains: int, num_warmup: int, progress: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    def potential(values: dict[str, Tensor]) -> Tensor:
-        try:
-            value = unknowns.potential(mode + scale @ values["u"])
-        except ValueError:  # a step so long that the family refuses its numbers
-            value = (values["u"] * torch.nan).sum()
-        return torch.where(value.isfinite(), value, torch.inf)
+    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = mode + scale x``."""
+    examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
+    gradient = batched_gradient(unknowns, examples) or gradient_by_row(unknowns)
 
-    chains, diverged = [], []
-    for _ in range(num_chains):
+    def answer(points: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        values, slopes = gradient(mode + torch.stack(points) @ scale.T)
+        return list(zip(values, slopes @ scale, strict=True))
+
+    def chain(ask: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        def potential(values: dict[str, Tensor]) -> Tensor:
+            x = values["x"]
+            value, slope = ask(x.detach())
+            return value + slope @ (x - x.detach())  # which has this value, and this gradient
+
         kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=True)
-        start = {"u": torch.randn(unknowns.size, dtype=torch.float64)}
-        sampler = MCMC(kernel, per_chain, warmup_steps=num_warmup, initial_params=start, disable_progbar=not progress)
-        sampler.run()
-        chains.append(mode + sampler.get_samples()["u"] @ scale.T)
-        marks = torch.zeros(per_chain, dtype=torch.bool)
-        marks[list(sampler.diagnostics().get("divergences", {}).get("chain 0", []))] = True
-        diverged.append(marks)
-    return torch.stack(chains), {"diverging": torch.stack(diverged)}
+        kernel.initial_params = values = {"x": torch.randn(unknowns.size, dtype=torch.float64)}
+        kernel.setup(num_warmup)
+        draws = []
+        for index in range(num_warmup + per_chain):
+            values = kernel.sample(values)
+            bar.advance("warm-up" if index < num_warmup else "sampling")
+            draws.append(values["x"])
+        diverged = torch.zeros(per_chain, dtype=torch.bool)
+        diverged[list(kernel.diagnostics()["divergences"])] = True
+        return torch.stack(draws[num_warmup:]), diverged
+
+    seeds = torch.randint(2**62, (num_chains,)).tolist()
+    # As in Pyro's own MCMC: handlers around the caller see nothing, and no distribution checks its arguments.
+    with (
+        pyro.poutine.block(),
+        pyro.validation_enabled(False),
+        progress_bar("NUTS", num_chains * (num_warmup + per_chain), show=progress) as bar,
+    ):
+        draws, diverged = zip(*lockstep([chain] * num_chains, answer, seeds), strict=True)
+    return mode + torch.stack(draws) @ scale.T, {"diverging": torch.stack(diverged)}
 
 
 def _svi(unknowns: Unknowns, mode: Tensor, scale: Tensor, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -242,14 +267,7 @@ def _as_inference_data(
     values = {
         name: value.reshape(chains, count, *value.shape[1:]) for name, value in unknowns.constrained(flat)[0].items()
     }
-    joint, seen = [], []
-    with torch.no_grad():
-        # With nothing continuous unknown, all draws share their density.
-        for u in flat if unknowns.size else flat[:1]:
-            prior, logs = unknowns.parts(u)
-            seen.append(logs @ data.weights.T)
-            joint.append(prior + logs @ data.weights.sum(0))
-    logs, likelihood = (torch.stack(part).expand(len(flat), *part[0].shape) for part in (joint, seen))
+    logs, likelihood = _logs(unknowns, data, flat)
     which = logs.argmax(-1) if method == "map" else dist.Categorical(logits=logs).sample()
     chances = logs.softmax(-1)
     for name, support in unknowns.discrete.items():
@@ -260,6 +278,21 @@ def _as_inference_data(
     stats["lp"] = (torch.logsumexp(logs, -1) + unknowns.constrained(flat)[1]).reshape(chains, count)
     picked = likelihood[torch.arange(len(flat)), which].reshape(chains, count, -1)
     return _to_arviz(unknowns, data, values, stats, picked, {"method": method, "dynamics": dynamics})
+
+
+def _logs(unknowns: Unknowns, data: Demonstrations, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log joint densities ``(D, K)`` and log likelihoods ``(D, K, N)``, for joint values of discrete sites."""
+    parts = parts_by_row(unknowns)
+    if unknowns.size and len(draws) >= 10 * _AT_ONCE:  # fewer do not pay for the record
+        parts = batched_parts(unknowns, draws[: 2 * _AT_ONCE].reshape(2, _AT_ONCE, -1)) or parts
+    joint, likelihood = [], []
+    # With nothing continuous unknown, all draws share their density.
+    for u in draws.split(_AT_ONCE) if unknowns.size else draws[None, :1]:
+        prior, seen = parts(u)
+        joint.append(prior + seen @ data.weights.sum(0))
+        likelihood.append(seen @ data.weights.T)
+    found = torch.cat(joint), torch.cat(likelihood)
+    return found if unknowns.size else (found[0].expand(len(draws), -1), found[1].expand(len(draws), -1, -1))
 
 
 def _to_arviz(

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from rl_as_inference import exact
+from rl_as_inference.checks import deferred, holds
 from rl_as_inference.exact import Dynamics
-from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.reasoning.demonstrations import Demonstrations
 
 __all__ = ["Unknowns", "agent_of"]
@@ -36,7 +38,7 @@ class Unknowns:
     """A family's sites, and their density given demonstrations.
 
     Continuous sites are laid end to end in one vector ``u`` of unbounded float64 numbers; discrete
-    ones are summed over, one joint value after the other.
+    ones are summed over: all joint values at once where the family can be batched over them, else one after the other.
 
     Attributes:
         names: of the continuous sites.
@@ -44,6 +46,9 @@ class Unknowns:
         combinations: joint values of the discrete sites, one dictionary each; one, empty, where there are none.
         prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
         size: the length of ``u``.
+        num_backups: the steps of planning that one density takes, one after the other.
+        num_entries: the numbers, roughly, in each kind of table that is kept for the gradient of one density.
+        eps: the rounding error of the coarsest floating type that a density goes through.
     """
 
     def __init__(
@@ -76,7 +81,11 @@ class Unknowns:
             self.prior = {name: torch.stack([trace[name]["value"].detach() for trace in traces]) for name in traces[0]}
         else:
             self.prior = {}
+        self._together = False
         self._check()
+        if len(self.combinations) > 2 and self._can_run_together():
+            self._together = True
+            self.num_backups //= len(self.combinations)
 
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a continuous site's part of ``u``."""
@@ -88,7 +97,7 @@ class Unknowns:
         total = torch.zeros(len(self.discrete[name]), dtype=torch.float64)
         for u in rows:
             with torch.no_grad():
-                logs = torch.stack([self._run(u, values)[2] for values in self.combinations])
+                logs = self.parts(u)[0]
             for share, values in zip(logs.softmax(0), self.combinations, strict=True):
                 total[self.discrete[name] == values[name]] += share / len(rows)
         return total
@@ -111,12 +120,17 @@ class Unknowns:
         """Raises ValueError where the demonstrations are impossible in the family."""
         u = self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
         best = torch.full((), -torch.inf)
+        self.eps = max([torch.finfo(dtype).eps for _, _, dtype in self._sites.values()], default=0.0)
         for row in u:
             with torch.no_grad():
                 for values in self.combinations:
                     process, policy, _ = self._run(row, values)
                     self._data.check(process)
-                    best = torch.maximum(best, self._data.log_probabilities(process, policy).double())
+                    self.num_backups = (process.horizon or 1) * len(self.combinations)
+                    self.num_entries = self.num_backups * _width(process, self._dynamics)
+                    logs = self._data.log_probabilities(process, policy)
+                    self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
+                    best = torch.maximum(best, logs.double())
         if bool((best == -torch.inf).any()):
             t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
             if bool(self._data.complete[n]):
@@ -158,12 +172,43 @@ class Unknowns:
 
         One row for each joint value of the discrete sites.
         """
+        if self._together and (found := self._parts_together(u)) is not None:
+            return found
         priors, seen = [], []
         for values in self.combinations:
             process, policy, prior = self._run(u, values)
             priors.append(prior)
             seen.append(self._data.log_probabilities(process, policy).double())
         return torch.stack(priors), torch.stack(seen)
+
+    def _parts_together(self, u: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns :meth:`parts` by one run of the family under ``vmap``; None where a joint value fails a check."""
+
+        def one(values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            with deferred() as conditions:
+                process, policy, prior = self._run(u, values)
+                seen = self._data.log_probabilities(process, policy).double()
+            return prior, seen, torch.stack([torch.ones((), dtype=torch.bool), *conditions]).all()
+
+        stacked = {name: torch.stack([values[name] for values in self.combinations]) for name in self.discrete}
+        with pyro.validation_enabled(False):  # distributions' checks of arguments look at values
+            priors, seen, passed = torch.func.vmap(one, randomness="same")(stacked)
+        return (priors, seen) if holds(passed) else None
+
+    def _can_run_together(self) -> bool:
+        """Returns whether running the family for all joint values at once gives what running it for each does."""
+        u = self.prior_u()[0] if self.prior else torch.zeros(self.size, dtype=torch.float64)
+        with torch.no_grad():
+            expected = self.parts(u)
+            try:
+                found = self._parts_together(u)
+            except Exception:  # whatever a family does that cannot be batched; one by one it ran before
+                return False
+        tolerance = self.eps**0.5
+        return found is not None and all(
+            torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+            for ours, theirs in zip(found, expected, strict=True)
+        )
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Returns ``log p(u, k, what was seen)`` for each joint value ``k`` of the discrete sites, ``(K,)``."""
@@ -185,7 +230,8 @@ class Unknowns:
         try:
             value = self.potential(at, volume)
             (slope,) = torch.autograd.grad(value, at)
-        except ValueError:  # a step so long that the family refuses its numbers
+        except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            # A step so long that the family refuses its numbers.
             return float("inf"), torch.zeros_like(u)
         if not bool(value.isfinite()) or not bool(slope.isfinite().all()):
             return float("inf"), torch.zeros_like(u)
@@ -225,6 +271,15 @@ class _Starts(pyro.poutine.messenger.Messenger):
         msg["is_observed"] = True
         self.filled.add(msg["name"])
         self._owner._can_draw = False
+
+
+def _width(process: Any, dynamics: Dynamics) -> int:
+    """Returns how many numbers a step of planning goes through."""
+    if not isinstance(process, TabularMDP):
+        return 1
+    probabilities = process.kernel.probabilities
+    product = isinstance(process.kernel, DenseKernel) and dynamics == "causal" and process.reward_table.dim() == 2
+    return probabilities.shape[:2].numel() if product else probabilities.numel()
 
 
 def _values(name: str, distribution: Any) -> Tensor:
