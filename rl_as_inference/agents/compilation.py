@@ -85,17 +85,18 @@ def _has_compiler(device: torch.device) -> bool:
 
 def _captured(function: Callable[..., Any], written: Sequence[Tensor], read: Sequence[Tensor]) -> Callable[..., Any]:
     """Returns the replay of one CUDA graph of ``function`` on these very tensors."""
-    before, random_state = [tensor.clone() for tensor in written], torch.cuda.get_rng_state()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries that start lazily must not do so inside the graph
+    with torch.cuda.device(written[0].device):
+        before, random_state = [tensor.clone() for tensor in written], torch.cuda.get_rng_state()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries that start lazily must not do so inside the graph
+                function(*written, *read)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             function(*written, *read)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function(*written, *read)
-    for tensor, kept in zip(written, before, strict=True):
-        tensor.copy_(kept)
-    torch.cuda.set_rng_state(random_state)
+        for tensor, kept in zip(written, before, strict=True):
+            tensor.copy_(kept)
+        torch.cuda.set_rng_state(random_state)
     return lambda *_: graph.replay()

@@ -538,7 +538,7 @@ class Learner(ABC):
             value = prior.logits.log_softmax(-1) if action is None else prior.log_prob(action)
             return value.to(self.dtype)
         constant = uniform_log_density(self.action_space) if self.action_prior == "uniform" else 0.0
-        return torch.tensor(constant, dtype=self.dtype, device=self.device)
+        return torch.full((), constant, dtype=self.dtype, device=self.device)
 
     def _beside(self, state: Tensor, count: int) -> Tensor:
         """Returns each state ``count`` times, ``(*batch, count, *state)``."""

@@ -269,7 +269,7 @@ class SoftActorCritic(Learner):
         if self.actor_gradient == "exact_sum":
             q = networks("critics", state).amin(0)
             log_policy, prior = self._log_probabilities(chosen), self._log_prior(state, None)
-            entropy = exact_soft_value(torch.zeros_like(q), log_policy, torch.zeros(()).to(q), 1.0)
+            entropy = exact_soft_value(torch.zeros_like(q), log_policy, q.new_zeros(()), 1.0)
             value = exact_soft_value(q, log_policy, prior, temperature)
             if entropic:
                 return exact_sum_actor_loss(q, log_policy, prior, temperature), entropy, value

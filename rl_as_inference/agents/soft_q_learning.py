@@ -222,7 +222,7 @@ class SoftQLearning(Learner):
 
     def _entropy(self, q_a: Tensor, state: Tensor, temperature: Tensor) -> Tensor:
         log_policy = softmax_policy(q_a, self._log_prior(state, None), temperature)
-        return exact_soft_value(torch.zeros_like(q_a), log_policy, torch.zeros(()).to(q_a), 1.0)
+        return exact_soft_value(torch.zeros_like(q_a), log_policy, q_a.new_zeros(()), 1.0)
 
     def _draw(self, networks: Networks, state: Tensor) -> Tensor:
         if self.is_discrete:

@@ -150,7 +150,7 @@ class Update:
         tree, metrics = self._gradient(loss, self.layout.unflatten(parameters))
         gradient = self.layout.flatten(tree)
         # Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1), over all modules at once.
-        decays = decays * torch.tensor(_BETAS, dtype=decays.dtype, device=decays.device)
+        decays = torch.stack([decay * beta for decay, beta in zip(decays.unbind(), _BETAS, strict=True)])
         first_moment = _normal(torch.lerp(first_moment, gradient, 1 - _BETAS[0]))
         second_moment = _normal(torch.lerp(second_moment, gradient.square(), 1 - _BETAS[1]))
         scale = (second_moment / (1 - decays[1])).sqrt() + _EPSILON
