@@ -109,9 +109,7 @@ def _loop(device: torch.device, large: bool, each: Callable[[Case], None]) -> No
         agent.learn(200 * count, progress=False)
         _wait(device)
         rate = 200 * count / (time.perf_counter() - start)
-        each(
-            (f"soft actor-critic on the double integrator, {count:,} at once, an update a step of all", rate, "steps/s")
-        )
+        each((f"soft actor-critic on the double integrator, {count:,} at once, one update for all", rate, "steps/s"))
         agent.close()
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from numbers import Real
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "all_hold",
     "check_count",
     "check_discount",
     "check_horizon",
@@ -59,6 +60,11 @@ def holds(condition: Tensor) -> bool:
         return bool(condition.all())
     noted.append(condition.all())
     return True
+
+
+def all_hold(conditions: Sequence[Tensor]) -> Tensor:
+    """Returns whether all of the noted conditions are true, bool ``()``, on the host."""
+    return torch.stack([torch.ones((), dtype=torch.bool), *(condition.cpu() for condition in conditions)]).all()
 
 
 def _scalar(value: Any) -> Tensor | None:

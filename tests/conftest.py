@@ -21,3 +21,11 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda)])
+def gpu(request):
+    """A GPU; the test is skipped in sight where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)

@@ -170,7 +170,7 @@ class _Stepper:
         self.states = torch.empty(0)
         self.times = np.zeros(count, np.int64)
         self.generator_state = torch.empty(0, dtype=torch.uint8)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
             example = process.initial().sample()
         self.device: torch.device = example.device
         space = process.action_space

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import deferred
+from rl_as_inference.checks import all_hold, deferred
 from rl_as_inference.reasoning.replay import recorded
 from rl_as_inference.reasoning.unknowns import Unknowns
 
@@ -62,7 +62,7 @@ def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Batched | None:
     def potential(u: Tensor) -> tuple[Tensor, Tensor]:
         with deferred() as conditions:
             value = unknowns.potential(u)
-        return value, torch.stack([value.isfinite(), *conditions]).all()
+        return value, all_hold([value.isfinite(), *conditions])
 
     def answers(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad(), pyro.validation_enabled(False):  # as in Pyro's MCMC, no checks of arguments
@@ -84,7 +84,7 @@ def batched_parts(unknowns: Unknowns, examples: Tensor) -> Batched | None:
     def parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with deferred() as conditions:
             prior, seen = unknowns.parts(u)
-        return prior, seen, torch.stack([~seen.isnan().any(), *conditions]).all()
+        return prior, seen, all_hold([~seen.isnan().any(), *conditions])
 
     def answers(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad(), pyro.validation_enabled(False):

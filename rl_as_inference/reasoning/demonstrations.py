@@ -56,9 +56,14 @@ class Demonstrations:
         t, n = here.nonzero(as_tuple=True)
         rows = torch.stack([t, self.states[t, n], self.actions[t, n]], -1)
         cells, which = torch.unique(rows, dim=0, return_inverse=True)
-        counts = torch.zeros(self.num, len(cells), dtype=torch.float64)
-        counts.index_put_((n, which), torch.ones(len(n), dtype=torch.float64), accumulate=True)
+        options: dict[str, Any] = {"dtype": torch.float64, "device": cells.device}
+        counts = torch.zeros(self.num, len(cells), **options)
+        counts.index_put_((n, which), torch.ones(len(n), **options), accumulate=True)
         return cells, counts
+
+    def to(self, device: torch.device) -> "Demonstrations":
+        """Returns the demonstrations on a device."""
+        return Demonstrations(self.states.to(device), self.actions.to(device), self.mask.to(device))
 
     def check(self, process: Any) -> None:
         """Raises ValueError where the demonstrations are not of ``process``."""
@@ -146,7 +151,7 @@ class Demonstrations:
             _, n = self.action_seen.nonzero(as_tuple=True)
             return torch.nn.functional.one_hot(n, self.num).T.double()
         _, counts = self.cells
-        own = torch.eye(self.num, dtype=torch.float64)[:, ~self.complete]
+        own = torch.eye(self.num, dtype=torch.float64, device=counts.device)[:, ~self.complete]
         return torch.cat([counts, own], 1)
 
     def where(self, entry: int) -> tuple[int, int]:
@@ -186,15 +191,16 @@ class Demonstrations:
 
 def dense_transition(mdp: TabularMDP) -> Tensor:
     """Returns ``p(s'|s,a)``, ``(S, A, S)``, in which nothing leaves a terminal state."""
-    everywhere = torch.arange(mdp.num_states)
-    states, actions = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions))
+    device = mdp.terminal.device
+    everywhere = torch.arange(mdp.num_states, device=device)
+    states, actions = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=device))
     indices, probabilities = mdp.kernel.successors(states, actions)
     table = probabilities.new_zeros(mdp.num_states, mdp.num_actions, mdp.num_states)
     return table.scatter_add(-1, indices, probabilities)
 
 
 def read_demonstrations(given: Any) -> Demonstrations:
-    """Returns demonstrations given in any of the forms of :func:`infer_agent`.
+    """Returns demonstrations given in any of the forms of :func:`infer_agent`, on the host.
 
     Raises:
         ValueError: if they have none of these forms, or there is nothing in them.
@@ -203,9 +209,9 @@ def read_demonstrations(given: Any) -> Demonstrations:
         states = given.states
         if len(states) == given.horizon:
             states = torch.cat([states, _unseen(states[:1])])
-        return _checked(Demonstrations(states, given.actions, given.mask))
+        return _checked(Demonstrations(states, given.actions, given.mask).to(torch.device("cpu")))
     try:
-        pairs = [(torch.as_tensor(states), torch.as_tensor(actions)) for states, actions in _as_pairs(given)]
+        pairs = [(_on_host(states), _on_host(actions)) for states, actions in _as_pairs(given)]
     except (TypeError, ValueError) as problem:
         raise ValueError(
             "demonstrations must be Trajectories, a pair of tensors (states, actions) with time first and "
@@ -227,6 +233,10 @@ def read_demonstrations(given: Any) -> Demonstrations:
         return _checked(Demonstrations(*(torch.stack(parts, 1) for parts in zip(*columns, strict=True))))
     except RuntimeError as problem:
         raise ValueError(f"demonstrations: all must have states and actions of one shape ({problem})") from None
+
+
+def _on_host(values: Any) -> Tensor:
+    return torch.as_tensor(values).cpu()
 
 
 def _as_pairs(given: Any) -> Any:

@@ -53,10 +53,10 @@ def hyperbolic_policy(
         raise ValueError(f"mdp must be a TabularMDP, got {type(mdp).__name__}")
     horizon = mdp.finite_horizon("hyperbolic_policy")
     moves = dense_transition(mdp)
-    steepness = torch.as_tensor(k, dtype=moves.dtype)
+    steepness = torch.as_tensor(k, dtype=moves.dtype, device=moves.device)
     if not holds(~(steepness < 0)):
         raise ValueError(f"k must be >= 0 (it is how steeply the near future is preferred), got {float(steepness)}")
-    delays = torch.arange(horizon + 1, dtype=moves.dtype)
+    delays = torch.arange(horizon + 1, dtype=moves.dtype, device=moves.device)
     worth = 1 / (1 + steepness * delays) if discount is None else discount(delays)
     reward, log_prior, alpha = mdp.expected_reward(), mdp.log_action_prior, mdp.temperature
     # Row d holds what is thought of step t by the self that stood d steps before it, d = 0 … t.

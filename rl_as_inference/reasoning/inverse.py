@@ -1,7 +1,8 @@
 """What an agent wants, how rational it is and what it believes, from what it did."""
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def infer_agent(
             agent plans otherwise (wrong beliefs, hyperbolic discounting, a neural policy given the unknowns):
             ``policy`` is a plan, a table ``(T, S, A)`` or ``(S, A)`` of probabilities, or a callable
             ``(state, t) -> Distribution``. It must depend on its draws alone: its tensor operations are recorded,
-            and replayed at other values.
+            and replayed at other values. Planning happens on the device of the process, one launch after the other:
+            a GPU gains where tables are large.
         demonstrations: :class:`Trajectories`; a pair of tensors ``(states, actions)`` of shapes
             ``(T or T+1, N, ...)`` and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may
             differ in length. Write -1 (finite) or NaN for what was not seen. Where something was not seen, the
@@ -110,9 +112,7 @@ def infer_agent(
     for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
         check_count(name, value)
     data = read_demonstrations(demonstrations)
-    before = pyro.util.get_rng_state()
-    try:
-        pyro.set_rng_seed(seed)
+    with _own_random_numbers(seed):
         unknowns = Unknowns(family, data, dynamics)
         mode = _mode(unknowns, volume=method != "map")
         stats: dict[str, Tensor] = {}
@@ -129,9 +129,19 @@ def infer_agent(
                 draws, stats = _svi(unknowns, mode, scale, num_draws)
         answer = _as_inference_data(unknowns, data, draws, stats, method, dynamics)
         _warn_of_priors(unknowns, mode, answer)
-    finally:
-        pyro.util.set_rng_state(before)
     return answer
+
+
+@contextlib.contextmanager
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Seeds all random numbers, and puts them back to where they were; Pyro's own functions leave out those of GPUs."""
+    before = pyro.util.get_rng_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            pyro.set_rng_seed(seed)
+            yield
+        finally:
+            pyro.util.set_rng_state(before)
 
 
 def _mode(unknowns: Unknowns, volume: bool) -> Tensor:

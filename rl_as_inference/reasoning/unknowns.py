@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from rl_as_inference import exact
-from rl_as_inference.checks import deferred, holds
+from rl_as_inference.checks import all_hold, deferred, holds
 from rl_as_inference.exact import Dynamics
-from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.reasoning.demonstrations import Demonstrations
 
@@ -37,14 +37,16 @@ def agent_of(returned: Any, dynamics: Dynamics) -> tuple[Any, Any]:
 class Unknowns:
     """A family's sites, and their density given demonstrations.
 
-    Continuous sites are laid end to end in one vector ``u`` of unbounded float64 numbers; discrete
-    ones are summed over: all joint values at once where the family can be batched over them, else one after the other.
+    Continuous sites are laid end to end in one vector ``u`` of unbounded float64 numbers. It and all that is
+    returned are on the host; planning happens on the device of the family's process, with its sites' values on the
+    devices that they are drawn on. Discrete sites are summed over: all joint values at once where the family can be
+    batched over them, else one after the other.
 
     Attributes:
         names: of the continuous sites.
         discrete: the values of each discrete site, ``(K_i,)``, by name.
         combinations: joint values of the discrete sites, one dictionary each; one, empty, where there are none.
-        prior: draws from the prior, ``(D, ...)`` by name; empty if the prior cannot be drawn from.
+        prior: draws from the prior, ``(D, ...)`` by name, on the host; empty if the prior cannot be drawn from.
         size: the length of ``u``.
         num_backups: the steps of planning that one density takes, one after the other.
         num_entries: the numbers, roughly, in each kind of table that is kept for the gradient of one density.
@@ -57,14 +59,15 @@ class Unknowns:
         self._family, self._data, self._dynamics = family, demonstrations, dynamics
         traces = [self._look()]
         self.discrete: dict[str, Tensor] = {}
-        self._sites: dict[str, tuple[Any, torch.Size, torch.dtype]] = {}
+        self._sites: dict[str, tuple[Any, torch.Size, Tensor]] = {}  # the last has the site's type and device
+        self._devices = {name: site["value"].device for name, site in traces[0].items()}
         for name, site in traces[0].items():
             value = site["value"]
             if site["fn"].support.is_discrete:
-                self.discrete[name] = _values(name, site["fn"])
+                self.discrete[name] = _values(name, site["fn"]).cpu()
             else:
                 inverse = biject_to(site["fn"].support).inv
-                self._sites[name] = (inverse.inv, inverse(value.detach()).shape, value.dtype)
+                self._sites[name] = (inverse.inv, inverse(value.detach()).shape, value.detach().new_empty(0))
         self.names = list(self._sites)
         if not self.names and not self.discrete:
             raise ValueError("family has no unknowns: draw what is to be inferred with pyro.sample")
@@ -78,7 +81,9 @@ class Unknowns:
         self.size = sum(shape.numel() for _, shape, _ in self._sites.values())
         if self._can_draw:
             traces += [self._look() for _ in range(num_prior - 1)]
-            self.prior = {name: torch.stack([trace[name]["value"].detach() for trace in traces]) for name in traces[0]}
+            self.prior = {
+                name: torch.stack([trace[name]["value"].detach() for trace in traces]).cpu() for name in traces[0]
+            }
         else:
             self.prior = {}
         self._together = False
@@ -120,17 +125,18 @@ class Unknowns:
         """Raises ValueError where the demonstrations are impossible in the family."""
         u = self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
         best = torch.full((), -torch.inf)
-        self.eps = max([torch.finfo(dtype).eps for _, _, dtype in self._sites.values()], default=0.0)
+        self.eps = max([torch.finfo(like.dtype).eps for _, _, like in self._sites.values()], default=0.0)
         for row in u:
             with torch.no_grad():
                 for values in self.combinations:
                     process, policy, _ = self._run(row, values)
-                    self._data.check(process)
+                    self._shown = self._data.to(_device(process))
+                    self._shown.check(process)
                     self.num_backups = (process.horizon or 1) * len(self.combinations)
                     self.num_entries = self.num_backups * _width(process, self._dynamics)
-                    logs = self._data.log_probabilities(process, policy)
+                    logs = self._shown.log_probabilities(process, policy)
                     self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
-                    best = torch.maximum(best, logs.double())
+                    best = torch.maximum(best, logs.double().cpu())
         if bool((best == -torch.inf).any()):
             t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
             if bool(self._data.complete[n]):
@@ -142,30 +148,35 @@ class Unknowns:
     def constrained(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the continuous sites' values, of batch shape ``u.shape[:-1]``, and the log volume of the map."""
         values, volume, start = {}, u.new_zeros(u.shape[:-1]), 0
-        for name, (transform, shape, dtype) in self._sites.items():
-            own = u[..., start : start + shape.numel()].reshape((*u.shape[:-1], *shape))
+        for name, (transform, shape, like) in self._sites.items():
+            own = u[..., start : start + shape.numel()].reshape((*u.shape[:-1], *shape)).to(like.device)
             start += shape.numel()
             value = transform(own)
             log_det = transform.log_abs_det_jacobian(own, value)
-            volume = volume + log_det.reshape((*u.shape[:-1], -1)).sum(-1)
-            values[name] = value.to(dtype)
+            volume = volume + log_det.reshape((*u.shape[:-1], -1)).sum(-1).cpu()
+            values[name] = value.to(like)
         return values, volume
 
     def prior_u(self) -> Tensor:
         """Returns the prior draws as unconstrained vectors, ``(D, size)``."""
         count = len(next(iter(self.prior.values())))
         rows = [
-            transform.inv(self.prior[name].double()).reshape(count, shape.numel())
-            for name, (transform, shape, _) in self._sites.items()
+            transform.inv(self.prior[name].double().to(like.device)).reshape(count, shape.numel()).cpu()
+            for name, (transform, shape, like) in self._sites.items()
         ]
         return torch.cat(rows, 1) if rows else torch.zeros(count, 0, dtype=torch.float64)
 
     def _run(self, u: Tensor, values: dict[str, Tensor]) -> tuple[Any, Any, Tensor]:
-        data = {**self.constrained(u)[0], **values}
+        discrete = {name: value.to(self._devices[name]) for name, value in values.items()}
+        data = {**self.constrained(u)[0], **discrete}
         with pyro.poutine.block():
             trace = pyro.poutine.trace(pyro.poutine.condition(self._family, data=data)).get_trace()
         process, policy = agent_of(trace.nodes["_RETURN"]["value"], self._dynamics)
-        return process, policy, torch.as_tensor(trace.log_prob_sum()).double()
+        return process, policy, torch.as_tensor(trace.log_prob_sum()).double().cpu()
+
+    def _seen(self, process: Any, policy: Any) -> Tensor:
+        """Returns the log probabilities of what was seen, ``(M,)`` in nats."""
+        return self._shown.log_probabilities(process, policy).double().cpu()
 
     def parts(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log prior densities ``(K,)`` and log probabilities of what was seen ``(K, M)``, in nats.
@@ -178,7 +189,7 @@ class Unknowns:
         for values in self.combinations:
             process, policy, prior = self._run(u, values)
             priors.append(prior)
-            seen.append(self._data.log_probabilities(process, policy).double())
+            seen.append(self._seen(process, policy))
         return torch.stack(priors), torch.stack(seen)
 
     def _parts_together(self, u: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -187,8 +198,8 @@ class Unknowns:
         def one(values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             with deferred() as conditions:
                 process, policy, prior = self._run(u, values)
-                seen = self._data.log_probabilities(process, policy).double()
-            return prior, seen, torch.stack([torch.ones((), dtype=torch.bool), *conditions]).all()
+                seen = self._seen(process, policy)
+            return prior, seen, all_hold(conditions)
 
         stacked = {name: torch.stack([values[name] for values in self.combinations]) for name in self.discrete}
         with pyro.validation_enabled(False):  # distributions' checks of arguments look at values
@@ -271,6 +282,15 @@ class _Starts(pyro.poutine.messenger.Messenger):
         msg["is_observed"] = True
         self.filled.add(msg["name"])
         self._owner._can_draw = False
+
+
+def _device(process: Any) -> torch.device:
+    """Returns the device that a process's states are on."""
+    if isinstance(process, TabularMDP):
+        return process.terminal.device
+    if isinstance(process, LinearGaussianMDP):
+        return process.A.device
+    return process.initial().sample().device
 
 
 def _width(process: Any, dynamics: Dynamics) -> int:
