@@ -99,7 +99,7 @@ def _updates(device: torch.device, large: bool, each: Callable[[Case], None]) ->
 
 def _loop(device: torch.device, large: bool, each: Callable[[Case], None]) -> None:
     del large
-    system = models.double_integrator(dtype=torch.float32, device=device)
+    system = models.point_mass(device=device)
     for count in (1, 1_024):
         agent = SoftActorCritic(
             system, num_envs=count, updates_per_step=1 / count, learning_starts=2 * count, device=device, compile=True
@@ -109,7 +109,7 @@ def _loop(device: torch.device, large: bool, each: Callable[[Case], None]) -> No
         agent.learn(200 * count, progress=False)
         _wait(device)
         rate = 200 * count / (time.perf_counter() - start)
-        each((f"soft actor-critic on the double integrator, {count:,} at once, one update for all", rate, "steps/s"))
+        each((f"soft actor-critic on the point mass, {count:,} at once, one update for all", rate, "steps/s"))
         agent.close()
 
 
