@@ -16,11 +16,14 @@ from problems import random_mdp
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from small_agents import sac, sql
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import rl_as_inference as rlai
 from benchmarks.inverse import family_on_grid
 from rl_as_inference import LinearGaussianMDP, TabularMDP, exact, infer_agent, models
+from rl_as_inference.agents.compilation import draws_apart
 from rl_as_inference.guides import LinearGaussianPolicy, TabularPolicy, amortized_policy
+from rl_as_inference.processes.mdp import unvalidated
 
 F64 = torch.float64
 
@@ -277,6 +280,32 @@ def test_compiled_updates_are_the_traced_ones(gpu: torch.device, make: Any, seed
         assert agent._update.compiled is compiles
     assert found[0].device.type == gpu.type
     same(*found, 1e-8)
+
+
+@pytest.mark.parametrize(("make", "env"), [(sac, "Pendulum-v1"), (sql, "CartPole-v1"), (sql, "Pendulum-v1")])
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_draws_can_be_taken_out_of_an_update(make: Any, env: str, seeds: int | None) -> None:
+    """As a GPU's compiler wants it: a graph without draws, given what is drawn beside it, does exactly the same."""
+    agent = make(env, dtype=F64, seeds=seeds)
+    agent.learn(30, progress=False)
+    update = agent._update
+    given = [tensor.clone() for tensor in (*update._written, *update._read)]
+    with unvalidated():
+        graphs = [make_fx(lambda *tensors: update._write_step(*tensors))(*given) for _ in range(2)]
+    draw = draws_apart(graphs[1])
+    left = [node for node in graphs[1].graph.nodes if "rand" in str(node.target)]
+    assert left == []
+    for _ in range(2):
+        answers = []
+        for graph in graphs:
+            torch.manual_seed(3)
+            tensors = [tensor.clone() for tensor in given]
+            graph(*tensors, *(draw() if graph is graphs[1] else []))
+            answers.append((tensors, torch.rand(3)))
+        for ours, theirs in zip(answers[0][0], answers[1][0], strict=True):
+            assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+        assert torch.equal(answers[0][1], answers[1][1])  # and no more is drawn
+    assert not torch.equal(answers[0][0][0], given[0])
 
 
 def test_learners_take_up_where_they_were(device: torch.device) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["accelerate"]
+__all__ = ["accelerate", "draws_apart"]
 
 
 def accelerate(
@@ -21,8 +22,8 @@ def accelerate(
 
     The function is run once on proxies, so that modules, distributions and ``torch.func`` transforms
     leave only tensor operations. These run as they are (``compile=False``), compiled by TorchInductor
-    (which caches its work between runs), and on CUDA inside one captured graph, whose random numbers
-    still come from PyTorch's generator. The function must not depend on values, only on shapes.
+    (which caches its work between runs), and on CUDA inside one captured graph. Random numbers come from PyTorch's
+    generator, and are the same whether or not it is compiled. The function must not depend on values, only on shapes.
 
     Args:
         function: pure but for writes into its first arguments; it returns nothing.
@@ -48,6 +49,10 @@ def accelerate(
     if compile and _has_compiler(inputs[0].device):
         from torch import _inductor as inductor
 
+        draw: Callable[[], list[Tensor]] = list
+        if not on_host:
+            draw = draws_apart(graph)
+            examples += draw()
         for node in graph.graph.nodes:  # what tracing noted of values would be taken for the compiler's own notes
             node.meta.clear()
         options = {
@@ -56,7 +61,8 @@ def accelerate(
             # On the host the calls are in C++: at 64 units Python's own are two fifths of an update.
             "cpp_wrapper": on_host,
         }
-        fast = inductor.compile(graph, examples, options)
+        compiled: Any = inductor.compile(graph, examples, options)
+        fast = compiled if on_host else lambda *tensors: compiled(*tensors, *draw())
     if inputs[0].device.type == "cuda":
         fast = _captured(fast, written, read)
     return fast
@@ -70,6 +76,34 @@ def _biased_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 
     """
     product = torch.mm(left, right)
     return (alpha * product[None] + beta * bias)[0]
+
+
+def draws_apart(graph: Any) -> Callable[[], list[Tensor]]:
+    """Takes draws out of a traced graph, which then takes them as arguments after its own, and returns what draws them.
+
+    TorchInductor puts a graph for CUDA in an order of its own, draws included, so that other numbers fall to each.
+    Draws that depend on values (of a gamma, say) are left where they are.
+    """
+    operations: list[Callable[[], Tensor]] = []
+    nodes = list(graph.graph.nodes)
+    last = [node for node in nodes if node.op == "placeholder"][-1]
+    for node in nodes:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        arguments = node.args
+        if node.target in (torch.ops.aten.rand_like.default, torch.ops.aten.randn_like.default):
+            of = node.meta["val"]  # tracing's note, of a tensor without values
+            like = torch.empty_strided(of.size(), of.stride(), dtype=of.dtype, device=of.device)
+            arguments = (like, *arguments[1:])
+        elif node.all_input_nodes:
+            continue
+        operations.append(partial(node.target, *arguments, **node.kwargs))
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"draw_{len(operations)}")
+        node.replace_all_uses_with(last)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return lambda: [operation() for operation in operations]
 
 
 def _has_compiler(device: torch.device) -> bool:
