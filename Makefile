@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test lint types bench bench-peers clean
+.PHONY: help demo test test-gpu lint types bench bench-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,9 @@ demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its 
 
 test: $(STAMP) lint types  ## lint, types, tests, docs' and docstrings' examples
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-gpu: $(STAMP)  ## the tests that need a GPU
+	$(BIN)/pytest -m cuda
 
 lint: $(STAMP)   ## ruff
 	$(BIN)/ruff check .
