@@ -59,6 +59,15 @@ def any_walker() -> Any:
     return town, hyperbolic_policy(town, k, sophisticated=bool(kind == 2))
 
 
+def share_who_prefer(data: Any, one: str, other: str) -> str:
+    """Returns a posterior probability with its Monte Carlo error, for draws that follow each other."""
+    import arviz
+
+    utility = data.posterior["utility"].values
+    better = (utility[..., RESTAURANTS.index(one)] > utility[..., RESTAURANTS.index(other)]).astype(float)
+    return f"{better.mean():.2f} ± {float(arviz.mcse(better)) if better.std() else 0:.2f}"
+
+
 def draw(walks: dict[str, tuple[Tensor, Tensor]], draws: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -99,16 +108,15 @@ def main(quick: bool = False, picture: Path | None = None) -> None:
     print("one walk to the café, past the doughnuts")
     for index, name in enumerate(RESTAURANTS):
         print(f"  {name:<11} utility {utility[:, index].mean():+.2f} ± {utility[:, index].std():.2f}")
-    print(f"  P(vegetarian > doughnuts) = {(utility[:, 1] > utility[:, 0]).mean():.2f}")
-    print(f"  P(vegetarian > noodles)   = {(utility[:, 1] > utility[:, 2]).mean():.2f}")
+    print(f"  P(vegetarian > doughnuts) = {share_who_prefer(first, 'vegetarian', 'doughnuts')}")
+    print(f"  P(vegetarian > noodles)   = {share_who_prefer(first, 'vegetarian', 'noodles')}")
 
     second = rlai.infer_agent(any_walker, [walks["to the far doughnuts"]] * 2, **options, seed=0)
     chances = second.sample_stats["probability_kind"].values.mean((0, 1))
-    utility = second.posterior["utility"].values.reshape(-1, 3)
     print("two walks past the near doughnuts to the far ones")
     for name, chance in zip(("consistent", "naive", "sophisticated"), chances, strict=True):
         print(f"  P({name}) = {chance:.2f}")
-    print(f"  P(vegetarian > doughnuts) = {(utility[:, 1] > utility[:, 0]).mean():.2f}")
+    print(f"  P(vegetarian > doughnuts) = {share_who_prefer(second, 'vegetarian', 'doughnuts')}")
     if picture is not None:
         draw(walks, {"one walk to the café": first, "two to the far doughnuts": second}, picture)
 
