@@ -429,6 +429,9 @@ class TestMisuse:
             infer_agent(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), shown)
         with pytest.raises(ValueError, match="family has no unknowns"):
             infer_agent(lambda: goals(torch.tensor(0)), shown)
+        for family in (goals(torch.tensor(0)), "walks"):  # a process can be called, and is no family
+            with pytest.raises(ValueError, match=f"family must be a Pyro program.* got {type(family).__name__}"):
+                infer_agent(family, shown)
 
     def test_scale_shared_by_reward_and_temperature_is_warned_of(self) -> None:
         def family() -> TabularMDP:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
+from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
@@ -105,9 +106,10 @@ def infer_agent(
         raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
     if dynamics not in ("causal", "posterior"):
         raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
-    if not callable(family):
+    if not callable(family) or isinstance(family, MarkovDecisionProcess):
         raise ValueError(
-            f"family must be a Pyro program without arguments that returns a process, got {type(family).__name__}"
+            f"family must be a Pyro program without arguments, which draws what is unknown and returns a process, got "
+            f"{type(family).__name__}"
         )
     for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
         check_count(name, value)
