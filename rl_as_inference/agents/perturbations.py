@@ -20,6 +20,7 @@ from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, to_gymnasium
 from rl_as_inference.processes.environments import Environments
+from rl_as_inference.progress import ProgressBar, progress_bar
 
 __all__ = ["PerturbedReturns", "has_charge", "perturb", "physics_of"]
 
@@ -91,6 +92,7 @@ def perturb(
     num_episodes: int = 20,
     seed: int = 10_000,
     deterministic: bool = True,
+    progress: bool | ProgressBar | None = None,
 ) -> PerturbedReturns:
     """Returns undiscounted returns of whole episodes under perturbations of growing size.
 
@@ -107,6 +109,7 @@ def perturb(
         num_episodes: for each size and seed, ≥ 1.
         seed: of the environments, of the noise, and of the policy's draws.
         deterministic: the policy's mode, else draws.
+        progress: show a bar; None shows it on a terminal. Or a running bar to move on, by one for each size.
 
     Raises:
         ValueError: if there is no such physics, or a size is out of range.
@@ -133,8 +136,11 @@ def perturb(
         seen: list[Any] = []
         nominal = run(0.0, spread, seen)
         spread = np.std(np.stack(seen), 0)
-    for size in levels:
-        returns.append(nominal if name == "observation" and size == 0 else run(size, spread, []))
+    with progress_bar(f"{name} of {agent.envs.name}", len(levels), show=progress) as bar:
+        for size in levels:
+            bar.say(f"{name} {size:g}")
+            returns.append(nominal if name == "observation" and size == 0 else run(size, spread, []))
+            bar.advance(f"{name} {size:g}")
     return PerturbedReturns(name, tuple(levels), torch.stack(returns))
 
 

@@ -10,10 +10,11 @@ import typer
 from rl_as_inference.agents.evaluation import mean_interval
 from rl_as_inference.agents.perturbations import PerturbedReturns, has_charge, perturb, physics_of
 from rl_as_inference.agents.training import CHECKPOINT, evaluation_seed
-from rl_as_inference.cli.common import Overwrite, app, check_seed, plain_errors, versions
+from rl_as_inference.cli.common import Overwrite, Progress, app, check_seed, plain_errors, versions
 from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder, read_record
 from rl_as_inference.cli.training import ROBUSTNESS, Device, make_agent, mark
 from rl_as_inference.inspect import plots
+from rl_as_inference.progress import progress_bar
 from rl_as_inference.tables import render
 
 __all__ = ["robustness_command"]
@@ -49,6 +50,7 @@ def robustness_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; RUN by default.")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
+    progress: Progress = None,
 ) -> None:
     """Perturb observations, actions, reward and physics, and plot what a run of train still returns."""
     if episodes < 1:
@@ -73,7 +75,9 @@ def robustness_command(
         seed = evaluation_seed(agent.seed) if seed is None else seed
         options: Any = {"num_episodes": episodes, "seed": seed, "deterministic": not stochastic}
         wanted = wanted or _usual(agent)
-        answers = [perturb(agent, what, sizes, **options) for what, sizes in wanted]
+        total = sum(len(set(sizes)) for _, sizes in wanted)
+        with progress_bar(f"Perturbing {agent.envs.name}", total, show=progress) as bar:
+            answers = [perturb(agent, what, sizes, progress=bar, **options) for what, sizes in wanted]
         title = f"{type(agent).__name__} on {agent.envs.name}, {agent.num_steps:,} steps"
         name = agent.envs.name
     finally:
