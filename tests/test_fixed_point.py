@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from problems import random_mdp
 
-from rl_as_inference import exact
+from rl_as_inference import exact, satisfice
 from rl_as_inference.exact import fixed_point
 from rl_as_inference.processes import TabularMDP
 
@@ -123,3 +124,27 @@ def test_an_infinite_evidence_is_called_so() -> None:
             exact.plan(sure(discount), "posterior")
     value = float(exact.plan(sure(0.3), "posterior").soft_v[0])
     assert abs(value - math.log(0.7 * math.e / (1 - 0.3 * math.e))) < 1e-12
+
+
+@pytest.mark.parametrize("chance", [3e-3, 1e-3, 1e-5])
+def test_undiscounted_values_of_long_episodes(chance: float) -> None:
+    """Two states, 201 temperatures: soft values against the equation that they solve, and the return that satisfices.
+
+    Rounding is magnified by the episodes' length, so that Newton's last steps do not shrink to it.
+    """
+    moves = torch.tensor([[[1 - chance, chance], [0.5, 0.5]], [[0, 1], [0, 1]]], dtype=F64)
+    reward = torch.tensor([[1, 0.9], [0, 0]], dtype=F64)
+    mdp = TabularMDP(moves, reward, torch.tensor([1.0, 0.0]).double(), terminal=torch.tensor([False, True]))
+    for alpha in torch.linspace(0.5, 2.5, 201).tolist():
+        value = float(exact.plan(mdp.at_temperature(alpha)).soft_v[0]) / alpha
+
+        def gap(x: float, alpha: float = alpha) -> float:
+            stay, leave = 1 / alpha + (1 - chance) * x, 0.9 / alpha + 0.5 * x
+            return x - float(np.logaddexp(stay, leave)) + math.log(2)
+
+        assert abs(gap(value)) < 1e-13 * (1 + abs(value))
+        assert gap(value - 1e-6 * (1 + abs(value))) < 0 < gap(value + 1e-6 * (1 + abs(value)))
+    for epsilon in (0.01, 0.3):
+        answer = satisfice(mdp, epsilon)
+        assert answer.best_return == pytest.approx(1 / chance, rel=1e-9)
+        assert answer.expected_return == pytest.approx((1 - epsilon) / chance, rel=1e-9)

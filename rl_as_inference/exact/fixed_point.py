@@ -134,8 +134,10 @@ def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) ->
     newton = mdp.num_states <= _SOLVE_LIMIT
     tolerance, size = 100 * torch.finfo(value.dtype).eps, math.inf
     identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
-    # Then a fixed point exists whatever the rewards, and long episodes only magnify the rounding of a backup.
+    # Then a fixed point exists whatever the rewards.
     exists = dynamics == "causal" and _shrinks(mdp)
+    # Long episodes magnify the rounding of a backup, so that steps stop shrinking before they are rounding themselves.
+    near = 1e-3 if exists else _LAST_STEP
     for count in range(_FIXED_STEPS if is_deferred() else 200 if newton else 100_000):
         q = backup(mdp, dynamics, reward, value)
         step = soft_maximum(mdp, q) - value
@@ -153,7 +155,7 @@ def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) ->
             continue
         before, size = size, float(largest)
         slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
-        if size <= tolerance * slow or (exists and newton and size <= 1e-3 and size > before / 2):
+        if size <= tolerance * slow or (newton and size <= near and size > before / 2):
             return value
     if is_deferred() and holds(largest <= _LAST_STEP):
         return value
