@@ -70,7 +70,8 @@ def all_hold(conditions: Sequence[Tensor]) -> Tensor:
 def _scalar(value: Any) -> Tensor | None:
     """Returns the value as a tensor if it is a single number, else None."""
     try:
-        tensor = torch.as_tensor(value)
+        # A number of Python's own has double precision, and its range.
+        tensor = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     except (TypeError, ValueError, RuntimeError):
         return None
     return tensor if tensor.dim() == 0 and not tensor.is_complex() else None

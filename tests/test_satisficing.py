@@ -258,3 +258,31 @@ def test_an_unbounded_range_is_refused():
     assert satisfice(mdp, 0.0).expected_return == -1
     with pytest.raises(ValueError, match="its largest return is infinite"):
         satisfice(mdp.replace(reward=-mdp.reward_table), 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-11, 3.7e-3, 1e6, 1e100])
+def test_the_scale_of_rewards_is_only_a_unit(scale):
+    for case in ("horizon", "no horizon, ends"):
+        mdp = random_mdp(1, num_states=4, num_actions=3, **CASES[case])
+        scaled = mdp.replace(reward=mdp.reward_table * scale)
+        for epsilon in (0.0, 0.2):
+            ours, theirs = satisfice(scaled, epsilon), satisfice(mdp, epsilon)
+            torch.testing.assert_close(ours.policy, theirs.policy, rtol=0, atol=1e-7)
+            assert ours.temperature == pytest.approx(scale * theirs.temperature, rel=1e-7)
+            assert ours.expected_return == pytest.approx(scale * theirs.expected_return, rel=1e-7)
+            assert ours.target_return == pytest.approx(scale * theirs.target_return, rel=1e-12)
+            assert ours.multiplier * ours.temperature == pytest.approx(1) or epsilon == 0
+        ours, theirs = rationality_curve(scaled), rationality_curve(mdp)
+        torch.testing.assert_close(ours.bits, theirs.bits, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ours.temperature, scale * theirs.temperature, rtol=1e-9, atol=0)
+
+
+def test_rewards_that_differ_by_rounding_are_tied():
+    bandit = TabularMDP(torch.ones(1, 2, 1).double(), torch.tensor([[1e10, 1e10 + 1]]).double(), [1.0], horizon=1)
+    assert satisfice(bandit, 0.25e-10).policy.tolist() == [[[0.5, 0.5]]]
+
+
+@pytest.mark.parametrize("bad", ["a", ["a"], [[1.0], [1.0, 2.0]], {}])
+def test_temperatures_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match="temperatures must be numbers > 0, got"):
+        rationality_curve(random_mdp(0), bad)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.checks import check_temperature
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
-from rl_as_inference.reasoning.returns import account, best
+from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
 __all__ = ["RationalityCurve", "rationality_curve"]
 
@@ -72,8 +72,9 @@ def rationality_curve(mdp: TabularMDP | LinearGaussianMDP, temperatures: Any = N
     top: float | None = None
     if isinstance(mdp, TabularMDP):
         mdp = mdp.to(torch.float64)
-        limit = best(mdp)
-        top, prior = limit.value, account(mdp, mdp.action_prior).expected_return
+        plain, unit = in_own_unit(mdp)
+        limit = best(plain)
+        top, prior = limit.value * unit, account(mdp, mdp.action_prior).expected_return
         information = account(mdp, limit.policy).information
         scale = (top - prior) / information if information > 1e-12 and top > prior else 1.0
     else:
@@ -82,7 +83,10 @@ def rationality_curve(mdp: TabularMDP | LinearGaussianMDP, temperatures: Any = N
     if temperatures is None:
         alphas = [scale * 10**power for power in torch.linspace(-2, 2, 41, dtype=torch.float64).tolist()]
     else:
-        alphas = sorted(float(alpha) for alpha in torch.as_tensor(temperatures, dtype=torch.float64).flatten())
+        try:
+            alphas = sorted(torch.as_tensor(temperatures, dtype=torch.float64).flatten().tolist())
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"temperatures must be numbers > 0, got {temperatures!r}") from None
         for alpha in alphas:
             check_temperature(alpha, "temperatures")
         if not alphas:

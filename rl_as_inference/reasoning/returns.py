@@ -1,5 +1,6 @@
 """Returns and entropies of policies of finite processes, and the returns that no policy passes."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,18 @@ from rl_as_inference.exact.fixed_point import check_fixed_point, solve_linear
 from rl_as_inference.exact.tabular import discounted_visits
 from rl_as_inference.processes import TabularMDP
 
-__all__ = ["Account", "account", "best"]
+__all__ = ["Account", "account", "best", "in_own_unit"]
+
+
+def in_own_unit(mdp: TabularMDP) -> tuple[TabularMDP, float]:
+    """Returns the process in float64 with rewards of about 1 at most, and the unit that they are in, a power of two.
+
+    What counts as tied, or as rounding, then does not depend on the scale of rewards.
+    """
+    mdp = mdp.to(torch.float64)
+    largest = float(mdp.reward_table.abs().max())
+    unit = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+    return mdp.replace(reward=mdp.reward_table / unit), unit
 
 
 class Account(NamedTuple):

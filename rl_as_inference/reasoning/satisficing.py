@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
-from rl_as_inference.reasoning.returns import account, best
+from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
 __all__ = ["Satisficing", "satisfice"]
 
@@ -69,8 +69,8 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
 
     The Lagrangian is ``α`` times the ELBO at temperature ``α = 1/multiplier``, so that the answer is the
     MaxEnt policy at one α, found as the root of ``E[return](α) = target``, which falls in α; α lies above
-    ``(R_max - target) / information(α → 0)``. The constraint holds to 1e-8. Everything is done in float64, and
-    the temperature of ``mdp`` plays no part.
+    ``(R_max - target) / information(α → 0)``. The constraint holds to 1e-8 of the
+    largest reward. Everything is done in float64, and the temperature of ``mdp`` plays no part.
 
     Source: Simon 1956; the lecture's eq. 28; the dual is that of Ziebart 2010, section 5.
 
@@ -99,7 +99,7 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     if not isinstance(mdp, TabularMDP):
         raise ValueError(f"satisfice needs a TabularMDP, got {type(mdp).__name__}")
     epsilon = float(epsilon)
-    mdp = mdp.to(torch.float64)
+    mdp, unit = in_own_unit(mdp)
     top = best(mdp)
     if top.value > 0:
         rule: Literal["fraction", "range"] = "fraction"
@@ -110,15 +110,15 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
 
     def answer(alpha: float, policy: Tensor) -> Satisficing:
         found = account(mdp, policy)
-        multiplier = math.inf if alpha == 0 else 1 / alpha
+        multiplier = math.inf if alpha == 0 else 1 / (alpha * unit)
         return Satisficing(
-            alpha,
+            alpha * unit,
             policy,
-            found.expected_return,
-            top.value,
+            found.expected_return * unit,
+            top.value * unit,
             found.entropy,
             max(found.information, 0.0),
-            target,
+            target * unit,
             multiplier,
             rule,
         )
@@ -126,10 +126,10 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     prior = mdp.action_prior if mdp.horizon is None else mdp.action_prior.expand(mdp.horizon, -1, -1)
     loosest = answer(math.inf, prior)
     rounding = 1e-12 * (1 + abs(top.value))
-    if loosest.expected_return >= target - rounding:
+    if loosest.expected_return / unit >= target - rounding:
         return loosest
     tightest = answer(0.0, top.policy)
-    if slack <= rounding:
+    if slack <= rounding or tightest.information == 0:
         return tightest
 
     def soft(log_alpha: float) -> Tensor:
