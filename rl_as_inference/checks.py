@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def _scalar(value: Any) -> Tensor | None:
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises ValueError unless the value is an integer, not below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 

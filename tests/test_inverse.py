@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import warnings
 from pathlib import Path
+from typing import Any
 
 import arviz as az
 import numpy as np
@@ -451,3 +453,186 @@ class TestMisuse:
 
         with pytest.warns(UserWarning, match="say nothing about idle"):
             infer_agent(family, [([1, 0], [0])], num_draws=10)
+
+
+def choice(worth: Tensor) -> TabularMDP:
+    """One choice between nothing and what is worth something."""
+    reward = torch.stack([torch.zeros((), dtype=worth.dtype), worth])[None]
+    one = torch.ones(1, 2, 1, dtype=worth.dtype)
+    return TabularMDP(one, reward, one[0, 0], horizon=1)
+
+
+def chose(often: int, seldom: int) -> list[Any]:
+    return [([0], [1])] * often + [([0], [0])] * seldom
+
+
+def normal(name: str, mean: float = 0.0, sd: float = 1.0) -> Tensor:
+    return pyro.sample(name, dist.Normal(torch.tensor(mean, dtype=F64), sd))
+
+
+class TestFamiliesThatCannotBeInferred:
+    """What would be silently wrong is an error that says which site it is."""
+
+    def test_a_support_that_depends_on_another_unknown(self) -> None:
+        def family() -> TabularMDP:
+            width = pyro.sample("width", dist.Uniform(torch.tensor(1.0, dtype=F64), 3.0))
+            return choice(pyro.sample("x", dist.Uniform(torch.tensor(0.0, dtype=F64), width)))
+
+        with pytest.raises(ValueError, match=r"the values that 'x' may take differ from run to run.*width \* pyro"):
+            infer_agent(family, chose(8, 2))
+
+    def test_its_mend_is_right(self) -> None:
+        """The same unknown from a fixed support, against quadrature: 1,000 draws, seed 0, z < 4 with an ESS of 200."""
+
+        def family() -> TabularMDP:
+            width = pyro.sample("width", dist.Uniform(torch.tensor(1.0, dtype=F64), 3.0))
+            share = pyro.sample("share", dist.Uniform(torch.tensor(0.0, dtype=F64), 1.0))
+            return choice(width * share)
+
+        draws = infer_agent(family, chose(30, 0), num_draws=1_000).posterior
+        width, share = np.meshgrid(np.linspace(1, 3, 801), np.linspace(0, 1, 801), indexing="ij")
+        weight = (1 / (1 + np.exp(-width * share))) ** 30
+        for name, values in (("width", width), ("share", share)):
+            mean = (weight * values).sum() / weight.sum()
+            spread = math.sqrt((weight * (values - mean) ** 2).sum() / weight.sum())
+            assert abs(float(draws[name].mean()) - mean) < 4 * spread / math.sqrt(200)
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_a_site_on_a_branch(self, discrete: bool) -> None:
+        def family() -> TabularMDP:
+            coin = dist.Bernoulli(torch.tensor(0.5, dtype=F64))
+            first = pyro.sample("first", coin) if discrete else normal("first")
+            return choice(normal("second", sd=3.0) if first > 0.5 else torch.zeros((), dtype=F64))
+
+        for seed in range(4):
+            with pytest.raises(ValueError, match="'second' is drawn in some runs and not in others"):
+                infer_agent(family, chose(8, 2), method="map", seed=seed)
+
+    @pytest.mark.parametrize(
+        "lose",
+        [
+            lambda w: torch.tensor(w.item(), dtype=F64),
+            lambda w: w.detach(),
+            lambda w: torch.as_tensor(w.detach().numpy()),
+            lambda w: w + 0 * torch.no_grad()(lambda: w)() - w + w.data,
+        ],
+    )
+    @pytest.mark.parametrize("method", ["map", "svi", "nuts"])
+    def test_a_value_that_leaves_autograd(self, lose: Any, method: str) -> None:
+        with pytest.raises(ValueError, match=r"the gradient for 'w' is not the density's slope.*leaves autograd"):
+            infer_agent(lambda: choice(lose(normal("w"))), chose(80, 20), method=method)
+
+    def test_one_of_several(self) -> None:
+        def family() -> TabularMDP:
+            a, w = normal("a"), normal("w")
+            return choice(w * math.exp(float(a.detach())))
+
+        with pytest.raises(ValueError, match="the gradient for 'a' is not"):
+            infer_agent(family, chose(80, 20), method="map")
+
+    def test_a_kink_is_no_mistake(self) -> None:
+        answer = infer_agent(lambda: choice(normal("w").abs()), chose(80, 20), method="map")
+        assert abs(abs(answer.posterior["w"].item()) - 1.307) < 2e-3
+
+    def test_a_gradient_that_is_no_number(self) -> None:
+        features = torch.tensor([0.0, 1.0], dtype=F64)
+
+        def family() -> TabularMDP:
+            w = normal("w")
+            reward = torch.where(features > 0, torch.log(features * torch.exp(w)), 0.0)[None]
+            one = torch.ones(1, 2, 1, dtype=F64)
+            return TabularMDP(one, reward, one[0, 0], horizon=1)
+
+        with pytest.raises(ValueError, match=r"the gradient for 'w' is no number.*torch.where with log"):
+            infer_agent(family, chose(80, 20), method="map")
+
+    def test_random_numbers_beside_the_sites(self) -> None:
+        with pytest.raises(ValueError, match="density differs from one run to the next at the same values"):
+            infer_agent(lambda: choice(normal("w") + torch.randn((), dtype=F64)), chose(8, 2))
+
+    def test_arguments(self) -> None:
+        with pytest.raises(ValueError, match=r"family must be a program without arguments .*'worth'"):
+            infer_agent(choice, chose(8, 2))
+        for seed in (None, "a", 1.5, -1, 2**40, True):
+            with pytest.raises(ValueError, match="seed must be an integer from 0 to"):
+                infer_agent(lambda: choice(normal("w")), chose(8, 2), seed=seed)
+
+
+def test_what_one_hypothesis_forbids_refutes_it_alone() -> None:
+    """A wall that was walked through is not there; the rest is as if there had been no such unknown."""
+
+    def town(walled: Any, w: Tensor) -> TabularMDP:
+        moves = torch.zeros(2, 2, 2, dtype=F64)
+        moves[0, 0, 0] = moves[1, :, 1] = 1
+        moves[0, 1, 0 if bool(walled) else 1] = 1
+        reward = torch.stack([torch.zeros(2, dtype=F64), torch.stack([w, 0 * w])], 1)
+        return TabularMDP(moves, reward, torch.tensor([1.0, 0.0], dtype=F64), horizon=2)
+
+    def family() -> TabularMDP:
+        return town(pyro.sample("wall", dist.Bernoulli(torch.tensor(0.5, dtype=F64))), normal("w"))
+
+    seen = [([0, 1, 1], [1, 1]), ([0, 0, 1], [0, 1])]
+    found = infer_agent(family, seen, method="map")
+    assert found.sample_stats["probability_wall"][..., 1].item() == 0
+    alone = infer_agent(lambda: town(False, normal("w")), seen, method="map")
+    assert found.posterior["w"].item() == pytest.approx(alone.posterior["w"].item(), abs=1e-7)
+    assert bool(np.isfinite(found.log_likelihood["demonstration"].values).all())
+    draws = infer_agent(family, seen, num_draws=100).posterior["wall"]
+    assert float(draws.max()) == 0
+    with pytest.raises(ValueError, match="at step 0 of demonstration 0, action 0 in state 0 cannot lead to state 1"):
+        infer_agent(family, [([0, 1, 1], [0, 1])])
+
+
+def test_several_modes_are_warned_of_and_chains_start_at_each() -> None:
+    """Worth x² - 1 with x ~ N(0.5, 1.5²): P(x > 0) is 0.63, and no chain crosses 0."""
+
+    def family() -> TabularMDP:
+        x = normal("x", 0.5, 1.5)
+        return choice((x**2 - 1) / 0.2)
+
+    with pytest.warns(UserWarning, match="more than one mode, and chains of NUTS start at different ones"):
+        draws = infer_agent(family, chose(18, 2), num_draws=100).posterior["x"].values
+    assert sorted(np.sign(draws.mean(1)).tolist()) == [-1, 1]
+    with pytest.warns(UserWarning, match="more than one mode, and the Gaussian is fitted at the highest alone"):
+        infer_agent(family, chose(18, 2), method="svi", num_draws=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        infer_agent(lambda: choice(normal("x")), chose(18, 2), method="svi", num_draws=10)
+
+
+def test_gradients_are_had_where_the_caller_has_none() -> None:
+    wanted = infer_agent(lambda: choice(normal("w")), chose(8, 2), method="map").posterior["w"].item()
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            found = infer_agent(lambda: choice(normal("w")), chose(8, 2), method="map")
+            assert found.posterior["w"].item() == wanted
+            assert infer_agent(lambda: choice(normal("w")), chose(8, 2), num_draws=10).posterior["w"].shape == (2, 5)
+            assert not torch.is_grad_enabled()
+
+
+def test_a_family_reads_the_callers_parameters_by_every_method() -> None:
+    """Worth 3 w: posterior mean and sd of w by quadrature, for SVI and 800 NUTS draws."""
+    pyro.param("factor", torch.tensor(1.0, dtype=F64)).data.fill_(3.0)
+    pyro.param("AutoMultivariateNormal.loc", torch.ones(5))
+
+    def family() -> TabularMDP:
+        return choice(normal("w") * pyro.param("factor").detach())
+
+    w = np.linspace(-4, 4, 4001)
+    weight = norm.pdf(w) / (1 + np.exp(-3 * w)) ** 8 / (1 + np.exp(3 * w)) ** 2
+    mean = (w * weight).sum() / weight.sum()
+    spread = math.sqrt(((w - mean) ** 2 * weight).sum() / weight.sum())
+    for method in ("nuts", "svi"):
+        found = infer_agent(family, chose(8, 2), method=method, num_draws=800).posterior["w"].values
+        assert abs(found.mean() - mean) < 0.25 * spread
+        assert abs(found.std() / spread - 1) < 0.2
+    assert set(pyro.get_param_store().keys()) == {"factor", "AutoMultivariateNormal.loc"}
+    assert torch.equal(pyro.param("AutoMultivariateNormal.loc"), torch.ones(5))
+    assert float(pyro.param("factor")) == 3
+
+
+def test_yes_and_no_are_actions() -> None:
+    yes = [(torch.tensor([0]), torch.tensor([True]))] * 8 + [(torch.tensor([0]), torch.tensor([False]))] * 2
+    found = infer_agent(lambda: choice(normal("w")), yes, method="map")
+    wanted = infer_agent(lambda: choice(normal("w")), chose(8, 2), method="map")
+    assert found.posterior["w"].item() == wanted.posterior["w"].item()

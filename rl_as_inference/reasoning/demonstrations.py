@@ -92,6 +92,11 @@ class Demonstrations:
                     f"demonstrations: {name} {int(values[step, which])} at step {step} of demonstration {which} is "
                     f"outside 0 … {size - 1}; -1 stands for what was not seen"
                 )
+
+    def refuted(self, process: Any) -> str | None:
+        """Returns what the demonstrations do that a finite process cannot; None where there is nothing."""
+        if not isinstance(process, TabularMDP):
+            return None
         known = self.state_seen[:-1] & self.state_seen[1:] & self.action_seen
         t, n = known.nonzero(as_tuple=True)
         state, action, after = self.states[t, n], self.actions[t, n], self.states[t + 1, n]
@@ -99,11 +104,12 @@ class Demonstrations:
         chance = (probabilities.detach() * (indices == after[:, None])).sum(-1)
         if bool((chance == 0).any()):
             i = int((chance == 0).nonzero()[0])
-            raise ValueError(
-                f"demonstrations: at step {int(t[i])} of demonstration {int(n[i])}, action {int(action[i])} in state "
+            return (
+                f"at step {int(t[i])} of demonstration {int(n[i])}, action {int(action[i])} in state "
                 f"{int(state[i])} cannot lead to state {int(after[i])} in the family's process; mend the "
                 f"demonstration or the dynamics, or write -1 for a state that was not seen"
             )
+        return None
 
     def _check_continuous(self, process: Any) -> None:
         sizes = [getattr(process, f"{name}_space").shape for name in ("state", "action")]
@@ -236,7 +242,8 @@ def read_demonstrations(given: Any) -> Demonstrations:
 
 
 def _on_host(values: Any) -> Tensor:
-    return torch.as_tensor(values).cpu()
+    tensor = torch.as_tensor(values).cpu()
+    return tensor.long() if tensor.dtype == torch.bool else tensor
 
 
 def _as_pairs(given: Any) -> Any:

@@ -38,10 +38,11 @@ def hyperbolic_policy(
         mdp: a process with a horizon; its own discount is not used.
         k: how steeply the near future is preferred, ≥ 0, per step.
         sophisticated: whether the agent foresees its later selves.
-        discount: δ as a function of delays ``0 … T``, in place of the hyperbola.
+        discount: δ as a function of delays ``0 … T``, in place of the hyperbola; δ(0) = 1, and nowhere below 0.
 
     Raises:
-        ValueError: if the process is not a TabularMDP with a horizon, or ``k < 0``.
+        ValueError: if the process is not a TabularMDP with a horizon, ``k`` is no finite number >= 0, or ``discount``
+            gives no such weights.
 
     Example:
         >>> from rl_as_inference.models import procrastination
@@ -53,11 +54,8 @@ def hyperbolic_policy(
         raise ValueError(f"mdp must be a TabularMDP, got {type(mdp).__name__}")
     horizon = mdp.finite_horizon("hyperbolic_policy")
     moves = dense_transition(mdp)
-    steepness = torch.as_tensor(k, dtype=moves.dtype, device=moves.device)
-    if not holds(~(steepness < 0)):
-        raise ValueError(f"k must be >= 0 (it is how steeply the near future is preferred), got {float(steepness)}")
     delays = torch.arange(horizon + 1, dtype=moves.dtype, device=moves.device)
-    worth = 1 / (1 + steepness * delays) if discount is None else discount(delays)
+    worth = 1 / (1 + _steepness(k).to(moves) * delays) if discount is None else _worth(discount, delays)
     reward, log_prior, alpha = mdp.expected_reward(), mdp.log_action_prior, mdp.temperature
     # Row d holds what is thought of step t by the self that stood d steps before it, d = 0 … t.
     values = moves.new_zeros(horizon + 1, mdp.num_states)
@@ -71,10 +69,39 @@ def hyperbolic_policy(
             price = torch.where(policy > 0, log_policy - log_prior, 0.0)
             values = (policy * (torch.where(policy > 0, q, 0.0) - delta * alpha * price)).sum(-1)
         else:
-            scale = delta * alpha
-            values = scale[..., 0] * torch.logsumexp(log_prior + q / scale, -1)
+            # What is worth nothing costs nothing either, and the best action is taken for what comes after.
+            none = delta == 0
+            scale = torch.where(none, 1.0, delta) * alpha
+            soft = scale[..., 0] * torch.logsumexp(log_prior + q / scale, -1)
+            values = torch.where(none[..., 0], torch.where(log_prior > -torch.inf, q, -torch.inf).amax(-1), soft)
         if mdp.has_terminal:
             values = torch.where(mdp.terminal, 0.0, values)
             log_policy = torch.where(mdp.terminal[:, None], log_prior, log_policy)
         policies.append(log_policy.exp())
     return torch.stack(policies[::-1])
+
+
+def _steepness(k: float | Tensor) -> Tensor:
+    try:
+        value = torch.as_tensor(k)
+    except (TypeError, ValueError, RuntimeError):
+        value = torch.empty(0)
+    if value.dim() or value.dtype == torch.bool or value.is_complex():
+        raise ValueError(f"k must be a finite number >= 0 (how steeply the near future is preferred), got {k!r}")
+    if not holds((value >= 0) & value.isfinite()):
+        raise ValueError(
+            f"k must be a finite number >= 0 (how steeply the near future is preferred), got {float(value)}"
+        )
+    return value
+
+
+def _worth(discount: Callable[[Tensor], Tensor], delays: Tensor) -> Tensor:
+    if not callable(discount):
+        raise ValueError(f"discount must be a function of a tensor of delays, got {discount!r}")
+    worth = discount(delays)
+    if not isinstance(worth, Tensor) or worth.shape != delays.shape:
+        got = tuple(worth.shape) if isinstance(worth, Tensor) else worth
+        raise ValueError(f"discount must return a weight for each of {len(delays)} delays, got {got!r}")
+    if not holds((worth >= 0) & worth.isfinite()) or not holds((worth[0] - 1).abs() < 1e-6):
+        raise ValueError(f"discount must be 1 at delay 0, and finite and >= 0 at others, got {worth.tolist()}")
+    return worth.to(delays)

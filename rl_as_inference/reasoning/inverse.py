@@ -1,8 +1,11 @@
 """What an agent wants, how rational it is and what it believes, from what it did."""
 
 import contextlib
+import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     import arviz
 
 __all__ = ["infer_agent"]
+
+_HEIGHT = 7.0
+"""Nats below the highest mode from which on another is passed over: a thousandth as probable."""
 
 _AT_ONCE = 8
 """Draws whose likelihoods are computed together; so few, because each has tables of a whole plan."""
@@ -77,18 +83,21 @@ def infer_agent(
         num_chains: chains of NUTS, in lockstep: their gradients are one batched evaluation where the family can be run
             under ``torch.func.vmap`` (its Python does not look at the unknowns' values), and several times faster.
         num_warmup: warm-up steps a chain. The chains start from the Laplace approximation, in whose
-            coordinates the posterior is nearly a standard normal, so that few are needed.
+            coordinates the posterior is nearly a standard normal, so that few are needed. Where several modes are
+            found, they start from each in turn.
         seed: of all randomness; the caller's own random state is left as it was.
         progress: show a bar.
 
     Raises:
-        ValueError: if the method is unknown; the family draws nothing or returns no process; or the demonstrations
-            have the wrong shape, an impossible transition, or an action that the policy gives no probability.
+        ValueError: if the method is unknown; the family draws nothing or returns no process, draws a site in some runs
+            only or from a support that varies, or loses an unknown's gradient on the way to its density; or the
+            demonstrations have the wrong shape, a transition that no value of the unknowns allows, or an action that
+            the policy gives no probability.
 
     Warns:
-        UserWarning: where the demonstrations leave an unknown, or a joint direction of several, at its prior.
-            Rewards that differ by a factor and temperatures that differ by the same are one behaviour, as are
-            rewards that differ by a constant: fix one of them, or normalise.
+        UserWarning: where more than one mode is found; and where the demonstrations leave an unknown, or a joint
+            direction of several, at its prior. Rewards that differ by a factor and temperatures that differ by the
+            same are one behaviour, as are rewards that differ by a constant: fix one of them, or normalise.
 
     Example:
         >>> import pyro.distributions as dist
@@ -113,20 +122,27 @@ def infer_agent(
         )
     for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
         check_count(name, value)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    _check_takes_nothing(family)
     data = read_demonstrations(demonstrations)
-    with _own_random_numbers(seed):
+    with _own_random_numbers(seed), torch.inference_mode(False), torch.enable_grad():
         unknowns = Unknowns(family, data, dynamics)
-        mode = _mode(unknowns, volume=method != "map")
+        modes = _modes(unknowns, volume=method != "map")
+        mode = modes[0]
         stats: dict[str, Tensor] = {}
         if method == "map":
             draws = mode[None, None]
         else:
             scale = _scale(unknowns, mode)
+            starts = _distinct(unknowns, modes, scale)
+            if len(starts) > 1:
+                _warn_of_modes(method)
             per_chain = -(-num_draws // num_chains)
             if unknowns.size == 0:
                 draws = mode.expand(num_chains, per_chain, 0)
             elif method == "nuts":
-                draws, stats = _nuts(unknowns, mode, scale, per_chain, num_chains, num_warmup, progress)
+                draws, stats = _nuts(unknowns, starts, scale, per_chain, num_chains, num_warmup, progress)
             else:
                 draws, stats = _svi(unknowns, mode, scale, num_draws)
         answer = _as_inference_data(unknowns, data, draws, stats, method, dynamics)
@@ -146,10 +162,19 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
             pyro.util.set_rng_state(before)
 
 
-def _mode(unknowns: Unknowns, volume: bool) -> Tensor:
-    """Returns the most probable vector that L-BFGS finds, from the best of the prior draws."""
+def _check_takes_nothing(family: Callable[[], Any]) -> None:
+    try:
+        inspect.signature(family).bind()
+    except TypeError as problem:
+        raise ValueError(f"family must be a program without arguments ({problem}); bind them, lambda: …") from None
+    except ValueError:  # of a callable that has no signature to look at
+        return
+
+
+def _modes(unknowns: Unknowns, volume: bool) -> list[Tensor]:
+    """Returns the vectors to which L-BFGS climbs from some prior draws, highest first, and that one to rounding."""
     if unknowns.size == 0:
-        return torch.zeros(0, dtype=torch.float64)
+        return [torch.zeros(0, dtype=torch.float64)]
     starts = torch.zeros(1, unknowns.size, dtype=torch.float64)
     if unknowns.prior:
         u = unknowns.prior_u()
@@ -157,19 +182,54 @@ def _mode(unknowns: Unknowns, volume: bool) -> Tensor:
     with torch.no_grad():
         heights = torch.stack([unknowns.potential(start, volume) for start in starts])
     heights = torch.where(heights.isfinite(), heights, torch.inf)
-    best: Any = None
-    for index in heights.argsort()[:3].tolist():
+    found = []
+    for index in _far_apart(starts, heights):
 
         def height(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
             value, slope = unknowns.gradient(torch.as_tensor(x), volume)
             return value, slope.numpy()
 
         options = {"maxiter": 500, "ftol": 0.0, "gtol": 1e-8, "maxls": 50}
-        found = scipy.optimize.minimize(height, starts[index].numpy(), jac=True, method="L-BFGS-B", options=options)
-        if best is None or found.fun < best.fun:
-            best = found
-    mode = torch.as_tensor(best.x)
-    return _polished(unknowns, mode, volume)
+        found.append(
+            scipy.optimize.minimize(height, starts[index].numpy(), jac=True, method="L-BFGS-B", options=options)
+        )
+    best, *others = (torch.as_tensor(each.x) for each in sorted(found, key=lambda each: each.fun))
+    return [_polished(unknowns, best, volume), *others]
+
+
+def _far_apart(starts: Tensor, heights: Tensor) -> list[int]:
+    """Returns three starts: the best, and the best of those a standard deviation from it, as far as there are any."""
+    spread = starts.std(0) if len(starts) > 1 else torch.ones_like(starts[0])
+    order = [index for index in heights.argsort().tolist() if index == 0 or math.isfinite(heights[index])]
+    chosen: list[int] = []
+    for index in order:
+        if all(float(((starts[index] - starts[other]) / spread).norm()) > 1 for other in chosen):
+            chosen.append(index)
+    rest = [index for index in order if index not in chosen]
+    return [*chosen, *rest][:3]
+
+
+def _distinct(unknowns: Unknowns, modes: list[Tensor], scale: Tensor) -> list[Tensor]:
+    """Returns the first mode, and others a standard deviation away that are not far less probable, each once."""
+    if unknowns.size == 0:
+        return modes
+    with torch.no_grad():
+        heights = [float(unknowns.potential(mode)) for mode in modes]
+    kept = modes[:1]
+    for mode, height in zip(modes[1:], heights[1:], strict=True):
+        apart = [torch.linalg.solve_triangular(scale, (mode - other)[:, None], upper=False).norm() for other in kept]
+        if height - heights[0] < _HEIGHT and min(float(each) for each in apart) > 1:
+            kept.append(mode)
+    return kept
+
+
+def _warn_of_modes(method: str) -> None:
+    what = (
+        "chains of NUTS start at different ones and may not pass between them: more chains help, and r_hat tells"
+        if method == "nuts"
+        else "the Gaussian is fitted at the highest alone; method='nuts' starts chains at several"
+    )
+    warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=3)
 
 
 def _polished(unknowns: Unknowns, mode: Tensor, volume: bool) -> Tensor:
@@ -210,9 +270,18 @@ def _scale(unknowns: Unknowns, mode: Tensor) -> Tensor:
 
 
 def _nuts(
-    unknowns: Unknowns, mode: Tensor, scale: Tensor, per_chain: int, num_chains: int, num_warmup: int, progress: bool
+    unknowns: Unknowns,
+    modes: list[Tensor],
+    scale: Tensor,
+    per_chain: int,
+    num_chains: int,
+    num_warmup: int,
+    progress: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = mode + scale x``."""
+    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = modes[0] + scale x``, chains about each mode in turn."""
+    mode = modes[0]
+    centres = [torch.linalg.solve_triangular(scale, (each - mode)[:, None], upper=False)[:, 0] for each in modes]
+    starts = [centres[index % len(centres)] + torch.randn(unknowns.size).double() for index in range(num_chains)]
     examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
     gradient = batched_gradient(unknowns, examples) or gradient_by_row(unknowns)
 
@@ -220,14 +289,14 @@ def _nuts(
         values, slopes = gradient(mode + torch.stack(points) @ scale.T)
         return list(zip(values, slopes @ scale, strict=True))
 
-    def chain(ask: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def chain(start: Tensor, ask: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         def potential(values: dict[str, Tensor]) -> Tensor:
             x = values["x"]
             value, slope = ask(x.detach())
             return value + slope @ (x - x.detach())  # which has this value, and this gradient
 
         kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=True)
-        kernel.initial_params = values = {"x": torch.randn(unknowns.size, dtype=torch.float64)}
+        kernel.initial_params = values = {"x": start}
         kernel.setup(num_warmup)
         draws = []
         for index in range(num_warmup + per_chain):
@@ -245,7 +314,7 @@ def _nuts(
         pyro.validation_enabled(False),
         progress_bar("NUTS", num_chains * (num_warmup + per_chain), show=progress) as bar,
     ):
-        draws, diverged = zip(*lockstep([chain] * num_chains, answer, seeds), strict=True)
+        draws, diverged = zip(*lockstep([partial(chain, start) for start in starts], answer, seeds), strict=True)
     return mode + torch.stack(draws) @ scale.T, {"diverging": torch.stack(diverged)}
 
 
@@ -257,7 +326,11 @@ def _svi(unknowns: Unknowns, mode: Tensor, scale: Tensor, num_draws: int) -> tup
         u = pyro.sample("u", dist.ImproperUniform(support, (), (unknowns.size,)))
         pyro.factor("posterior", -unknowns.potential(mode + scale @ u))
 
-    with pyro.get_param_store().scope():
+    store = pyro.get_param_store()
+    own = f"{AutoMultivariateNormal.__name__}."
+    state = store.get_state()
+    kept = {part: {n: v for n, v in values.items() if not n.startswith(own)} for part, values in state.items()}
+    with store.scope(kept):  # the family's parameters are the caller's
         guide = AutoMultivariateNormal(
             program, init_loc_fn=lambda site: torch.zeros(unknowns.size, dtype=torch.float64), init_scale=1.0
         )

@@ -1,6 +1,7 @@
 """The posterior density of what is unknown about an agent, as a function of one unconstrained vector."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ from rl_as_inference.reasoning.demonstrations import Demonstrations
 
 __all__ = ["Unknowns", "agent_of"]
 
+_SOMETIMES = (
+    "family: {name!r} is drawn in some runs and not in others; draw it always, and use it where it counts "
+    "(torch.where keeps families fast)"
+)
 _LIMIT = 1_000
 """Joint values of discrete unknowns that are summed over, one plan each."""
 
@@ -58,6 +63,9 @@ class Unknowns:
     ) -> None:
         self._family, self._data, self._dynamics = family, demonstrations, dynamics
         traces = [self._look()]
+        if self._can_draw:
+            traces += [self._look() for _ in range(num_prior - 1)]
+        _check_sites(traces)
         self.discrete: dict[str, Tensor] = {}
         self._sites: dict[str, tuple[Any, torch.Size, Tensor]] = {}  # the last has the site's type and device
         self._devices = {name: site["value"].device for name, site in traces[0].items()}
@@ -79,15 +87,13 @@ class Unknowns:
         joint = itertools.product(*(values.unbind() for values in self.discrete.values()))
         self.combinations = [dict(zip(self.discrete, values, strict=True)) for values in joint]
         self.size = sum(shape.numel() for _, shape, _ in self._sites.values())
+        self.prior: dict[str, Tensor] = {}
         if self._can_draw:
-            traces += [self._look() for _ in range(num_prior - 1)]
-            self.prior = {
-                name: torch.stack([trace[name]["value"].detach() for trace in traces]).cpu() for name in traces[0]
-            }
-        else:
-            self.prior = {}
+            stacked = {name: torch.stack([trace[name]["value"] for trace in traces]) for name in traces[0]}
+            self.prior = {name: values.detach().cpu() for name, values in stacked.items()}
         self._together = False
         self._check()
+        self._check_gradient()
         if len(self.combinations) > 2 and self._can_run_together():
             self._together = True
             self.num_backups //= len(self.combinations)
@@ -122,21 +128,27 @@ class Unknowns:
         return found
 
     def _check(self) -> None:
-        """Raises ValueError where the demonstrations are impossible in the family."""
-        u = self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
+        """Raises ValueError where the demonstrations are impossible in the family, and notes for which joint values."""
         best = torch.full((), -torch.inf)
+        refuted: list[list[str | None]] = []
         self.eps = max([torch.finfo(like.dtype).eps for _, _, like in self._sites.values()], default=0.0)
-        for row in u:
-            with torch.no_grad():
-                for values in self.combinations:
+        for row in self._points():
+            refuted.append([])
+            for values in self.combinations:
+                with torch.no_grad():
                     process, policy, _ = self._run(row, values)
                     self._shown = self._data.to(_device(process))
                     self._shown.check(process)
                     self.num_backups = (process.horizon or 1) * len(self.combinations)
                     self.num_entries = self.num_backups * _width(process, self._dynamics)
+                    refuted[-1].append(self._shown.refuted(process))
                     logs = self._shown.log_probabilities(process, policy)
                     self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
-                    best = torch.maximum(best, logs.double().cpu())
+                    if refuted[-1][-1] is None:
+                        best = torch.maximum(best, logs.double().cpu())
+        self._refuted = torch.tensor([all(each) for each in zip(*refuted, strict=True)])
+        if bool(self._refuted.all()):
+            raise ValueError(f"demonstrations: {refuted[0][0]}")
         if bool((best == -torch.inf).any()):
             t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
             if bool(self._data.complete[n]):
@@ -144,6 +156,55 @@ class Unknowns:
             else:
                 what = f"demonstration {n}, of which a part is unseen, has no probability under the family"
             raise ValueError(f"demonstrations: {what}; mend the demonstration, or give the action an action_prior > 0")
+
+    def _points(self) -> Tensor:
+        """Returns some vectors to try the family at, ``(D, size)``."""
+        return self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
+
+    def _check_gradient(self) -> None:
+        """Raises ValueError where the density is random, or where its gradient is not its slope.
+
+        Slopes are differences at some prior draws. An unknown's gradient is wrong if it is at all of them: at one, the
+        density may have a kink.
+        """
+        judged, step = 0, self.eps ** (1 / 3)
+        wrong, undefined = torch.ones(2, self.size, dtype=torch.bool).unbind()
+        for u in self._points() if self.size else ():
+            at = u.clone().requires_grad_()
+            try:
+                value = self.potential(at)
+                (slope,) = torch.autograd.grad(value, at)
+                with torch.no_grad():
+                    again = float(self.potential(u))
+                    rows = torch.eye(self.size, dtype=u.dtype) * step
+                    rises = torch.stack([self.potential(u + row) - self.potential(u - row) for row in rows])
+            except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                continue  # numbers that the family refuses
+            here, slopes = float(value.detach()), rises / (2 * step)
+            if not math.isfinite(here) or not bool(slopes.isfinite().all()):
+                continue
+            if abs(again - here) > self.eps**0.5 * (1 + abs(here)):
+                raise ValueError(
+                    "family: its density differs from one run to the next at the same values; it must depend on its "
+                    "pyro.sample sites alone, so draw no other random numbers in it, and change no state"
+                )
+            judged += 1
+            noise = 1e-3 + 10 * self.eps * abs(here) / step
+            wrong = wrong & ((slope - slopes).abs() > noise + 0.05 * (slope.abs() + slopes.abs()))
+            undefined = undefined & ~slope.isfinite()
+        names = [name for name, (_, shape, _) in self._sites.items() for _ in range(shape.numel())]
+        if judged and bool(undefined.any()):
+            raise ValueError(
+                f"family: the gradient for {names[int(undefined.nonzero()[0])]!r} is no number, where the density is "
+                f"one; look for a torch.where with log, sqrt or a division on the side that is not taken, and clamp "
+                f"what they are taken of"
+            )
+        if judged and bool(wrong.any()):
+            raise ValueError(
+                f"family: the gradient for {names[int(wrong.nonzero()[0])]!r} is not the density's slope, so its value "
+                f"leaves autograd on the way; compute with tensors, without .item(), float(), .detach(), NumPy or "
+                f"torch.no_grad()"
+            )
 
     def constrained(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the continuous sites' values, of batch shape ``u.shape[:-1]``, and the log volume of the map."""
@@ -171,6 +232,9 @@ class Unknowns:
         data = {**self.constrained(u)[0], **discrete}
         with pyro.poutine.block():
             trace = pyro.poutine.trace(pyro.poutine.condition(self._family, data=data)).get_trace()
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample":
+                raise ValueError(_SOMETIMES.format(name=name))
         process, policy = agent_of(trace.nodes["_RETURN"]["value"], self._dynamics)
         return process, policy, torch.as_tensor(trace.log_prob_sum()).double().cpu()
 
@@ -190,7 +254,10 @@ class Unknowns:
             process, policy, prior = self._run(u, values)
             priors.append(prior)
             seen.append(self._seen(process, policy))
-        return torch.stack(priors), torch.stack(seen)
+        return torch.stack(priors), self._unless_refuted(torch.stack(seen))
+
+    def _unless_refuted(self, seen: Tensor) -> Tensor:
+        return torch.where(self._refuted[:, None], -torch.inf, seen) if bool(self._refuted.any()) else seen
 
     def _parts_together(self, u: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns :meth:`parts` by one run of the family under ``vmap``; None where a joint value fails a check."""
@@ -204,11 +271,11 @@ class Unknowns:
         stacked = {name: torch.stack([values[name] for values in self.combinations]) for name in self.discrete}
         with pyro.validation_enabled(False):  # distributions' checks of arguments look at values
             priors, seen, passed = torch.func.vmap(one, randomness="same")(stacked)
-        return (priors, seen) if holds(passed) else None
+        return (priors, self._unless_refuted(seen)) if holds(passed) else None
 
     def _can_run_together(self) -> bool:
         """Returns whether running the family for all joint values at once gives what running it for each does."""
-        u = self.prior_u()[0] if self.prior else torch.zeros(self.size, dtype=torch.float64)
+        u = self._points()[0]
         with torch.no_grad():
             expected = self.parts(u)
             try:
@@ -261,6 +328,33 @@ class Unknowns:
             slopes = [(self.parts(u + row)[1][best] - self.parts(u - row)[1][best]) / (2 * step) for row in rows]
             scores = torch.stack(slopes, 1)
             return scores.T @ (self._data.weights.sum(0)[:, None] * scores)
+
+
+def _check_sites(traces: list[dict[str, Any]]) -> None:
+    """Raises ValueError unless all runs of a family have the same sites, each with the same values to choose from."""
+    for trace in traces[1:]:
+        for name in {*traces[0], *trace}:
+            if name not in traces[0] or name not in trace:
+                raise ValueError(_SOMETIMES.format(name=name))
+    for name, site in traces[0].items():
+        first = _reach(name, site)
+        for trace in traces[1:]:
+            reach = _reach(name, trace[name])
+            if reach.shape != first.shape or not torch.allclose(reach, first, rtol=1e-5, atol=1e-8):
+                raise ValueError(
+                    f"family: the values that {name!r} may take differ from run to run, as where its support depends "
+                    f"on another unknown; draw it from a fixed support and transform it, such as width * "
+                    f"pyro.sample({name!r}, Uniform(0, 1))"
+                )
+
+
+def _reach(name: str, site: dict[str, Any]) -> Tensor:
+    """Returns numbers that tell supports and shapes of sites from one another."""
+    fn = site["fn"]
+    if fn.support.is_discrete:
+        return _values(name, fn).double()
+    transform = biject_to(fn.support)
+    return transform(torch.full_like(transform.inv(site["value"].detach()), 0.3)).double()
 
 
 class _Starts(pyro.poutine.messenger.Messenger):
