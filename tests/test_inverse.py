@@ -636,3 +636,35 @@ def test_yes_and_no_are_actions() -> None:
     found = infer_agent(lambda: choice(normal("w")), yes, method="map")
     wanted = infer_agent(lambda: choice(normal("w")), chose(8, 2), method="map")
     assert found.posterior["w"].item() == wanted.posterior["w"].item()
+
+
+@pytest.mark.parametrize("sophisticated", [False, True])
+def test_what_lies_far_away_may_be_worth_nothing(sophisticated: bool) -> None:
+    """δ = 1, 1, 0, 0, … is the limit of δ = 1, 1, x, x, … as x goes to 0: to 1e-6, at x = 1e-9."""
+    mdp = models.procrastination(temperature=0.5, dtype=F64)
+
+    def table(rest: float) -> Tensor:
+        def weights(delays: Tensor) -> Tensor:
+            return torch.where(delays < 2, 1.0, rest).to(delays)
+
+        return hyperbolic_policy(mdp, sophisticated=sophisticated, discount=weights)
+
+    assert bool(table(0.0).isfinite().all())
+    torch.testing.assert_close(table(0.0), table(1e-9), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"k": bad}, "k must be a finite number >= 0") for bad in (-1.0, math.nan, math.inf, "a", None, True)),
+        ({"k": torch.ones(2)}, "k must be a finite number >= 0"),
+        ({"discount": 0.9}, "discount must be a function of a tensor of delays, got 0.9"),
+        ({"discount": lambda d: 0.5}, "discount must return a weight for each of"),
+        ({"discount": lambda d: d[:2]}, "discount must return a weight for each of"),
+        ({"discount": lambda d: 1 - d}, "discount must be 1 at delay 0, and finite and >= 0"),
+        ({"discount": lambda d: 2 / (1 + d)}, "discount must be 1 at delay 0"),
+    ],
+)
+def test_discounting_that_is_none_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hyperbolic_policy(models.procrastination(temperature=0.05), **options)

@@ -69,11 +69,12 @@ def hyperbolic_policy(
             price = torch.where(policy > 0, log_policy - log_prior, 0.0)
             values = (policy * (torch.where(policy > 0, q, 0.0) - delta * alpha * price)).sum(-1)
         else:
-            # What is worth nothing costs nothing either, and the best action is taken for what comes after.
-            none = delta == 0
-            scale = torch.where(none, 1.0, delta) * alpha
-            soft = scale[..., 0] * torch.logsumexp(log_prior + q / scale, -1)
-            values = torch.where(none[..., 0], torch.where(log_prior > -torch.inf, q, -torch.inf).amax(-1), soft)
+            scale = torch.where(delta > 0, delta, 1.0) * alpha
+            values = scale[..., 0] * torch.logsumexp(log_prior + q / scale, -1)
+            if discount is not None:
+                # Where nothing is worth anything, deciding costs nothing either: the best is done for what comes after.
+                sure = torch.where(log_prior > -torch.inf, q, -torch.inf).amax(-1)
+                values = torch.where(delta[..., 0] > 0, values, sure)
         if mdp.has_terminal:
             values = torch.where(mdp.terminal, 0.0, values)
             log_policy = torch.where(mdp.terminal[:, None], log_prior, log_policy)
@@ -89,9 +90,7 @@ def _steepness(k: float | Tensor) -> Tensor:
     if value.dim() or value.dtype == torch.bool or value.is_complex():
         raise ValueError(f"k must be a finite number >= 0 (how steeply the near future is preferred), got {k!r}")
     if not holds((value >= 0) & value.isfinite()):
-        raise ValueError(
-            f"k must be a finite number >= 0 (how steeply the near future is preferred), got {float(value)}"
-        )
+        raise ValueError(f"k must be a finite number >= 0 (how steeply the near future is preferred), got {value:g}")
     return value
 
 
