@@ -522,6 +522,14 @@ class TestFamiliesThatCannotBeInferred:
         with pytest.raises(ValueError, match=r"the gradient for 'w' is not the density's slope.*leaves autograd"):
             infer_agent(lambda: choice(lose(normal("w"))), chose(80, 20), method=method)
 
+    def test_it_is_told_without_a_prior_too(self) -> None:
+        def family() -> TabularMDP:
+            w = pyro.sample("w", dist.ImproperUniform(dist.constraints.real, (), ()))
+            return choice(w.detach().double() - 0.3)
+
+        with pytest.raises(ValueError, match="the gradient for 'w' is not the density's slope"):
+            infer_agent(family, chose(8, 2), method="map")
+
     def test_one_of_several(self) -> None:
         def family() -> TabularMDP:
             a, w = normal("a"), normal("w")

@@ -23,7 +23,8 @@ def accelerate(
     The function is run once on proxies, so that modules, distributions and ``torch.func`` transforms
     leave only tensor operations. These run as they are (``compile=False``), compiled by TorchInductor
     (which caches its work between runs), and on CUDA inside one captured graph. Random numbers come from PyTorch's
-    generator, and are the same whether or not it is compiled. The function must not depend on values, only on shapes.
+    generator, and are the same whether or not it is compiled (on CUDA: where no draw depends on values, as one of a
+    gamma does). The function must not depend on values, only on shapes.
 
     Args:
         function: pure but for writes into its first arguments; it returns nothing.

@@ -173,7 +173,9 @@ class Unknowns:
             at = u.clone().requires_grad_()
             try:
                 value = self.potential(at)
-                (slope,) = torch.autograd.grad(value, at)
+                slope = torch.zeros_like(u)
+                if value.requires_grad:
+                    (slope,) = torch.autograd.grad(value, at, allow_unused=True, materialize_grads=True)
                 with torch.no_grad():
                     again = float(self.potential(u))
                     rows = torch.eye(self.size, dtype=u.dtype) * step
