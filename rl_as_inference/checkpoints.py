@@ -71,9 +71,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"path: there is no file {str(path)!r}")
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("rlai", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        # Read at once: safetensors.safe_open opens a file twice, for its header and for its content, and while a run
+        # goes on another file may take its place between.
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        record = json.loads(header.get("__metadata__", {}).get("rlai", "{}"))
         if isinstance(record, dict) and "sha256" in record:  # files of other makers, and older ones, have none
             if record["sha256"] != _checksum(tensors, record["record"]):
                 raise ValueError("its content is not what was saved")

@@ -1,6 +1,7 @@
 """A checkpoint that was damaged anywhere is refused, and the agent stays as it was."""
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,25 @@ def test_tensors_of_every_kind_are_summed(tmp_path: Path) -> None:
     again, record = load_tensors(path)
     assert record == {"a": 1}
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+def test_what_is_read_while_another_is_written_is_whole(tmp_path: Path) -> None:
+    """1,500 readings beside a writer that does nothing else: each is one of the states written, never a mixture."""
+    path, over = tmp_path / "tensors.safetensors", threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            save_tensors(path, {"numbers": torch.full((1 + number % 3,), number)}, {"number": number})
+
+    save_tensors(path, {"numbers": torch.zeros(1)}, {"number": 0})
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        read = [load_tensors(path) for _ in range(1500)]
+    finally:
+        over.set()
+        writer.join()
+    assert all(set(tensors["numbers"].tolist()) == {record["number"]} for tensors, record in read)
+    assert len({record["number"] for _, record in read}) > 100
