@@ -36,7 +36,7 @@ def moved(mdp: TabularMDP, device: torch.device) -> TabularMDP:
         mdp.initial_probabilities.to(device),
         horizon=mdp.horizon,
         discount=mdp.discount,
-        temperature=mdp.temperature,
+        temperature=torch.as_tensor(mdp.temperature, dtype=F64).to(device),
         action_prior=mdp.action_prior.to(device),
         terminal=mdp.terminal.to(device),
     )
@@ -176,20 +176,10 @@ def test_a_prior_on_the_host_and_planning_on_the_device(device: torch.device) ->
     shown = process.rollout(exact.plan(process), 20)
 
     def planned_here() -> TabularMDP:
-        return moved_with_gradient(host(), device)
+        return moved(host(), device)
 
     modes = [infer_agent(each, shown, method="map") for each in (planned_here, host)]
     same(modes[0].posterior["weights"].values, modes[1].posterior["weights"].values, 1e-6)
-
-
-def moved_with_gradient(mdp: TabularMDP, device: torch.device) -> TabularMDP:
-    return TabularMDP(
-        mdp.kernel.probabilities.to(device),
-        mdp.reward_table.to(device),
-        mdp.initial_probabilities.to(device),
-        horizon=mdp.horizon,
-        temperature=torch.as_tensor(mdp.temperature).to(device),
-    )
 
 
 def costly(base: LinearGaussianMDP, cost: Tensor) -> LinearGaussianMDP:

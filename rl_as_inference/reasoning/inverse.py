@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import scipy.optimize
 import torch
 from pyro.infer import NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
@@ -24,15 +22,13 @@ from rl_as_inference.progress import progress_bar
 from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
+from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
 from rl_as_inference.reasoning.unknowns import Unknowns
 
 if TYPE_CHECKING:
     import arviz
 
 __all__ = ["infer_agent"]
-
-_HEIGHT = 7.0
-"""Nats below the highest mode from which on another is passed over: a thousandth as probable."""
 
 _AT_ONCE = 8
 """Draws whose likelihoods are computed together; so few, because each has tables of a whole plan."""
@@ -128,14 +124,14 @@ def infer_agent(
     data = read_demonstrations(demonstrations)
     with _own_random_numbers(seed), torch.inference_mode(False), torch.enable_grad():
         unknowns = Unknowns(family, data, dynamics)
-        modes = _modes(unknowns, volume=method != "map")
-        mode = modes[0]
+        found = modes(unknowns, volume=method != "map")
+        mode = found[0]
         stats: dict[str, Tensor] = {}
         if method == "map":
             draws = mode[None, None]
         else:
-            scale = _scale(unknowns, mode)
-            starts = _distinct(unknowns, modes, scale)
+            scale = laplace_scale(unknowns, mode)
+            starts = distinct_modes(unknowns, found, scale)
             if len(starts) > 1:
                 _warn_of_modes(method)
             per_chain = -(-num_draws // num_chains)
@@ -171,58 +167,6 @@ def _check_takes_nothing(family: Callable[[], Any]) -> None:
         return
 
 
-def _modes(unknowns: Unknowns, volume: bool) -> list[Tensor]:
-    """Returns the vectors to which L-BFGS climbs from some prior draws, highest first, and that one to rounding."""
-    if unknowns.size == 0:
-        return [torch.zeros(0, dtype=torch.float64)]
-    starts = torch.zeros(1, unknowns.size, dtype=torch.float64)
-    if unknowns.prior:
-        u = unknowns.prior_u()
-        starts = torch.cat([u.median(0).values[None], u[:20]])
-    with torch.no_grad():
-        heights = torch.stack([unknowns.potential(start, volume) for start in starts])
-    heights = torch.where(heights.isfinite(), heights, torch.inf)
-    found = []
-    for index in _far_apart(starts, heights):
-
-        def height(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-            value, slope = unknowns.gradient(torch.as_tensor(x), volume)
-            return value, slope.numpy()
-
-        options = {"maxiter": 500, "ftol": 0.0, "gtol": 1e-8, "maxls": 50}
-        found.append(
-            scipy.optimize.minimize(height, starts[index].numpy(), jac=True, method="L-BFGS-B", options=options)
-        )
-    best, *others = (torch.as_tensor(each.x) for each in sorted(found, key=lambda each: each.fun))
-    return [_polished(unknowns, best, volume), *others]
-
-
-def _far_apart(starts: Tensor, heights: Tensor) -> list[int]:
-    """Returns three starts: the best, and the best of those a standard deviation from it, as far as there are any."""
-    spread = starts.std(0) if len(starts) > 1 else torch.ones_like(starts[0])
-    order = [index for index in heights.argsort().tolist() if index == 0 or math.isfinite(heights[index])]
-    chosen: list[int] = []
-    for index in order:
-        if all(float(((starts[index] - starts[other]) / spread).norm()) > 1 for other in chosen):
-            chosen.append(index)
-    rest = [index for index in order if index not in chosen]
-    return [*chosen, *rest][:3]
-
-
-def _distinct(unknowns: Unknowns, modes: list[Tensor], scale: Tensor) -> list[Tensor]:
-    """Returns the first mode, and others a standard deviation away that are not far less probable, each once."""
-    if unknowns.size == 0:
-        return modes
-    with torch.no_grad():
-        heights = [float(unknowns.potential(mode)) for mode in modes]
-    kept = modes[:1]
-    for mode, height in zip(modes[1:], heights[1:], strict=True):
-        apart = [torch.linalg.solve_triangular(scale, (mode - other)[:, None], upper=False).norm() for other in kept]
-        if height - heights[0] < _HEIGHT and min(float(each) for each in apart) > 1:
-            kept.append(mode)
-    return kept
-
-
 def _warn_of_modes(method: str) -> None:
     what = (
         "chains of NUTS start at different ones and may not pass between them: more chains help, and r_hat tells"
@@ -232,56 +176,19 @@ def _warn_of_modes(method: str) -> None:
     warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=3)
 
 
-def _polished(unknowns: Unknowns, mode: Tensor, volume: bool) -> Tensor:
-    """Returns the mode after Newton steps, which end where L-BFGS is stopped by rounding of the height."""
-    for _ in range(5):
-        _, slope = unknowns.gradient(mode, volume)
-        if float(slope.abs().max()) < 1e-9:
-            break
-        curvature = _curvature(unknowns, mode, volume)
-        if float(torch.linalg.eigvalsh(curvature).min()) <= 0:
-            break
-        after = mode - torch.linalg.solve(curvature, slope)
-        _, steeper = unknowns.gradient(after, volume)
-        if not float(steeper.abs().max()) < float(slope.abs().max()):
-            break
-        mode = after
-    return mode
-
-
-def _curvature(unknowns: Unknowns, u: Tensor, volume: bool = True) -> Tensor:
-    """Returns the second derivatives of the potential, by differences of its gradient."""
-    step = 1e-5
-    rows = [
-        (unknowns.gradient(u + row, volume)[1] - unknowns.gradient(u - row, volume)[1]) / (2 * step)
-        for row in torch.eye(unknowns.size, dtype=u.dtype) * step
-    ]
-    curvature = torch.stack(rows)
-    return (curvature + curvature.T) / 2
-
-
-def _scale(unknowns: Unknowns, mode: Tensor) -> Tensor:
-    """Returns the lower triangle ``L`` with ``L L'`` the covariance of the Laplace approximation."""
-    if unknowns.size == 0:
-        return torch.zeros(0, 0, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(_curvature(unknowns, mode))
-    values = values.abs().clamp(min=1e-4)
-    return torch.linalg.cholesky((vectors / values) @ vectors.T)
-
-
 def _nuts(
     unknowns: Unknowns,
-    modes: list[Tensor],
+    centres: list[Tensor],
     scale: Tensor,
     per_chain: int,
     num_chains: int,
     num_warmup: int,
     progress: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = modes[0] + scale x``, chains about each mode in turn."""
-    mode = modes[0]
-    centres = [torch.linalg.solve_triangular(scale, (each - mode)[:, None], upper=False)[:, 0] for each in modes]
-    starts = [centres[index % len(centres)] + torch.randn(unknowns.size).double() for index in range(num_chains)]
+    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = centres[0] + scale x``, chains about each centre in turn."""
+    mode = centres[0]
+    about = [torch.linalg.solve_triangular(scale, (each - mode)[:, None], upper=False)[:, 0] for each in centres]
+    starts = [about[index % len(about)] + torch.randn(unknowns.size).double() for index in range(num_chains)]
     examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
     gradient = batched_gradient(unknowns, examples) or gradient_by_row(unknowns)
 
