@@ -56,9 +56,7 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        ordinary = getattr(type(process), "prior", None) in (None, MarkovDecisionProcess.prior)
-        uniform = getattr(process, "has_uniform_prior", ordinary)
-        prior = None if uniform else process.prior
+        prior = None if process.has_uniform_prior else process.prior
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):
         size = math.prod(action_space.shape)

@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.networks import Activation, StateTimeNetwork
+from rl_as_inference.state_time_network import Activation, StateTimeNetwork
 
-__all__ = ["CategoricalPolicy", "TabularPolicy", "drawn_from_logits"]
+__all__ = ["CategoricalPolicy", "TabularPolicy"]
 
 
 class CategoricalPolicy(nn.Module):
@@ -84,17 +84,3 @@ class TabularPolicy(nn.Module):
                 f"policy: the table has {len(self.logits)} steps, and step {int(torch.as_tensor(t).max())} was asked"
             )
         return dist.Categorical(logits=self.logits[t, state])
-
-
-def drawn_from_logits(logits: Tensor) -> Tensor:
-    """Returns draws from categorical distributions ``(*batch, A)``, by Gumbel's trick.
-
-    The largest of the perturbed logits; unlike ``torch.multinomial`` it compiles into the kernels around it.
-
-    Example:
-        >>> drawn_from_logits(torch.tensor([[0.0, 100.0], [100.0, 0.0]]))
-        tensor([1, 0])
-    """
-    tiny = torch.finfo(logits.dtype).tiny
-    exponential = -torch.rand_like(logits).clamp(min=tiny).log()
-    return (logits - exponential.clamp(min=tiny).log()).argmax(-1)

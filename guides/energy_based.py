@@ -12,8 +12,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from rl_as_inference.guides.categorical import drawn_from_logits
-from rl_as_inference.networks import check_hidden_sizes
+from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.state_time_network import check_hidden_sizes
 
 __all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", "resampled"]
 

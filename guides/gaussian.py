@@ -10,9 +10,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import softplus
 
-from rl_as_inference.networks import Activation, StateTimeNetwork
+from rl_as_inference.spaces import log_tanh_slope
+from rl_as_inference.state_time_network import Activation, StateTimeNetwork
 
 __all__ = ["GaussianPolicy", "TanhGaussianPolicy", "TanhNormal"]
 
@@ -60,7 +60,7 @@ class TanhNormal(TorchDistribution):
             limit = 1 - torch.finfo(value.dtype).eps
             before = value.clamp(-limit, limit).atanh()
         normal = -0.5 * ((before - self.loc) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
-        return normal - 2 * (math.log(2) - before - softplus(-2 * before))
+        return normal - log_tanh_slope(before)
 
     @property
     def mean(self) -> Tensor:

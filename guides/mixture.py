@@ -9,9 +9,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import softplus
 
-from rl_as_inference.networks import Activation, StateTimeNetwork
+from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.spaces import log_tanh_slope
+from rl_as_inference.state_time_network import Activation, StateTimeNetwork
 
 __all__ = ["TanhGaussianMixturePolicy", "TanhNormalMixture"]
 
@@ -59,11 +60,8 @@ class TanhNormalMixture(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             shape = torch.Size(sample_shape)
-            # The largest of Gumbel-perturbed logits is a draw from them, without a data-dependent branch.
-            uniform = torch.rand(*shape, *self.log_weights.shape, dtype=self.loc.dtype, device=self.loc.device)
-            tiny = torch.finfo(uniform.dtype).tiny
-            gumbel = -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
-            chosen = (self.log_weights + gumbel).argmax(-1)[..., None, None]
+            logits = self.log_weights.expand(*shape, *self.log_weights.shape)
+            chosen = drawn_from_logits(logits)[..., None, None]
             index = chosen.expand(*chosen.shape[:-1], self.loc.shape[-1])
             loc = self.loc.expand(*shape, *self.loc.shape).gather(-2, index).squeeze(-2)
             scale = self.scale.expand(*shape, *self.scale.shape).gather(-2, index).squeeze(-2)
@@ -74,11 +72,9 @@ class TanhNormalMixture(TorchDistribution):
             self._validate_sample(value)
         limit = 1 - torch.finfo(value.dtype).eps
         before = value.clamp(-limit, limit).atanh()
-        # As for TanhNormal, the stable form of the log-determinant (Haarnoja et al. 2018, appendix C).
-        jacobian = 2 * (math.log(2) - before - softplus(-2 * before)).sum(-1)
         error = (before[..., None, :] - self.loc) / self.scale
         normal = (-0.5 * error.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
-        return (self.log_weights + normal).logsumexp(-1) - jacobian
+        return (self.log_weights + normal).logsumexp(-1) - log_tanh_slope(before).sum(-1)
 
     @property
     def deterministic(self) -> Tensor:

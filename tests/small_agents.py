@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl_as_inference import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning
-from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.checkpoints import load_tensors

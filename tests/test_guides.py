@@ -23,7 +23,7 @@ from rl_as_inference.guides import (
     TanhNormal,
     amortized_policy,
 )
-from rl_as_inference.networks import StateTimeNetwork
+from rl_as_inference.state_time_network import StateTimeNetwork
 
 F64 = torch.float64
 DISCRETE = gymnasium.spaces.Discrete(5)

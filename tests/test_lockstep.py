@@ -20,7 +20,7 @@ from rl_as_inference.exact import Dynamics
 from rl_as_inference.reasoning import batching, inverse
 from rl_as_inference.reasoning.demonstrations import read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
-from rl_as_inference.reasoning.replay import recorded
+from rl_as_inference.reasoning.recorded import recorded
 from rl_as_inference.reasoning.unknowns import Unknowns
 
 F64 = torch.float64

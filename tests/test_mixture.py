@@ -10,7 +10,7 @@ from scipy import stats
 from small_agents import F64, sac
 from torch import nn
 
-from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters
 from rl_as_inference.guides import TanhGaussianMixturePolicy, TanhGaussianPolicy, TanhNormal, TanhNormalMixture
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from rl_as_inference import exact
-from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters
 from rl_as_inference.guides import CategoricalPolicy, GaussianPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
 

@@ -11,7 +11,7 @@ from small_agents import EASY, F64, Wide, batch_of, constant, networks, set_targ
 from torch import nn
 
 from rl_as_inference import MarkovDecisionProcess, exact, follow
-from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.functional import Networks
 from rl_as_inference.critics import QEnsemble
 from rl_as_inference.guides import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
 

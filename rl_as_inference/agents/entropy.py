@@ -8,19 +8,9 @@ from typing import Any
 
 import gymnasium
 
-__all__ = ["check_target_entropy", "uniform_log_density"]
+from rl_as_inference.spaces import uniform_log_density
 
-
-def uniform_log_density(action_space: gymnasium.Space[Any]) -> float:
-    """Returns the log density of the uniform action prior in nats: ``-log|A|`` or ``-d log 2``.
-
-    Example:
-        >>> uniform_log_density(gymnasium.spaces.Discrete(4)) == -math.log(4)
-        True
-    """
-    if isinstance(action_space, gymnasium.spaces.Discrete):
-        return -math.log(int(action_space.n))
-    return -math.prod(action_space.shape or ()) * math.log(2)
+__all__ = ["check_target_entropy"]
 
 
 def check_target_entropy(target_entropy: float | None, action_space: gymnasium.Space[Any]) -> float:

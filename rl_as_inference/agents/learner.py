@@ -17,10 +17,9 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rl_as_inference.agents.checkpoint import Snapshot, load_snapshot, save_snapshot
-from rl_as_inference.agents.entropy import check_target_entropy, uniform_log_density
+from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.evaluation import Evaluation, mode_of, play
-from rl_as_inference.agents.networks import Networks, log_probabilities
-from rl_as_inference.agents.randomness import RandomStream
+from rl_as_inference.agents.functional import Networks, log_probabilities
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
 from rl_as_inference.agents.return_constraint import ReturnConstraint, check_target_return
@@ -28,17 +27,16 @@ from rl_as_inference.agents.settings import (
     ActionPrior,
     check_settings,
     choose_device,
-    has_uniform_prior,
-    is_unit_box,
     skips_steps,
 )
 from rl_as_inference.agents.update import Update
 from rl_as_inference.checks import check_count, check_discount, check_temperature
-from rl_as_inference.guides.categorical import drawn_from_logits
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments, NonFiniteError
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.progress import ProgressBar, progress_bar
+from rl_as_inference.randomness import RandomStream, drawn_from_logits
+from rl_as_inference.spaces import is_unit_box, uniform_log_density
 
 __all__ = ["Learner"]
 
@@ -153,7 +151,7 @@ class Learner(ABC):
         self.state_space, self.action_space = self.envs.state_space, self.envs.action_space
         self.is_discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         self.state_dtype = torch.int64 if isinstance(self.state_space, gymnasium.spaces.Discrete) else dtype
-        self.process, self._own_prior = process, process is not None and not has_uniform_prior(process)
+        self.process, self._own_prior = process, process is not None and not process.has_uniform_prior
         if process is not None and self._own_prior and not self.is_discrete and not is_unit_box(process.action_space):
             raise ValueError(
                 f"action_space of {self.envs.name} is {process.action_space}, and a process with an action prior of "

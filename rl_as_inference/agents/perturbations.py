@@ -16,11 +16,12 @@ from torch import Tensor
 
 from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, to_gymnasium
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.progress import ProgressBar, progress_bar
+from rl_as_inference.randomness import RandomStream
+from rl_as_inference.spaces import uniform_log_density
 
 __all__ = ["PerturbedReturns", "has_charge", "perturb", "physics_of"]
 
@@ -187,8 +188,7 @@ def _charged(agent: Learner, policy: Any, envs: list[_Perturbed], state: Any) ->
     states = torch.as_tensor(state, device=agent.device)
     distribution = policy(states.to(agent.dtype) if states.is_floating_point() else states, 0)
     action = distribution.sample()
-    space: Any = agent.action_space
-    log_prior: Any = -math.log(space.n) if agent.is_discrete else -math.log(2) * action.shape[-1]
+    log_prior: Any = uniform_log_density(agent.action_space)
     if isinstance(agent.process, TabularMDP):
         log_prior = agent.process.log_action_prior[states, action].to(agent.device)
     charges = agent.temperature * (distribution.log_prob(action) - log_prior)
@@ -222,8 +222,7 @@ def _factory(agent: Learner) -> Callable[[], Any]:
 def has_charge(agent: Learner) -> bool:
     """Returns whether the worst reward can be told: the action prior is uniform, or a table."""
     process = agent.process
-    own = process is not None and type(process).prior is not MarkovDecisionProcess.prior
-    return not own or isinstance(process, TabularMDP)
+    return process is None or process.has_uniform_prior or isinstance(process, TabularMDP)
 
 
 def physics_of(agent: Learner) -> list[str]:

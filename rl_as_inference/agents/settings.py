@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import gymnasium
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_as_inference.checks import check_count, check_positive
-from rl_as_inference.processes import MarkovDecisionProcess
 
-__all__ = ["ActionPrior", "check_settings", "choose_device", "has_uniform_prior", "is_unit_box", "skips_steps"]
+__all__ = ["ActionPrior", "check_settings", "choose_device", "skips_steps"]
 
 ActionPrior = Literal["uniform", "flat"]
 
@@ -56,17 +54,6 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device is {device!r}, which this machine does not have; leave it out, or say 'cpu'")
     return chosen
-
-
-def has_uniform_prior(process: MarkovDecisionProcess) -> bool:
-    """Returns whether the process leaves the action prior uniform."""
-    overridden = type(process).prior is not MarkovDecisionProcess.prior
-    return bool(getattr(process, "has_uniform_prior", not overridden))
-
-
-def is_unit_box(space: Any) -> bool:
-    """Returns whether an action space is the box [-1, 1]^d."""
-    return isinstance(space, gymnasium.spaces.Box) and bool((space.low == -1).all() and (space.high == 1).all())
 
 
 def skips_steps(env: Any) -> bool:

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference.agents.evaluation import mode_of
+from rl_as_inference.agents.functional import Networks, Temperature, log_probabilities
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.networks import Networks, Temperature, log_probabilities
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.settings import ActionPrior
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import QEnsemble, SoftV
 from rl_as_inference.guides import CategoricalPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
-from rl_as_inference.guides.categorical import drawn_from_logits
-from rl_as_inference.networks import check_hidden_sizes
 from rl_as_inference.objectives.soft_actors import (
     deterministic_actor_loss,
     exact_sum_actor_loss,
@@ -38,6 +36,8 @@ from rl_as_inference.objectives.soft_critics import (
     soft_td_target,
     wrong_td_target,
 )
+from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.state_time_network import check_hidden_sizes
 
 __all__ = ["ActorGradient", "Objective", "SoftActorCritic"]
 

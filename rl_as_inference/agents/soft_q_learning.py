@@ -9,20 +9,16 @@ from typing import Any, Literal
 import gymnasium
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from rl_as_inference.agents.entropy import uniform_log_density
+from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.networks import Networks, Temperature
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.settings import ActionPrior
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count
 from rl_as_inference.critics import QEnsemble
 from rl_as_inference.guides import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
-from rl_as_inference.guides.categorical import drawn_from_logits
 from rl_as_inference.guides.energy_based import resampled
-from rl_as_inference.networks import check_hidden_sizes
 from rl_as_inference.objectives.soft_actors import temperature_loss
 from rl_as_inference.objectives.soft_critics import (
     exact_soft_value,
@@ -34,6 +30,9 @@ from rl_as_inference.objectives.soft_critics import (
     soft_td_target,
     softmax_policy,
 )
+from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.spaces import log_tanh_slope, uniform_log_density
+from rl_as_inference.state_time_network import check_hidden_sizes
 
 __all__ = ["SoftQLearning"]
 
@@ -210,8 +209,7 @@ class SoftQLearning(Learner):
 
         def log_density(u: Tensor) -> tuple[Tensor, Tensor]:
             q = frozen("critics", states, u.tanh()).amin(0)
-            squash = 2 * (math.log(2) - u - softplus(-2 * u)).sum(-1)
-            return (q / temperature + squash).sum(), q
+            return (q / temperature + log_tanh_slope(u).sum(-1)).sum(), q
 
         scores, q = torch.func.grad(log_density, has_aux=True)(before.detach())
         direction = SteinSampler.direction(before.detach(), scores, before.detach())

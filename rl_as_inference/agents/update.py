@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference.agents.compilation import accelerate
-from rl_as_inference.agents.networks import Networks
+from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.processes.mdp import unvalidated

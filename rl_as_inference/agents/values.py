@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.networks import log_probabilities
+from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.objectives.soft_critics import exact_soft_value, sampled_soft_value
 from rl_as_inference.processes.mdp import unvalidated
 

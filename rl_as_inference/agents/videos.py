@@ -15,11 +15,11 @@ from gymnasium.vector import VectorEnv
 
 from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.randomness import RandomStream
 from rl_as_inference.checkpoints import UNFINISHED
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments
+from rl_as_inference.randomness import RandomStream
 
 __all__ = ["check_videos", "record_videos"]
 

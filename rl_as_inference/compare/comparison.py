@@ -14,7 +14,7 @@ from rl_as_inference.compare.critics import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
-from rl_as_inference.objectives.estimate import Estimate
+from rl_as_inference.objectives.rollout_elbo import Estimate
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
 

@@ -7,7 +7,7 @@ import gymnasium
 from torch import Tensor, nn
 
 from rl_as_inference.critics.ensembles import QEnsemble
-from rl_as_inference.networks import StateTimeNetwork
+from rl_as_inference.state_time_network import StateTimeNetwork
 
 __all__ = ["QEnsemble", "SoftQ", "SoftV", "TableCritic"]
 

@@ -9,7 +9,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.networks import check_hidden_sizes
+from rl_as_inference.state_time_network import check_hidden_sizes
 
 __all__ = ["QEnsemble"]
 

@@ -16,6 +16,7 @@ from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_occupancy
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
+from rl_as_inference.nouns import Problem, is_process
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.trajectories import Trajectories
 
@@ -44,9 +45,9 @@ __all__ = [
 ]
 
 
-def is_available(process: Any) -> bool:
+def is_available(process: Problem) -> bool:
     """Returns whether ``process`` has exact answers."""
-    return isinstance(process, TabularMDP | LinearGaussianMDP)
+    return is_process(process) and process.has_exact_answers
 
 
 def plan(mdp: Any, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:

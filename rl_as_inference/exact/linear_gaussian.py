@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact.tabular import Dynamics
+from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP, linear_gaussian_rule, step_index
-from rl_as_inference.program.readings import Policy
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -359,7 +359,7 @@ def _rules(mdp: LinearGaussianMDP, policy: Any) -> list[_Rule]:
     identity = _identity(mdp.A)
     general = 3 * torch.arange(1, 2 * ds + 1, dtype=identity.dtype, device=identity.device).cos()
     probes = torch.cat((torch.zeros_like(identity[:1]), identity, general.view(2, ds)))
-    if getattr(policy, "batch_steps", False):
+    if takes_all_steps(policy):
         times = torch.arange(horizon, device=probes.device)[:, None].expand(horizon, len(probes))
         mean, scale_tril = _moments(policy(probes.expand(horizon, -1, -1), times), (*times.shape, da), mdp)
     else:

@@ -25,9 +25,9 @@ from rl_as_inference.exact.backups import (
     survival_weights,
 )
 from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, solve_linear
+from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
-from rl_as_inference.program.readings import Policy
 from rl_as_inference.trajectories import Trajectories, discounts
 
 __all__ = [
@@ -333,11 +333,11 @@ def _ask_policy(mdp: TabularMDP, policy: Policy) -> Tensor:
     states = torch.arange(mdp.num_states, device=device)
     if mdp.horizon is None:
         return mdp.log_probabilities(policy(states, 0), states, "at step 0")
-    if getattr(policy, "batch_steps", False):
+    if takes_all_steps(policy):
         shape = (mdp.horizon, mdp.num_states)
         states = states.expand(shape)
         times = torch.arange(mdp.horizon, device=device)[:, None].expand(shape)
-        return mdp.log_probabilities(policy(states, times), states, "for all steps")  # type: ignore[arg-type]
+        return mdp.log_probabilities(policy(states, times), states, "for all steps")
     answers = (mdp.log_probabilities(policy(states, t), states, f"at step {t}") for t in range(mdp.horizon))
     return torch.stack(list(answers))
 

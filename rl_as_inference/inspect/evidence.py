@@ -8,9 +8,9 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
-from rl_as_inference.program.readings import Policy
 from rl_as_inference.sampling.annealing import repeated_annealing
 from rl_as_inference.sampling.importance import importance_sampling
 from rl_as_inference.sampling.smc import repeated_filters

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from rl_as_inference import exact
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.program.readings import Policy
+from rl_as_inference.nouns import Policy
 from rl_as_inference.sampling.smc import Critic
 
 __all__ = ["LookAhead", "check_look_ahead", "proposal_and_look_ahead"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.nouns import takes_all_steps
 from rl_as_inference.objectives.program_terms import Term
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.trajectories import Trajectories
@@ -83,7 +84,7 @@ def steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Traj
     states = trajectories.states[: trajectories.horizon]
 
     def distributions() -> tuple[Any, Any]:
-        if getattr(policy, "batch_steps", False):
+        if takes_all_steps(policy):
             return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior(states)
         return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior(states)
 
@@ -111,7 +112,7 @@ def steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Traj
 
 def over_time(critic: Callable[[Any, Any], Tensor], states: Any, times: Sequence[int]) -> Tensor:
     """Returns the critic at every step, asked once where it takes all steps at once."""
-    if getattr(critic, "batch_steps", False) and isinstance(states, Tensor):
+    if takes_all_steps(critic) and isinstance(states, Tensor):
         return critic(states, _time_tensor(times, states, 2))
     return torch.stack([critic(state, t) for t, state in zip(times, states, strict=True)])
 

@@ -13,9 +13,10 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rl_as_inference.checks import check_temperature
+from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
-from rl_as_inference.program.readings import Policy, check_answer
+from rl_as_inference.program.readings import check_answer
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.trajectories import Trajectories
 
@@ -61,6 +62,7 @@ class GymnasiumProcess:
     """
 
     has_uniform_prior = True
+    has_exact_answers = False
 
     def __init__(
         self,

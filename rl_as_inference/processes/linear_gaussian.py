@@ -57,6 +57,8 @@ class LinearGaussianMDP(MarkovDecisionProcess):
         torch.Size([4, 5, 1])
     """
 
+    has_exact_answers = True
+
     A: Tensor
     B: Tensor
     noise_cov: Tensor

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import check_discount, check_horizon, check_temperature
+from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import drawn
 from rl_as_inference.program import act, reward, steps, terminate
-from rl_as_inference.program.readings import Policy, check_answer
+from rl_as_inference.program.readings import check_answer
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["MarkovDecisionProcess", "unvalidated"]
@@ -61,6 +62,15 @@ class MarkovDecisionProcess:
     temperature: float | Tensor = 1.0
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
+    has_exact_answers = False
+    """Whether :mod:`rl_as_inference.exact` answers for this kind of process."""
+    has_uniform_prior = True
+    """Whether the action prior is uniform over the action space; false where a subclass overrides :meth:`prior`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "prior" in vars(cls) and "has_uniform_prior" not in vars(cls):
+            cls.has_uniform_prior = False
 
     def __init__(
         self,
@@ -173,7 +183,7 @@ class MarkovDecisionProcess:
         batched = False
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
-        if not pathwise and policy is not None and getattr(policy, "batch_steps", False):
+        if not pathwise and policy is not None and takes_all_steps(policy):
             with torch.no_grad():
                 batched = not check_answer(policy(state, 0), self.prior(state), "at step 0").has_rsample
         grad = torch.is_grad_enabled() and not batched
@@ -213,7 +223,7 @@ class MarkovDecisionProcess:
             prior = self.prior(all_states[:-1])
             times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(horizon, num_trajectories)
             log_p = prior.log_prob(all_actions)
-            log_q = policy(all_states[:-1], times).log_prob(all_actions)  # type: ignore[arg-type]
+            log_q = policy(all_states[:-1], times).log_prob(all_actions)
         else:
             log_p, log_q = torch.stack(log_prior), torch.stack(log_policy)
         if masks:

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from rl_as_inference.program.readings import Policy
+from rl_as_inference.nouns import Policy
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
 from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
@@ -55,6 +55,8 @@ class ProgramProcess:
             run for one trajectory at a time. None tries, and turns to single runs if that fails (as
             it does where Python branches on a draw).
     """
+
+    has_exact_answers = has_uniform_prior = False
 
     def __init__(self, program: Callable[[], Any], *, vectorized: bool | None = None) -> None:
         self.program = program

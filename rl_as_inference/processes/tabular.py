@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import holds
+from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.toy_text import read_toy_text
-from rl_as_inference.program.readings import Policy, check_answer
+from rl_as_inference.program.readings import check_answer
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["TabularMDP"]
@@ -51,7 +52,7 @@ class TabularMDP(MarkovDecisionProcess):
         (2, 2)
     """
 
-    absorbing = True
+    absorbing = has_exact_answers = True
 
     def __init__(
         self,
@@ -303,13 +304,13 @@ class TabularMDP(MarkovDecisionProcess):
         """Returns ``log π`` in all states, ``(T or 1, S, A)``, where that costs no more than asking on the way."""
         if policy is None:
             return self.log_action_prior[None]
-        if not getattr(policy, "batch_steps", False) or self.num_states > 2 * num_trajectories:
+        if not takes_all_steps(policy) or self.num_states > 2 * num_trajectories:
             return None
         shape = (horizon, self.num_states)
         states = torch.arange(self.num_states, device=self.terminal.device)
         times = torch.arange(horizon, device=self.terminal.device)[:, None]
         states, times = states.expand(shape), times.expand(shape)
-        return self.log_probabilities(policy(states, times), states, "for all steps")  # type: ignore[arg-type]
+        return self.log_probabilities(policy(states, times), states, "for all steps")
 
     def log_probabilities(self, answer: Any, state: Tensor, where: str) -> Tensor:
         """Returns the log probabilities of a policy's answer in ``state``, ``(*batch, A)``.

@@ -1,6 +1,5 @@
 """Readings of a program: what a policy does, what the action prior does, and discount as survival."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -10,15 +9,10 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from rl_as_inference.nouns import Policy, Program
 from rl_as_inference.program.sites import ACTION, is_action, step_of
 
-__all__ = ["Follow", "Guide", "Policy", "Program", "check_answer", "follow", "register_module", "simulate", "survival"]
-
-Program = Callable[..., Any]
-"""Any callable that runs Pyro statements."""
-
-Policy = Callable[[Any, int], Any]
-"""Any callable ``(state, t) -> Distribution``, normally a module from ``guides``."""
+__all__ = ["Follow", "Guide", "check_answer", "follow", "register_module", "simulate", "survival"]
 
 
 def follow(program: Program | None = None, policy: Policy | None = None) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.program.readings import Follow, Policy
+from rl_as_inference.nouns import Policy
+from rl_as_inference.program.readings import Follow
 from rl_as_inference.program.sites import is_action
 
 __all__ = ["log_prob_of", "prior_of", "record"]

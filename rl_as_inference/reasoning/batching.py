@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import all_hold, deferred
-from rl_as_inference.reasoning.replay import recorded
+from rl_as_inference.reasoning.recorded import recorded
 from rl_as_inference.reasoning.unknowns import Unknowns
 
 __all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row"]

@@ -1,9 +1,8 @@
 """What an agent wants, how rational it is and what it believes, from what it did."""
 
-import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.randomness import seeded
 from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
@@ -122,7 +122,7 @@ def infer_agent(
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     _check_takes_nothing(family)
     data = read_demonstrations(demonstrations)
-    with _own_random_numbers(seed), torch.inference_mode(False), torch.enable_grad():
+    with seeded(seed), torch.inference_mode(False), torch.enable_grad():
         unknowns = Unknowns(family, data, dynamics)
         found = modes(unknowns, volume=method != "map")
         mode = found[0]
@@ -144,18 +144,6 @@ def infer_agent(
         answer = _as_inference_data(unknowns, data, draws, stats, method, dynamics)
         _warn_of_priors(unknowns, mode, answer)
     return answer
-
-
-@contextlib.contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Seeds all random numbers, and puts them back to where they were; Pyro's own functions leave out those of GPUs."""
-    before = pyro.util.get_rng_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            pyro.set_rng_seed(seed)
-            yield
-        finally:
-            pyro.util.set_rng_state(before)
 
 
 def _check_takes_nothing(family: Callable[[], Any]) -> None:

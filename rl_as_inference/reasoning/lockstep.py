@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-import torch
+from rl_as_inference.randomness import RandomStream
 
 __all__ = ["lockstep"]
 
@@ -71,7 +71,7 @@ class _Run(Generic[Question, Answer, Result]):
     def __init__(self, program: Callable[[Callable[[Question], Answer]], Result], seed: int) -> None:
         self.ended = False
         self._program = program
-        self._random_state = torch.Generator().manual_seed(seed).get_state()
+        self._random = RandomStream(seed)
         self._failure: BaseException | None = None
         self._ending = False
         # Both are held by nobody; each side releases the other's and acquires its own.
@@ -81,17 +81,12 @@ class _Run(Generic[Question, Answer, Result]):
 
     def go_on(self) -> None:
         """Lets the program run until it asks, or has ended; raises what it raised."""
-        before = torch.get_rng_state()
-        torch.set_rng_state(self._random_state)
-        try:
+        with self._random:
             if self._thread.ident is None:
                 self._thread.start()
             else:
                 self._its_turn.release()
             self._callers_turn.acquire()
-            self._random_state = torch.get_rng_state()
-        finally:
-            torch.set_rng_state(before)
         if self._failure is not None:
             raise self._failure
 

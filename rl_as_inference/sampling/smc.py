@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.kernels import drawn
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
-from rl_as_inference.program.readings import Policy, survival
+from rl_as_inference.program.readings import survival
 from rl_as_inference.sampling.importance import WeightedDraws, check_conditions, effective_sample_size, resample
 from rl_as_inference.trajectories import Trajectories
 

@@ -1,14 +1,15 @@
-"""A stream of random numbers of one's own, beside PyTorch's global one."""
+"""Random numbers: streams of one's own beside the global ones, and draws that compile."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["RandomStream"]
+__all__ = ["RandomStream", "drawn_from_logits", "seeded"]
 
 
 class RandomStream:
@@ -76,3 +77,32 @@ class RandomStream:
         torch.set_rng_state(states[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self.device)
+
+
+def drawn_from_logits(logits: Tensor) -> Tensor:
+    """Returns draws from categorical distributions ``(*batch, A)``, by Gumbel's trick.
+
+    The largest of the perturbed logits; unlike ``torch.multinomial`` it compiles into the kernels around it.
+
+    Example:
+        >>> drawn_from_logits(torch.tensor([[0.0, 100.0], [100.0, 0.0]]))
+        tensor([1, 0])
+    """
+    tiny = torch.finfo(logits.dtype).tiny
+    exponential = -torch.rand_like(logits).clamp(min=tiny).log()
+    return (logits - exponential.clamp(min=tiny).log()).argmax(-1)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds all random numbers (PyTorch's, GPUs' too, NumPy's and Python's), and afterwards puts them back.
+
+    Pyro's own functions leave out those of GPUs.
+    """
+    before = pyro.util.get_rng_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            pyro.set_rng_seed(seed)
+            yield
+        finally:
+            pyro.util.set_rng_state(before)

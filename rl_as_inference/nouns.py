@@ -1,0 +1,158 @@
+"""The nouns: what everything else may ask of a process, a policy, a soft value, demonstrations and an environment.
+
+Readings take these and nothing narrower than they need. A capability is a member of a noun: ask
+:func:`takes_all_steps` or ``process.has_exact_answers``, and never an attribute by a string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from rl_as_inference.trajectories import Trajectories
+
+__all__ = [
+    "DemonstrationsLike",
+    "EnvironmentLike",
+    "ExactPolicy",
+    "LearnedSoftValue",
+    "Policy",
+    "Problem",
+    "Process",
+    "Program",
+    "SoftQ",
+    "SoftV",
+    "SoftValue",
+    "has_no_time_limit",
+    "is_process",
+    "takes_all_steps",
+]
+
+
+class Policy(Protocol):
+    """``π(a|s, t)``: what says how to act, normally a module from ``guides``.
+
+    One that can also be asked for many steps at once, with states ``(T, N, *state)`` and times ``(T, N)``, says so
+    by an attribute ``batch_steps = True``; see :func:`takes_all_steps`.
+    """
+
+    def __call__(self, state: Any, t: Any, /) -> Any:
+        """Returns a Pyro distribution over actions, of the batch shape of ``state``."""
+
+
+class SoftV(Protocol):
+    """A soft state value; ``batch_steps`` as in :class:`Policy`."""
+
+    def __call__(self, state: Any, t: Any, /) -> Tensor:
+        """Returns ``V_t(s)``, of the batch shape of ``state``, in reward units."""
+
+
+class SoftQ(Protocol):
+    """A soft action value of discrete actions; ``batch_steps`` as in :class:`Policy`."""
+
+    def __call__(self, state: Any, t: Any, /) -> Tensor:
+        """Returns ``Q_t(s, a)`` of every action, ``(*batch, A)``, in reward units."""
+
+
+SoftValue: TypeAlias = SoftV | SoftQ
+"""A critic of either kind."""
+
+
+@runtime_checkable
+class LearnedSoftValue(Protocol):
+    """A learner's soft value, which says what it was learned for."""
+
+    temperature: float
+    """α, in reward units per nat."""
+    discount: float
+    action_prior: str
+    """``"uniform"``, or ``"flat"`` where log p was taken for 0."""
+    objective: str
+    """``"maxent"``, or what else its values are of."""
+
+    def __call__(self, state: Any, t: Any, /) -> Tensor:
+        """Returns ``V(s)``, in reward units."""
+
+
+class Process(Protocol):
+    """A problem with rollouts: one in parts, a program run in a plate, or a simulator."""
+
+    name: str
+    horizon: int | None
+    discount: float | Tensor
+    """γ in [0, 1]."""
+    temperature: float | Tensor
+    """α, in reward units per nat."""
+    has_exact_answers: bool
+    """Whether :mod:`rl_as_inference.exact` answers for it."""
+    has_uniform_prior: bool
+    """Whether the action prior is uniform over the action space."""
+
+    @property
+    def state_space(self) -> gymnasium.Space[Any]:
+        """The space of a state."""
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:
+        """The space of an action."""
+
+    def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories:
+        """Returns trajectories of ``policy``; None for the action prior."""
+
+
+Program: TypeAlias = Callable[..., Any]
+"""Any callable that runs Pyro statements."""
+
+Problem: TypeAlias = Process | Program
+"""What readings take: a process, or a Pyro program, which is run in a plate."""
+
+ExactPolicy: TypeAlias = Policy | Tensor | None
+"""What exact answers take: a policy (a plan is one), a table of probabilities, or None for the action prior."""
+
+DemonstrationsLike: TypeAlias = Trajectories | tuple[Any, Any] | Sequence[Any]
+"""What was seen of an agent: trajectories, states and actions ``(states, actions)``, or a list of episodes."""
+
+EnvironmentLike: TypeAlias = (
+    str | EnvSpec | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gymnasium.Env[Any, Any]] | Process
+)
+"""What learners learn in: a Gymnasium id, an environment, a vector of them, a factory, or a process in parts."""
+
+
+@runtime_checkable
+class _HasRollouts(Protocol):
+    def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories: ...
+
+
+@runtime_checkable
+class _TakesAllSteps(Protocol):
+    batch_steps: bool
+
+
+@runtime_checkable
+class _MayBeStationary(Protocol):
+    stationary: bool
+
+
+def is_process(problem: object) -> TypeGuard[Process]:
+    """Returns whether a problem is a process, which has rollouts; else it is a Pyro program, or nothing we know."""
+    return isinstance(problem, _HasRollouts)
+
+
+def takes_all_steps(asked: object) -> bool:
+    """Returns whether a policy or a soft value may be asked for many steps at once.
+
+    Example:
+        >>> takes_all_steps(lambda state, t: None)
+        False
+    """
+    return isinstance(asked, _TakesAllSteps) and asked.batch_steps
+
+
+def has_no_time_limit(critic: object) -> bool:
+    """Returns whether a soft value says of itself that it does not look at the time (``stationary = True``)."""
+    return isinstance(critic, _MayBeStationary) and critic.stationary
