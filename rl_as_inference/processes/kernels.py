@@ -29,6 +29,7 @@ __all__ = [
     "invert",
     "log_or_minus_inf",
     "log_to",
+    "unclamped",
 ]
 
 
@@ -128,6 +129,23 @@ def drawn(distribution: Any) -> Tensor:
         return invert(cumulated(logits), uniform)
     value: Tensor = distribution.sample()
     return value
+
+
+def unclamped(distribution: Any) -> Any:
+    """Returns the distribution, a Categorical given by probabilities as one by logits, where 0 stays impossible.
+
+    torch clamps the probabilities that a Categorical is given to ε, so that what is impossible would be drawn now
+    and then, with a weight without bound.
+
+    Example:
+        >>> unclamped(dist.Categorical(torch.tensor([1.0, 0.0]))).logits
+        tensor([0., -inf])
+    """
+    if not isinstance(distribution, torch.distributions.Categorical):
+        return distribution
+    if "logits" in vars(distribution):
+        return distribution
+    return dist.Categorical(logits=log_or_minus_inf(distribution.probs))
 
 
 def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
