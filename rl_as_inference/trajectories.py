@@ -201,17 +201,8 @@ class Rows:
             column.append(log)
 
     def log_ratio(self) -> Tensor:
-        """Returns ``log p - log π`` of the latest step, ``(N,)`` in nats; 0 where nobody took it.
-
-        Raises:
-            ValueError: if it is NaN where the trajectory is alive.
-        """
-        ratio = torch.where(self.mask[-1], self.log_prior[-1] - self.log_policy[-1], 0.0)
-        if not holds(~ratio.detach().isnan()):
-            raise ValueError(
-                f"policy gives NaN as a log probability at step {len(self.mask) - 1}; check its parameters"
-            )
-        return ratio
+        """Returns ``log p - log π`` of the latest step, ``(N,)`` in nats; 0 where nobody took it."""
+        return torch.where(self.mask[-1], self.log_prior[-1] - self.log_policy[-1], 0.0)
 
     def trajectories(
         self,

@@ -123,7 +123,7 @@ def drawn(distribution: Any) -> Tensor:
         >>> drawn(torch.distributions.Categorical(torch.tensor([[0.0, 1.0], [1.0, 0.0]])))
         tensor([1, 0])
     """
-    if isinstance(distribution, torch.distributions.Categorical):
+    if _is_plain_categorical(distribution):
         logits = distribution.logits
         uniform = torch.rand((*logits.shape[:-1], 1), dtype=logits.dtype, device=logits.device)
         return invert(cumulated(logits), uniform)
@@ -141,11 +141,15 @@ def unclamped(distribution: Any) -> Any:
         >>> unclamped(dist.Categorical(torch.tensor([1.0, 0.0]))).logits
         tensor([0., -inf])
     """
-    if not isinstance(distribution, torch.distributions.Categorical):
-        return distribution
-    if "logits" in vars(distribution):
+    if not _is_plain_categorical(distribution) or "logits" in vars(distribution):
         return distribution
     return dist.Categorical(logits=log_or_minus_inf(distribution.probs))
+
+
+def _is_plain_categorical(distribution: Any) -> bool:
+    """Returns whether draws are those of torch's own Categorical; a subclass may shift them, say."""
+    plain = torch.distributions.Categorical
+    return isinstance(distribution, plain) and type(distribution).sample is plain.sample
 
 
 def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = ["MarkovDecisionProcess", "unvalidated"]
 
 
 _UNSET: Any = object()
+_NAN = "policy gives NaN as a log probability at step {}; check its parameters"
 
 
 class MarkovDecisionProcess:
@@ -144,8 +145,10 @@ class MarkovDecisionProcess:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
         first = {FIRST: first_of(self.state_space)}
         with pyro.plate("trajectories", num_trajectories, dim=-1):
-            state: Tensor = pyro.sample("state_0", self.initial(), infer=dict(first))
-            for t in steps(horizon, self.discount, markov=markov, like=self._like(state)):
+            initial = self.initial()
+            state: Tensor = pyro.sample("state_0", initial, infer=dict(first))
+            like = state if state.is_floating_point() else initial.log_prob(state)
+            for t in steps(horizon, self.discount, markov=markov, like=like):
                 done = self.terminated(state)
                 if done is not None:
                     terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
@@ -206,13 +209,10 @@ class MarkovDecisionProcess:
         prior = self.prior_at(state)
         if policy is None:
             return prior, prior
-        chosen = check_answer(policy(state, t), prior, f"at step {t}")
-        if chosen.batch_shape != prior.batch_shape:
-            raise ValueError(
-                f"policy's batch_shape {tuple(chosen.batch_shape)} at step {t} is not that of the states, "
-                f"{tuple(prior.batch_shape)}; answer with one distribution a state"
-            )
-        return unclamped(chosen), prior
+        chosen = unclamped(check_answer(policy(state, t), prior, f"at step {t}", prior.batch_shape))
+        if isinstance(chosen, torch.distributions.Categorical) and not holds(~chosen.logits.detach().isnan()):
+            raise ValueError(_NAN.format(t))
+        return chosen, prior
 
     def decide(
         self, policy: Policy | None, state: Tensor, t: int, *, draw: Callable[[Any], Tensor] = drawn
@@ -224,12 +224,16 @@ class MarkovDecisionProcess:
             draw: from a distribution.
 
         Raises:
-            ValueError: as :meth:`choose` does.
+            ValueError: as :meth:`choose` does, or if the policy gives NaN.
         """
         chosen, prior = self.choose(policy, state, t)
         action = draw(chosen)
         log_prior = prior.log_prob(action)
         log_policy = log_prior if policy is None else chosen.log_prob(action)
+        if not holds(~(bad := log_policy.detach().isnan())):
+            done = self.has_ended(state)  # where nobody acts
+            if done is None or bool((bad & ~done).any()):
+                raise ValueError(_NAN.format(t))
         return Decision(action, log_prior, log_policy)
 
     def advance(
@@ -388,10 +392,6 @@ class MarkovDecisionProcess:
         transition = self.transition(state, self._own_action(self.prior(state).sample()))
         logs = (initial.log_prob(state), transition.log_prob(transition.sample()))
         return any(log.requires_grad for log in logs)
-
-    def _like(self, state: Tensor) -> Tensor:
-        """Returns a tensor of the dtype and device that the process's probabilities have."""
-        return state if state.is_floating_point() else torch.empty(0, device=state.device)
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns ``state``'s shape without that of a single state."""

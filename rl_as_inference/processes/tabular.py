@@ -336,7 +336,7 @@ class TabularMDP(MarkovDecisionProcess):
         """
         fits = isinstance(answer, torch.distributions.Categorical) and answer.batch_shape == state.shape
         if not fits or answer._param.shape[-1] != self.num_actions:
-            answer = check_answer(answer, self.prior(state), where)
+            answer = check_answer(answer, self.prior(state), where, state.shape)
         if not isinstance(answer, torch.distributions.Categorical):
             raise ValueError(
                 f"policy must answer with a Categorical over {self.num_actions} actions, got "
@@ -354,9 +354,6 @@ class TabularMDP(MarkovDecisionProcess):
     def learns_dynamics(self) -> bool:
         wanted = self.kernel.probabilities.requires_grad or self.initial_probabilities.requires_grad
         return torch.is_grad_enabled() and wanted
-
-    def _like(self, state: Tensor) -> Tensor:
-        return self.initial_probabilities
 
     def replace(self, **changes: Any) -> "TabularMDP":
         """Returns a copy with other ``horizon, discount, temperature, action_prior`` or ``reward`` (same shape).
