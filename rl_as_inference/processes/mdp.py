@@ -177,7 +177,9 @@ class MarkovDecisionProcess:
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
         done = self.terminated(self._own_state(state))
-        return None if done is None else torch.as_tensor(done, device=state.device).expand(self.batch_shape(state))
+        if done is None or (isinstance(done, Tensor) and done.shape == self.batch_shape(state)):
+            return done
+        return torch.as_tensor(done, device=state.device).expand(self.batch_shape(state))
 
     def prior_at(self, state: Tensor) -> Any:
         """Returns the action prior ``p(a|s)``, of the batch shape of ``state``.
@@ -268,7 +270,9 @@ class MarkovDecisionProcess:
                 f"{tuple(after.shape)} at step {t}; keep the batch, and declare one state with .to_event(n)"
             )
         batch = self.batch_shape(own)
-        earned = self._checked_reward(self.reward(own, taken, after), own, batch, t).expand(batch)
+        earned = self._checked_reward(self.reward(own, taken, after), own, batch, t)
+        if earned.shape != batch:
+            earned = earned.expand(batch)
         if alive is not None:
             earned = torch.where(alive, earned, 0.0)
             if not moves:
@@ -337,7 +341,7 @@ class MarkovDecisionProcess:
         try:
             earned = torch.as_tensor(value, device=state.device)
             told = f"shape {tuple(earned.shape)}"
-            fits = earned.dim() == 0 or torch.broadcast_shapes(earned.shape, batch) == batch
+            fits = earned.shape in (batch, ()) or torch.broadcast_shapes(earned.shape, batch) == batch
         except (TypeError, ValueError, RuntimeError):  # no number, or of shapes that do not go together
             fits, told = False, told if isinstance(value, Tensor) else type(value).__name__
         if not fits:
