@@ -5,6 +5,7 @@ every mistake that a policy or a reward may be. A new reading joins the lists he
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -404,3 +405,37 @@ def test_actions_that_start_below_zero_are_learned() -> None:
     assert env.step(-1)[1] == 1.0
     assert env.step(1)[1] == 0.0
     check_env(env, skip_render_check=True)
+
+
+class GoalPays(MarkovDecisionProcess):
+    """A walk to the right whose reward is written on the goal, the third cell, where the episode has ended."""
+
+    state_space, action_space = Discrete(3), Discrete(2)
+
+    def initial(self) -> Any:
+        return dist.Categorical(torch.tensor([1.0, 0.0, 0.0]))
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return dist.Delta((state + 1).clamp(max=2))
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return torch.where(state == 2, 5.0, -1.0)
+
+    def terminated(self, state: Tensor) -> Tensor:
+        return state == 2
+
+
+def test_a_reward_on_a_terminal_state_is_told_to_be_silent() -> None:
+    move = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]])
+    ends = torch.tensor([False, True])
+    with pytest.warns(UserWarning, match=r"is 5 in the terminal state 1, where it is silent"):
+        mdp = TabularMDP(move, torch.tensor([[0.0], [5.0]]), torch.tensor([1.0, 0.0]), horizon=3, terminal=ends)
+    assert float(exact.log_evidence(mdp)) == 0
+    with pytest.warns(UserWarning, match=r"GoalPays is 5 in the terminal state 2"):
+        assert float(GoalPays(horizon=4).rollout(None, 2).returns()[0]) == -2
+    with warnings.catch_warnings():  # a cost of every step is no news
+        warnings.simplefilter("error")
+        TabularMDP(move, torch.full((2, 1), -1.0), torch.tensor([1.0, 0.0]), horizon=3, terminal=ends)
+        TabularMDP.from_gymnasium("CliffWalking-v1", horizon=10)
+        TabularMDP.from_gymnasium("Taxi-v4", horizon=10)
+        mdp.at_temperature(0.5).replace(horizon=2).to(torch.float64)

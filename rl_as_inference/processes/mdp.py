@@ -1,8 +1,7 @@
 """Markov decision processes in parts: a Pyro program when called, fast tensors when rolled out."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -12,9 +11,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import check_discount, check_horizon, check_temperature, holds
+from rl_as_inference.checks import check_discount, check_horizon, check_temperature, holds, unvalidated
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import drawn, unclamped
+from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.program.sites import FIRST
@@ -63,6 +63,7 @@ class MarkovDecisionProcess:
     horizon: int | None = None
     discount: float | Tensor = 1.0
     temperature: float | Tensor = 1.0
+    _asked_of_silence = False
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
     has_exact_answers = False
@@ -329,12 +330,24 @@ class MarkovDecisionProcess:
             step = self.advance(state, action, t, alive, pathwise=pathwise)
             rows.add(state, action, step.reward, step.alive, *logs)
             state, alive = step.next_state, step.alive
+        if not self._asked_of_silence and not bool(rows.mask[-1].all()):
+            self._asked_of_silence = True
+            self._ask_of_silence(rows)
         if batched and policy is not None:
             states, actions = torch.stack(rows.states), torch.stack(rows.actions)
             times = torch.arange(horizon, device=state.device)[:, None].expand(horizon, num_trajectories)
             rows.log_prior = list(self.prior_at(states).log_prob(actions))
             rows.log_policy = list(unclamped(policy(states, times)).log_prob(actions))
         return rows.trajectories(state, self.temperature, self.discount)
+
+    def _ask_of_silence(self, rows: Rows) -> None:
+        """Asks, of the first trajectories that ended, whether the process rewards what is over."""
+        state, action = (column[-1][~rows.mask[-1]] for column in (rows.states, rows.actions))
+        if isinstance(self.state_space, gymnasium.spaces.Discrete):  # elsewhere every reward may be one of a kind
+            own = self._own_state(state)
+            value = self._checked_reward(self.reward(own, self._own_action(action), own), own, state.shape, -1)
+            earned = torch.stack(rows.rewards)[torch.stack(rows.mask)]
+            warn_of_silent_rewards(self.name, value.detach().expand(state.shape), earned.detach(), own, stacklevel=6)
 
     def _checked_reward(self, value: Any, state: Tensor, batch: torch.Size, step: int) -> Tensor:
         """Returns a reward as floating-point numbers, of a shape that is that of the batch or expands to it."""
@@ -432,14 +445,3 @@ def _rsample(distribution: Any, what: str) -> Tensor:
         )
     drawn: Tensor = distribution.rsample()
     return drawn
-
-
-@contextlib.contextmanager
-def unvalidated() -> Iterator[None]:
-    """Skips argument checks of distributions: in an inner loop they cost more than the draws."""
-    default = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(default)

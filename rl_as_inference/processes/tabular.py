@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import (
     DenseKernel,
@@ -20,6 +20,7 @@ from rl_as_inference.processes.kernels import (
     unclamped,
 )
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
     check_rows,
@@ -105,6 +106,7 @@ class TabularMDP(MarkovDecisionProcess):
             indices, probabilities = None, transition
             reward = as_floating(reward).to(**options)
         self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
+        self._tell_of_silent_rewards()
 
     @classmethod
     def from_successors(
@@ -158,6 +160,7 @@ class TabularMDP(MarkovDecisionProcess):
             discount,
             temperature,
         )
+        self._tell_of_silent_rewards()
         return self
 
     def _build(
@@ -217,6 +220,11 @@ class TabularMDP(MarkovDecisionProcess):
         # Derived once, unless a gradient is wanted: a graph can be gone through only once.
         self._kernel = None if self.has_terminal and probabilities.requires_grad else self._new_kernel()
         self._log_action_prior = None if prior.requires_grad else log_or_minus_inf(prior)
+
+    def _tell_of_silent_rewards(self) -> None:
+        if self.has_terminal and not is_deferred():
+            table, ends = self.reward_table.detach(), self.terminal
+            warn_of_silent_rewards(self.name, table[ends], table[~ends], ends.nonzero().squeeze(-1))
 
     @property
     def kernel(self) -> Kernel:
