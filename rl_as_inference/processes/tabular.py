@@ -372,7 +372,9 @@ class TabularMDP(MarkovDecisionProcess):
         return other
 
     def to(self, dtype: torch.dtype) -> "TabularMDP":
-        """Returns a copy with tables of another floating type, whose rows sum to one in that type."""
+        """Returns the process in a floating type, in which its rows sum to one; itself if that is its own."""
+        if dtype == self._like_dtype:
+            return self
         indices, probabilities = self._given
         probabilities, initial, prior = (
             rows / rows.sum(-1, keepdim=True)
@@ -435,8 +437,8 @@ class TabularMDP(MarkovDecisionProcess):
         }
         successors = torch.as_tensor(table.indices, device=device)
         if num_states * num_actions * num_states <= _DENSE_LIMIT:
-            transition, reward = _densify(successors, tensors[0], tensors[1])
-            mdp = cls(transition, reward, tensors[2], **options)
+            rows = SparseKernel(successors, tensors[0])
+            mdp = cls(rows.dense(), rows.dense_table(tensors[1]), tensors[2], **options)
         else:
             mdp = cls.from_successors(successors, *tensors, **options)
         mdp.name, mdp.layout = env_id, table.layout
@@ -527,11 +529,3 @@ def _keys(sparse: Tensor) -> Tensor:
     """Returns one ascending integer for each entry of a coalesced ``(S, A, S)`` tensor."""
     state, action, after = sparse.indices()
     return (state * sparse.shape[1] + action) * sparse.shape[2] + after
-
-
-def _densify(indices: Tensor, probabilities: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the dense tables of successors that are distinct within each row."""
-    num_states, num_actions, _ = probabilities.shape
-    empty = probabilities.new_zeros(num_states, num_actions, num_states)
-    # Slots that fill up a row have probability and reward 0, so adding them changes nothing.
-    return empty.scatter_add(2, indices, probabilities), empty.scatter_add(2, indices, rewards)

@@ -11,7 +11,7 @@ from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["Demonstrations", "dense_transition", "read_demonstrations"]
+__all__ = ["Demonstrations", "read_demonstrations"]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Demonstrations:
         partial = ~self.complete
         states, actions, mask = self.states[:, partial], self.actions[:, partial], self.mask[:, partial]
         seen_s, seen_a = self.state_seen[:, partial], self.action_seen[:, partial]
-        moves = dense_transition(process).flatten(0, 1)
+        moves = process.kernel.dense().flatten(0, 1)
 
         def only(which: Tensor, seen: Tensor, size: int) -> Tensor:
             marks = torch.nn.functional.one_hot(which.clamp(min=0), size).to(moves)
@@ -193,16 +193,6 @@ class Demonstrations:
             total = total + torch.where(size > 0, size, 1.0).log() + torch.where(size > 0, 0.0, -torch.inf)
             belief = after / torch.where(size > 0, size, 1.0)[:, None]
         return total
-
-
-def dense_transition(mdp: TabularMDP) -> Tensor:
-    """Returns ``p(s'|s,a)``, ``(S, A, S)``, in which nothing leaves a terminal state."""
-    device = mdp.terminal.device
-    everywhere = torch.arange(mdp.num_states, device=device)
-    states, actions = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=device))
-    indices, probabilities = mdp.kernel.successors(states, actions)
-    table = probabilities.new_zeros(mdp.num_states, mdp.num_actions, mdp.num_states)
-    return table.scatter_add(-1, indices, probabilities)
 
 
 def read_demonstrations(given: Any) -> Demonstrations:

@@ -192,15 +192,13 @@ def _worst_reward(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float)
 @torch.no_grad()
 def _dynamics_bound(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float) -> float | None:
     """Returns ``Z exp(J - budget)``; None where a reward is not > 0 or an episode can end."""
-    possible = mdp.kernel.probabilities > 0
-    positive = mdp.reward_table > 0 if mdp.reward_table.dim() == 2 else (mdp.reward_table > 0) | ~possible
+    impossible = mdp.kernel.probabilities == 0
+    positive = mdp.reward_table > 0 if mdp.reward_table.dim() == 2 else (mdp.reward_table > 0) | impossible
     if mdp.has_terminal or not bool(positive.all()):
         return None
     total = float(weight.sum())
-    probabilities = torch.where(possible, mdp.kernel.probabilities, 1.0)
-    divergence = (torch.where(possible, probabilities * probabilities.log(), 0.0)).sum(-1) + possible.sum(-1).to(
-        probabilities
-    ).log()
+    dense = mdp.kernel.dense()  # in which a successor stands once
+    divergence = torch.xlogy(dense, dense).sum(-1) + (dense > 0).sum(-1).to(dense).log()
     logs = torch.where(mdp.reward_table > 0, mdp.reward_table, 1.0).log()
     log_reward = logs if logs.dim() == 2 else mdp.kernel.mean(logs)
     pessimistic = _with_reward(mdp, log_reward / total - divergence).at_temperature(1.0)
