@@ -6,9 +6,10 @@ them are differentiable in the process's tensors.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact import linear_gaussian, smoothing, tabular
 from rl_as_inference.exact.divergence import Direction, trajectory_kl
 from rl_as_inference.exact.enumeration import Enumeration, enumerate_trajectories
 from rl_as_inference.exact.information import PriorPlan, optimal_prior
@@ -127,7 +128,12 @@ def posterior_return(mdp: Any) -> Tensor:
     It is the slope of the log evidence in ``1/α`` (the mean energy of statistical physics), and counts
     the luck that the posterior bends towards; no policy need reach it.
     """
-    return slope_in_inverse_temperature(mdp, log_evidence)
+    if not isinstance(mdp, TabularMDP):
+        return slope_in_inverse_temperature(mdp, log_evidence)
+    if mdp.horizon is not None:
+        return smoothing.posterior_return(mdp)
+    wide = mdp.to(torch.float64)  # a slope of messages that may be large
+    return slope_in_inverse_temperature(wide, log_evidence).to(mdp.initial_probabilities.dtype)
 
 
 def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
