@@ -1,6 +1,6 @@
 """Exact divergences between what a policy does and what optimality asks for."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +9,9 @@ from rl_as_inference.exact import linear_gaussian, tabular
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
+from rl_as_inference.exact.solvable import Solvable
 from rl_as_inference.exact.tabular import Dynamics
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.processes.kernels import log_or_minus_inf
 
@@ -18,7 +20,9 @@ __all__ = ["Direction", "check_direction", "expected_ratio", "trajectory_kl"]
 Direction = Literal["reverse", "forward"]
 
 
-def trajectory_kl(mdp: Any, policy: Any, direction: Direction = "reverse", dynamics: Dynamics = "posterior") -> Tensor:
+def trajectory_kl(
+    mdp: Solvable, policy: ExactPolicy, direction: Direction = "reverse", dynamics: Dynamics = "posterior"
+) -> Tensor:
     """Returns the KL divergence between the policy's trajectories and the target's, 0-dimensional, nats.
 
     The policy's trajectories have ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)``, the target for
@@ -114,7 +118,7 @@ def _forward(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:
     return total
 
 
-def _forward_linear_gaussian(mdp: LinearGaussianMDP, policy: Any, dynamics: Dynamics) -> Tensor:
+def _forward_linear_gaussian(mdp: LinearGaussianMDP, policy: ExactPolicy, dynamics: Dynamics) -> Tensor:
     target, own = linear_gaussian.plan(mdp, dynamics), linear_gaussian.evaluate(mdp, policy)
     means, covariances = linear_gaussian.posterior_marginals(mdp, dynamics)
 

@@ -25,7 +25,7 @@ from rl_as_inference.exact.backups import (
     soft_maximum,
 )
 from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, solve_linear
-from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.nouns import ExactPolicy, Policy, takes_all_steps
 from rl_as_inference.processes.kernels import log_or_minus_inf
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
@@ -120,7 +120,7 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     return Plan(soft_v, soft_q, objective, dynamics, log_policy)
 
 
-def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
+def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats.
 
     Soft policy evaluation (Haarnoja et al. 2018, arXiv:1801.01290, lemma 1), with the action prior:
@@ -183,7 +183,7 @@ def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal"
     return _to_reward_units(mdp, soft_maximum(mdp, q)), _to_reward_units(mdp, q)
 
 
-def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
+def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns the distribution of the state at each time under ``policy``, ``(T+1, S)``; rows sum to one.
 
     It is the state's own distribution, whatever the discount; an ended trajectory stays in its
@@ -203,7 +203,7 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
     return torch.stack(states)
 
 
-def discounted_visits(mdp: TabularMDP, policy: Any) -> Tensor:
+def discounted_visits(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``γ^t P(s_t = s)`` of states that ``policy`` acts in, ``(T, S)``; with no horizon the sum, ``(1, S)``.
 
     Terminal states have none: no action is taken there.
@@ -216,7 +216,7 @@ def discounted_visits(mdp: TabularMDP, policy: Any) -> Tensor:
     return torch.where(mdp.terminal, 0.0, weighted)
 
 
-def expected_return(mdp: TabularMDP, policy: Any) -> Tensor:
+def expected_return(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t``, 0-dimensional, in reward units, also where the ELBO of ``policy`` is -inf."""
     flow = discounted_visits(mdp, policy)[..., None] * log_policy_table(mdp, policy).exp()
     return (flow * mdp.expected_reward()).sum()
@@ -289,7 +289,7 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
     )
 
 
-def log_policy_table(mdp: TabularMDP, policy: Any) -> Tensor:
+def log_policy_table(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``log π_t(a|s)`` of any kind of policy, ``(S, A)`` or ``(T, S, A)``.
 
     Args:

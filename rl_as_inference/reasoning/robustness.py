@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.reasoning.adversary import worst_dynamics
 
@@ -49,7 +49,7 @@ class WorstCase:
 
 
 def worst_case(
-    mdp: TabularMDP, policy: Any, *, reward_budget: float | None = None, dynamics_budget: float | None = None
+    mdp: TabularMDP, policy: ExactPolicy, *, reward_budget: float | None = None, dynamics_budget: float | None = None
 ) -> WorstCase:
     """Returns the perturbed process in which ``policy`` earns least, within the sets of Eysenbach & Levine.
 
