@@ -132,3 +132,9 @@ def test_small_divergences_of_large_objectives_keep_their_digits():
     kept = rounded.double() / rounded.double().sum(-1, keepdim=True)
     expected = float(exact.optimal_elbo(sure.to(F64)) - exact.elbo(sure.to(F64), kept))
     assert float(exact.trajectory_kl(sure, rounded, dynamics="causal")) == pytest.approx(expected, rel=1e-4)
+
+
+def test_unknown_dynamics_are_named():
+    for reading in (exact.plan, exact.posterior_occupancy):
+        with pytest.raises(ValueError, match="dynamics must be 'causal' or 'posterior', got 'optimistic'"):
+            reading(sure_and_rich(), "optimistic")

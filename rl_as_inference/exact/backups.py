@@ -1,7 +1,7 @@
 """Soft Bellman backups of finite processes, in nats."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ __all__ = [
     "backup",
     "backup_of_forbidden",
     "backward",
+    "check_dynamics",
     "log_survival",
     "outcomes",
     "reward_in_nats",
@@ -22,6 +23,12 @@ __all__ = [
 ]
 
 Dynamics = Literal["causal", "posterior"]
+
+
+def check_dynamics(dynamics: str) -> None:
+    """Raises ValueError unless the dynamics are one of the two."""
+    if dynamics not in get_args(Dynamics):
+        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
 
 
 def reward_in_nats(mdp: TabularMDP, dynamics: Dynamics) -> Tensor:

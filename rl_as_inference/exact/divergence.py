@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
 from rl_as_inference.exact.solvable import Solvable
-from rl_as_inference.exact.tabular import Dynamics
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.processes.kernels import log_or_minus_inf
@@ -26,10 +26,10 @@ def trajectory_kl(
     """Returns the KL divergence between the policy's trajectories and the target's, 0-dimensional, nats.
 
     The policy's trajectories have ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)``, the target for
-    ``dynamics="posterior"`` the exponentiated return, ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)`` (the project's
-    seed 002, equations 29 and 30). Dynamics cancel in the ratio, and with ``w(τ) = p(τ, O) / π(τ)``
+    ``dynamics="posterior"`` the exponentiated return, ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)`` (Levine
+    2018, arXiv:1805.00909, sections 2 and 3). Dynamics cancel in the ratio, and with ``w(τ) = p(τ, O) / π(τ)``
 
-        reverse   KL(π || p*) = log p(O) - E_π[log w]   = log p(O) - ELBO(π)         (equation 34)
+        reverse   KL(π || p*) = log p(O) - E_π[log w]   = log p(O) - ELBO(π)
         forward   KL(p* || π) = E_{p*}[log w] - log p(O)
 
     The first is by evaluation, the second by smoothing. The reverse one is least for the causal plan,
@@ -59,8 +59,7 @@ def trajectory_kl(
         tensor(inf)
     """
     check_direction(direction)
-    if dynamics not in get_args(Dynamics):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    check_dynamics(dynamics)
     if isinstance(mdp, TabularMDP):
         # A small difference of large numbers, if they are large: in double precision, with rows that sum to one in it.
         log_policy = torch.log_softmax(tabular.log_policy_table(mdp, policy).to(torch.float64), -1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact.tabular import Dynamics
+from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.nouns import ExactPolicy, takes_all_steps
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP, linear_gaussian_rule, step_index
 from rl_as_inference.trajectories import Trajectories
@@ -92,7 +92,7 @@ def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = "causal") -> LinearGaussia
     Raises:
         ValueError: for unknown ``dynamics``.
     """
-    _check_dynamics(dynamics)
+    check_dynamics(dynamics)
     value = _Quadratic.zero(mdp)
     values, rules = [value], []
     for _ in range(mdp.finite_horizon("plan")):
@@ -410,11 +410,6 @@ def _check_linear(probes: Tensor, mean: Tensor, gain: Tensor, scale_tril: Tensor
             f"policy is not linear-Gaussian: at step {step} its covariance depends on the state; "
             f"exact answers need N(K s + k, Σ); estimate_elbo takes any policy"
         )
-
-
-def _check_dynamics(dynamics: str) -> None:
-    if dynamics not in ("causal", "posterior"):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
 
 
 def _identity(like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact.backups import Dynamics, outcomes
+from rl_as_inference.exact.backups import Dynamics, check_dynamics, outcomes
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
 from rl_as_inference.processes.kernels import log_or_minus_inf
 from rl_as_inference.processes.tabular import TabularMDP
@@ -57,8 +57,9 @@ def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Te
     not survive its discount stays where it was. For ``"causal"`` the occupancy of the causal plan.
 
     Raises:
-        ValueError: with no horizon.
+        ValueError: with no horizon, or for unknown dynamics.
     """
+    check_dynamics(dynamics)
     mdp.finite_horizon("posterior_occupancy")
     if dynamics == "causal":
         return occupancy(mdp, plan(mdp, dynamics))

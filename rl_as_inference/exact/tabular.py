@@ -20,6 +20,7 @@ from rl_as_inference.exact.backups import (
     backup,
     backup_of_forbidden,
     backward,
+    check_dynamics,
     outcomes,
     reward_in_nats,
     soft_maximum,
@@ -93,8 +94,7 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     Raises:
         ValueError: for unknown ``dynamics``, or when there is no fixed point.
     """
-    if dynamics not in ("causal", "posterior"):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    check_dynamics(dynamics)
     reward = reward_in_nats(mdp, dynamics)
     if mdp.horizon is None:
         values = start = fixed_point(mdp, dynamics, reward)

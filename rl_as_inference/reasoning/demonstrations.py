@@ -135,9 +135,12 @@ class Demonstrations:
         return None
 
     def _check_continuous(self, process: MarkovDecisionProcess) -> None:
-        sizes = [getattr(process, f"{name}_space").shape for name in ("state", "action")]
-        for name, values, shape in zip(("state", "action"), (self.states, self.actions), sizes, strict=True):
-            if not values.is_floating_point() or tuple(values.shape[2:]) != tuple(shape):
+        for name, values, space in (
+            ("state", self.states, process.state_space),
+            ("action", self.actions, process.action_space),
+        ):
+            shape = tuple(space.shape or ())
+            if not values.is_floating_point() or tuple(values.shape[2:]) != shape:
                 raise ValueError(
                     f"demonstrations: {name}s must be floating and of shape (time, demonstration, "
                     f"{', '.join(map(str, shape))}), got {values.dtype} of shape {tuple(values.shape)}"

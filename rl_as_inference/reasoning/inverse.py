@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
+from rl_as_inference.exact.backups import check_dynamics
 from rl_as_inference.nouns import DemonstrationsLike
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.progress import progress_bar
@@ -111,8 +112,7 @@ def infer_agent(
     """
     if method not in ("nuts", "svi", "map"):
         raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
-    if dynamics not in ("causal", "posterior"):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    check_dynamics(dynamics)
     if not callable(family) or isinstance(family, MarkovDecisionProcess):
         raise ValueError(
             f"family must be a Pyro program without arguments, which draws what is unknown and returns a process, got "
