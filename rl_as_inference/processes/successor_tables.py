@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import holds
 
-__all__ = ["as_floating", "check_rows", "densified", "sparse_reward", "stay_where_terminal", "successor_lists"]
+__all__ = ["as_floating", "check_rows", "sparse_reward", "stay_where_terminal", "successor_lists"]
 
 
 def as_floating(value: Any) -> Tensor:
@@ -98,11 +98,3 @@ def _keys(sparse: Tensor) -> Tensor:
     """Returns one ascending integer for each entry of a coalesced ``(S, A, S)`` tensor."""
     state, action, after = sparse.indices()
     return (state * sparse.shape[1] + action) * sparse.shape[2] + after
-
-
-def densified(indices: Tensor, probabilities: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the dense tables of successors that are distinct within each row."""
-    num_states, num_actions, _ = probabilities.shape
-    empty = probabilities.new_zeros(num_states, num_actions, num_states)
-    # Slots that fill up a row have probability and reward 0, so adding them changes nothing.
-    return empty.scatter_add(2, indices, probabilities), empty.scatter_add(2, indices, rewards)

@@ -24,7 +24,6 @@ from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
     check_rows,
-    densified,
     sparse_reward,
     stay_where_terminal,
     successor_lists,
@@ -149,17 +148,8 @@ class TabularMDP(MarkovDecisionProcess):
         if terminal is None:
             terminal = torch.zeros(num_states, dtype=torch.bool, device=probabilities.device)
         self = cls.__new__(cls)
-        self._build(
-            indices,
-            probabilities,
-            as_floating(reward).to(probabilities),
-            initial,
-            terminal,
-            action_prior,
-            horizon,
-            discount,
-            temperature,
-        )
+        reward = as_floating(reward).to(probabilities)
+        self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
         self._tell_of_silent_rewards()
         return self
 
@@ -375,39 +365,32 @@ class TabularMDP(MarkovDecisionProcess):
                 f"replace: cannot replace {sorted(unknown)}; it takes horizon, discount, temperature, "
                 f"reward, action_prior"
             )
-        other = TabularMDP.__new__(TabularMDP)
-        other._build(
+        return self._copied(
             *self._given,
             changes.get("reward", self.reward_table),
             self.initial_probabilities,
-            self.terminal,
             changes.get("action_prior", None if self.has_uniform_prior else self.action_prior),
             changes.get("horizon", self.horizon),
             changes.get("discount", self.discount),
             changes.get("temperature", self.temperature),
         )
-        other.name, other.layout = self.name, self.layout
-        return other
 
     def to(self, dtype: torch.dtype) -> "TabularMDP":
-        """Returns a copy with tables of another floating type, whose rows sum to one in that type."""
+        """Returns the process in a floating type, in which its rows sum to one; itself if that is its own."""
+        if dtype == self._like_dtype:
+            return self
         indices, probabilities = self._given
         probabilities, initial, prior = (
             rows / rows.sum(-1, keepdim=True)
             for rows in (x.to(dtype) for x in (probabilities, self.initial_probabilities, self.action_prior))
         )
+        reward, own_prior = self.reward_table.to(dtype), None if self.has_uniform_prior else prior
+        unchanged = self.horizon, self.discount, self.temperature
+        return self._copied(indices, probabilities, reward, initial, own_prior, *unchanged)
+
+    def _copied(self, indices: Any, probabilities: Tensor, reward: Tensor, initial: Tensor, *rest: Any) -> "TabularMDP":
         other = TabularMDP.__new__(TabularMDP)
-        other._build(
-            indices,
-            probabilities,
-            self.reward_table.to(dtype),
-            initial,
-            self.terminal,
-            None if self.has_uniform_prior else prior,
-            self.horizon,
-            self.discount,
-            self.temperature,
-        )
+        other._build(indices, probabilities, reward, initial, self.terminal, *rest)
         other.name, other.layout = self.name, self.layout
         return other
 
@@ -453,8 +436,8 @@ class TabularMDP(MarkovDecisionProcess):
         }
         successors = torch.as_tensor(table.indices, device=device)
         if num_states * num_actions * num_states <= _DENSE_LIMIT:
-            transition, reward = densified(successors, tensors[0], tensors[1])
-            mdp = cls(transition, reward, tensors[2], **options)
+            rows = SparseKernel(successors, tensors[0])
+            mdp = cls(rows.dense(), rows.dense_table(tensors[1]), tensors[2], **options)
         else:
             mdp = cls.from_successors(successors, *tensors, **options)
         mdp.name, mdp.layout = env_id, table.layout
