@@ -493,7 +493,7 @@ def test_wrong_actions_and_shapes_are_told():
         envs.step(np.zeros((1, 1), np.float32))
     with pytest.raises(ValueError, match=r"action must have shape \(1,\)"):
         envs.environment_action(np.zeros(3))
-    with pytest.raises(ValueError, match=r"gave an observation of shape \(3,\).*observation_space has \(4,\)"):
+    with pytest.raises(ValueError, match=r"gave an observation at a reset.*has shape \(3,\).*observation_space has \(4,\)"):
         Environments([with_spaces(observation=BOX(-1, 1, (4,)))]).reset()
     vector = SyncVectorEnv([Counter] * 2)
     vector.single_observation_space = BOX(-1, 1, (4,))
