@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 __all__ = ["Autoreset"]
@@ -24,10 +25,16 @@ class Autoreset:
     Args:
         metadata: the environment's.
         name: the environment's, for messages.
+
+    Attributes:
+        ended: which environments' episodes ended in the last step, ``(num_envs,)`` bool.
     """
 
+    ended: np.ndarray[Any, Any]
+
     def __init__(self, metadata: Mapping[str, Any] | None, name: str) -> None:
-        self._name, self._mode = name, None
+        self._name = name
+        self._mode: AutoresetMode | None = None
         if metadata is None:  # no vector environment
             return
         mode = metadata.get("autoreset_mode")

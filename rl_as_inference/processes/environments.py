@@ -17,7 +17,7 @@ from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes.autoreset import Autoreset
 from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, Checks, NonFiniteError, StepError, wrong_reward
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
-from rl_as_inference.processes.running_statistics import find_holders, put_statistics
+from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv, to_gymnasium_vector
 from rl_as_inference.processes.units import agent_actions, agent_states, finiteness, name_of, time_limit_of
 
@@ -114,20 +114,18 @@ class Environments:
         self._checks, self._given_dtype = Checks(self.name, self.num_envs, states), states.dtype
         self._num_states = 0 if self._is_box else int(states.n)
         self.action_space, self._to_environment = agent_actions(actions, self.name)
-        self._action_shape, self._action_dtype = tuple(actions.shape or ()), actions.dtype
         self._actions_shape = (self.num_envs, *(self.action_space.shape or ()))
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         for shared in (self._none, self._all):
             shared.flags.writeable = False
+        # With more than 30 attributes CPython looks each up slower, which costs a step a tenth of its time.
         self.state: Array | None = None
         self.num_steps = 0
         self._episodes = [-1] * self.num_envs
         self._starts = [0] * self.num_envs  # the batch's step at which the running episode began
         self._rewards = np.zeros(self.num_envs)
-        self._ended = self._none
-        self._holders = find_holders(environments)
-        self._memories: list[dict[str, Array]] = [{} for _ in range(self.num_envs)]  # at the running episode's start
-        self._logs = [np.empty((_FIRST_LOG, *self._action_shape), self._action_dtype) for _ in self._envs]
+        self._running = RunningStatistics(environments)
+        self._logs = [np.empty((_FIRST_LOG, *(actions.shape or ())), actions.dtype) for _ in self._envs]
 
     @classmethod
     def make(cls, env: EnvironmentLike, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
@@ -187,7 +185,7 @@ class Environments:
     def reset(self) -> Array:
         """Returns the first states of new episodes, ``(num_envs, *state)``."""
         if self._vector is not None:
-            self._ended = self._none
+            self._autoreset.ended = self._none
             self._episodes = [episode + 1 for episode in self._episodes]
             observations, _ = self._vector.reset(seed=self._seed_of(0))
             self.state = self._batch(observations)
@@ -309,7 +307,7 @@ class Environments:
             >>> learned.statistics() == evaluated.statistics()
             True
         """
-        return {name: value for holder in self._holders for name, value in holder.statistics().items()}
+        return self._running.statistics()
 
     def load_statistics(
         self, statistics: Mapping[str, Array], frozen: bool, sources: Sequence[int] | None = None
@@ -331,7 +329,7 @@ class Environments:
         Raises:
             ValueError: if a wrapper's are lacking, or there are some that no wrapper here holds.
         """
-        put_statistics(self._holders, statistics, frozen=frozen, sources=sources)
+        self._running.put(statistics, frozen=frozen, sources=sources)
 
     def snapshot(self) -> dict[str, Any]:
         """Returns what :meth:`restore` needs: ``"json"``, plain data, and ``"arrays"``, NumPy arrays by name."""
@@ -348,8 +346,7 @@ class Environments:
             arrays[f"actions_{index}"] = log[: self.num_steps // self.num_envs - self._starts[index]].copy()
         if isinstance(self._vector, ProcessVectorEnv):
             arrays.update(self._vector.snapshot())
-        arrays |= {f"now.{name}": value for holder in self._holders for name, value in holder.memory().items()}
-        arrays |= {f"start.{name}": value for memory in self._memories for name, value in memory.items()}
+        arrays |= self._running.snapshot()
         return {"json": json, "arrays": arrays}
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
@@ -372,8 +369,8 @@ class Environments:
         self.seed, self.num_steps = int(json["seed"]), int(json["num_steps"])
         self._rewards = np.array(arrays["reward"])
         self._episodes = [int(episode) for episode in json["episodes"]]
-        self._ended = self._none
-        self._remember("now", arrays)
+        self._autoreset.ended = self._none
+        self._running.remember("now", arrays)
         if "state" not in arrays:  # taken before the first reset
             self.state = None
             return True
@@ -386,9 +383,9 @@ class Environments:
             return False
         self.state, exact = np.array(arrays["state"], self._state_dtype), True
         for index in range(self.num_envs):
-            self._remember("start", arrays, index)
+            self._running.remember("start", arrays, index)
             replayed = self._replay(index, arrays[f"actions_{index}"])
-            self._remember("now", arrays, index)
+            self._running.remember("now", arrays, index)
             if not replayed:
                 exact = False
                 self._start(index, self.state)
@@ -406,7 +403,7 @@ class Environments:
         self._episodes[index] -= 1
         self._start(index, reached)
         self._starts[index] -= len(actions)
-        self._logs[index] = np.concatenate([actions, self._logs[index]]).astype(self._action_dtype)
+        self._logs[index] = np.concatenate([actions, self._logs[index]]).astype(self._logs[index].dtype)
         for action in self._logs[index][: len(actions)].copy():
             observation, reward, terminates, truncates, _ = env.step(action)
             if terminates or truncates:
@@ -414,20 +411,11 @@ class Environments:
             self._fill(reached, index, observation)
         return bool(reached[index].tobytes() == wanted[index].tobytes() and reward == self._rewards[index])
 
-    def _remember(self, when: str, arrays: dict[str, Array], index: int | None = None) -> None:
-        """Brings running statistics back to a snapshot's, in one environment or everywhere."""
-        memory = {name[len(when) + 1 :]: value for name, value in arrays.items() if name.startswith(f"{when}.")}
-        for holder in self._holders:
-            if (index is None or holder.where == str(index)) and holder.memory().keys() <= memory.keys():
-                holder.remember(memory)
-
     def _start(self, index: int, states: Array) -> None:
         """Starts environment ``index``'s next episode and writes its first state into the batch."""
         self._episodes[index] += 1
         self._starts[index] = self.num_steps // self.num_envs
-        if self._holders:
-            own = [holder for holder in self._holders if holder.where == str(index)]
-            self._memories[index] = {name: value for holder in own for name, value in holder.memory().items()}
+        self._running.begin(index)
         observation, _ = self._envs[index].reset(seed=self._seed_of(index))
         self._fill(states, index, observation)
 
@@ -474,7 +462,7 @@ class Environments:
         final = self._autoreset.final_observations(info) if ended.any() else None
         if self._autoreset.skips_steps:
             # The step after an end ignores its action and gives the first state of the next episode.
-            valid = ~self._ended
+            valid = ~self._autoreset.ended
         elif final is not None:
             next_state = state.copy()
             for index in np.flatnonzero(ended).tolist():
@@ -484,7 +472,7 @@ class Environments:
             state = next_state.copy()
             state[ended] = self._batch(observations)[ended]
         self.num_steps += int(valid.sum())
-        self._ended, self.state = ended, state
+        self._autoreset.ended, self.state = ended, state
         return Step(next_state, rewards, terminated, truncated, valid, state)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.wrappers.utils import RunningMeanStd
 
-__all__ = ["Holder", "find_holders", "put_statistics"]
+__all__ = ["RunningStatistics"]
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +35,7 @@ class _Frozen(RunningMeanStd):
         """Does nothing."""
 
 
-class Holder:
+class _Holder:
     """A layer of an environment that holds running statistics: any with a ``RunningMeanStd`` among its attributes.
 
     Attributes:
@@ -99,7 +99,41 @@ class Holder:
                     setattr(self._layer, name, float(found) if isinstance(value, float) else np.array(found))
 
 
-def find_holders(environments: Sequence[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]) -> list[Holder]:
+class RunningStatistics:
+    """What the wrappers of a batch hold: now, and when each running episode began."""
+
+    def __init__(self, environments: Sequence[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]) -> None:
+        self._holders = _find_holders(environments)
+        self._starts: dict[int, dict[str, Array]] = {}
+
+    def statistics(self) -> dict[str, Array]:
+        """Returns copies of every mean, variance and count by name."""
+        return {name: value for holder in self._holders for name, value in holder.statistics().items()}
+
+    def put(self, statistics: Mapping[str, Array], *, frozen: bool, sources: Sequence[int] | None) -> None:
+        """Takes statistics from elsewhere; see :meth:`Environments.load_statistics`."""
+        _put(self._holders, statistics, frozen=frozen, sources=sources)
+
+    def begin(self, index: int) -> None:
+        """Notes what environment ``index`` starts an episode with."""
+        if self._holders:
+            own = [holder for holder in self._holders if holder.where == str(index)]
+            self._starts[index] = {name: value for holder in own for name, value in holder.memory().items()}
+
+    def snapshot(self) -> dict[str, Array]:
+        """Returns what :meth:`remember` needs."""
+        now = {f"now.{name}": value for holder in self._holders for name, value in holder.memory().items()}
+        return now | {f"start.{name}": value for start in self._starts.values() for name, value in start.items()}
+
+    def remember(self, when: str, arrays: Mapping[str, Array], index: int | None = None) -> None:
+        """Goes back to a snapshot's ``"now"`` or ``"start"``, in one environment or everywhere."""
+        memory = {name[len(when) + 1 :]: value for name, value in arrays.items() if name.startswith(f"{when}.")}
+        for holder in self._holders:
+            if (index is None or holder.where == str(index)) and holder.memory().keys() <= memory.keys():
+                holder.remember(memory)
+
+
+def _find_holders(environments: Sequence[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]) -> list[_Holder]:
     """Returns the layers of environments that hold running statistics, innermost first; none if there are none.
 
     Environments in other processes (``AsyncVectorEnv``) cannot be looked into.
@@ -107,14 +141,14 @@ def find_holders(environments: Sequence[gymnasium.Env[Any, Any]] | VectorEnv[Any
     if not isinstance(environments, VectorEnv):
         return [holder for index, env in enumerate(environments) for holder in _of_stack(env, str(index))]
     inner = environments.unwrapped
-    singles = find_holders(inner.envs) if isinstance(inner, SyncVectorEnv) else []
+    singles = _find_holders(inner.envs) if isinstance(inner, SyncVectorEnv) else []
     return [*singles, *_of_stack(environments, _BATCH)]
 
 
-def put_statistics(
-    holders: Sequence[Holder], statistics: Mapping[str, Array], *, frozen: bool, sources: Sequence[int] | None
+def _put(
+    holders: Sequence[_Holder], statistics: Mapping[str, Array], *, frozen: bool, sources: Sequence[int] | None
 ) -> None:
-    """Puts statistics into the layers that hold such; see :meth:`Environments.load_statistics`.
+    """Puts statistics into the layers that hold such; see :meth:`RunningStatistics.put`.
 
     Raises:
         ValueError: if a layer's are lacking, or there are some that no layer holds.
@@ -143,7 +177,7 @@ def put_statistics(
         holder.put(statistics, where, frozen=frozen)
 
 
-def _of_stack(env: Any, where: str) -> list[Holder]:
+def _of_stack(env: Any, where: str) -> list[_Holder]:
     layers = [env]
     while isinstance(layers[-1], gymnasium.Wrapper | VectorWrapper):
         layers.append(layers[-1].env)
@@ -153,5 +187,5 @@ def _of_stack(env: Any, where: str) -> list[Holder]:
         if any(isinstance(value, RunningMeanStd) for value in vars(layer).values()):
             kind = type(layer).__name__
             seen[kind] += 1
-            holders.append(Holder(layer, where, kind if seen[kind] == 1 else f"{kind}#{seen[kind]}"))
+            holders.append(_Holder(layer, where, kind if seen[kind] == 1 else f"{kind}#{seen[kind]}"))
     return holders
