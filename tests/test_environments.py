@@ -433,7 +433,7 @@ def test_statistics_of_others_are_refused():
     envs = Environments.make(scaled())
     with pytest.raises(ValueError, match="statistics lack those of NormalizeObservation"):
         envs.load_statistics({}, True)
-    with pytest.raises(ValueError, match="are of NormalizeObservation.obs_rms, .*, and these environments hold no"):
+    with pytest.raises(ValueError, match=r"are of NormalizeObservation\.obs_rms, .*, and these environments hold no"):
         Environments.make("Pendulum-v1").load_statistics(envs.statistics(), True)
     with pytest.raises(ValueError, match=r"is of shape \(3,\), and NormalizeObservation here holds \(4,\)"):
         Environments.make(scaled(lambda: gymnasium.make("CartPole-v1"))).load_statistics(envs.statistics(), True)
@@ -648,7 +648,7 @@ def test_a_number_that_is_too_large_for_float32_is_told_apart_from_nan(vector):
     make = lambda: Answers((np.array([0, 1e299]), 0.0, False, False, {}), BOX(-np.inf, np.inf, (2,), np.float64))  # noqa: E731
     envs = Environments.make(SyncVectorEnv([make]) if vector else make)
     envs.reset()
-    with pytest.raises(NonFiniteError, match="an observation at step 1 that overflows float32: .*1e.299.*; scale it"):
+    with pytest.raises(NonFiniteError, match=r"an observation at step 1 that overflows float32: .*e\+299.*; scale it"):
         envs.step(np.array([0]))
 
 
@@ -706,8 +706,7 @@ def test_a_vector_environment_that_contradicts_itself_is_told(mode, key, message
     envs = Environments.make(Silent({"autoreset_mode": mode}, key))
     envs.reset()
     with pytest.raises(ValueError, match=message):
-        for _ in range(5):
-            envs.step(np.zeros(2, int))
+        stepped(envs, 5)
 
 
 @pytest.mark.filterwarnings("ignore:.*missing `autoreset_mode`")
@@ -795,15 +794,11 @@ def test_wrong_actions_and_shapes_are_told():
         envs.step(np.zeros((1, 1), np.float32))
     with pytest.raises(ValueError, match=r"action must have shape \(1,\)"):
         envs.environment_action(np.zeros(3))
-    with pytest.raises(
-        ValueError, match=r"gave an observation at a reset.*has shape \(3,\).*observation_space has \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=r"gave an observation at a reset.* shape \(3,\).*_space has \(4,\)"):
         Environments([with_spaces(observation=BOX(-1, 1, (4,)))]).reset()
     vector = SyncVectorEnv([Counter] * 2)
     vector.single_observation_space = BOX(-1, 1, (4,))
-    with pytest.raises(
-        ValueError, match=r"gave an observation at a reset.*has shape \(2, 3\), and its spaces say \(2, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"an observation at a reset.*has shape \(2, 3\), .* say \(2, 4\)"):
         Environments.make(vector).reset()
 
 

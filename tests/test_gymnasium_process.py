@@ -339,10 +339,10 @@ def test_a_policy_sees_the_observations_that_it_learned_on_or_is_refused():
     assert drawn.returns().tolist() == [2.0] * 3
     assert drawn.states[:, 0, 0].tolist() == pytest.approx([-1, 1, 1])
     assert process._envs.statistics()["2/NormalizeObservation.obs_rms.mean"] == 2.0  # they stayed as they are
-    with pytest.raises(ValueError, match="holds running statistics .*started afresh.*statistics=agent.envs.statistics"):
+    with pytest.raises(ValueError, match=r"holds running statistics .*started afresh.*statistics=agent\.envs"):
         GymnasiumProcess(normalized).rollout(policy, 1)
     assert GymnasiumProcess(normalized).rollout(None, 1).states.shape == (3, 1, 1)
-    with pytest.raises(ValueError, match="NormalizeObservation.obs_rms, and these environments hold no such"):
+    with pytest.raises(ValueError, match=r"NormalizeObservation\.obs_rms, and these environments hold no such"):
         GymnasiumProcess("CartPole-v1", statistics=statistics)
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
 from numpy import ndarray
@@ -16,9 +15,9 @@ from numpy import ndarray
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes.autoreset import Autoreset
 from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, Checks, NonFiniteError, StepError, wrong_reward
-from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.running_statistics import RunningStatistics
-from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv, to_gymnasium_vector
+from rl_as_inference.processes.sources import made_of
+from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
 from rl_as_inference.processes.units import agent_actions, agent_states, finiteness, name_of, time_limit_of
 
 __all__ = ["Environments", "NonFiniteError", "Step", "StepError"]
@@ -146,41 +145,7 @@ class Environments:
             raise ValueError(f"num_envs must be an integer >= 1, got {num_envs!r}")
         if isinstance(env, _MakesEnvironments) and not isinstance(env, gymnasium.Env | VectorEnv):
             return env.environments(num_envs=num_envs, seed=seed, **make_kwargs)
-        if isinstance(env, str | EnvSpec):
-            return cls([_make(env, make_kwargs) for _ in range(num_envs)], seed=seed)
-        if make_kwargs:
-            raise ValueError(
-                f"{', '.join(make_kwargs)}: options of gymnasium.make() go with an environment's id, and env is "
-                f"{type(env).__name__}; give them where it is made"
-            )
-        if isinstance(env, MarkovDecisionProcess):
-            return cls(to_gymnasium_vector(env, num_envs), seed=seed)
-        if isinstance(env, VectorEnv):
-            if num_envs not in (1, env.num_envs):
-                raise ValueError(f"num_envs is {num_envs}, but env is a vector of {env.num_envs}; leave num_envs out")
-            return cls(env, seed=seed)
-        if isinstance(env, gymnasium.Env):
-            if num_envs != 1:
-                raise ValueError(
-                    f"num_envs is {num_envs}, but env is one environment; pass its id, or a factory such as "
-                    f"lambda: make_my_environment()"
-                )
-            return cls([env], seed=seed)
-        if not callable(env):
-            raise ValueError(
-                f"env must be a Gymnasium id, an environment, a factory of environments, a vector environment or a "
-                f"process in parts, got {type(env).__name__}"
-            )
-        made_here = [env() for _ in range(num_envs)]
-        for each in made_here:
-            if not isinstance(each, gymnasium.Env):
-                raise ValueError(
-                    f"env is a factory that returns {type(each).__name__}; it must return one gymnasium.Env (a vector "
-                    f"environment is passed itself, and a Pyro program must be given in parts to be stepped)"
-                )
-        if len({id(each) for each in made_here}) < num_envs:
-            raise ValueError("env is a factory that returns the same environment twice; it must make a new one")
-        return cls(made_here, seed=seed)
+        return cls(made_of(env, num_envs, make_kwargs), seed=seed)
 
     def reset(self) -> Array:
         """Returns the first states of new episodes, ``(num_envs, *state)``."""
@@ -474,13 +439,6 @@ class Environments:
         self.num_steps += int(valid.sum())
         self._autoreset.ended, self.state = ended, state
         return Step(next_state, rewards, terminated, truncated, valid, state)
-
-
-def _make(env: Any, make_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    try:
-        return gymnasium.make(env, disable_env_checker=True, **make_kwargs)
-    except Exception as error:  # Gymnasium raises its own errors, and the environment's constructor any
-        raise ValueError(f"env: gymnasium.make({env!r}) failed: {type(error).__name__}: {error}") from error
 
 
 def _check_snapshot(snapshot: Any) -> tuple[dict[str, Any], dict[str, Array]]:
