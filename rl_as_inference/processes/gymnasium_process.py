@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NoReturn, Self
 
 import gymnasium
@@ -13,10 +14,11 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rl_as_inference.checks import check_temperature
-from rl_as_inference.nouns import Policy
+from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.threads import one_thread_if_small
 from rl_as_inference.trajectories import Rows, Trajectories
 
 __all__ = ["GymnasiumProcess"]
@@ -39,6 +41,8 @@ class GymnasiumProcess:
         horizon: where episodes are cut; None for the environment's own time limit.
         discount: γ in [0, 1]; None for 1, or that of a critic (see :meth:`adopt`).
         temperature: α > 0, in reward units per nat; None for 1, or that of a critic.
+        statistics: running statistics of where the policy learned, ``agent.envs.statistics()``, which stay as they
+            are here; needed where wrappers hold some (``NormalizeObservation``), see :meth:`rollout`.
         seed: of the episodes, ≥ 0. Each rollout goes on to new ones; actions are drawn by torch's
             global generator.
         **make_kwargs: for :func:`gymnasium.make`, with an id.
@@ -50,7 +54,7 @@ class GymnasiumProcess:
 
     Raises:
         ValueError: if there is no such environment, it has no time limit and ``horizon`` is None, its
-            spaces are not supported, or an argument is out of range.
+            spaces are not supported, an argument is out of range, or ``statistics`` are not those of its wrappers.
 
     Example:
         >>> process = GymnasiumProcess("Pendulum-v1", num_envs=4)
@@ -65,12 +69,13 @@ class GymnasiumProcess:
 
     def __init__(
         self,
-        env_id: Any,
+        env_id: EnvironmentLike,
         num_envs: int = 1,
         *,
         horizon: int | None = None,
         discount: float | None = None,
         temperature: float | None = None,
+        statistics: Mapping[str, np.ndarray[Any, Any]] | None = None,
         seed: int = 0,
         **make_kwargs: Any,
     ) -> None:
@@ -79,7 +84,7 @@ class GymnasiumProcess:
                 f"env_id must be a Gymnasium id, an environment or a factory of environments, got "
                 f"{type(env_id).__name__}; a process in parts needs no wrapping, and num_envs makes a batch"
             )
-        self._env, self._make_kwargs = env_id, make_kwargs
+        self._env, self._make_kwargs, self._statistics = env_id, make_kwargs, statistics
         self._given = {"discount": discount is not None, "temperature": temperature is not None}
         self.discount: float | Tensor = 1.0 if discount is None else discount
         self.temperature: float | Tensor = 1.0 if temperature is None else temperature
@@ -109,7 +114,10 @@ class GymnasiumProcess:
         elif callable(source):
             factory = source
             source = lambda: _cut(factory(), limit)  # noqa: E731 - a factory around a factory
-        return Environments.make(source, num_envs=num_envs, seed=seed, **options)
+        made = Environments.make(source, num_envs=num_envs, seed=seed, **options)
+        if self._statistics is not None:
+            made.load_statistics(self._statistics, frozen=True)
+        return made
 
     def prior(self, state: Tensor) -> Any:
         """Returns the action prior ``p(a|s)``, uniform over the action space."""
@@ -131,7 +139,8 @@ class GymnasiumProcess:
 
         Raises:
             NonFiniteError: if an observation or a reward is NaN or infinite.
-            ValueError: if an argument is out of range, or the policy gives NaN.
+            ValueError: if an argument is out of range, the policy gives NaN, or wrappers hold running statistics that
+                started afresh here, so that a policy would see other observations than it learned on.
         """
         return self.rollout_with_ends(policy, num_trajectories)[0]
 
@@ -145,11 +154,22 @@ class GymnasiumProcess:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
+        if policy is not None and self._statistics is None and (held := self._envs.statistics()):
+            raise ValueError(
+                f"{self.name} holds running statistics ({min(held).rpartition('.')[0]}) that started afresh, so policy "
+                f"would see other numbers than it learned on; make the process with "
+                f"statistics=agent.envs.statistics()"
+            )
         together = self._envs.num_envs
         show = None if num_trajectories * self.horizon >= _LONG else False
         parts, ends = [], []
         rounds = range(0, num_trajectories, together)
-        with torch.no_grad(), unvalidated(), progress_bar(f"episodes of {self.name}", len(rounds), show=show) as bar:
+        with (
+            torch.no_grad(),
+            unvalidated(),
+            one_thread_if_small(_num_parameters(policy) * together),
+            progress_bar(f"episodes of {self.name}", len(rounds), show=show) as bar,
+        ):
             for start in rounds:
                 part, truncated = self._round(policy)
                 wanted = torch.arange(min(together, num_trajectories - start), device=truncated.device)
@@ -195,18 +215,18 @@ class GymnasiumProcess:
         other.temperature, other._given = temperature, {**self._given, "temperature": True}
         return other
 
-    def adopt(self, critic: Any) -> Self:
+    def adopt(self, critic: LearnedSoftValue | SoftValue) -> Self:
         """Returns a copy with the critic's ``temperature`` and ``discount`` where none was given here.
 
         Raises:
             ValueError: if one was given that is not the critic's.
         """
         other = copy.copy(self)
-        for name, given in self._given.items():
-            learned = getattr(critic, name, None)
-            if learned is None:
-                continue
-            here, there = float(getattr(self, name)), float(learned)
+        if not isinstance(critic, LearnedSoftValue):
+            return other
+        learned = {"discount": float(critic.discount), "temperature": float(critic.temperature)}
+        for name, there in learned.items():
+            given, here = self._given[name], float(getattr(self, name))
             if given and abs(here - there) > 1e-6 * abs(there):
                 raise ValueError(
                     f"{name} of {self.name} was given as {here:.6g}, and the critic was learned with {there:.6g}; "
@@ -252,7 +272,11 @@ def _cut(env: Any, horizon: int | None) -> Any:
     return env if limit == horizon else gymnasium.wrappers.TimeLimit(env, horizon)
 
 
-def _options_of(policy: Any) -> dict[str, Any]:
+def _num_parameters(policy: Policy | None) -> int:
+    return sum(each.numel() for each in policy.parameters()) if isinstance(policy, nn.Module) else 0
+
+
+def _options_of(policy: Policy | None) -> dict[str, Any]:
     """Returns the device and dtype of a policy's parameters."""
     for parameter in policy.parameters() if isinstance(policy, nn.Module) else ():
         if parameter.is_floating_point():
