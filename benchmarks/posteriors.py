@@ -40,8 +40,8 @@ from torch import Tensor
 from benchmarks.measure import Advance, Claim, Row, Section
 from rl_as_inference import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP, Trajectories, exact, models, survival
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.inspect.evidence import pooled
-from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.inference.evidence import pooled
+from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.sampling import annealing, importance_sampling, nuts, repeated_filters
 
 __all__ = ["STAGES", "DoubleWell", "PosteriorRow", "Problem", "main", "measure", "problems"]

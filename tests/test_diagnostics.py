@@ -9,8 +9,9 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.inspect import diagnose, from_trajectories
-from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold, verdict_on_weights
+from rl_as_inference.inspect.diagnostics import verdict_on_weights
 from rl_as_inference.models import double_integrator, gridworld, hidden_goal
 from rl_as_inference.sampling import WeightedDraws, nuts, sequential_monte_carlo
 

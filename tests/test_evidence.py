@@ -12,7 +12,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 import rl_as_inference as rlai
 from rl_as_inference import exact
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.inspect.evidence import pooled
+from rl_as_inference.inference.evidence import pooled
 from rl_as_inference.models import double_integrator, hidden_goal
 from rl_as_inference.sampling import annealing, sequential_monte_carlo
 

@@ -9,8 +9,8 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inspect import plots
-from rl_as_inference.inspect.inference_data import import_arviz
 from rl_as_inference.models import double_integrator, hidden_goal
 from rl_as_inference.sampling import importance_sampling, sequential_monte_carlo, survive
 from rl_as_inference.sampling.importance import effective_sample_size, resample

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.compare.comparison_table import comparison_table
-from rl_as_inference.compare.critics import check_critic, elbo_by_critic
+from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.inference.pareto import ALIKE, checked_log_weight, pareto_k, pareto_k_threshold
 from rl_as_inference.sampling.importance import effective_sample_size
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ __all__ = [
     "LEAST_EFFECTIVE_SIZE",
     "Diagnosis",
     "diagnose",
-    "pareto_k",
-    "pareto_k_threshold",
     "verdict_on_weights",
 ]
 
@@ -36,11 +35,6 @@ LARGEST_STANDARD_ERROR = 0.5
 above one, since one of them then holds all the weight."""
 
 _LEAST_ACCEPTANCE = 0.01
-
-_LEAST_FOR_A_TAIL = 21  # below, a fifth of the draws is fewer than the five that a Pareto fit needs
-
-_ALIKE = 1e-4
-"""Weights within so many nats of each other differ by rounding; a fit to that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -63,40 +57,6 @@ class Diagnosis:
     effective_sample_size: float | None
     num_draws: int
     r_hat: float | None
-
-
-def pareto_k_threshold(num_draws: int) -> float:
-    """Returns the largest k̂ at which weights are trusted: ``min(1 - 1/log10(S), 0.7)`` for ``S`` draws.
-
-    Vehtari, Simpson, Gelman, Yao & Gabry (2024), section 3.2.5. It reaches 0.7 at 2,155 draws.
-
-    Example:
-        >>> pareto_k_threshold(100), pareto_k_threshold(10_000)
-        (0.5, 0.7)
-    """
-    return min(1 - 1 / float(np.log10(max(num_draws, 2))), 0.7)
-
-
-def pareto_k(log_weight: Any) -> float | None:
-    """Returns k̂, the shape of the generalized Pareto distribution fitted to the largest weights.
-
-    Args:
-        log_weight: an array in nats, of any shape and not normalised.
-
-    None where there is no tail to fit: fewer than 21 weights, or weights that are alike.
-    Vehtari et al. (2024), by :func:`arviz.psislw`.
-
-    Raises:
-        ValueError: if there are no weights, one is NaN or infinite, or all are zero.
-    """
-    weights = _checked(np.asarray(log_weight, dtype=float).ravel())
-    possible = weights[np.isfinite(weights)]
-    if len(weights) < _LEAST_FOR_A_TAIL or np.ptp(possible) < _ALIKE:
-        return None
-    with np.errstate(all="ignore"), warnings.catch_warnings():  # weights that are all alike divide by zero
-        warnings.simplefilter("ignore")
-        _, k = import_arviz().psislw(weights)
-    return float(k) if np.isfinite(k) else None
 
 
 def diagnose(data: "arviz.InferenceData") -> Diagnosis:
@@ -182,7 +142,7 @@ def _importance(data: Any, num_draws: int) -> Diagnosis:
     constants = getattr(data, "constant_data", {})
     # Draws that were resampled say nothing by themselves: what they were drawn from does.
     if "proposal_log_weight" in constants:
-        weights = _checked(np.asarray(constants["proposal_log_weight"].values, dtype=float).ravel())
+        weights = checked_log_weight(np.asarray(constants["proposal_log_weight"].values, dtype=float).ravel())
         k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), len(weights)
     elif "effective_sample_size" in notes:
         noted = float(notes.get("pareto_k", np.nan))
@@ -264,7 +224,7 @@ def _doubt_about_evidence(notes: Mapping[str, Any], log_weight: Any) -> str:
         return ""
     if np.isnan(error):
         return "The standard error of the log evidence is unknown (NaN)"
-    if error == 0 and np.ptp(log_weight[np.isfinite(log_weight)]) > _ALIKE:
+    if error == 0 and np.ptp(log_weight[np.isfinite(log_weight)]) > ALIKE:
         return "The standard error of the log evidence is 0 although the weights differ, so it is unknown"
     if error > LARGEST_STANDARD_ERROR:
         return (
@@ -376,27 +336,7 @@ def _log_weight(data: Any) -> Any:
     stats = _group(data, "sample_stats")
     if "log_weight" not in stats:
         raise ValueError("data: the group 'sample_stats' has no 'log_weight'; make it with rlai.posterior")
-    return _checked(np.asarray(stats["log_weight"].values, dtype=float).ravel())
-
-
-def _checked(log_weight: Any) -> Any:
-    if len(log_weight) == 0:
-        raise ValueError("log_weight is empty: there are no draws to weigh")
-    if np.isnan(log_weight).any():
-        at = np.flatnonzero(np.isnan(log_weight))
-        raise ValueError(
-            f"log_weight is NaN for {len(at)} of {len(log_weight)} draws, first for draw {at[0]}; look for NaN in the "
-            f"rewards or in the policy's log probabilities"
-        )
-    if np.isposinf(log_weight).any():
-        at = np.flatnonzero(np.isposinf(log_weight))
-        raise ValueError(f"log_weight is infinite for {len(at)} of {len(log_weight)} draws, first for draw {at[0]}")
-    if np.isneginf(log_weight).all():
-        raise ValueError(
-            f"log_weight is -inf for all {len(log_weight)} draws: every weight is zero, none of them can be a draw of "
-            f"the posterior; use another policy or more draws"
-        )
-    return log_weight
+    return checked_log_weight(np.asarray(stats["log_weight"].values, dtype=float).ravel())
 
 
 def _rounded(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Every gradient of the seeds against the exact gradient of the ELBO."""
+"""Every estimator of the gradient, and every actor's loss, against the exact gradient of the ELBO."""
 
 import time
 from dataclasses import replace
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.critics import check_critic
-from rl_as_inference.compare.estimator_rows import Critics, Estimator, estimators_of
-from rl_as_inference.compare.finite import FiniteProblem
-from rl_as_inference.compare.gaussian import GaussianProblem
-from rl_as_inference.compare.gradient_table import GradientComparison, GradientRow
-from rl_as_inference.compare.statistics import best_share, summarize
+from rl_as_inference.compare.critic_values import check_critic
+from rl_as_inference.compare.gradients.block_statistics import best_share, summarize
+from rl_as_inference.compare.gradients.estimator_rows import Critics, Estimator, estimators_of
+from rl_as_inference.compare.gradients.finite_problem import FiniteProblem
+from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem
+from rl_as_inference.compare.gradients.gradient_table import GradientComparison, GradientRow
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.progress import ProgressBar, progress_bar

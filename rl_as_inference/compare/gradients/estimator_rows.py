@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.compare.draws import Draws
+from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.objectives import estimators
 
 __all__ = ["Critics", "Estimator", "estimators_of"]

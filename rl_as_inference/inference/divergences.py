@@ -10,7 +10,7 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
-from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold
+from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.sampling.importance import surviving_rollout

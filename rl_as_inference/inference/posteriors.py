@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from rl_as_inference import exact
-from rl_as_inference.inspect.inference_data import from_trajectories, import_arviz
-from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.inference.inference_data import from_trajectories, import_arviz
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process

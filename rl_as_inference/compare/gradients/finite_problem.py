@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.critics import check_plan
-from rl_as_inference.compare.draws import Draws
+from rl_as_inference.compare.critic_values import check_plan
+from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.objectives.action_steps import over_time
 from rl_as_inference.objectives.soft_critics import exact_soft_value
