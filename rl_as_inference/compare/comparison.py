@@ -1,7 +1,7 @@
 """The ELBO beside the SAC objective, the largest ELBO and the log evidence."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.comparison_table import comparison_table
+from rl_as_inference.compare.comparison_table import ActionRule, Comparison
 from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
@@ -18,7 +18,7 @@ from rl_as_inference.objectives.rollout_elbo import Estimate
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["ActionRule", "Comparison", "compare"]
+__all__ = ["compare"]
 
 _OF_POLICY = (
     "elbo_exact",
@@ -32,120 +32,6 @@ _OF_POLICY = (
     "action_cost_exact",
 )
 _EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap")
-
-
-@dataclass(frozen=True)
-class ActionRule:
-    """What one way of acting earns, and what the model that it comes from expects.
-
-    Attributes:
-        name: whose rule it is.
-        expected_return: ``E Σ_t γ^t r_t`` in the process as it is, in reward units.
-        believed_return: what its own posterior expects, luck included, in reward units.
-        elbo: in nats.
-    """
-
-    name: str
-    expected_return: float
-    believed_return: float
-    elbo: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` returns; every value that cannot be computed is None.
-
-    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0.
-
-    Attributes:
-        problem: the process's name.
-        num_trajectories: how many rollouts the estimates are from.
-        temperature: α, in reward units per nat.
-        discount: γ.
-        elbo: by rollouts, in nats.
-        elbo_standard_error: of the same, in nats.
-        elbo_exact: by messages, in nats.
-        elbo_critic: by the critic at the first state, in nats. A critic that knows no time limit (a
-            learner's) also values what comes after the last step; its value of the last state of a
-            trajectory that was cut off is taken away, so that it speaks of the same steps.
-        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes too much.
-        sac_objective: ``E Σ_t γ^t (r_t - α log π)``, in reward units, by the same rollouts.
-        sac_standard_error: of the same, in reward units.
-        prior_term: ``-α E Σ_t γ^t log p(a_t|s_t)``, in reward units: what separates the two,
-            ``sac_objective = α elbo + prior_term``.
-        expected_return: ``E Σ_t γ^t r_t``, in reward units, by the same rollouts.
-        entropy: ``-E Σ_t γ^t log π(a_t|s_t)``, in nats, by the same rollouts.
-        optimal_elbo: the largest ELBO of any policy, in nats.
-        log_evidence: ``log p(O)``, in nats.
-        dynamics_gap: ``log p(O) - max ELBO``, in nats: the price of not bending luck.
-        policy_gap: ``max ELBO - ELBO(π)``, in nats (exact): what training or the family left.
-        family_gap: of the policy gap, ``max ELBO - best ELBO of the family``, in nats, where that is known
-            (:func:`rl_as_inference.compare.family.best_of_family`); where it is the best that an optimiser
-            found, the family's gap is no larger than this.
-        training_gap: the rest of the policy gap, what training left, in nats.
-        sac_exact, prior_term_exact, expected_return_exact: as by rollouts, without their noise, in reward units.
-        entropy_exact: likewise, in nats.
-        action_cost: ``E Σ_t γ^t (log π - log p)``, in nats, by the same rollouts: what the actions' information
-            costs, ``α elbo = expected_return - α action_cost``.
-        action_cost_exact: likewise, without noise.
-        identities: every identity among these values that could be asserted, and whether it holds.
-        reasons: for a field that is None, why; under ``"support"`` where the policy's actions are not the
-            prior's; under ``"family"`` how the family's best was had.
-        rules: for processes with exact answers, what each way of acting earns.
-    """
-
-    problem: str
-    num_trajectories: int
-    temperature: float
-    discount: float
-    elbo: float
-    elbo_standard_error: float
-    elbo_exact: float | None
-    elbo_critic: float | None
-    critic_difference: float | None
-    sac_objective: float
-    sac_standard_error: float
-    prior_term: float
-    expected_return: float
-    entropy: float
-    optimal_elbo: float | None
-    log_evidence: float | None
-    dynamics_gap: float | None
-    policy_gap: float | None
-    rules: tuple[ActionRule, ...]
-    family_gap: float | None = None
-    training_gap: float | None = None
-    sac_exact: float | None = None
-    prior_term_exact: float | None = None
-    expected_return_exact: float | None = None
-    entropy_exact: float | None = None
-    action_cost: float | None = None
-    action_cost_exact: float | None = None
-    identities: tuple[Identity, ...] = ()
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def entropy_bits(self) -> float:
-        """The policy's entropy in bits."""
-        return self.entropy / math.log(2)
-
-    @property
-    def action_cost_bits(self) -> float | None:
-        """What the actions' information costs, in bits."""
-        return None if self.action_cost is None else self.action_cost / math.log(2)
-
-    @property
-    def broken(self) -> tuple[Identity, ...]:
-        """The identities that do not hold; none, if all is well."""
-        return tuple(identity for identity in self.identities if not identity.holds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain numbers, strings and lists, for JSON."""
-        return asdict(self)
-
-    def table(self) -> str:
-        """Returns the comparison as a table for people to read, with any broken identity beneath it."""
-        return comparison_table(self)
 
 
 def compare(
