@@ -21,10 +21,11 @@ def trajectory_kl(mdp: Any, policy: Any, direction: Direction = "reverse", dynam
     """Returns the KL divergence between the policy's trajectories and the target's, 0-dimensional, nats.
 
     The policy's trajectories have ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)``, the target for
-    ``dynamics="posterior"`` the exponentiated return, ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)`` (the project's
-    seed 002, equations 29 and 30). Dynamics cancel in the ratio, and with ``w(τ) = p(τ, O) / π(τ)``
+    ``dynamics="posterior"`` the exponentiated return, ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)`` (lecture notes
+    *Stochastic Actors and Maximum Entropy RL*, equations 29-34). Dynamics cancel in the ratio, and with
+    ``w(τ) = p(τ, O) / π(τ)``
 
-        reverse   KL(π || p*) = log p(O) - E_π[log w]   = log p(O) - ELBO(π)         (equation 34)
+        reverse   KL(π || p*) = log p(O) - E_π[log w]   = log p(O) - ELBO(π)
         forward   KL(p* || π) = E_{p*}[log w] - log p(O)
 
     The first is by evaluation, the second by smoothing. The reverse one is least for the causal plan,

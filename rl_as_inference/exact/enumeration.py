@@ -62,7 +62,7 @@ def enumerate_trajectories(mdp: TabularMDP, policy: Any = None, *, limit: int = 
     """Returns every trajectory with its probability under the prior, the policy and the target.
 
     The target is the exponentiated-return distribution ``p*(τ) = p(τ) e^{R(τ)/α} / Z``, dynamics and
-    action prior included (the project's seed 002, equation 30, where the prior is uniform). With γ < 1
+    action prior included (Levine 2018, arXiv:1805.00909, where the prior is uniform). With γ < 1
     the survival coins are part of a trajectory.
 
     Args:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from rl_as_inference import exact
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
 from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
+from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
-from rl_as_inference.sampling.importance import surviving_rollout
+from rl_as_inference.sampling.importance import check_whole_plates, surviving_rollout
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["DivergenceMethod", "trajectory_kl"]
@@ -23,8 +24,8 @@ DivergenceMethod = Literal["exact", "enumeration", "posterior", "sample"]
 
 @torch.no_grad()
 def trajectory_kl(
-    process: Any,
-    policy: Any,
+    process: Problem,
+    policy: ExactPolicy,
     *,
     direction: Direction = "reverse",
     method: DivergenceMethod | None = None,
@@ -32,46 +33,47 @@ def trajectory_kl(
 ) -> Estimate:
     """Returns the KL divergence between a policy's trajectories and the exponentiated return, in nats.
 
-    With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)``, dynamics
-    included in both, it is ``KL(π || p*)`` (``"reverse"``) or ``KL(p* || π)`` (``"forward"``). The first is
-    the log evidence minus the ELBO (the project's seed 002, equations 29-34); both are expectations of
-    ``log w(τ) = log p(τ, O) - log π(τ)``.
+        With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)``, dynamics
+        included in both, it is ``KL(π || p*)`` (``"reverse"``) or ``KL(p* || π)`` (``"forward"``). The first is
+        the log evidence minus the ELBO (Levine 2018, arXiv:1805.00909, section 3); both are expectations of
+        ``log w(τ) = log p(τ, O) - log π(τ)``.
 
-    - ``"exact"``: by messages, for finite and linear-Gaussian processes (:func:`exact.trajectory_kl`).
-    - ``"enumeration"``: every trajectory of a small finite process written out.
-    - ``"posterior"``: ``log w`` of exact draws from ``p*`` (forward) or of rollouts (reverse), beside the
-      exact log evidence; for finite and linear-Gaussian processes.
-    - ``"sample"``: from rollouts of the policy alone, weighted by ``w`` and normalised by their own sum.
-      Its error is of order ``1/num_trajectories``, if the weights have tails that a sample can know: a
-      forward divergence from modes that no rollout visits is missed. A warning says so by Pareto k̂.
+        - ``"exact"``: by messages, for finite and linear-Gaussian processes (:func:`exact.trajectory_kl`).
+        - ``"enumeration"``: every trajectory of a small finite process written out.
+        - ``"posterior"``: ``log w`` of exact draws from ``p*`` (forward) or of rollouts (reverse), beside the
+          exact log evidence; for finite and linear-Gaussian processes.
+        - ``"sample"``: from rollouts of the policy alone, weighted by ``w`` and normalised by their own sum.
+          Its error is of order ``1/num_trajectories``, if the weights have tails that a sample can know: a
+          forward divergence from modes that no rollout visits is missed. A warning says so by Pareto k̂.
 
-    By default exact where there are exact answers, else sample. Standard errors are 0 for the first two,
-    and by the delta method for the last. With γ < 1 trajectories include their survival. It is infinite
-    where the first distribution reaches what the second excludes, which draws may fail to notice.
+        By default exact where there are exact answers, else sample. Standard errors are 0 for the first two,
+        and by the delta method for the last. With γ < 1 trajectories include their survival. It is infinite
+        where the first distribution reaches what the second excludes, which draws may fail to notice.
 
-    Args:
-        process: a process or a Pyro program.
-        policy: a callable ``(state, t) -> Distribution``, or for finite processes a plan or a table; None
-            for the action prior.
-        direction: ``"reverse"`` or ``"forward"``.
-        method: see above.
-        num_trajectories: draws of the last two, ≥ 2.
+        Args:
+            process: a process or a Pyro program.
+            policy: a callable ``(state, t) -> Distribution``, or for finite processes a plan or a table; None
+                for the action prior.
+            direction: ``"reverse"`` or ``"forward"``.
+            method: see above.
+            num_trajectories: draws of the last two, ≥ 2.
 
-    Raises:
-        ValueError: for an unknown direction or method, a method that does not fit the process, or too many
-            trajectories to enumerate (their number is said).
+        Raises:
+            ValueError: for an unknown direction or method, a method that does not fit the process, too many
+                trajectories to enumerate (their number is said), or a program with a subsampled plate.
 
-    Warns:
-        UserWarning: if the weights of ``"sample"`` are not to be trusted.
+        Warns:
+            UserWarning: if the weights of ``"sample"`` are not to be trusted.
 
-    Example:
-        >>> from rl_as_inference.processes import TabularMDP
-        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
-        >>> _ = torch.manual_seed(0)
-        >>> print(trajectory_kl(mdp, None), "|", trajectory_kl(mdp, None, method="sample"))
-        0.4805 ± 0 | 0.4746 ± 0.0057
-        >>> print(trajectory_kl(mdp, None, direction="forward"))
-        0.4438 ± 0
+        Example:
+            >>> from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
+    from rl_as_inference.processes import TabularMDP
+            >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+            >>> _ = torch.manual_seed(0)
+            >>> print(trajectory_kl(mdp, None), "|", trajectory_kl(mdp, None, method="sample"))
+            0.4805 ± 0 | 0.4746 ± 0.0057
+            >>> print(trajectory_kl(mdp, None, direction="forward"))
+            0.4438 ± 0
     """
     check_direction(direction)
     if method is not None and method not in get_args(DivergenceMethod):
@@ -90,6 +92,7 @@ def trajectory_kl(
         policy = exact.evaluate(process, policy)
     if method == "posterior":
         return _from_posterior(process, policy, direction, num_trajectories)
+    check_whole_plates(process)
     log_weight = surviving_rollout(process, policy, num_trajectories).log_weight()
     return _self_normalised(log_weight, direction)
 
@@ -102,7 +105,7 @@ def _enumerated(found: exact.Enumeration, direction: Direction) -> Tensor:
     return (first[possible].exp() * (first[possible] - second[possible])).sum()
 
 
-def _from_posterior(process: Any, policy: Any, direction: Direction, num_draws: int) -> Estimate:
+def _from_posterior(process: Process, policy: Policy | None, direction: Direction, num_draws: int) -> Estimate:
     if not exact.is_available(process):
         raise ValueError(
             f"method='posterior' needs exact posterior draws, and a {type(process).__name__} has none; use "
@@ -117,7 +120,7 @@ def _from_posterior(process: Any, policy: Any, direction: Direction, num_draws: 
     return Estimate.of(log_weight - evidence)
 
 
-def _log_policy(process: Any, policy: Any, draws: Trajectories) -> Tensor:
+def _log_policy(process: Process, policy: Policy | None, draws: Trajectories) -> Tensor:
     """Returns ``log π(a_t|s_t)`` of draws from elsewhere, ``(T, N)``; 0 once a trajectory has ended."""
     if policy is None:
         return draws.log_prior

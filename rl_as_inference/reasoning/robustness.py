@@ -96,7 +96,7 @@ def worst_case(
 
     The perturbed tables do not depend on time, also where the policy does. Everything is done in float64.
 
-    Source: Eysenbach & Levine 2021, arXiv:2103.06257, section 4; the lecture's eq. 27.
+    Source: Eysenbach & Levine 2021, arXiv:2103.06257, section 4.
 
     Args:
         mdp: a finite process.

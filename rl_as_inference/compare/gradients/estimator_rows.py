@@ -92,6 +92,8 @@ def _scores() -> list[Estimator]:
 
 
 def _advantages(problem: Any, critics: Critics) -> list[Estimator]:
+    """Returns the rows of the λ soft advantage, which is GAE (Schulman et al. 2016) with entropies in its terms."""
+
     def advantage(draws: Draws, lambda_: float) -> Tensor:
         values = draws.weights * problem.state_value(critics.soft, draws.states)
         return estimators.score_surrogate(draws.log_policy, estimators.lambda_advantage(draws.terms, values, lambda_))
@@ -105,6 +107,7 @@ def _advantages(problem: Any, critics: Critics) -> list[Estimator]:
 
 
 def _expectations(problem: Any, critics: Critics) -> list[Estimator]:
+    """Returns the rows that look at more than the action taken; the exact sum is the all-action gradient."""
     rows = [_of_states(problem, critics, "exact sum over actions, soft Q", closed=True)]
     if not problem.has_exact_sum:
         rows = [Estimator(rows[0].name, reason=NO_FINITE_SUM)]
