@@ -16,9 +16,8 @@ from rl_as_inference.checks import check_temperature
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
-from rl_as_inference.program.readings import check_answer
 from rl_as_inference.progress import progress_bar
-from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.trajectories import Rows, Trajectories
 
 __all__ = ["GymnasiumProcess"]
 
@@ -116,6 +115,10 @@ class GymnasiumProcess:
         """Returns the action prior ``p(a|s)``, uniform over the action space."""
         return self._parts.prior(state)
 
+    def prior_at(self, state: Tensor) -> Any:
+        """Returns the same: states of a simulator count from 0 already."""
+        return self._parts.prior(state)
+
     def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories:
         """Returns ``num_trajectories`` episodes of ``policy``; no gradient passes through them.
 
@@ -162,48 +165,27 @@ class GymnasiumProcess:
         """
         options = _options_of(policy)
         envs, shape = self._envs, (-1,) + (1,) * len(self.state_space.shape or ())
+
+        def as_state(array: Any) -> Tensor:
+            state = torch.as_tensor(array, device=options["device"])
+            return state.to(options["dtype"]) if state.is_floating_point() else state
+
         current = envs.reset()
-        states, rewards, masks = [current], [], []
-        actions: list[Tensor] = []
-        log_prior: list[Tensor] = []
-        log_policy: list[Tensor] = []
+        rows = Rows()
         alive, truncated = np.ones(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
         for t in range(self.horizon):
-            state = torch.as_tensor(current, device=options["device"])
-            state = state.to(options["dtype"]) if state.is_floating_point() else state
-            prior = self.prior(state)
-            chosen = prior if policy is None else check_answer(policy(state, t), prior, f"at step {t}")
-            action = chosen.sample()
-            actions.append(action)
-            log_prior.append(prior.log_prob(action).to(options["dtype"]))
-            log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action).to(options["dtype"]))
+            state = as_state(current)
+            action, *logs = self._parts.decide(policy, state, t, draw=lambda chosen: chosen.sample())
             step = envs.step(action.cpu().numpy())
-            masks.append(alive)
-            rewards.append(np.where(alive, step.reward, 0.0))
+            earned = torch.as_tensor(np.where(alive, step.reward, 0.0), **options)
+            living = torch.as_tensor(alive, device=options["device"])
+            rows.add(state, action, earned, living, *(log.to(options["dtype"]) for log in logs))
             current = np.where(alive.reshape(shape), step.next_state, current)
-            states.append(current)
             truncated |= alive & step.truncated & ~step.terminated
             alive = alive & ~(step.terminated | step.truncated)
             if not alive.any():
                 break
-        mask = torch.as_tensor(np.stack(masks), device=options["device"])
-        earned = torch.as_tensor(np.stack(rewards), **options)
-        log_p, log_q = (torch.where(mask, torch.stack(logs), 0.0) for logs in (log_prior, log_policy))
-        if bool(log_q.isnan().any()):
-            where = int(log_q.isnan().any(1).int().argmax())
-            raise ValueError(f"policy gives NaN as a log probability at step {where}; check its parameters")
-        visited = torch.as_tensor(np.stack(states), device=options["device"])
-        drawn = Trajectories(
-            states=visited.to(options["dtype"]) if visited.is_floating_point() else visited,
-            actions=torch.stack(actions),
-            rewards=earned,
-            mask=mask,
-            log_prior=log_p,
-            log_policy=log_q,
-            log_factors=earned / self.temperature,
-            temperature=self.temperature,
-            discount=self.discount,
-        )
+        drawn = rows.trajectories(as_state(current), self.temperature, self.discount)
         return drawn.padded(self.horizon), torch.as_tensor(truncated, device=options["device"])
 
     def at_temperature(self, temperature: float | Tensor) -> Self:

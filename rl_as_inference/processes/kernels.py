@@ -29,6 +29,7 @@ __all__ = [
     "invert",
     "log_or_minus_inf",
     "log_to",
+    "unclamped",
 ]
 
 
@@ -122,12 +123,33 @@ def drawn(distribution: Any) -> Tensor:
         >>> drawn(torch.distributions.Categorical(torch.tensor([[0.0, 1.0], [1.0, 0.0]])))
         tensor([1, 0])
     """
-    if isinstance(distribution, torch.distributions.Categorical):
+    if _is_plain_categorical(distribution):
         logits = distribution.logits
         uniform = torch.rand((*logits.shape[:-1], 1), dtype=logits.dtype, device=logits.device)
         return invert(cumulated(logits), uniform)
     value: Tensor = distribution.sample()
     return value
+
+
+def unclamped(distribution: Any) -> Any:
+    """Returns the distribution, a Categorical given by probabilities as one by logits, where 0 stays impossible.
+
+    torch clamps the probabilities that a Categorical is given to ε, so that what is impossible would be drawn now
+    and then, with a weight without bound.
+
+    Example:
+        >>> unclamped(dist.Categorical(torch.tensor([1.0, 0.0]))).logits
+        tensor([0., -inf])
+    """
+    if not _is_plain_categorical(distribution) or "logits" in vars(distribution):
+        return distribution
+    return dist.Categorical(logits=log_or_minus_inf(distribution.probs))
+
+
+def _is_plain_categorical(distribution: Any) -> bool:
+    """Returns whether draws are those of torch's own Categorical; a subclass may shift them, say."""
+    plain = torch.distributions.Categorical
+    return isinstance(distribution, plain) and type(distribution).sample is plain.sample
 
 
 def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
