@@ -14,8 +14,9 @@ from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
+from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
 from rl_as_inference.objectives.rollout_elbo import Estimate
-from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
 
@@ -36,11 +37,11 @@ _EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap")
 
 
 def compare(
-    process: Any,
-    policy: Any,
+    process: Problem,
+    policy: Policy | None,
     *,
     num_trajectories: int = 4096,
-    critic: Any = None,
+    critic: SoftValue | None = None,
 ) -> Comparison:
     """Returns the trajectory ELBO of ``policy`` beside SAC's objective and the exact ceilings.
 
@@ -81,7 +82,7 @@ def compare(
     if critic is None:
         reasons["elbo_critic"] = reasons["critic_difference"] = "no critic was given"
     comparison = Comparison(
-        problem=str(getattr(process, "name", type(process).__name__)),
+        problem=process.name,
         num_trajectories=num_trajectories,
         temperature=float(alpha),
         discount=float(draws.discount),
@@ -102,7 +103,7 @@ def compare(
     return replace(comparison, identities=identities)
 
 
-def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
+def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
     """Returns the rows that need exact answers, each None where there are none, and the reasons why."""
     found: dict[str, Any] = dict.fromkeys(_EXACT)
     reasons: dict[str, str] = {}
@@ -141,7 +142,9 @@ def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
     return {**found, "reasons": reasons}
 
 
-def _action_rules(process: Any, guide: tuple[Any] | None, causal: Any, bent: Any) -> tuple[ActionRule, ...]:
+def _action_rules(
+    process: Process, guide: tuple[Policy | None] | None, causal: Any, bent: Any
+) -> tuple[ActionRule, ...]:
     wanted = [] if guide is None else [("the guide", guide[0])]
     wanted.append(("exact causal posterior", causal))
     if bent is not None:
@@ -154,7 +157,7 @@ def _action_rules(process: Any, guide: tuple[Any] | None, causal: Any, bent: Any
     return tuple(rules)
 
 
-def _identities(found: Comparison, process: Any, return_error: float, dtype: torch.dtype) -> tuple[Identity, ...]:
+def _identities(found: Comparison, process: Process, return_error: float, dtype: torch.dtype) -> tuple[Identity, ...]:
     """Returns the identities among the values that are there; those by rollouts hold up to rounding as well."""
     alpha, precision = found.temperature, 1e-9 if dtype == torch.float64 else 1e-3
     assert found.action_cost is not None
@@ -207,13 +210,13 @@ def _identities(found: Comparison, process: Any, return_error: float, dtype: tor
     return tuple(held)
 
 
-def _largest_step(process: Any) -> float:
+def _largest_step(process: Process) -> float:
     """Returns the range of one step's reward in nats, which a rare event may add; 0 where it has no bound."""
     table = getattr(process, "reward_table", None)
     return 0.0 if table is None else float((table.max() - table.min()) / process.temperature)
 
 
-def _check_density(policy: Any, draws: Trajectories) -> None:
+def _check_density(policy: Policy | None, draws: Trajectories) -> None:
     """Says whether a policy over continuous actions has a density.
 
     Raises:
@@ -231,11 +234,10 @@ def _check_density(policy: Any, draws: Trajectories) -> None:
         )
 
 
-def _rollout(process: Any, policy: Any, num_trajectories: int) -> tuple[Trajectories, Tensor]:
+def _rollout(process: Process, policy: Policy | None, num_trajectories: int) -> tuple[Trajectories, Tensor]:
     """Returns trajectories, and which of them would have gone on after their last step, ``(N,)`` bool."""
-    if hasattr(process, "rollout_with_ends"):
-        draws, cut_off = process.rollout_with_ends(policy, num_trajectories)
-        return draws, cut_off
+    if isinstance(process, GymnasiumProcess):
+        return process.rollout_with_ends(policy, num_trajectories)
     draws = process.rollout(policy, num_trajectories)
     done = process.has_ended(draws.states[-1]) if isinstance(process, MarkovDecisionProcess) else None
     return draws, draws.mask[-1] if done is None else draws.mask[-1] & ~done
