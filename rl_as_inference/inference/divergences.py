@@ -33,47 +33,46 @@ def trajectory_kl(
 ) -> Estimate:
     """Returns the KL divergence between a policy's trajectories and the exponentiated return, in nats.
 
-        With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)``, dynamics
-        included in both, it is ``KL(π || p*)`` (``"reverse"``) or ``KL(p* || π)`` (``"forward"``). The first is
-        the log evidence minus the ELBO (Levine 2018, arXiv:1805.00909, section 3); both are expectations of
-        ``log w(τ) = log p(τ, O) - log π(τ)``.
+    With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)``, dynamics
+    included in both, it is ``KL(π || p*)`` (``"reverse"``) or ``KL(p* || π)`` (``"forward"``). The first is
+    the log evidence minus the ELBO (Levine 2018, arXiv:1805.00909, section 3); both are expectations of
+    ``log w(τ) = log p(τ, O) - log π(τ)``.
 
-        - ``"exact"``: by messages, for finite and linear-Gaussian processes (:func:`exact.trajectory_kl`).
-        - ``"enumeration"``: every trajectory of a small finite process written out.
-        - ``"posterior"``: ``log w`` of exact draws from ``p*`` (forward) or of rollouts (reverse), beside the
-          exact log evidence; for finite and linear-Gaussian processes.
-        - ``"sample"``: from rollouts of the policy alone, weighted by ``w`` and normalised by their own sum.
-          Its error is of order ``1/num_trajectories``, if the weights have tails that a sample can know: a
-          forward divergence from modes that no rollout visits is missed. A warning says so by Pareto k̂.
+    - ``"exact"``: by messages, for finite and linear-Gaussian processes (:func:`exact.trajectory_kl`).
+    - ``"enumeration"``: every trajectory of a small finite process written out.
+    - ``"posterior"``: ``log w`` of exact draws from ``p*`` (forward) or of rollouts (reverse), beside the
+      exact log evidence; for finite and linear-Gaussian processes.
+    - ``"sample"``: from rollouts of the policy alone, weighted by ``w`` and normalised by their own sum.
+      Its error is of order ``1/num_trajectories``, if the weights have tails that a sample can know: a
+      forward divergence from modes that no rollout visits is missed. A warning says so by Pareto k̂.
 
-        By default exact where there are exact answers, else sample. Standard errors are 0 for the first two,
-        and by the delta method for the last. With γ < 1 trajectories include their survival. It is infinite
-        where the first distribution reaches what the second excludes, which draws may fail to notice.
+    By default exact where there are exact answers, else sample. Standard errors are 0 for the first two,
+    and by the delta method for the last. With γ < 1 trajectories include their survival. It is infinite
+    where the first distribution reaches what the second excludes, which draws may fail to notice.
 
-        Args:
-            process: a process or a Pyro program.
-            policy: a callable ``(state, t) -> Distribution``, or for finite processes a plan or a table; None
-                for the action prior.
-            direction: ``"reverse"`` or ``"forward"``.
-            method: see above.
-            num_trajectories: draws of the last two, ≥ 2.
+    Args:
+        process: a process or a Pyro program.
+        policy: a callable ``(state, t) -> Distribution``, or for finite processes a plan or a table; None
+            for the action prior.
+        direction: ``"reverse"`` or ``"forward"``.
+        method: see above.
+        num_trajectories: draws of the last two, ≥ 2.
 
-        Raises:
-            ValueError: for an unknown direction or method, a method that does not fit the process, too many
-                trajectories to enumerate (their number is said), or a program with a subsampled plate.
+    Raises:
+        ValueError: for an unknown direction or method, a method that does not fit the process, too many
+            trajectories to enumerate (their number is said), or a program with a subsampled plate.
 
-        Warns:
-            UserWarning: if the weights of ``"sample"`` are not to be trusted.
+    Warns:
+        UserWarning: if the weights of ``"sample"`` are not to be trusted.
 
-        Example:
-            >>> from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
-    from rl_as_inference.processes import TabularMDP
-            >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
-            >>> _ = torch.manual_seed(0)
-            >>> print(trajectory_kl(mdp, None), "|", trajectory_kl(mdp, None, method="sample"))
-            0.4805 ± 0 | 0.4746 ± 0.0057
-            >>> print(trajectory_kl(mdp, None, direction="forward"))
-            0.4438 ± 0
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> _ = torch.manual_seed(0)
+        >>> print(trajectory_kl(mdp, None), "|", trajectory_kl(mdp, None, method="sample"))
+        0.4805 ± 0 | 0.4746 ± 0.0057
+        >>> print(trajectory_kl(mdp, None, direction="forward"))
+        0.4438 ± 0
     """
     check_direction(direction)
     if method is not None and method not in get_args(DivergenceMethod):
