@@ -40,9 +40,9 @@ from torch import Tensor
 from benchmarks.measure import Advance, Claim, Row, Section
 from rl_as_inference import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP, Trajectories, exact, models, survival
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.inspect.evidence import pooled
-from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.sampling import annealing, importance_sampling, nuts, repeated_filters
+from rl_as_inference.sampling.importance import mean_evidence
 
 __all__ = ["STAGES", "DoubleWell", "PosteriorRow", "Problem", "main", "measure", "problems"]
 
@@ -528,7 +528,7 @@ def _annealed(problem: Problem, sizes: Sizes) -> _Draws:
     )
     runs = [run.draws for run in (first, *again)]
     logs = [run.log_evidence for run in runs]
-    estimate = pooled(logs)
+    estimate = mean_evidence(logs)
     return _Draws(
         [(run.trajectories, run.log_weight) for run in runs],
         estimate.mean,

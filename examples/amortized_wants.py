@@ -19,7 +19,7 @@ from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference.guides import GaussianPolicy
-from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.models import double_integrator
 
 HORIZON = 8

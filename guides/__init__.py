@@ -57,7 +57,7 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
         own = isinstance(process, MarkovDecisionProcess) and not process.has_uniform_prior
-        prior = process.prior_at if own else None
+        prior = process.prior_at if own else None  # a program says its prior nowhere but in its sites
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):
         size = math.prod(action_space.shape)

@@ -1,10 +1,10 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
-from rl_as_inference import exact, guides, models
+from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.fit import FitResult, fit
-from rl_as_inference.inspect import estimate_log_evidence, posterior, trajectory_kl
+from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.processes import (
     GymnasiumProcess,
@@ -52,6 +52,7 @@ __all__ = [
     "guides",
     "hyperbolic_policy",
     "infer_agent",
+    "inspect",
     "models",
     "posterior",
     "rationality_curve",

@@ -12,7 +12,7 @@ from command_line import refused, rlai
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.cli.problems import load_problem, parse_options
 from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.processes import TabularMDP
 
 QUICK = ["--steps", "3", "--num-rollouts", "50", "--num-draws", "20", "--num-trajectories", "10"]

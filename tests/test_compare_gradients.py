@@ -13,11 +13,11 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
-from rl_as_inference.compare import estimator_rows
-from rl_as_inference.compare.draws import Draws
-from rl_as_inference.compare.estimator_rows import Critics, Estimator
-from rl_as_inference.compare.finite import FiniteProblem
-from rl_as_inference.compare.statistics import best_share, summarize
+from rl_as_inference.compare.gradients import estimator_rows
+from rl_as_inference.compare.gradients.block_statistics import best_share, summarize
+from rl_as_inference.compare.gradients.estimator_rows import Critics, Estimator
+from rl_as_inference.compare.gradients.finite_problem import FiniteProblem
+from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.critics import TableCritic
 from rl_as_inference.guides import CategoricalPolicy, LinearGaussianPolicy, TabularPolicy
 from rl_as_inference.models import corridor, double_integrator, gridworld
@@ -227,7 +227,7 @@ def test_gaussian_expectations_by_quadrature() -> None:
     """Closed forms over Gaussian actions and states against a grid of Gauss-Hermite points in both."""
     from numpy.polynomial.hermite_e import hermegauss
 
-    from rl_as_inference.compare.gaussian import GaussianProblem
+    from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem
 
     one = torch.ones(1, 1, dtype=torch.float64)
     system = rlai.LinearGaussianMDP(

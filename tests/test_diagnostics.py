@@ -1,5 +1,7 @@
 """The verdict on draws: every method, against numbers worked out another way."""
 
+import math
+
 import arviz as az
 import numpy as np
 import pyro
@@ -9,8 +11,9 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.inspect import diagnose, from_trajectories
-from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold, verdict_on_weights
+from rl_as_inference.inspect.verdicts import verdict_on_weights
 from rl_as_inference.models import double_integrator, gridworld, hidden_goal
 from rl_as_inference.sampling import WeightedDraws, nuts, sequential_monte_carlo
 
@@ -111,19 +114,22 @@ class TestGuide:
         assert found.trusted
         assert found.pareto_k is None
         assert found.effective_sample_size == pytest.approx(500, rel=1e-4)
-        assert "the guide is at least about 0 nats from the posterior" in found.text
+        assert "the guide is 0 nats from the posterior (exact)" in found.text
 
     def test_how_far_away(self) -> None:
         """2,000 draws, seed 0: the distance told is log evidence less ELBO, within 4 of its standard errors."""
         mdp = random_mdp(3, horizon=4, temperature=2.0)
         torch.manual_seed(0)
         data = rlai.posterior(mdp, exact.plan(mdp), num_draws=2000)
+        known = data.posterior.attrs.pop("kl_to_posterior")
         logs = data.sample_stats["log_weight"].values.ravel()
         told = float(diagnose(data).text.split("at least about ")[1].split()[0])
         wanted = float(exact.log_evidence(mdp) - exact.optimal_elbo(mdp))
         share = np.exp(logs - logs.max())
         error = (share.std() / share.mean() + logs.std()) / 2000**0.5
         assert abs(told - wanted) < 4 * error + 0.05 * wanted  # two digits are told
+        data.posterior.attrs["kl_to_posterior"] = known
+        assert f"the guide is {wanted:.2g} nats from the posterior (exact)" in diagnose(data).text
 
     def test_far_from_it(self) -> None:
         lake = rlai.TabularMDP.from_gymnasium("FrozenLake-v1", map_name="8x8", horizon=100, temperature=0.005)
@@ -131,6 +137,56 @@ class TestGuide:
         found = diagnose(rlai.posterior(lake, exact.plan(lake), num_draws=300))
         assert not found.trusted
         assert "do not take the guide's draws" in found.text
+
+    def test_weights_that_are_alike_because_all_stay_away(self) -> None:
+        """Never to pay for the way out is worth -6.92 nats, by hand; a guide that pays half of the time misses it.
+
+        Paying costs 20 nats and then each step left earns one, so that of all trajectories only those that never pay
+        count, as 2⁻¹⁰ each, and late payments add e⁻²⁰. 1,000 draws, seed 0: weights with a short tail, none of which
+        never paid.
+        """
+        moves = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+        pays = torch.tensor([[0.0, -1.0], [0.05, 0.05]], dtype=torch.float64)
+        start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        mdp = rlai.TabularMDP(moves, pays, start, horizon=10, temperature=0.05)
+        truth = math.log(2**-10 + sum(2.0 ** -(t + 1) * math.exp(-20 + 9 - t) for t in range(10)))
+        rule = torch.tensor([[0.2, 0.8], [0.5, 0.5]], dtype=torch.float64)
+
+        def hasty(state: torch.Tensor, t: int) -> torch.distributions.Distribution:
+            return pyro.distributions.Categorical(rule[state])
+
+        torch.manual_seed(0)
+        data = rlai.posterior(mdp, hasty, num_draws=1000)
+        assert data.posterior.attrs["exact_log_evidence"] == pytest.approx(truth, abs=1e-6)
+        found = diagnose(data)
+        assert found.pareto_k is None or found.pareto_k < 0.5
+        assert found.effective_sample_size > 100
+        assert not found.trusted
+        assert f"nats, and it is {truth:.2f} (exact): do not take the guide's draws" in found.text
+        assert found.text.endswith("weighted or not; use method='exact'.")
+        weighed = diagnose(rlai.posterior(mdp, hasty, method="importance", num_draws=100))
+        assert not weighed.trusted
+        assert f"and it is {truth:.2f} (exact): do not trust these weights" in weighed.text
+        # The same weights where nothing is known to refute them.
+        del data.posterior.attrs["exact_log_evidence"]
+        assert diagnose(data).trusted
+
+    def test_draws_of_the_guide_are_not_the_posteriors(self) -> None:
+        """The action prior of two steps that pay 2 nats for action 1: KL by hand, log((1 + e²)/2) - 1 a step."""
+        mdp = rlai.TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 2.0]]), torch.ones(1), horizon=2)
+        kl = 2 * (math.log((1 + math.exp(2)) / 2) - 1)
+        torch.manual_seed(0)
+        found = diagnose(rlai.posterior(mdp, None, num_draws=1000))
+        assert found.trusted
+        assert f"the guide is {kl:.2g} nats from the posterior (exact), and its draws are its own" in found.text
+
+    @pytest.mark.parametrize("method", ["importance", "smc", "annealed"])
+    def test_an_exact_evidence_refutes_every_estimate(self, method: str) -> None:
+        for off, error, trusted in ((0.09, 0.0, True), (0.2, 0.01, False), (0.2, 0.1, True), (-1.2, 0.3, False)):
+            notes = {"log_evidence": 5.0 + off, "log_evidence_standard_error": error, "exact_log_evidence": 5.0}
+            found = diagnose(weighted(torch.zeros(300), method, **notes))
+            assert found.trusted == trusted, (off, error, found.text)
+            assert trusted or f"put the log evidence at {5 + off:.2f} ± {error:.2g} nats, and it is 5.00" in found.text
 
     def test_where_the_posterior_is_not(self) -> None:
         logs = torch.zeros(1000).index_fill(0, torch.arange(10), -torch.inf)

@@ -9,8 +9,9 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.inference import posteriors
+from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inspect import plots
-from rl_as_inference.inspect.inference_data import import_arviz
 from rl_as_inference.models import double_integrator, hidden_goal
 from rl_as_inference.sampling import importance_sampling, sequential_monte_carlo, survive
 from rl_as_inference.sampling.importance import effective_sample_size, resample
@@ -111,6 +112,51 @@ def test_nuts_on_a_linear_gaussian_process() -> None:
     means, covariances = (marginal[:-1] for marginal in exact.linear_gaussian.posterior_marginals(system))
     spread = covariances.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
     assert float(np.abs((found - means.numpy()) / (spread / np.sqrt(size))).max()) < 4
+
+
+def test_draws_are_what_is_returned_and_the_rest_has_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each method returns ``num_draws``, whatever the particles or proposals that they are drawn from."""
+    mdp = random_mdp(3, horizon=3)
+    torch.manual_seed(0)
+    for options in (
+        {"method": "guide"},
+        {"method": "exact"},
+        {"method": "importance"},
+        {"method": "importance", "num_proposals": 90},
+        {"method": "importance", "num_proposals": 5},
+        {"method": "smc"},
+        {"method": "smc", "num_particles": 30},
+        {"method": "annealed", "num_particles": 30},
+    ):
+        data = rlai.posterior(mdp, num_draws=12, **options)
+        assert data.posterior.sizes["draw"] == data.prior.sizes["draw"] == 12, options
+        if options["method"] == "importance":
+            weighed = options.get("num_proposals", 120)
+            assert data.constant_data["proposal_log_weight"].shape == (weighed,)
+    seen = []
+    real = posteriors.repeated_filters
+    monkeypatch.setattr(
+        posteriors, "repeated_filters", lambda *args, **options: seen.append(args[2]) or real(*args, **options)
+    )
+    rlai.posterior(mdp, method="smc", num_draws=12)
+    rlai.posterior(mdp, method="smc", num_draws=12, num_particles=30)
+    assert seen == [12, 30]
+    for options, message in (
+        ({"method": "exact", "num_particles": 9}, "num_particles is of method 'smc' and 'annealed', and method is"),
+        ({"method": "smc", "num_proposals": 9}, "num_proposals is of method 'importance', and method is 'smc'"),
+        ({"method": "smc", "num_particles": 0}, "num_particles must be >= 1, got 0"),
+        ({"method": "importance", "num_proposals": 0}, "num_proposals must be >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rlai.posterior(mdp, **options)
+
+
+@pytest.mark.parametrize("method", ["guide", "exact", "importance", "smc", "annealed"])
+def test_the_exact_log_evidence_is_told_where_there_is_one(method: str) -> None:
+    mdp = random_mdp(3, horizon=3, discount=0.8)
+    data = rlai.posterior(mdp, method=method, num_draws=20)
+    assert data.posterior.attrs["exact_log_evidence"] == pytest.approx(float(exact.log_evidence(mdp)))
+    assert "exact_log_evidence" not in rlai.posterior(hidden_goal(), num_draws=5).posterior.attrs
 
 
 def test_latents_beside_the_trajectory() -> None:

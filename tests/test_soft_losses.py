@@ -387,7 +387,7 @@ def test_the_best_policy_is_the_softmax():
 
 
 def test_doubling_rewards_and_temperature_changes_no_loss():
-    """Seed 002, "Choosing α": losses are in nats, so only the ratio of the two counts."""
+    """Losses are in nats, so only the ratio of the two counts."""
     q, prior, log_policy = normal(6, 4, seed=1), normal(6, 4, seed=2).log_softmax(-1), normal(6, 4).log_softmax(-1)
     close(
         exact_sum_actor_loss(2 * q, log_policy, prior, 2 * ALPHA),
@@ -451,7 +451,7 @@ def test_log_sum_exp_is_the_value_of_the_softmax_policy_and_the_largest(table, a
 def test_soft_double_q(table, alpha):
     q, prior = table
     close(soft_double_q_value(q, q, prior, alpha), log_sum_exp_value(q, prior, alpha))
-    # Seed 000: α log Z₁ + E_{π₁}[Q₂ - Q₁].
+    # The log-sum-exp value corrected: α log Z₁ + E_{π₁}[Q₂ - Q₁].
     target = q + normal(3, 5, seed=19)
     correction = (softmax_policy(q, prior, alpha).exp() * (target - q)).sum(-1)
     close(soft_double_q_value(q, target, prior, alpha), log_sum_exp_value(q, prior, alpha) + correction)
@@ -593,7 +593,7 @@ def test_td_target_has_the_policys_soft_q_as_fixed_point(terminal):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_log_sum_exp_targets_iterate_to_the_plan(terminal):
-    """Seed 002, equation 25: soft Q-iteration; soft double Q with one network is the same."""
+    """Soft Q-iteration (Haarnoja et al. 2017, arXiv:1702.08165); soft double Q with one network is the same."""
     mdp = endless(terminal=terminal)
     plan = exact.plan(mdp)
     q = double = torch.zeros_like(plan.soft_q)

@@ -41,7 +41,7 @@ class ReturnConstraint:
     """Tunes α so that the exploring policy's expected return is a target: satisficing, for a learned policy.
 
     Of all policies that earn the target the one of most entropy is the MaxEnt policy at one α, ``1/α`` being the
-    multiplier of the constraint (the lecture's eq. 28; :func:`rl_as_inference.satisfice` has it exactly). The dual's
+    multiplier of the constraint (:func:`rl_as_inference.satisfice` has it exactly). The dual's
     slope in ``log α`` has the sign of ``E[return] - target``, and every episode that the policy plays to its end is
     an unbiased draw of that. So ``log α`` takes one step of stochastic approximation (Robbins & Monro 1951) an episode,
 

@@ -1,7 +1,7 @@
 """The ELBO beside the SAC objective, the largest ELBO and the log evidence."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.comparison_table import comparison_table
-from rl_as_inference.compare.critics import check_critic, elbo_by_critic
+from rl_as_inference.compare.comparison_table import ActionRule, Comparison
+from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
+from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
 from rl_as_inference.objectives.rollout_elbo import Estimate
-from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["ActionRule", "Comparison", "compare"]
+__all__ = ["compare"]
 
 _OF_POLICY = (
     "elbo_exact",
@@ -35,126 +36,12 @@ _OF_POLICY = (
 _EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap")
 
 
-@dataclass(frozen=True)
-class ActionRule:
-    """What one way of acting earns, and what the model that it comes from expects.
-
-    Attributes:
-        name: whose rule it is.
-        expected_return: ``E Σ_t γ^t r_t`` in the process as it is, in reward units.
-        believed_return: what its own posterior expects, luck included, in reward units.
-        elbo: in nats.
-    """
-
-    name: str
-    expected_return: float
-    believed_return: float
-    elbo: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` returns; every value that cannot be computed is None.
-
-    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0.
-
-    Attributes:
-        problem: the process's name.
-        num_trajectories: how many rollouts the estimates are from.
-        temperature: α, in reward units per nat.
-        discount: γ.
-        elbo: by rollouts, in nats.
-        elbo_standard_error: of the same, in nats.
-        elbo_exact: by messages, in nats.
-        elbo_critic: by the critic at the first state, in nats. A critic that knows no time limit (a
-            learner's) also values what comes after the last step; its value of the last state of a
-            trajectory that was cut off is taken away, so that it speaks of the same steps.
-        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes too much.
-        sac_objective: ``E Σ_t γ^t (r_t - α log π)``, in reward units, by the same rollouts.
-        sac_standard_error: of the same, in reward units.
-        prior_term: ``-α E Σ_t γ^t log p(a_t|s_t)``, in reward units: what separates the two,
-            ``sac_objective = α elbo + prior_term``.
-        expected_return: ``E Σ_t γ^t r_t``, in reward units, by the same rollouts.
-        entropy: ``-E Σ_t γ^t log π(a_t|s_t)``, in nats, by the same rollouts.
-        optimal_elbo: the largest ELBO of any policy, in nats.
-        log_evidence: ``log p(O)``, in nats.
-        dynamics_gap: ``log p(O) - max ELBO``, in nats: the price of not bending luck.
-        policy_gap: ``max ELBO - ELBO(π)``, in nats (exact): what training or the family left.
-        family_gap: of the policy gap, ``max ELBO - best ELBO of the family``, in nats, where that is known
-            (:func:`rl_as_inference.compare.family.best_of_family`); where it is the best that an optimiser
-            found, the family's gap is no larger than this.
-        training_gap: the rest of the policy gap, what training left, in nats.
-        sac_exact, prior_term_exact, expected_return_exact: as by rollouts, without their noise, in reward units.
-        entropy_exact: likewise, in nats.
-        action_cost: ``E Σ_t γ^t (log π - log p)``, in nats, by the same rollouts: what the actions' information
-            costs, ``α elbo = expected_return - α action_cost``.
-        action_cost_exact: likewise, without noise.
-        identities: every identity among these values that could be asserted, and whether it holds.
-        reasons: for a field that is None, why; under ``"support"`` where the policy's actions are not the
-            prior's; under ``"family"`` how the family's best was had.
-        rules: for processes with exact answers, what each way of acting earns.
-    """
-
-    problem: str
-    num_trajectories: int
-    temperature: float
-    discount: float
-    elbo: float
-    elbo_standard_error: float
-    elbo_exact: float | None
-    elbo_critic: float | None
-    critic_difference: float | None
-    sac_objective: float
-    sac_standard_error: float
-    prior_term: float
-    expected_return: float
-    entropy: float
-    optimal_elbo: float | None
-    log_evidence: float | None
-    dynamics_gap: float | None
-    policy_gap: float | None
-    rules: tuple[ActionRule, ...]
-    family_gap: float | None = None
-    training_gap: float | None = None
-    sac_exact: float | None = None
-    prior_term_exact: float | None = None
-    expected_return_exact: float | None = None
-    entropy_exact: float | None = None
-    action_cost: float | None = None
-    action_cost_exact: float | None = None
-    identities: tuple[Identity, ...] = ()
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def entropy_bits(self) -> float:
-        """The policy's entropy in bits."""
-        return self.entropy / math.log(2)
-
-    @property
-    def action_cost_bits(self) -> float | None:
-        """What the actions' information costs, in bits."""
-        return None if self.action_cost is None else self.action_cost / math.log(2)
-
-    @property
-    def broken(self) -> tuple[Identity, ...]:
-        """The identities that do not hold; none, if all is well."""
-        return tuple(identity for identity in self.identities if not identity.holds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain numbers, strings and lists, for JSON."""
-        return asdict(self)
-
-    def table(self) -> str:
-        """Returns the comparison as a table for people to read, with any broken identity beneath it."""
-        return comparison_table(self)
-
-
 def compare(
-    process: Any,
-    policy: Any,
+    process: Problem,
+    policy: Policy | None,
     *,
     num_trajectories: int = 4096,
-    critic: Any = None,
+    critic: SoftValue | None = None,
 ) -> Comparison:
     """Returns the trajectory ELBO of ``policy`` beside SAC's objective and the exact ceilings.
 
@@ -195,7 +82,7 @@ def compare(
     if critic is None:
         reasons["elbo_critic"] = reasons["critic_difference"] = "no critic was given"
     comparison = Comparison(
-        problem=str(getattr(process, "name", type(process).__name__)),
+        problem=process.name,
         num_trajectories=num_trajectories,
         temperature=float(alpha),
         discount=float(draws.discount),
@@ -216,7 +103,7 @@ def compare(
     return replace(comparison, identities=identities)
 
 
-def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
+def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
     """Returns the rows that need exact answers, each None where there are none, and the reasons why."""
     found: dict[str, Any] = dict.fromkeys(_EXACT)
     reasons: dict[str, str] = {}
@@ -255,7 +142,9 @@ def _exact_values(process: Any, policy: Any) -> dict[str, Any]:
     return {**found, "reasons": reasons}
 
 
-def _action_rules(process: Any, guide: tuple[Any] | None, causal: Any, bent: Any) -> tuple[ActionRule, ...]:
+def _action_rules(
+    process: Process, guide: tuple[Policy | None] | None, causal: Any, bent: Any
+) -> tuple[ActionRule, ...]:
     wanted = [] if guide is None else [("the guide", guide[0])]
     wanted.append(("exact causal posterior", causal))
     if bent is not None:
@@ -268,7 +157,7 @@ def _action_rules(process: Any, guide: tuple[Any] | None, causal: Any, bent: Any
     return tuple(rules)
 
 
-def _identities(found: Comparison, process: Any, return_error: float, dtype: torch.dtype) -> tuple[Identity, ...]:
+def _identities(found: Comparison, process: Process, return_error: float, dtype: torch.dtype) -> tuple[Identity, ...]:
     """Returns the identities among the values that are there; those by rollouts hold up to rounding as well."""
     alpha, precision = found.temperature, 1e-9 if dtype == torch.float64 else 1e-3
     assert found.action_cost is not None
@@ -321,13 +210,13 @@ def _identities(found: Comparison, process: Any, return_error: float, dtype: tor
     return tuple(held)
 
 
-def _largest_step(process: Any) -> float:
+def _largest_step(process: Process) -> float:
     """Returns the range of one step's reward in nats, which a rare event may add; 0 where it has no bound."""
     table = getattr(process, "reward_table", None)
     return 0.0 if table is None else float((table.max() - table.min()) / process.temperature)
 
 
-def _check_density(policy: Any, draws: Trajectories) -> None:
+def _check_density(policy: Policy | None, draws: Trajectories) -> None:
     """Says whether a policy over continuous actions has a density.
 
     Raises:
@@ -345,11 +234,10 @@ def _check_density(policy: Any, draws: Trajectories) -> None:
         )
 
 
-def _rollout(process: Any, policy: Any, num_trajectories: int) -> tuple[Trajectories, Tensor]:
+def _rollout(process: Process, policy: Policy | None, num_trajectories: int) -> tuple[Trajectories, Tensor]:
     """Returns trajectories, and which of them would have gone on after their last step, ``(N,)`` bool."""
-    if hasattr(process, "rollout_with_ends"):
-        draws, cut_off = process.rollout_with_ends(policy, num_trajectories)
-        return draws, cut_off
+    if isinstance(process, GymnasiumProcess):
+        return process.rollout_with_ends(policy, num_trajectories)
     draws = process.rollout(policy, num_trajectories)
     done = process.has_ended(draws.states[-1]) if isinstance(process, MarkovDecisionProcess) else None
     return draws, draws.mask[-1] if done is None else draws.mask[-1] & ~done

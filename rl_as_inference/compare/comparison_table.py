@@ -1,77 +1,237 @@
-"""The table of a comparison, for people to read."""
+"""What a comparison says, and the rows in which people read it."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
+from rl_as_inference.compare.identities import Identity
 from rl_as_inference.tables import render
 
-if TYPE_CHECKING:
-    from rl_as_inference.compare.comparison import Comparison
+__all__ = ["RULES_HEADER", "RULES_TITLE", "ActionRule", "Comparison", "ComparisonRow", "number"]
 
-__all__ = ["comparison_table", "number"]
-
-
-def comparison_table(found: "Comparison") -> str:
-    """Returns the comparison's rows, and what each way of acting gets where that is exact."""
-    error = f"± {found.elbo_standard_error:.2g}" if math.isfinite(found.elbo_standard_error) else ""
-    family = found.reasons.get("family", "")
-    rows = [
-        ("ELBO of the guide, by rollouts", number(found.elbo), "nats", error),
-        ("ELBO of the guide, exact", number(found.elbo_exact), "nats", ""),
-        ("ELBO of the guide, by its critic", number(found.elbo_critic), "nats", ""),
-        ("  critic - rollouts", number(found.critic_difference), "nats", "what the critic believes too much"),
-        ("largest ELBO (causal)", number(found.optimal_elbo), "nats", "what control can reach"),
-        ("log evidence log p(O)", number(found.log_evidence), "nats", "what luck could reach"),
-        ("dynamics gap", number(found.dynamics_gap), "nats", "log p(O) - largest ELBO"),
-        ("policy gap", number(found.policy_gap), "nats", "largest ELBO - ELBO of the guide"),
-        ("  of the family", number(found.family_gap), "nats", family),
-        ("  of training", number(found.training_gap), "nats", "best of the family - ELBO of the guide"),
-        None,
-        ("SAC objective", number(found.sac_objective), "reward", f"± {found.sac_standard_error:.2g}"),
-        ("  = α · ELBO", number(found.temperature * found.elbo), "reward", f"α = {found.temperature:.6g}"),
-        ("  + action-prior term", number(found.prior_term), "reward", "-α E Σ γ^t log p(a|s)"),
-        ("SAC objective, exact", number(found.sac_exact), "reward", ""),
-        ("  + action-prior term, exact", number(found.prior_term_exact), "reward", ""),
-        ("expected return", number(found.expected_return), "reward", f"γ = {found.discount:.6g}"),
-        ("expected return, exact", number(found.expected_return_exact), "reward", ""),
-        None,
-        ("policy entropy", number(found.entropy), "nats", f"{_bits(found.entropy)}, -E Σ γ^t log π(a|s)"),
-        ("policy entropy, exact", number(found.entropy_exact), "nats", _bits(found.entropy_exact)),
-        (
-            "action cost KL(π || p)",
-            number(found.action_cost),
-            "nats",
-            f"{_bits(found.action_cost)}, (return - α ELBO)/α",
-        ),
-        ("action cost, exact", number(found.action_cost_exact), "nats", _bits(found.action_cost_exact)),
-    ]
-    shown = [row for row in rows if row is None or row[1] != ""]
-    title = f"{found.problem}: ELBO and SAC objective, {found.num_trajectories:,} rollouts"
-    text = render(title, ("quantity", "value", "unit", ""), shown, right=(1,))
-    if found.broken:
-        text += "".join(f"{identity}\n" for identity in found.broken)
-    elif found.identities:
-        text += f"{len(found.identities)} identities among these rows hold\n"
-    for about in ("elbo_exact", "log_evidence", "support"):
-        if about in found.reasons and found.optimal_elbo is not None:
-            text += f"{_TITLES[about]}{found.reasons[about]}\n"
-    if not found.rules:
-        return text
-    rules = [
-        (rule.name, number(rule.elbo), number(rule.expected_return), number(rule.believed_return))
-        for rule in found.rules
-    ]
-    header = ("who acts", "ELBO (nats)", "return it gets (reward)", "return it expects (reward)")
-    return text + render(
-        "The dynamics gap: what each action rule gets, run in the process", header, rules, right=(1, 2, 3)
-    )
-
-
+RULES_TITLE = "The dynamics gap: what each action rule gets, run in the process"
+RULES_HEADER = ("who acts", "ELBO (nats)", "return it gets (reward)", "return it expects (reward)")
 _TITLES = {
     "elbo_exact": "no exact rows of the guide: ",
     "log_evidence": "no log evidence: ",
     "support": "note: ",
 }
+
+
+@dataclass(frozen=True)
+class ActionRule:
+    """What one way of acting earns, and what the model that it comes from expects.
+
+    Attributes:
+        name: whose rule it is.
+        expected_return: ``E Σ_t γ^t r_t`` in the process as it is, in reward units.
+        believed_return: what its own posterior expects, luck included, in reward units.
+        elbo: in nats.
+    """
+
+    name: str
+    expected_return: float
+    believed_return: float
+    elbo: float
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One row of a comparison, for people to read."""
+
+    field: str
+    """The name of the value among the fields of :class:`Comparison`, or ``"scaled_elbo"``, ``α · ELBO``."""
+    label: str
+    """What it is; two spaces lead where it is a part of the row above."""
+    value: float | None
+    unit: str
+    """``"nats"`` or ``"reward"``."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` returns; every value that cannot be computed is None.
+
+    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0.
+
+    Attributes:
+        problem: the process's name.
+        num_trajectories: how many rollouts the estimates are from.
+        temperature: α, in reward units per nat.
+        discount: γ.
+        elbo: by rollouts, in nats.
+        elbo_standard_error: of the same, in nats.
+        elbo_exact: by messages, in nats.
+        elbo_critic: by the critic at the first state, in nats. A critic that knows no time limit (a
+            learner's) also values what comes after the last step; its value of the last state of a
+            trajectory that was cut off is taken away, so that it speaks of the same steps.
+        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes too much.
+        sac_objective: ``E Σ_t γ^t (r_t - α log π)``, in reward units, by the same rollouts.
+        sac_standard_error: of the same, in reward units.
+        prior_term: ``-α E Σ_t γ^t log p(a_t|s_t)``, in reward units: what separates the two,
+            ``sac_objective = α elbo + prior_term``.
+        expected_return: ``E Σ_t γ^t r_t``, in reward units, by the same rollouts.
+        entropy: ``-E Σ_t γ^t log π(a_t|s_t)``, in nats, by the same rollouts.
+        optimal_elbo: the largest ELBO of any policy, in nats.
+        log_evidence: ``log p(O)``, in nats.
+        dynamics_gap: ``log p(O) - max ELBO``, in nats: the price of not bending luck.
+        policy_gap: ``max ELBO - ELBO(π)``, in nats (exact): what training or the family left.
+        family_gap: of the policy gap, ``max ELBO - best ELBO of the family``, in nats, where that is known
+            (:func:`rl_as_inference.compare.family.best_of_family`); where it is the best that an optimiser
+            found, the family's gap is no larger than this.
+        training_gap: the rest of the policy gap, what training left, in nats.
+        sac_exact, prior_term_exact, expected_return_exact: as by rollouts, without their noise, in reward units.
+        entropy_exact: likewise, in nats.
+        action_cost: ``E Σ_t γ^t (log π - log p)``, in nats, by the same rollouts: what the actions' information
+            costs, ``α elbo = expected_return - α action_cost``.
+        action_cost_exact: likewise, without noise.
+        identities: every identity among these values that could be asserted, and whether it holds.
+        reasons: for a field that is None, why; under ``"support"`` where the policy's actions are not the
+            prior's; under ``"family"`` how the family's best was had.
+        rules: for processes with exact answers, what each way of acting earns.
+    """
+
+    problem: str
+    num_trajectories: int
+    temperature: float
+    discount: float
+    elbo: float
+    elbo_standard_error: float
+    elbo_exact: float | None
+    elbo_critic: float | None
+    critic_difference: float | None
+    sac_objective: float
+    sac_standard_error: float
+    prior_term: float
+    expected_return: float
+    entropy: float
+    optimal_elbo: float | None
+    log_evidence: float | None
+    dynamics_gap: float | None
+    policy_gap: float | None
+    rules: tuple[ActionRule, ...]
+    family_gap: float | None = None
+    training_gap: float | None = None
+    sac_exact: float | None = None
+    prior_term_exact: float | None = None
+    expected_return_exact: float | None = None
+    entropy_exact: float | None = None
+    action_cost: float | None = None
+    action_cost_exact: float | None = None
+    identities: tuple[Identity, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def entropy_bits(self) -> float:
+        """The policy's entropy in bits."""
+        return self.entropy / math.log(2)
+
+    @property
+    def action_cost_bits(self) -> float | None:
+        """What the actions' information costs, in bits."""
+        return None if self.action_cost is None else self.action_cost / math.log(2)
+
+    @property
+    def broken(self) -> tuple[Identity, ...]:
+        """The identities that do not hold; none, if all is well."""
+        return tuple(identity for identity in self.identities if not identity.holds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain numbers, strings and lists, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Returns the comparison that :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: if the dictionary is not one of a comparison.
+        """
+        try:
+            rules = tuple(ActionRule(**rule) for rule in found["rules"])
+            identities = tuple(Identity(**identity) for identity in found.get("identities", ()))
+            return cls(**{**found, "rules": rules, "identities": identities})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a comparison: {type(error).__name__}: {error}") from error
+
+    def blocks(self) -> tuple[tuple[ComparisonRow, ...], ...]:
+        """Returns the rows that people read, without those that have no value: in nats, in reward units, information.
+
+        The one list of them; the terminal's table and the report's page both show it.
+        """
+        alpha, error = self.temperature, self.elbo_standard_error
+        row = ComparisonRow
+        evidence = (
+            row(
+                "elbo",
+                "ELBO of the guide, by rollouts",
+                self.elbo,
+                "nats",
+                f"± {error:.2g}" if math.isfinite(error) else "",
+            ),
+            row("elbo_exact", "ELBO of the guide, exact", self.elbo_exact, "nats"),
+            row("elbo_critic", "ELBO of the guide, by its critic", self.elbo_critic, "nats"),
+            row(
+                "critic_difference",
+                "  critic - rollouts",
+                self.critic_difference,
+                "nats",
+                "what the critic believes too much",
+            ),
+            row("optimal_elbo", "largest ELBO (causal)", self.optimal_elbo, "nats", "what control can reach"),
+            row("log_evidence", "log evidence log p(O)", self.log_evidence, "nats", "what luck could reach"),
+            row("dynamics_gap", "dynamics gap", self.dynamics_gap, "nats", "log p(O) - largest ELBO"),
+            row("policy_gap", "policy gap", self.policy_gap, "nats", "largest ELBO - ELBO of the guide"),
+            row("family_gap", "  of the family", self.family_gap, "nats", self.reasons.get("family", "")),
+            row("training_gap", "  of training", self.training_gap, "nats", "best of the family - ELBO of the guide"),
+        )
+        rewards = (
+            row("sac_objective", "SAC objective", self.sac_objective, "reward", f"± {self.sac_standard_error:.2g}"),
+            row("scaled_elbo", "  = α · ELBO", alpha * self.elbo, "reward", f"α = {alpha:.6g}"),
+            row("prior_term", "  + action-prior term", self.prior_term, "reward", "-α E Σ γ^t log p(a|s)"),
+            row("sac_exact", "SAC objective, exact", self.sac_exact, "reward"),
+            row("prior_term_exact", "  + action-prior term, exact", self.prior_term_exact, "reward"),
+            row("expected_return", "expected return", self.expected_return, "reward", f"γ = {self.discount:.6g}"),
+            row("expected_return_exact", "expected return, exact", self.expected_return_exact, "reward"),
+        )
+        cost, cost_exact = self.action_cost, self.action_cost_exact
+        information = (
+            row("entropy", "policy entropy", self.entropy, "nats", f"{_bits(self.entropy)}, -E Σ γ^t log π(a|s)"),
+            row("entropy_exact", "policy entropy, exact", self.entropy_exact, "nats", _bits(self.entropy_exact)),
+            row("action_cost", "action cost KL(π || p)", cost, "nats", f"{_bits(cost)}, (return - α ELBO)/α"),
+            row("action_cost_exact", "action cost, exact", cost_exact, "nats", _bits(cost_exact)),
+        )
+        return tuple(
+            tuple(each for each in rows if each.value is not None) for rows in (evidence, rewards, information)
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what is said beneath the table, a sentence each: identities, and why there are no exact rows."""
+        found = [str(identity) for identity in self.broken]
+        if self.identities and not found:
+            found = [f"{len(self.identities)} identities among these rows hold"]
+        if self.optimal_elbo is not None:
+            found += [title + self.reasons[about] for about, title in _TITLES.items() if about in self.reasons]
+        return tuple(found)
+
+    def table(self) -> str:
+        """Returns the comparison as a table for people to read, with any broken identity beneath it."""
+        shown: list[tuple[str, str, str, str] | None] = []
+        for rows in self.blocks():
+            shown += [None] if shown else []
+            shown += [(row.label, number(row.value), row.unit, row.note) for row in rows]
+        title = f"{self.problem}: ELBO and SAC objective, {self.num_trajectories:,} rollouts"
+        text = render(title, ("quantity", "value", "unit", ""), shown, right=(1,))
+        text += "".join(f"{note}\n" for note in self.notes())
+        if not self.rules:
+            return text
+        rules = [
+            (rule.name, number(rule.elbo), number(rule.expected_return), number(rule.believed_return))
+            for rule in self.rules
+        ]
+        return text + render(RULES_TITLE, RULES_HEADER, rules, right=(1, 2, 3))
 
 
 def _bits(nats: float | None) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.exact.linear_gaussian import marginals
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
-from rl_as_inference.processes import TabularMDP
+from rl_as_inference.nouns import Policy, Process
+from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 
 __all__ = ["Parts", "exact_parts", "support_note"]
 
@@ -26,20 +27,22 @@ class Parts(NamedTuple):
 
 
 @torch.no_grad()
-def exact_parts(process: Any, policy: Any) -> Parts:
+def exact_parts(process: Process, policy: Policy | None) -> Parts:
     """Returns return, entropy and prior cost of ``policy`` by its occupancy, without the messages of ``exact.elbo``.
 
     All are sums over where the policy goes; a linear-Gaussian return is the slope of the ELBO in ``1/α``.
 
     Raises:
-        ValueError: if the policy has no exact form.
+        ValueError: if the process has no exact answers, or the policy no exact form.
     """
     if isinstance(process, TabularMDP):
         return _of_table(process, policy)
+    if not isinstance(process, LinearGaussianMDP):
+        raise ValueError(f"no exact parts for {type(process).__name__}: give a TabularMDP or a LinearGaussianMDP")
     return Parts(float(exact.expected_return(process, policy)), *_of_rule(process, policy))
 
 
-def _of_table(mdp: TabularMDP, policy: Any) -> Parts:
+def _of_table(mdp: TabularMDP, policy: Policy | None) -> Parts:
     table = log_policy_table(mdp, policy)
     weights = discounted_visits(mdp, policy)[..., None] * table.exp()
     entropy, prior_cost = (
@@ -48,7 +51,7 @@ def _of_table(mdp: TabularMDP, policy: Any) -> Parts:
     return Parts(float(exact.expected_return(mdp, policy)), entropy, prior_cost)
 
 
-def _of_rule(mdp: Any, policy: Any) -> tuple[float, float]:
+def _of_rule(mdp: LinearGaussianMDP, policy: Policy | None) -> tuple[float, float]:
     plan: Any = exact.evaluate(mdp, policy)
     mean, cov = marginals(mdp, plan)
     action = (plan.gain @ mean[:-1, :, None]).squeeze(-1) + plan.offset
@@ -65,7 +68,7 @@ def _of_rule(mdp: Any, policy: Any) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def support_note(mdp: Any, policy: Any) -> str | None:
+def support_note(mdp: Process, policy: Policy | None) -> str | None:
     """Returns where the policy's support is not that of the action prior, in a sentence; None where it is."""
     if not isinstance(mdp, TabularMDP):
         return None

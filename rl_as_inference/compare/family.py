@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.guides import LinearGaussianPolicy, TabularPolicy
+from rl_as_inference.nouns import Policy, Process
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["best_of_family"]
@@ -18,7 +19,7 @@ _RANDOM_STARTS = 4
 _ITERATIONS = 1000
 
 
-def best_of_family(process: Any, policy: Any) -> tuple[float | None, str]:
+def best_of_family(process: Process, policy: Policy | None) -> tuple[float | None, str]:
     """Returns the largest ELBO of the policy's family, nats, and how it was had; None with the reason why not.
 
     - A rule for each step (:class:`TabularPolicy` and :class:`LinearGaussianPolicy` with the process's horizon), or
@@ -41,9 +42,9 @@ def best_of_family(process: Any, policy: Any) -> tuple[float | None, str]:
     return _best_found(process, policy), "best found by L-BFGS from several starts"
 
 
-def _best_found(process: Any, policy: Any) -> float:
+def _best_found(process: Process, policy: TabularPolicy | LinearGaussianPolicy) -> float:
     candidate = copy.deepcopy(policy)
-    parameters = list(candidate.parameters())
+    parameters: list[Tensor] = list(candidate.parameters())
     for p in parameters:
         p.requires_grad_(True)
     found = float(exact.elbo(process, policy).detach())
@@ -65,7 +66,7 @@ def _best_found(process: Any, policy: Any) -> float:
     return found
 
 
-def _starts(process: Any, parameters: list[Tensor]) -> list[Any]:
+def _starts(process: Process, parameters: list[Tensor]) -> list[Any]:
     own = _vector(parameters)
     starts = [own]
     plan: Any = exact.plan(process, "causal")

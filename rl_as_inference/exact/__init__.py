@@ -18,7 +18,7 @@ from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_occupancy
 from rl_as_inference.exact.solvable import Solvable, is_available
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
-from rl_as_inference.nouns import ExactPolicy
+from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.trajectories import Trajectories
 
@@ -52,7 +52,9 @@ __all__ = [
 def plan(mdp: TabularMDP, dynamics: Dynamics = ...) -> Plan: ...
 @overload
 def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = ...) -> LinearGaussianPlan: ...
-def plan(mdp: Solvable, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
+@overload
+def plan(mdp: Process, dynamics: Dynamics = ...) -> Plan | LinearGaussianPlan: ...
+def plan(mdp: Process, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
     """Returns the soft-optimal plan: values, policy and objective.
 
     See :func:`rl_as_inference.exact.tabular.plan` for finite and
@@ -79,12 +81,14 @@ def plan(mdp: Solvable, dynamics: Dynamics = "causal") -> Plan | LinearGaussianP
 def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan: ...
 @overload
 def evaluate(mdp: LinearGaussianMDP, policy: ExactPolicy) -> LinearGaussianPlan: ...
-def evaluate(mdp: Solvable, policy: ExactPolicy) -> Plan | LinearGaussianPlan:
+@overload
+def evaluate(mdp: Process, policy: ExactPolicy) -> Plan | LinearGaussianPlan: ...
+def evaluate(mdp: Process, policy: ExactPolicy) -> Plan | LinearGaussianPlan:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats."""
     return _room(mdp).evaluate(mdp, policy)
 
 
-def elbo(mdp: Solvable, policy: ExactPolicy) -> Tensor:
+def elbo(mdp: Process, policy: ExactPolicy) -> Tensor:
     """Returns the trajectory ELBO of ``policy``, 0-dimensional, in nats.
 
     ``E_π Σ_t γ^t (r_t/α + log p(a_t|s_t) - log π(a_t|s_t))``.
@@ -98,12 +102,12 @@ def elbo(mdp: Solvable, policy: ExactPolicy) -> Tensor:
     return evaluate(mdp, policy).objective
 
 
-def optimal_elbo(mdp: Solvable) -> Tensor:
+def optimal_elbo(mdp: Process) -> Tensor:
     """Returns the largest ELBO any policy reaches, 0-dimensional, in nats."""
     return plan(mdp, "causal").objective
 
 
-def log_evidence(mdp: Solvable) -> Tensor:
+def log_evidence(mdp: Process) -> Tensor:
     """Returns ``log p(O) = log E_prior[exp(Σ_t r_t/α)]``, 0-dimensional, in nats.
 
     With γ < 1 the sum stops at a survival coin; see docs/mathematics.md, discount is survival.
@@ -117,24 +121,24 @@ def log_evidence(mdp: Solvable) -> Tensor:
     return plan(mdp, "posterior").objective
 
 
-def expected_return(mdp: Solvable, policy: ExactPolicy) -> Tensor:
+def expected_return(mdp: Process, policy: ExactPolicy) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t`` of ``policy`` in the process as it is, 0-dimensional, in reward units.
 
     The ELBO is linear in ``1/α`` with this as its slope.
     """
     if isinstance(mdp, TabularMDP):
         return tabular.expected_return(mdp, policy)
-    return slope_in_inverse_temperature(mdp, lambda process: elbo(process, policy))
+    return slope_in_inverse_temperature(_solvable(mdp), lambda process: elbo(process, policy))
 
 
-def posterior_return(mdp: Solvable) -> Tensor:
+def posterior_return(mdp: Process) -> Tensor:
     """Returns ``E[Σ_t r_t | O]``, what exact conditioning on optimality expects to earn, in reward units.
 
     It is the slope of the log evidence in ``1/α`` (the mean energy of statistical physics), and counts
     the luck that the posterior bends towards; no policy need reach it.
     """
     if not isinstance(mdp, TabularMDP):
-        return slope_in_inverse_temperature(mdp, log_evidence)
+        return slope_in_inverse_temperature(_solvable(mdp), log_evidence)
     if mdp.horizon is not None:
         return smoothing.posterior_return(mdp)
     wide = mdp.to(torch.float64)  # a slope of messages that may be large
@@ -154,16 +158,18 @@ def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     return tabular.occupancy(mdp, policy)
 
 
-def sample_posterior(mdp: Solvable, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
+def sample_posterior(mdp: Process, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
     """Returns exact independent draws of trajectories given optimality."""
     return _room(mdp).sample_posterior(mdp, num_draws, dynamics)
 
 
-def _room(mdp: object) -> Any:
-    if isinstance(mdp, TabularMDP):
-        return tabular
-    if isinstance(mdp, LinearGaussianMDP):
-        return linear_gaussian
+def _room(mdp: Process) -> Any:
+    return tabular if isinstance(_solvable(mdp), TabularMDP) else linear_gaussian
+
+
+def _solvable(mdp: Process) -> Solvable:
+    if isinstance(mdp, TabularMDP | LinearGaussianMDP):
+        return mdp
     raise ValueError(
         f"no exact answers for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate by "
         f"estimate_elbo and posterior(..., method='importance')"

@@ -10,8 +10,7 @@ from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
-from rl_as_inference.exact.solvable import Solvable
-from rl_as_inference.nouns import ExactPolicy
+from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.processes.kernels import log_or_minus_inf
 
@@ -21,7 +20,7 @@ Direction = Literal["reverse", "forward"]
 
 
 def trajectory_kl(
-    mdp: Solvable, policy: ExactPolicy, direction: Direction = "reverse", dynamics: Dynamics = "posterior"
+    mdp: Process, policy: ExactPolicy, direction: Direction = "reverse", dynamics: Dynamics = "posterior"
 ) -> Tensor:
     """Returns the KL divergence between the policy's trajectories and the target's, 0-dimensional, nats.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact.tabular import log_policy_table
-from rl_as_inference.nouns import ExactPolicy
+from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["Enumeration", "count_trajectories", "enumerate_trajectories"]
@@ -58,7 +58,7 @@ def count_trajectories(mdp: TabularMDP) -> int:
     return int(count[mdp.initial_probabilities.cpu() > 0].sum())
 
 
-def enumerate_trajectories(mdp: TabularMDP, policy: ExactPolicy = None, *, limit: int = LIMIT) -> Enumeration:
+def enumerate_trajectories(mdp: Process, policy: ExactPolicy = None, *, limit: int = LIMIT) -> Enumeration:
     """Returns every trajectory with its probability under the prior, the policy and the target.
 
     The target is the exponentiated-return distribution ``p*(τ) = p(τ) e^{R(τ)/α} / Z``, dynamics and

@@ -8,39 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.inference.pareto import checked_log_weight, pareto_k
+from rl_as_inference.inspect.verdicts import (
+    LARGEST_DIFFERENCE,
+    LARGEST_R_HAT,
+    LEAST_ACCEPTANCE,
+    LEAST_EFFECTIVE_SIZE,
+    advice,
+    advice_for_filters,
+    doubt_about_ancestors,
+    doubt_about_evidence,
+    doubt_about_weights,
+    praise,
+    praise_of_particles,
+    refuted,
+    rounded,
+    too_small,
+    verdict_on_weights,
+)
 from rl_as_inference.sampling.importance import effective_sample_size
 
 if TYPE_CHECKING:
     import arviz
 
-__all__ = [
-    "LARGEST_R_HAT",
-    "LARGEST_STANDARD_ERROR",
-    "LEAST_EFFECTIVE_SIZE",
-    "Diagnosis",
-    "diagnose",
-    "pareto_k",
-    "pareto_k_threshold",
-    "verdict_on_weights",
-]
-
-LEAST_EFFECTIVE_SIZE = 100
-"""Effective draws below which an answer is not trusted; for NUTS per chain (Vehtari et al. 2021)."""
-
-LARGEST_R_HAT = 1.01
-"""R̂ above which chains are said to disagree (Vehtari et al. 2021)."""
-
-LARGEST_STANDARD_ERROR = 0.5
-"""Nats of a standard error of the log evidence above which it is taken for unknown: of a few repeats it is never much
-above one, since one of them then holds all the weight."""
-
-_LEAST_ACCEPTANCE = 0.01
-
-_LEAST_FOR_A_TAIL = 21  # below, a fifth of the draws is fewer than the five that a Pareto fit needs
-
-_ALIKE = 1e-4
-"""Weights within so many nats of each other differ by rounding; a fit to that says nothing."""
+__all__ = ["Diagnosis", "diagnose"]
 
 
 @dataclass(frozen=True)
@@ -65,40 +57,6 @@ class Diagnosis:
     r_hat: float | None
 
 
-def pareto_k_threshold(num_draws: int) -> float:
-    """Returns the largest k̂ at which weights are trusted: ``min(1 - 1/log10(S), 0.7)`` for ``S`` draws.
-
-    Vehtari, Simpson, Gelman, Yao & Gabry (2024), section 3.2.5. It reaches 0.7 at 2,155 draws.
-
-    Example:
-        >>> pareto_k_threshold(100), pareto_k_threshold(10_000)
-        (0.5, 0.7)
-    """
-    return min(1 - 1 / float(np.log10(max(num_draws, 2))), 0.7)
-
-
-def pareto_k(log_weight: Any) -> float | None:
-    """Returns k̂, the shape of the generalized Pareto distribution fitted to the largest weights.
-
-    Args:
-        log_weight: an array in nats, of any shape and not normalised.
-
-    None where there is no tail to fit: fewer than 21 weights, or weights that are alike.
-    Vehtari et al. (2024), by :func:`arviz.psislw`.
-
-    Raises:
-        ValueError: if there are no weights, one is NaN or infinite, or all are zero.
-    """
-    weights = _checked(np.asarray(log_weight, dtype=float).ravel())
-    possible = weights[np.isfinite(weights)]
-    if len(weights) < _LEAST_FOR_A_TAIL or np.ptp(possible) < _ALIKE:
-        return None
-    with np.errstate(all="ignore"), warnings.catch_warnings():  # weights that are all alike divide by zero
-        warnings.simplefilter("ignore")
-        _, k = import_arviz().psislw(weights)
-    return float(k) if np.isfinite(k) else None
-
-
 def diagnose(data: "arviz.InferenceData") -> Diagnosis:
     """Returns whether the draws of :func:`rl_as_inference.posterior` may be taken for the posterior, and why.
 
@@ -113,6 +71,11 @@ def diagnose(data: "arviz.InferenceData") -> Diagnosis:
       temperature.
     - ``nuts``: R̂ at most 1.01, and a bulk effective sample size of at least 100 a chain, both the worst over
       all variables (Vehtari et al. 2021).
+
+    Where the exact log evidence is known (the attribute ``exact_log_evidence``), an estimate of it that is off by more
+    than 0.1 nats and three standard errors refutes the draws, whatever their weights look like: weights that are all
+    alike may be alike because the proposal never went where the posterior is. Of a guide the exact distance
+    (``kl_to_posterior``) is told too.
 
     Data without a method, or with one that is not among these, is judged as weighted draws.
 
@@ -154,24 +117,33 @@ def _exact(data: Any, num_draws: int) -> Diagnosis:
 
 
 def _guide(data: Any, num_draws: int) -> Diagnosis:
-    weights = _log_weight(data)
+    weights, notes = _log_weight(data), data.posterior.attrs
     k, size = pareto_k(weights), effective_sample_size(torch.from_numpy(weights))
+    evidence = float(np.logaddexp.reduce(weights)) - float(np.log(num_draws))
+    shares = np.exp(weights - evidence)  # of mean one
+    error = float(shares.std(ddof=1)) / num_draws**0.5 if num_draws > 1 else float("nan")
+    known = notes.get("kl_to_posterior")
     # log of the mean weight less the mean log weight: KL(guide || posterior) by these draws.
-    gap = float(np.logaddexp.reduce(weights)) - float(np.log(num_draws)) - float(weights.mean())
-    away = (
-        f"at least about {_rounded(gap)} nats from the posterior"
-        if np.isfinite(gap)
-        else "partly where the posterior is not"
-    )
-    doubt = _doubt_about_weights(k, size, num_draws)
+    gap = evidence - float(weights.mean()) if known is None else float(known)
+    if not np.isfinite(gap):
+        away = "partly where the posterior is not"
+    elif known is None:
+        away = f"at least about {rounded(gap)} nats from the posterior"
+    else:
+        away = f"{rounded(gap)} nats from the posterior (exact)"
+    doubt, mend = doubt_about_weights(k, size, num_draws), advice(notes)
+    if not doubt and (doubt := refuted(notes, evidence, error)):
+        mend = "use method='exact'"
     if doubt:
+        text = f"{doubt}: do not take the guide's draws, {away}, for the posterior, weighted or not; {mend}."
+    elif known is not None and gap > LARGEST_DIFFERENCE:
         text = (
-            f"{doubt}: do not take the guide's draws, {away}, for the posterior, weighted or not; "
-            f"{_advice(data.posterior.attrs)}."
+            f"{praise(k, size, num_draws)}: the guide is {away}, and its draws are its own; weighted by log_weight "
+            f"they can be taken for the posterior's."
         )
     else:
         text = (
-            f"{_praise(k, size, num_draws)}: the guide is {away}, and its draws weighted by log_weight "
+            f"{praise(k, size, num_draws)}: the guide is {away}, and its draws weighted by log_weight "
             f"can be taken for it."
         )
     return Diagnosis(text, not doubt, k, size, num_draws, None)
@@ -182,7 +154,7 @@ def _importance(data: Any, num_draws: int) -> Diagnosis:
     constants = getattr(data, "constant_data", {})
     # Draws that were resampled say nothing by themselves: what they were drawn from does.
     if "proposal_log_weight" in constants:
-        weights = _checked(np.asarray(constants["proposal_log_weight"].values, dtype=float).ravel())
+        weights = checked_log_weight(np.asarray(constants["proposal_log_weight"].values, dtype=float).ravel())
         k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), len(weights)
     elif "effective_sample_size" in notes:
         noted = float(notes.get("pareto_k", np.nan))
@@ -190,94 +162,41 @@ def _importance(data: Any, num_draws: int) -> Diagnosis:
         weighed = int(notes.get("num_proposals", num_draws))
     else:
         k, size, weighed = pareto_k(weights), effective_sample_size(torch.from_numpy(weights)), num_draws
-    text, trusted = verdict_on_weights(k, size, weighed, _advice(notes))
-    if trusted and (doubt := _doubt_about_evidence(notes, weights)):
-        text, trusted = f"{doubt}: do not trust these weights; {_advice(notes)}.", False
+    text, trusted = verdict_on_weights(k, size, weighed, advice(notes))
+    if trusted and (doubt := doubt_about_evidence(notes, weights) or _refuted(notes)):
+        text, trusted = f"{doubt}: do not trust these weights; {advice(notes)}.", False
     return Diagnosis(text, trusted, k, size, num_draws, None)
-
-
-def verdict_on_weights(
-    k: float | None, size: float, num_weights: int, advice: str = "use method='smc' or a better guide"
-) -> tuple[str, bool]:
-    """Returns the verdict on importance weights, and whether they are trusted.
-
-    Args:
-        k: their k̂, None where there is no tail to fit.
-        size: their effective sample size.
-        num_weights: how many there are.
-        advice: what to do if they are not.
-
-    Example:
-        >>> verdict_on_weights(0.91, 300.0, 10_000)[0]
-        "k̂ = 0.91 (above 0.7): do not trust these weights; use method='smc' or a better guide."
-    """
-    doubt = _doubt_about_weights(k, size, num_weights)
-    if doubt:
-        return f"{doubt}: do not trust these weights; {advice}.", False
-    return f"{_praise(k, size, num_weights)}: the weights can be trusted.", True
 
 
 def _smc(data: Any, num_draws: int) -> Diagnosis:
     weights, notes = _log_weight(data), data.posterior.attrs
     size = _noted_size(notes, weights)
-    doubt = _small(size) if size < LEAST_EFFECTIVE_SIZE else _doubt_about_lines(notes)
+    doubt = too_small(size) if size < LEAST_EFFECTIVE_SIZE else doubt_about_ancestors(notes)
     starts = _distinct_first_actions(data)
     if not doubt and starts is not None and starts < LEAST_EFFECTIVE_SIZE:
         doubt = f"The {num_draws:,} draws descend from {starts} first actions (below {LEAST_EFFECTIVE_SIZE})"
-    doubt = doubt or _doubt_about_evidence(notes, weights)
+    doubt = doubt or doubt_about_evidence(notes, weights) or _refuted(notes)
     if doubt:
-        text = f"{doubt}: do not trust these particles; {_look_ahead(notes)}."
+        text = f"{doubt}: do not trust these particles; {advice_for_filters(notes)}."
         return Diagnosis(text, False, None, size, num_draws, None)
-    text = f"{_alive(size, notes)}: the particles can be trusted. Draws share ancestors, so early steps are worth less."
+    alive = praise_of_particles(size, notes)
+    text = f"{alive}: the particles can be trusted. Draws share ancestors, so early steps are worth less."
     return Diagnosis(text, True, None, size, num_draws, None)
 
 
 def _annealed(data: Any, num_draws: int) -> Diagnosis:
     weights, notes = _log_weight(data), data.posterior.attrs
     size, accepted = _noted_size(notes, weights), float(notes.get("least_acceptance", 1.0))
-    doubt = _small(size) if size < LEAST_EFFECTIVE_SIZE else _doubt_about_lines(notes)
-    if not doubt and accepted < _LEAST_ACCEPTANCE:
+    doubt = too_small(size) if size < LEAST_EFFECTIVE_SIZE else doubt_about_ancestors(notes)
+    if not doubt and accepted < LEAST_ACCEPTANCE:
         doubt = f"At one temperature only {100 * accepted:.2g} % of the moves were accepted"
-    doubt = doubt or _doubt_about_evidence(notes, weights)
+    doubt = doubt or doubt_about_evidence(notes, weights) or _refuted(notes)
     if doubt:
         text = f"{doubt}: do not trust these draws; use more draws, or method='smc'."
         return Diagnosis(text, False, None, size, num_draws, None)
-    return Diagnosis(f"{_alive(size, notes)}: the annealed draws can be trusted.", True, None, size, num_draws, None)
-
-
-def _doubt_about_lines(notes: Mapping[str, Any]) -> str:
-    """Returns what the noted number of ancestors speaks against, or an empty string.
-
-    Weights are equal after resampling, so that their effective sample size cannot tell a thousand
-    trajectories from a thousand copies of one.
-    """
-    lines = notes.get("effective_ancestors")
-    if lines is None or lines >= LEAST_EFFECTIVE_SIZE:
-        return ""
-    return f"The draws descend from {lines:,.0f} effective ancestors at the first step (below {LEAST_EFFECTIVE_SIZE})"
-
-
-def _doubt_about_evidence(notes: Mapping[str, Any], log_weight: Any) -> str:
-    """Returns what the noted standard error of the log evidence speaks against, or an empty string."""
-    error = notes.get("log_evidence_standard_error")
-    if error is None:
-        return ""
-    if np.isnan(error):
-        return "The standard error of the log evidence is unknown (NaN)"
-    if error == 0 and np.ptp(log_weight[np.isfinite(log_weight)]) > _ALIKE:
-        return "The standard error of the log evidence is 0 although the weights differ, so it is unknown"
-    if error > LARGEST_STANDARD_ERROR:
-        return (
-            f"The standard error of the log evidence is {error:.2g} nats (above {LARGEST_STANDARD_ERROR}): a few runs "
-            f"hold all the weight, and it is unknown"
-        )
-    return ""
-
-
-def _alive(size: float, notes: Mapping[str, Any]) -> str:
-    lines = notes.get("effective_ancestors")
-    told = f"Effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE})"
-    return told if lines is None else f"{told}, {lines:,.0f} effective ancestors (at least {LEAST_EFFECTIVE_SIZE})"
+    return Diagnosis(
+        f"{praise_of_particles(size, notes)}: the annealed draws can be trusted.", True, None, size, num_draws, None
+    )
 
 
 def _nuts(data: Any, num_draws: int) -> Diagnosis:
@@ -298,44 +217,18 @@ def _nuts(data: Any, num_draws: int) -> Diagnosis:
         text = f"R̂ = {r_hat:.3f} (above {LARGEST_R_HAT}): the chains have not met, do not trust them; use more draws."
         return Diagnosis(text, False, None, size, num_draws, r_hat)
     if size is None or size < wanted:
-        text = f"{_small(size or 0.0, wanted)}: do not trust these chains; use more draws."
+        text = f"{too_small(size or 0.0, wanted)}: do not trust these chains; use more draws."
         return Diagnosis(text, False, None, size, num_draws, r_hat)
     agree = "A single chain cannot be checked by R̂" if r_hat is None else f"R̂ = {r_hat:.3f} (at most {LARGEST_R_HAT})"
     text = f"{agree}, effective sample size {size:,.0f} (at least {wanted}): the chains can be trusted."
     return Diagnosis(text, True, None, size, num_draws, r_hat)
 
 
-def _doubt_about_weights(k: float | None, size: float, num_weights: int) -> str:
-    """Returns what speaks against the weights, or an empty string."""
-    threshold = pareto_k_threshold(num_weights)
-    if k is not None and k > threshold:
-        return f"k̂ = {k:.2f} (above {threshold:.2g})"
-    return _small(size) if size < LEAST_EFFECTIVE_SIZE else ""
-
-
-def _look_ahead(notes: Mapping[str, Any]) -> str:
-    if "annealed" not in notes.get("methods", ["annealed"]):  # critics look at the states of processes in parts
-        return "use more draws or a better guide"
-    return "use more draws, a better guide or a critic to look ahead"
-
-
-def _advice(notes: Mapping[str, Any]) -> str:
-    """Returns what else to do, of what the process allows: filters need one in parts, with a horizon."""
-    filters = "smc" in notes.get("methods", ["smc"])
-    return "use method='smc' or a better guide" if filters else "use more draws or a better guide"
-
-
-def _praise(k: float | None, size: float, num_weights: int) -> str:
-    fit = (
-        "The weights have no tail to fit"
-        if k is None
-        else f"k̂ = {k:.2f} (at most {pareto_k_threshold(num_weights):.2g})"
-    )
-    return f"{fit}, effective sample size {size:,.0f} (at least {LEAST_EFFECTIVE_SIZE})"
-
-
-def _small(size: float, wanted: int = LEAST_EFFECTIVE_SIZE) -> str:
-    return f"Effective sample size {size:,.0f} (below {wanted})"
+def _refuted(notes: Mapping[str, Any]) -> str:
+    """Returns how the exact log evidence refutes the noted one, or an empty string."""
+    if "log_evidence" not in notes:
+        return ""
+    return refuted(notes, float(notes["log_evidence"]), float(notes.get("log_evidence_standard_error", np.nan)))
 
 
 def _noted_size(notes: Mapping[str, Any], log_weight: Any = None) -> float:
@@ -376,29 +269,4 @@ def _log_weight(data: Any) -> Any:
     stats = _group(data, "sample_stats")
     if "log_weight" not in stats:
         raise ValueError("data: the group 'sample_stats' has no 'log_weight'; make it with rlai.posterior")
-    return _checked(np.asarray(stats["log_weight"].values, dtype=float).ravel())
-
-
-def _checked(log_weight: Any) -> Any:
-    if len(log_weight) == 0:
-        raise ValueError("log_weight is empty: there are no draws to weigh")
-    if np.isnan(log_weight).any():
-        at = np.flatnonzero(np.isnan(log_weight))
-        raise ValueError(
-            f"log_weight is NaN for {len(at)} of {len(log_weight)} draws, first for draw {at[0]}; look for NaN in the "
-            f"rewards or in the policy's log probabilities"
-        )
-    if np.isposinf(log_weight).any():
-        at = np.flatnonzero(np.isposinf(log_weight))
-        raise ValueError(f"log_weight is infinite for {len(at)} of {len(log_weight)} draws, first for draw {at[0]}")
-    if np.isneginf(log_weight).all():
-        raise ValueError(
-            f"log_weight is -inf for all {len(log_weight)} draws: every weight is zero, none of them can be a draw of "
-            f"the posterior; use another policy or more draws"
-        )
-    return log_weight
-
-
-def _rounded(value: float) -> str:
-    """Returns two digits of a number, without an exponent."""
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "0"
+    return checked_log_weight(np.asarray(stats["log_weight"].values, dtype=float).ravel())

@@ -144,9 +144,10 @@ def soft_double_q_value(
 ) -> Tensor:
     """Returns ``E_{a ~ π₁}[Q₂ - α (log π₁ - log p)]`` with ``π₁ ∝ p exp(Q₁/α)``, reward units.
 
-    Soft double Q-learning (the project's seed 000, "Soft Q-learning"): the online network ``Q₁`` defines
-    the softmax, the target network ``Q₂`` values it. It equals ``α log Z₁ + E_{π₁}[Q₂ - Q₁]``, the
-    log-sum-exp value of ``Q₁`` corrected, and for α → 0 double Q-learning's ``Q₂(argmax Q₁)``.
+    Soft double Q-learning (Nonlinear Function, *maximum-entropy reinforcement learning*, notes, 2022): the
+    online network ``Q₁`` defines the softmax, the target network ``Q₂`` values it. It equals
+    ``α log Z₁ + E_{π₁}[Q₂ - Q₁]``, the log-sum-exp value of ``Q₁`` corrected, and for α → 0 double
+    Q-learning's ``Q₂(argmax Q₁)``.
 
     Args:
         q_online_a, q_target_a: ``(*batch, A)``, reward units.
@@ -165,10 +166,10 @@ def soft_double_q_value(
 def soft_td_target(reward: Tensor, next_value: Tensor, terminated: Tensor, discount: float | Tensor) -> Tensor:
     """Returns ``r + γ (1 - terminated) V(s')``, reward units, through which no gradient passes.
 
-    Haarnoja et al. (2018, arXiv:1801.01290), equation 8; the project's seed 002, equation 12. A step that
-    was only cut off by a time limit is not terminated: its value bootstraps. With a next value without
-    entropy (temperature 0) only the actor's loss rewards entropy, that of the present step: Williams and
-    Peng (1991), seed 002's equation 4.
+    Haarnoja et al. (2018, arXiv:1801.01290), equation 8; lecture notes *Stochastic Actors and Maximum Entropy
+    RL* (docs/mathematics.md), equation 12. A step that was only cut off by a time limit is not
+    terminated: its value bootstraps. With a next value without entropy (temperature 0) only the actor's
+    loss rewards entropy, that of the present step: Williams and Peng (1991), the notes' equation 4.
 
     Args:
         reward: ``(*batch,)``, reward units.
@@ -200,7 +201,7 @@ def n_step_td_target(
 
     where ``m ≤ n`` is how far the segment goes and ``h(s_k)`` is the policy's entropy relative to the
     prior at the states on the way, analytic where it can be: the ``n``-step soft return with the
-    entropies of the next steps (an open question in the project's seed 000). The entropy at ``s_0`` is
+    entropies of the next steps (docs/elbo-and-sac.md). The entropy at ``s_0`` is
     not part of a soft Q. Without a correction for the actions on the way it is biased towards the policy
     that acted. With ``n = 1`` it is :func:`soft_td_target`.
 
@@ -249,14 +250,15 @@ def wrong_td_target(
 ) -> Tensor:
     """Returns ``r - α (log π(a|s) - log p(a|s)) + γ (1 - terminated) Q(s', a')``: the wrong Bellman equation.
 
-    Reward units, without gradient. It is equation 7 of the project's seed 002, which puts the entropy of
-    the *present* action into its own value. As an identity of the MaxEnt objective (equation 5) it is
-    right. It is wrong for learning because of the actor's update that goes with it, equation 8,
-    ``max_π E_π[Q]``: linear in ``π``, it is solved by a single action, where the optimum of equation 5
-    is always stochastic. At that optimum this ``Q`` is the same for all actions, ``V(s)``, and holds the
-    actor nowhere; at any other policy it sends the actor to one action, whose lost entropy the critic
-    must then charge for, so that the two chase each other. The entropy must begin with the next action
-    (equations 9 and 11, :func:`soft_td_target`); the present one's is the actor's to add (equation 13).
+    Reward units, without gradient. It is equation 7 of the lecture notes *Stochastic Actors and Maximum
+    Entropy RL* (docs/mathematics.md), which puts the entropy of the *present* action into its own value.
+    As an identity of the MaxEnt objective (equation 5) it is right. It is wrong for learning because of
+    the actor's update that goes with it, equation 8, ``max_π E_π[Q]``: linear in ``π``, it is solved by a
+    single action, where the optimum of equation 5 is always stochastic. At that optimum this ``Q`` is the
+    same for all actions, ``V(s)``, and holds the actor nowhere; at any other policy it sends the actor to
+    one action, whose lost entropy the critic must then charge for, so that the two chase each other. The
+    entropy must begin with the next action (equations 9 and 11, :func:`soft_td_target`); the present one's
+    is the actor's to add (equation 13).
 
     Args:
         reward, next_q, terminated: as for :func:`soft_td_target`, with ``Q(s', a')`` of a drawn action.

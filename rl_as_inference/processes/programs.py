@@ -49,7 +49,8 @@ class ProgramProcess:
         program: takes no arguments; its actions are drawn by :func:`rl_as_inference.act`, one a step.
         vectorized: whether one run in a plate of all trajectories serves; otherwise the program is
             run for one trajectory at a time. None tries, and turns to single runs if that fails (as
-            it does where Python branches on a draw).
+            it does where Python branches on a draw) or where a plate draws a subsample, which the
+            trajectories of one run would share.
     """
 
     has_exact_answers = has_uniform_prior = False
@@ -94,6 +95,10 @@ class ProgramProcess:
             if msg["is_observed"] and not site_is_subsample(msg) and not is_reward(msg)
         }
         return {name: value for name, value in seen.items() if value.numel()}  # a factor of one's own has no value
+
+    def subsampled_plates(self) -> list[str]:
+        """Returns the plates that draw a subsample; a run's log density is right on average; its exponential is not."""
+        return _drawn_subsamples(self._sample_run)
 
     def check_sites(self, num_runs: int = 20) -> None:
         """Raises ValueError if sites change between runs, or a condition is on a site that does not occur."""
@@ -282,7 +287,13 @@ class ProgramProcess:
 
     def _run(self, policy: Policy | None, count: int) -> RecordedRun:
         dims = self._state_dims  # before the run that is recorded
-        return read_run(record(self.in_plate(count), policy), (count,) + (1,) * self._nesting, dims)
+        messages = record(self.in_plate(count), policy)
+        if count > 1 and (drawn := _drawn_subsamples(messages)):  # one trajectory at a time, unless told otherwise
+            raise ValueError(
+                f"plate {drawn[0]!r} draws one subsample for all trajectories of a run, which are then dependent; "
+                f"leave out vectorized=True, or subsample_size"
+            )
+        return read_run(messages, (count,) + (1,) * self._nesting, dims)
 
     @cached_property
     def _nesting(self) -> int:
@@ -299,6 +310,12 @@ class ProgramProcess:
             if frame.vectorized and frame.name != "rlai_trajectories"
         ]
         return -min(dims, default=0)
+
+
+def _drawn_subsamples(messages: list[Any]) -> list[str]:
+    """Returns the plates that draw which part of them is run."""
+    plates = [msg for msg in messages if site_is_subsample(msg) and msg["fn"].subsample_size is not None]
+    return [msg["name"] for msg in plates if msg["fn"].subsample_size < msg["fn"].size]
 
 
 def _conditioned(program: Any) -> list[str]:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_as_inference.compare import Comparison
-from rl_as_inference.compare.comparison_table import number
+from rl_as_inference.compare.comparison_table import RULES_HEADER, RULES_TITLE, number
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report.figures import gaps_figure
 from rl_as_inference.report.sources import Source
@@ -64,7 +64,10 @@ def render_report(
         problem=str(getattr(process, "name", type(process).__name__)),
         facts=facts,
         comparison=comparison,
-        blocks=() if comparison is None else _blocks(comparison),
+        blocks=() if comparison is None else comparison.blocks(),
+        notes=() if comparison is None else comparison.notes(),
+        rules_title=RULES_TITLE,
+        rules_header=RULES_HEADER,
         rules=() if comparison is None else comparison.rules,
         number=number,
         gaps=gaps is not None,
@@ -89,31 +92,3 @@ def is_report(path: str | Path) -> bool:
             return _MARK in file.read(1000)
     except OSError:
         return False
-
-
-def _blocks(comparison: Comparison) -> list[list[dict[str, Any]]]:
-    """Returns the rows of the comparison's table, in nats and in reward units, without those that are empty."""
-
-    def row(field: str, label: str, unit: str, note: str = "", value: float | None = None) -> dict[str, Any]:
-        value = getattr(comparison, field) if value is None else value
-        return {"field": field, "label": label, "unit": unit, "note": note, "value": value}
-
-    nats = [
-        row("elbo", "ELBO of the guide, by rollouts", "nats", f"± {comparison.elbo_standard_error:.2g}"),
-        row("elbo_exact", "ELBO of the guide, exact", "nats"),
-        row("elbo_critic", "ELBO of the guide, by its critic", "nats"),
-        row("critic_difference", "critic - rollouts", "nats", "what the critic believes too much"),
-        row("optimal_elbo", "largest ELBO (causal)", "nats", "what control can reach"),
-        row("log_evidence", "log evidence log p(O)", "nats", "what luck could reach"),
-        row("dynamics_gap", "dynamics gap", "nats", "log p(O) - largest ELBO"),
-        row("policy_gap", "policy gap", "nats", "largest ELBO - ELBO of the guide"),
-    ]
-    scaled = comparison.temperature * comparison.elbo
-    rewards = [
-        row("sac_objective", "SAC objective", "reward", f"± {comparison.sac_standard_error:.2g}"),
-        row("scaled_elbo", "= α · ELBO", "reward", f"α = {comparison.temperature:.6g}", scaled),
-        row("prior_term", "+ action-prior term", "reward", "-α E Σ γ^t log p(a|s)"),
-        row("expected_return", "expected return", "reward", f"γ = {comparison.discount:.6g}"),
-        row("entropy", "policy entropy", "nats", "-E Σ γ^t log π(a|s)"),
-    ]
-    return [[each for each in rows if each["value"] is not None] for rows in (nats, rewards)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.nouns import Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
 from rl_as_inference.trajectories import Rows, Trajectories
@@ -65,7 +66,7 @@ class Annealing:
 
 @torch.no_grad()
 def annealing(
-    mdp: MarkovDecisionProcess,
+    mdp: Process,
     num_particles: int,
     *,
     inverse_temperatures: Tensor | None = None,
@@ -119,7 +120,7 @@ def annealing(
         return _run(mdp, horizon, num_particles, num_moves, lambda beta, total: next(ladder_left, None))
 
 
-def repeated_annealing(mdp: MarkovDecisionProcess, num_particles: int, *, num_repeats: int = 8) -> Annealing:
+def repeated_annealing(mdp: Process, num_particles: int, *, num_repeats: int = 8) -> Annealing:
     """Returns the last of several runs on one ladder, with the trajectories of all, weighed by their evidence.
 
     The evidence of the draws is the runs' mean, and its standard error is from their spread.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.inspect.plots.draws import alive, label_of, over_time
+from rl_as_inference.inspect.plots.from_data import alive, label_of, over_time
 from rl_as_inference.inspect.plots.states import draw_fan
 from rl_as_inference.inspect.plots.style import BLUE, QUALITATIVE, new_axes, tidy, whole_numbers
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl_as_inference.inspect.diagnostics import diagnose, pareto_k, verdict_on_weights
+from rl_as_inference.inference.pareto import pareto_k
+from rl_as_inference.inspect.diagnostics import diagnose
 from rl_as_inference.inspect.plots.style import BLUE, GREY, RED, new_axes, tidy
+from rl_as_inference.inspect.verdicts import verdict_on_weights
 from rl_as_inference.sampling.importance import effective_sample_size
 
 if TYPE_CHECKING:

@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from rl_as_inference.compare.draws import Draws
+from rl_as_inference.compare.gradients.finite_problem import FiniteProblem
+from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem
+from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.objectives import estimators
 
-__all__ = ["Critics", "Estimator", "estimators_of"]
+__all__ = ["Critics", "Estimator", "GradientProblem", "estimators_of"]
+
+GradientProblem: TypeAlias = FiniteProblem | GaussianProblem
 
 NO_DISCRETE_PATH = "discrete actions have no derivative"
 NO_FINITE_SUM = "continuous actions cannot be summed over"
@@ -65,7 +69,7 @@ class Estimator:
         return replace(self, surrogate=lambda draws: (1 - share) * first(draws) + share * second(draws))
 
 
-def estimators_of(problem: Any, critics: Critics) -> list[Estimator | None]:
+def estimators_of(problem: GradientProblem, critics: Critics) -> list[Estimator | None]:
     """Returns the rows, with None where a table draws a line."""
     return [
         *_scores(),
@@ -91,7 +95,9 @@ def _scores() -> list[Estimator]:
     return [Estimator("score, full return", full_return), Estimator("score, return-to-go", to_go)]
 
 
-def _advantages(problem: Any, critics: Critics) -> list[Estimator]:
+def _advantages(problem: GradientProblem, critics: Critics) -> list[Estimator]:
+    """Returns the rows of the λ soft advantage, which is GAE (Schulman et al. 2016) with entropies in its terms."""
+
     def advantage(draws: Draws, lambda_: float) -> Tensor:
         values = draws.weights * problem.state_value(critics.soft, draws.states)
         return estimators.score_surrogate(draws.log_policy, estimators.lambda_advantage(draws.terms, values, lambda_))
@@ -104,11 +110,12 @@ def _advantages(problem: Any, critics: Critics) -> list[Estimator]:
     return rows
 
 
-def _expectations(problem: Any, critics: Critics) -> list[Estimator]:
+def _expectations(problem: GradientProblem, critics: Critics) -> list[Estimator]:
+    """Returns the rows that look at more than the action taken; the exact sum is the all-action gradient."""
     rows = [_of_states(problem, critics, "exact sum over actions, soft Q", closed=True)]
-    if not problem.has_exact_sum:
+    if isinstance(problem, GaussianProblem):
         rows = [Estimator(rows[0].name, reason=NO_FINITE_SUM)]
-    if problem.has_pathwise:
+    if isinstance(problem, GaussianProblem):
         rows.append(
             Estimator("pathwise through the model, SVG(∞)", lambda draws: problem.pathwise(draws.weights.shape[1]))
         )
@@ -119,7 +126,7 @@ def _expectations(problem: Any, critics: Critics) -> list[Estimator]:
     return rows
 
 
-def _n_steps(problem: Any, critics: Critics) -> list[Estimator]:
+def _n_steps(problem: GradientProblem, critics: Critics) -> list[Estimator]:
     def sampled(draws: Draws, n: int) -> Tensor:
         values = draws.weights * problem.state_value(critics.soft, draws.states)
         return estimators.score_surrogate(draws.log_policy, estimators.n_step_advantage(draws.terms, values, n))
@@ -159,7 +166,7 @@ def _n_steps(problem: Any, critics: Critics) -> list[Estimator]:
     return rows
 
 
-def _state_weights(problem: Any, critics: Critics) -> list[Estimator]:
+def _state_weights(problem: GradientProblem, critics: Critics) -> list[Estimator]:
     weighting = "state weighting: "
     return [
         _of_states(problem, critics, "SAC, on-policy discounted states"),
@@ -181,7 +188,7 @@ def _state_weights(problem: Any, critics: Critics) -> list[Estimator]:
     ]
 
 
-def _other_losses(problem: Any, critics: Critics) -> list[Estimator]:
+def _other_losses(problem: GradientProblem, critics: Critics) -> list[Estimator]:
     stale = "stale critic: the prior's values"
     bare = {"critic": critics.bare}
     rows = [
@@ -209,7 +216,7 @@ def _other_losses(problem: Any, critics: Critics) -> list[Estimator]:
         _of_states(problem, critics, "SVG(0), no entropy", **bare, entropy=False, cause="missing entropy: all of it"),
     ]
     name = "DDPG"
-    if not problem.has_pathwise:
+    if isinstance(problem, FiniteProblem):
         return [*rows, Estimator(name, reason="discrete actions have no derivative")]
 
     def ddpg(draws: Draws) -> Tensor:
@@ -223,7 +230,7 @@ def _other_losses(problem: Any, critics: Critics) -> list[Estimator]:
 
 
 def _of_states(
-    problem: Any,
+    problem: GradientProblem,
     critics: Critics,
     name: str,
     *,

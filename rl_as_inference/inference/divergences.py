@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
-from rl_as_inference.inspect.diagnostics import pareto_k, pareto_k_threshold
+from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
+from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
-from rl_as_inference.sampling.importance import surviving_rollout
+from rl_as_inference.sampling.importance import check_whole_plates, surviving_rollout
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["DivergenceMethod", "trajectory_kl"]
@@ -23,8 +24,8 @@ DivergenceMethod = Literal["exact", "enumeration", "posterior", "sample"]
 
 @torch.no_grad()
 def trajectory_kl(
-    process: Any,
-    policy: Any,
+    process: Problem,
+    policy: ExactPolicy,
     *,
     direction: Direction = "reverse",
     method: DivergenceMethod | None = None,
@@ -34,7 +35,7 @@ def trajectory_kl(
 
     With ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)`` and ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)``, dynamics
     included in both, it is ``KL(π || p*)`` (``"reverse"``) or ``KL(p* || π)`` (``"forward"``). The first is
-    the log evidence minus the ELBO (the project's seed 002, equations 29-34); both are expectations of
+    the log evidence minus the ELBO (Levine 2018, arXiv:1805.00909, section 3); both are expectations of
     ``log w(τ) = log p(τ, O) - log π(τ)``.
 
     - ``"exact"``: by messages, for finite and linear-Gaussian processes (:func:`exact.trajectory_kl`).
@@ -58,8 +59,8 @@ def trajectory_kl(
         num_trajectories: draws of the last two, ≥ 2.
 
     Raises:
-        ValueError: for an unknown direction or method, a method that does not fit the process, or too many
-            trajectories to enumerate (their number is said).
+        ValueError: for an unknown direction or method, a method that does not fit the process, too many
+            trajectories to enumerate (their number is said), or a program with a subsampled plate.
 
     Warns:
         UserWarning: if the weights of ``"sample"`` are not to be trusted.
@@ -90,6 +91,7 @@ def trajectory_kl(
         policy = exact.evaluate(process, policy)
     if method == "posterior":
         return _from_posterior(process, policy, direction, num_trajectories)
+    check_whole_plates(process)
     log_weight = surviving_rollout(process, policy, num_trajectories).log_weight()
     return _self_normalised(log_weight, direction)
 
@@ -102,7 +104,7 @@ def _enumerated(found: exact.Enumeration, direction: Direction) -> Tensor:
     return (first[possible].exp() * (first[possible] - second[possible])).sum()
 
 
-def _from_posterior(process: Any, policy: Any, direction: Direction, num_draws: int) -> Estimate:
+def _from_posterior(process: Process, policy: Policy | None, direction: Direction, num_draws: int) -> Estimate:
     if not exact.is_available(process):
         raise ValueError(
             f"method='posterior' needs exact posterior draws, and a {type(process).__name__} has none; use "
@@ -117,7 +119,7 @@ def _from_posterior(process: Any, policy: Any, direction: Direction, num_draws: 
     return Estimate.of(log_weight - evidence)
 
 
-def _log_policy(process: Any, policy: Any, draws: Trajectories) -> Tensor:
+def _log_policy(process: Process, policy: Policy | None, draws: Trajectories) -> Tensor:
     """Returns ``log π(a_t|s_t)`` of draws from elsewhere, ``(T, N)``; 0 once a trajectory has ended."""
     if policy is None:
         return draws.log_prior

@@ -1,34 +1,37 @@
-"""Every gradient of the seeds against the exact gradient of the ELBO."""
+"""Every estimator of the gradient, and every actor's loss, against the exact gradient of the ELBO."""
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.critics import check_critic
-from rl_as_inference.compare.estimator_rows import Critics, Estimator, estimators_of
-from rl_as_inference.compare.finite import FiniteProblem
-from rl_as_inference.compare.gaussian import GaussianProblem
-from rl_as_inference.compare.gradient_table import GradientComparison, GradientRow
-from rl_as_inference.compare.statistics import best_share, summarize
+from rl_as_inference.compare.critic_values import check_critic
+from rl_as_inference.compare.gradients.block_statistics import best_share, summarize
+from rl_as_inference.compare.gradients.estimator_rows import Critics, Estimator, GradientProblem, estimators_of
+from rl_as_inference.compare.gradients.finite_problem import FiniteProblem, TableValues
+from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem, QuadraticValues
+from rl_as_inference.compare.gradients.gradient_table import GradientComparison, GradientRow
+from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.progress import ProgressBar, progress_bar
 
 __all__ = ["compare_gradients"]
 
+_Critic: TypeAlias = SoftValue | exact.Plan | exact.LinearGaussianPlan
+
 _PILOT = (100, 50)
 """Blocks, and trajectories in each, from which mixtures take their shares."""
 
 
 def compare_gradients(
-    process: Any,
-    policy: Any,
+    process: Problem,
+    policy: Policy,
     *,
-    critic: Any = None,
+    critic: _Critic | None = None,
     num_trajectories: int = 100_000,
     num_blocks: int = 100,
     progress: bool | ProgressBar | None = False,
@@ -105,7 +108,7 @@ def compare_gradients(
         measured_row = _row(problem, row, parameters, blocks[at], truth, per_block, each)
         found.append(replace(measured_row, sampled_share=shares.get(row.name)))
     return GradientComparison(
-        problem=str(getattr(process, "name", type(process).__name__)),
+        problem=process.name,
         num_trajectories=num_blocks * per_block,
         num_blocks=num_blocks,
         num_parameters=len(truth),
@@ -117,7 +120,7 @@ def compare_gradients(
     )
 
 
-def _problem(process: Any, policy: Any) -> tuple[Any, list[Tensor]]:
+def _problem(process: Process, policy: Policy) -> tuple[GradientProblem, list[Tensor]]:
     if not exact.is_available(process):
         raise ValueError(
             f"process: compare_gradients measures against the exact gradient, which {type(process).__name__} does not "
@@ -137,7 +140,7 @@ def _problem(process: Any, policy: Any) -> tuple[Any, list[Tensor]]:
         return GaussianProblem(process, policy), parameters
 
 
-def _exact_gradient(process: Any, policy: Any, parameters: list[Tensor]) -> tuple[float, Tensor]:
+def _exact_gradient(process: Process, policy: Policy, parameters: list[Tensor]) -> tuple[float, Tensor]:
     with torch.enable_grad():
         elbo = exact.elbo(process, policy)
         if not bool(elbo.isfinite()):
@@ -149,23 +152,27 @@ def _exact_gradient(process: Any, policy: Any, parameters: list[Tensor]) -> tupl
     return float(elbo.detach()), gradient
 
 
-def _critics(problem: Any, policy: Any, critic: Any) -> Critics:
+def _critics(problem: GradientProblem, policy: Policy, critic: _Critic | None) -> Critics:
     own, bare = problem.values(policy), problem.values(policy, entropy=False)
     stale = problem.values(None)
     if critic is None:
         return Critics(own, bare, stale)
     given = problem.values_of(critic)
-    if getattr(given, "call", None) is not None:
+    if isinstance(given, QuadraticValues) and given.call is not None:
         return Critics(given, bare, stale, has_q=False, is_exact=False)
-    names = ("q", "v") if hasattr(own, "q") else ("P", "p", "c")
-    pairs = [(getattr(own, name), getattr(given, name)) for name in names]
+    pairs = zip(_tables(own), _tables(given), strict=True)
     close = all(
         bool(((a - b).abs() <= 1e4 * torch.finfo(a.dtype).eps * a.abs().max().clamp(min=1)).all()) for a, b in pairs
     )
     return Critics(given, bare, stale, is_exact=close)
 
 
-def _shares(problem: Any, rows: list[Estimator], parameters: list[Tensor]) -> dict[str, float]:
+def _tables(values: TableValues | QuadraticValues) -> list[Tensor]:
+    tables = (values.q, values.v) if isinstance(values, TableValues) else (values.P, values.p, values.c)
+    return [table for table in tables if table is not None]
+
+
+def _shares(problem: GradientProblem, rows: list[Estimator], parameters: list[Tensor]) -> dict[str, float]:
     """Returns each mixture's best share of its second part, from trajectories of their own so that no bias arises."""
     pairs = [Estimator(row.name, part) for row in rows if row.mixture is not None for part in row.mixture]
     if not pairs:
@@ -174,7 +181,9 @@ def _shares(problem: Any, rows: list[Estimator], parameters: list[Tensor]) -> di
     return {row.name: best_share(pilot[2 * i], pilot[2 * i + 1]) for i, row in enumerate(rows)}
 
 
-def _block(problem: Any, rows: list[Estimator], parameters: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
+def _block(
+    problem: GradientProblem, rows: list[Estimator], parameters: list[Tensor], count: int
+) -> tuple[Tensor, Tensor]:
     """Returns each row's mean gradient over ``count`` trajectories, ``(R, D)``, and the seconds it took."""
     seconds = torch.zeros(len(rows), dtype=torch.float64)
     with torch.enable_grad():
@@ -200,7 +209,7 @@ def _of_leaves(surrogate: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
 
 
-def _to_parameters(problem: Any, parameters: list[Tensor], gradients: list[Tensor], count: int) -> Tensor:
+def _to_parameters(problem: GradientProblem, parameters: list[Tensor], gradients: list[Tensor], count: int) -> Tensor:
     """Returns gradients in the policy's outputs ``(R, *output)`` as gradients in its parameters, ``(R, D)``."""
     found = torch.autograd.grad(
         problem.outputs, parameters, gradients, retain_graph=True, allow_unused=True, is_grads_batched=True
@@ -218,7 +227,7 @@ def _flat(gradients: Any, parameters: list[Tensor]) -> Tensor:
 
 
 def _row(
-    problem: Any,
+    problem: GradientProblem,
     row: Estimator,
     parameters: list[Tensor],
     blocks: Tensor,

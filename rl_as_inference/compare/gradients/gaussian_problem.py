@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.critics import check_plan
-from rl_as_inference.compare.draws import Draws
+from rl_as_inference.compare.critic_values import check_plan
+from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.exact.linear_gaussian import marginals
+from rl_as_inference.nouns import ExactPolicy, SoftValue
 from rl_as_inference.objectives.action_steps import over_time
 from rl_as_inference.processes import LinearGaussianMDP
 from rl_as_inference.processes.linear_gaussian import linear_gaussian_rule
@@ -30,15 +31,13 @@ class QuadraticValues:
     p: Tensor | None = None
     c: Tensor | None = None
     rule: tuple[Tensor, Tensor, Tensor] | None = None
-    call: Any = None
+    call: SoftValue | None = None
 
 
 class GaussianProblem:
     """A linear-Gaussian process and policy, as the rule ``(K, k, L)``, which the rows differentiate."""
 
-    has_exact_sum, has_pathwise = False, True
-
-    def __init__(self, mdp: LinearGaussianMDP, policy: Any) -> None:
+    def __init__(self, mdp: LinearGaussianMDP, policy: ExactPolicy) -> None:
         self.mdp, self.horizon = mdp, mdp.finite_horizon("compare_gradients")
         self.alpha = float(mdp.temperature)
         plan: Any = exact.evaluate(mdp, policy)
@@ -74,7 +73,7 @@ class GaussianProblem:
             states = mean[:, None] + torch.cat([spread, -spread], 1)
         return states, torch.full_like(states[..., 0], 1 / states.shape[1])
 
-    def values(self, policy: Any, *, entropy: bool = True) -> QuadraticValues:
+    def values(self, policy: ExactPolicy, *, entropy: bool = True) -> QuadraticValues:
         """Returns the exact soft values of ``policy`` (the plan of it), or without any entropy."""
         with torch.no_grad():
             one: Any = exact.evaluate(self.mdp, policy)
@@ -86,7 +85,7 @@ class GaussianProblem:
         P, p, c = pieces
         return QuadraticValues(P, p, c, (one.gain.detach(), one.offset.detach(), one.scale_tril.detach()))
 
-    def values_of(self, critic: Any) -> QuadraticValues:
+    def values_of(self, critic: SoftValue | exact.Plan | exact.LinearGaussianPlan) -> QuadraticValues:
         """Returns a given critic's values: those of a plan, or any soft V.
 
         Raises:
@@ -100,7 +99,7 @@ class GaussianProblem:
                     f"and policy have {tuple(rule[0].shape)}"
                 )
             own: Any = exact.evaluate(self.mdp, critic)
-            check_plan(self.mdp, critic, own.value_matrix.detach(), critic.value_matrix.detach())
+            check_plan(self.mdp, own.value_matrix.detach(), critic.value_matrix.detach())
             pieces = (critic.value_matrix, critic.value_vector, critic.value_constant)
             P, p, c = (x.detach() / self.alpha for x in pieces)
             return QuadraticValues(P, p, c, (rule[0], rule[1], rule[2]))

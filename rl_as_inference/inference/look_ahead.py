@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from rl_as_inference import exact
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.nouns import Policy, SoftV
+from rl_as_inference.nouns import Policy, Process, SoftV
 
 __all__ = ["LookAhead", "check_look_ahead", "proposal_and_look_ahead"]
 
@@ -21,7 +21,7 @@ def check_look_ahead(critic: LookAhead, method: str) -> None:
 
 
 def proposal_and_look_ahead(
-    process: Any, policy: Policy | None, critic: LookAhead
+    process: Process, policy: Policy | None, critic: LookAhead
 ) -> tuple[Policy | None, SoftV | None]:
     """Returns the proposal and the critic of a filter of ``process``.
 

@@ -1,10 +1,9 @@
 """Critics in comparisons: whether they fit the process, and what they say of a state."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from rl_as_inference.nouns import LearnedSoftValue, Policy, Process, SoftValue, has_no_time_limit
 from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
 from rl_as_inference.trajectories import Trajectories
@@ -12,35 +11,34 @@ from rl_as_inference.trajectories import Trajectories
 __all__ = ["check_critic", "check_plan", "elbo_by_critic"]
 
 
-def check_critic(process: Any, critic: Any) -> Any:
+def check_critic(process: Process, critic: SoftValue | None) -> Process:
     """Returns the process at the critic's temperature and discount, where it has none of its own.
 
     Raises:
         ValueError: if the critic was learned at another temperature or discount, or for another objective.
     """
-    objective = getattr(critic, "objective", "maxent")
-    if isinstance(objective, str) and objective != "maxent":  # a plan has its own objective, a number
+    if not isinstance(critic, LearnedSoftValue):
+        return process
+    if critic.objective != "maxent":
         raise ValueError(
-            f"critic was learned with objective={objective!r}, whose values are not those of the ELBO; leave critic out"
+            f"critic was learned with objective={critic.objective!r}, whose values are not those of the ELBO; leave "
+            f"critic out"
         )
-    if hasattr(process, "adopt"):
-        return process if critic is None else process.adopt(critic)
-    for name in ("temperature", "discount"):
-        learned, given = getattr(critic, name, None), getattr(process, name, None)
-        if learned is None or given is None:
-            continue
+    if isinstance(process, GymnasiumProcess):
+        return process.adopt(critic)
+    for name, learned, given, mend in (
+        ("temperature", critic.temperature, process.temperature, "compare process.at_temperature(agent.temperature)"),
+        ("discount", critic.discount, process.discount, "give both the same"),
+    ):
         if abs(float(learned) - float(given)) > 1e-6 * max(abs(float(given)), 1e-12):
-            mend = (
-                "compare process.at_temperature(agent.temperature)" if name == "temperature" else "give both the same"
-            )
             raise ValueError(
                 f"critic was learned with {name} {float(learned):.6g}, and the process has {float(given):.6g}; {mend}"
             )
     return process
 
 
-def check_plan(process: Any, plan: Any, own: Tensor, given: Tensor) -> None:
-    """Says whether a plan's soft values ``given`` are those that its policy has in ``process``, its ``own``.
+def check_plan(process: Process, own: Tensor, given: Tensor) -> None:
+    """Says whether soft values ``given`` of a plan are those that its policy has in ``process``, its ``own``.
 
     Raises:
         ValueError: if not: it was made for another process, temperature or discount.
@@ -55,18 +53,22 @@ def check_plan(process: Any, plan: Any, own: Tensor, given: Tensor) -> None:
         )
 
 
-def elbo_by_critic(process: Any, policy: Any, critic: Any, draws: Trajectories, cut_off: Tensor) -> float:
+def elbo_by_critic(
+    process: Process, policy: Policy | None, critic: SoftValue, draws: Trajectories, cut_off: Tensor
+) -> float:
     """Returns ``E V(s_0)/α`` over the steps that the trajectories have."""
     value = _soft_value(process, policy, critic, draws.states[0], draws) / draws.temperature
-    if getattr(critic, "stationary", False) and bool(cut_off.any()):
+    if has_no_time_limit(critic) and bool(cut_off.any()):
         last = _soft_value(process, policy, critic, draws.states[-1], draws) / draws.temperature
         value = value - draws.discount**draws.horizon * torch.where(cut_off, last, 0.0)
-    if getattr(critic, "action_prior", "uniform") == "flat":  # its soft values leave log p out
+    if isinstance(critic, LearnedSoftValue) and critic.action_prior == "flat":  # its soft values leave log p out
         value = value + (draws.scales * draws.log_prior).sum(0)
     return float(value.mean())
 
 
-def _soft_value(process: Any, policy: Any, critic: Any, state: Tensor, draws: Trajectories) -> Tensor:
+def _soft_value(
+    process: Process, policy: Policy | None, critic: SoftValue, state: Tensor, draws: Trajectories
+) -> Tensor:
     """Returns ``V(s)``, or ``E Σ_a π (Q + α (log p - log π))`` where the critic values actions, reward units."""
     value: Tensor = critic(state, 0)
     if value.shape == draws.rewards.shape[1:]:

@@ -1,46 +1,46 @@
 """The log evidence of a process by any method that estimates it."""
 
-import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
 from rl_as_inference import exact
 from rl_as_inference.estimate import Estimate
-from rl_as_inference.inspect.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
-from rl_as_inference.nouns import Policy
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.sampling.annealing import repeated_annealing
-from rl_as_inference.sampling.importance import importance_sampling
+from rl_as_inference.sampling.importance import check_whole_plates, importance_sampling
 from rl_as_inference.sampling.smc import repeated_filters
 
-__all__ = ["EvidenceMethod", "estimate_log_evidence", "pooled"]
+__all__ = ["EvidenceMethod", "estimate_log_evidence"]
 
 EvidenceMethod = Literal["exact", "importance", "smc", "annealed"]
 
 
 def estimate_log_evidence(
-    process: Any,
+    process: Problem,
     policy: Policy | None = None,
     *,
     method: EvidenceMethod | None = None,
     critic: LookAhead = "auto",
-    num_draws: int = 10_000,
+    num_particles: int = 10_000,
     num_repeats: int = 8,
+    num_proposals: int | None = None,
+    num_draws: int | None = None,
 ) -> Estimate:
     """Returns ``log p(O)`` of a process or program in nats, with its standard error.
 
     - ``"exact"``: by messages, for finite and linear-Gaussian processes; the standard error is 0.
-    - ``"importance"``: the mean weight of ``num_draws · num_repeats`` trajectories of the policy.
+    - ``"importance"``: the mean weight of ``num_proposals`` trajectories of the policy.
     - ``"smc"``: particle filters over time (:func:`sequential_monte_carlo`), twisted by the critic.
     - ``"annealed"``: from the action prior down to the temperature (:func:`annealing`).
 
     By default exact where that is possible, else smc for processes in parts and importance for others. The
-    last two methods run
-    ``num_repeats`` times with ``num_draws`` particles, and the standard error is from their spread; each
-    run's evidence is unbiased, and so is their mean, whose logarithm this is. With γ < 1 survival
-    coins are drawn.
+    last two methods run ``num_repeats`` times with ``num_particles`` particles, and the standard error is from their
+    spread (:func:`rl_as_inference.sampling.importance.mean_evidence` says when it holds); each run's evidence is
+    unbiased, and so is their mean, whose logarithm this is. With γ < 1 survival coins are drawn.
 
     Args:
         process: a process or a Pyro program.
@@ -49,11 +49,14 @@ def estimate_log_evidence(
         method: see above.
         critic: the look-ahead of ``smc``, ``(state, t) -> V`` in reward units; ``"auto"`` for exact messages where
             the process has them; None for none (with ``policy=None`` the bootstrap filter).
-        num_draws: particles of a run, ≥ 2.
-        num_repeats: runs, ≥ 2.
+        num_particles: of each run of ``smc`` and ``annealed``, ≥ 2.
+        num_repeats: runs of these, ≥ 2; four are the least whose error means much.
+        num_proposals: trajectories of ``importance``, ≥ 2; by default ``num_particles · num_repeats``.
+        num_draws: another name for ``num_particles``, which calls from before it have; no draws are returned.
 
     Raises:
-        ValueError: for an unknown method or one that does not fit the process, or if all weights are zero.
+        ValueError: for an unknown method or one that does not fit the process, ``num_proposals`` for a method that has
+            none, a program with a subsampled plate, or if all weights are zero.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -64,37 +67,29 @@ def estimate_log_evidence(
     """
     if method is not None and method not in get_args(EvidenceMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(EvidenceMethod))}, or None; got {method!r}")
-    for name, value in (("num_draws", num_draws), ("num_repeats", num_repeats)):
-        if value < 2:
+    particles = {"num_particles": num_particles} if num_draws is None else {"num_draws": num_draws}
+    for name, value in {**particles, "num_repeats": num_repeats, "num_proposals": num_proposals}.items():
+        if value is not None and value < 2:
             raise ValueError(f"{name} must be >= 2, got {value}")
+    (num_particles,) = particles.values()
     process = as_process(process)
+    check_whole_plates(process)
     in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
     if method is None:
         method = "exact" if exact.is_available(process) else "smc" if in_parts else "importance"
     check_look_ahead(critic, method)
+    if num_proposals is not None and method != "importance":
+        raise ValueError(f"num_proposals is of method='importance', and method is {method!r}; leave one out")
     if method == "exact":
         with torch.no_grad():
             return Estimate(float(exact.log_evidence(process)), 0.0)
     if method == "importance":
-        weighted = importance_sampling(process, policy, num_draws * num_repeats)
+        weighted = importance_sampling(process, policy, num_proposals or num_particles * num_repeats)
     elif method == "smc":
         proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
-        weighted = repeated_filters(process, proposal, num_draws, critic=look_ahead, num_repeats=num_repeats)
+        weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats)
     else:
         if policy is not None:
             raise ValueError("policy is a proposal, and method='annealed' starts from the action prior; leave it out")
-        weighted = repeated_annealing(process, num_draws, num_repeats=num_repeats).draws
+        weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)
-
-
-def pooled(logs: list[float]) -> Estimate:
-    """Returns the logarithm of the mean of independent evidences, from their logarithms, by the delta method.
-
-    Example:
-        >>> pooled([0.0, 0.0])
-        Estimate(mean=0.0, standard_error=0.0)
-    """
-    values = torch.tensor(logs, dtype=torch.float64)
-    shares = (values - values.max()).exp()
-    mean = float(torch.logsumexp(values, 0)) - math.log(len(logs))
-    return Estimate(mean, float(shares.std() / shares.mean()) / len(logs) ** 0.5)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.compare.critics import check_plan
-from rl_as_inference.compare.draws import Draws
+from rl_as_inference.compare.critic_values import check_plan
+from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.nouns import ExactPolicy, SoftValue
 from rl_as_inference.objectives.action_steps import over_time
 from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes import TabularMDP
@@ -31,9 +32,7 @@ class TableValues:
 class FiniteProblem:
     """A finite process and a policy, as the table ``log π_t(a|s)``, which the rows differentiate."""
 
-    has_exact_sum, has_pathwise = True, False
-
-    def __init__(self, mdp: TabularMDP, policy: Any) -> None:
+    def __init__(self, mdp: TabularMDP, policy: ExactPolicy) -> None:
         self.mdp, self.horizon = mdp, mdp.finite_horizon("compare_gradients")
         self.alpha = float(mdp.temperature)
         table = log_policy_table(mdp, policy)
@@ -68,7 +67,7 @@ class FiniteProblem:
         states = torch.arange(self.mdp.num_states, device=chances.device).expand(self.horizon, -1)
         return states, torch.where(self.mdp.terminal, 0.0, chances)
 
-    def values(self, policy: Any, *, entropy: bool = True) -> TableValues:
+    def values(self, policy: ExactPolicy, *, entropy: bool = True) -> TableValues:
         """Returns the exact soft values of ``policy``, or without any entropy."""
         with torch.no_grad():
             table = log_policy_table(self.mdp, policy).expand(self.horizon, -1, -1)
@@ -81,7 +80,7 @@ class FiniteProblem:
             ratio = torch.where(possible, self.prior, 0.0) - torch.where(possible, table, 0.0)
         return TableValues(q, v, ratio)
 
-    def values_of(self, critic: Any) -> TableValues:
+    def values_of(self, critic: SoftValue | exact.Plan | exact.LinearGaussianPlan) -> TableValues:
         """Returns a given critic's tables.
 
         Raises:
@@ -95,7 +94,7 @@ class FiniteProblem:
                 if tables[0].shape not in ((*shape, mdp.num_actions), (mdp.num_states, mdp.num_actions)):
                     raise ValueError(_other_process(tuple(tables[0].shape), mdp, self.horizon))
                 own: Any = exact.evaluate(mdp, critic)
-                check_plan(mdp, critic, own.soft_v, critic.soft_v)
+                check_plan(mdp, own.soft_v, critic.soft_v)
                 q = tables[0].expand(*shape, mdp.num_actions) / self.alpha
                 return TableValues(q, tables[1].expand(shape) / self.alpha, ratio)
             states = torch.arange(mdp.num_states, device=self.times.device).expand(shape)

@@ -1,0 +1,234 @@
+"""Which trajectories explain success: posterior draws by any method, as ArviZ data."""
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from rl_as_inference import exact
+from rl_as_inference.inference.inference_data import from_trajectories
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.inference.pareto import pareto_k
+from rl_as_inference.nouns import Policy, Problem, Process
+from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.sampling import (
+    WeightedDraws,
+    importance_sampling,
+    nuts_with_statistics,
+    repeated_annealing,
+    repeated_filters,
+    surviving_rollout,
+)
+from rl_as_inference.sampling.importance import check_conditions, check_whole_plates, resample
+from rl_as_inference.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["Method", "posterior"]
+
+Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
+
+_PROPOSALS_PER_DRAW = 10
+
+
+def posterior(
+    process: Problem,
+    policy: Policy | None = None,
+    *,
+    method: Method = "guide",
+    num_draws: int = 1000,
+    num_particles: int | None = None,
+    num_proposals: int | None = None,
+    dynamics: exact.Dynamics = "posterior",
+    critic: LookAhead = "auto",
+) -> "arviz.InferenceData":
+    """Returns ``num_draws`` draws of trajectories given optimality, as ArviZ data.
+
+    - ``"guide"``: the policy's own trajectories; ``log_weight`` says how far each is from the
+      posterior. With ``policy=None`` the action prior's.
+    - ``"exact"``: exact draws, for finite and linear-Gaussian processes; ``dynamics="causal"`` for
+      the posterior over actions alone.
+    - ``"importance"``: ``num_proposals`` trajectories of the policy (or the action prior), resampled by weight.
+    - ``"smc"``: eight particle filters over time, of ``num_particles`` each, with the policy as
+      proposal and, for processes in parts, the critic as look-ahead; a program, which must run in a plate, is run
+      anew for each step; the standard error of the evidence is from their spread. By
+      default exact messages are both where the process has them; elsewhere the proposal is the action
+      prior, and nothing looks ahead. ``critic=None`` is the plain filter.
+    - ``"annealed"``: eight runs of ``num_particles``, brought from the action prior down to the temperature by
+      Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
+    - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
+
+    With γ < 1 survival coins are drawn (see :func:`rl_as_inference.steps`), whatever the program's
+    rendering. Variables ``state``, ``action``, ``reward``; ``sample_stats`` has ``alive``,
+    ``return`` and ``log_weight``. The posterior's attributes tell the method, and for ``importance``
+    and ``smc`` the log evidence with its standard error, the effective sample size, and for
+    ``importance`` Pareto k̂ (Vehtari et al. 2024): above 0.7 the weights are not to be trusted. Where exact answers
+    are available they also tell ``exact_log_evidence``, and for ``guide`` ``kl_to_posterior``,
+    ``KL(guide || posterior)``, in nats: what :func:`rl_as_inference.inspect.diagnose` holds the draws against.
+    Always beside it: ``prior``, as many draws of the action prior (of a conditioned program, given the values at
+    its sites but not weighted by them), and ``observed_data`` with what a program was conditioned on. ``nuts`` has
+    ``energy``, ``diverging``, ``acceptance_rate``, ``tree_depth`` and ``n_steps`` among its statistics.
+
+    Args:
+        process: a process or a Pyro program.
+        policy: the guide, or the proposal of ``importance`` and ``smc``; None for the action prior.
+        method: see above.
+        num_draws: draws returned, over all chains.
+        num_particles: of each run of ``smc`` and ``annealed``; by default as many as draws.
+        num_proposals: of ``importance``; by default ten a draw.
+        dynamics: of ``exact``.
+        critic: of ``smc``, ``(state, t) -> V`` in reward units.
+
+    Raises:
+        ValueError: for an unknown method, a number < 1 or one that is none of the method's, a process the method
+            cannot treat, or, but for ``guide``, a program with a subsampled plate.
+
+    Example:
+        >>> from rl_as_inference.processes import TabularMDP
+        >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
+        >>> data = posterior(mdp, method="exact", num_draws=2000)
+        >>> abs(float(data.posterior["action"].mean()) - 0.7311) < 0.03
+        True
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+    _check_numbers(method, num_draws, num_particles, num_proposals)
+    check_look_ahead(critic, method)
+    process = as_process(process)
+    if method != "guide":
+        check_whole_plates(process)
+    particles = num_particles or num_draws
+    proposals = num_proposals or _PROPOSALS_PER_DRAW * num_draws
+    with torch.no_grad():
+        if method == "exact":
+            draws = exact.sample_posterior(process, num_draws, dynamics)
+            return _data(process, method, draws, num_draws, dynamics=dynamics)
+        if method == "nuts":
+            with torch.enable_grad():
+                chains, statistics = nuts_with_statistics(process, num_draws)
+            return _data(process, method, chains, num_draws, statistics=statistics)
+        if method == "guide":
+            draws = surviving_rollout(process, policy, num_draws)
+            if bool(draws.log_weight().isneginf().all()):
+                check_conditions(process, policy, num_draws)
+            prior = draws if policy is None else None
+            return _data(
+                process, method, draws, num_draws, prior=prior, kl_to_posterior=_kl_to_posterior(process, policy)
+            )
+        if method == "annealed":
+            if policy is not None:
+                raise ValueError(
+                    "policy is no part of method='annealed', which starts from the action prior; leave it out"
+                )
+            run = repeated_annealing(process, particles)
+            least = float(run.acceptance[1:].min())
+            return _resampled(process, method, run.draws, num_draws, least_acceptance=least)
+        if method == "smc":
+            proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
+            filters = repeated_filters(process, proposal, particles, critic=look_ahead)
+            return _resampled(process, method, filters, num_draws)
+        weighted = importance_sampling(process, policy, proposals)
+        # Proposals of the prior are draws of it, if there are enough.
+        enough = policy is None and num_draws <= proposals
+        first = torch.arange(num_draws, device=weighted.log_weight.device)
+        prior = weighted.trajectories.select(first) if enough else None
+        return _resampled(
+            process,
+            method,
+            weighted,
+            num_draws,
+            prior=prior,
+            proposal_log_weight=weighted.log_weight,
+            pareto_k=pareto_k(weighted.log_weight.cpu()),
+        )
+
+
+def _check_numbers(method: Method, num_draws: int, num_particles: int | None, num_proposals: int | None) -> None:
+    numbers = {"num_draws": num_draws, "num_particles": num_particles, "num_proposals": num_proposals}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    for name, methods in (("num_particles", ("smc", "annealed")), ("num_proposals", ("importance",))):
+        if numbers[name] is not None and method not in methods:
+            of = " and ".join(map(repr, methods))
+            raise ValueError(f"{name} is of method {of}, and method is {method!r}; leave one out")
+
+
+def _resampled(
+    process: Process, method: Method, weighted: WeightedDraws, num_draws: int, **notes: Any
+) -> "arviz.InferenceData":
+    """Returns ``num_draws`` of weighted draws, by their weights."""
+    index = resample(weighted.log_weight, num_draws)
+    return _data(
+        process,
+        method,
+        weighted.trajectories.select(index),
+        num_draws,
+        log_weight=weighted.log_weight[index][None],
+        log_evidence=weighted.log_evidence,
+        log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
+        effective_sample_size=weighted.effective_sample_size,
+        effective_ancestors=weighted.effective_ancestors,
+        **notes,
+    )
+
+
+def _data(
+    process: Process,
+    method: Method,
+    draws: Trajectories | list[Trajectories],
+    num_draws: int,
+    *,
+    prior: Trajectories | None = None,
+    **notes: Any,
+) -> "arviz.InferenceData":
+    """Returns draws with what is always told beside them."""
+    return from_trajectories(
+        draws,
+        prior=surviving_rollout(process, None, num_draws) if prior is None else prior,
+        method=method,
+        problem=process.name,
+        discount=None if isinstance(process, ProgramProcess) else process.discount,
+        exact_log_evidence=_exact_log_evidence(process),
+        **_told(process),
+        **notes,
+    )
+
+
+def _told(process: Process) -> dict[str, Any]:
+    """Returns what a process is conditioned on, and which methods draw from its posterior, NUTS aside.
+
+    The latter for advice that can be followed.
+    """
+    program = process if isinstance(process, ProgramProcess) else None
+    in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
+    possible = {
+        "exact": exact.is_available(process) and process.horizon is not None,
+        "smc": in_parts or (program is not None and program.is_vectorized()),
+        "annealed": in_parts,
+        "importance": True,
+    }
+    return {
+        "observed": None if program is None else program.observed(),
+        "methods": [method for method, can in possible.items() if can],
+    }
+
+
+def _exact_log_evidence(process: Process) -> float | None:
+    """Returns ``log p(O)`` in nats by messages; None where there are none, or it is infinite."""
+    if not exact.is_available(process) or process.horizon is None:
+        return None
+    evidence = float(exact.log_evidence(process))
+    return evidence if math.isfinite(evidence) else None
+
+
+def _kl_to_posterior(process: Process, policy: Policy | None) -> float | None:
+    """Returns ``log p(O) - ELBO(π)`` in nats, exact; None where one of the two cannot be computed."""
+    if not exact.is_available(process):
+        return None
+    try:
+        return float(exact.trajectory_kl(process, policy))
+    except ValueError:  # a policy without a linear-Gaussian form, or an evidence that is infinite
+        return None
