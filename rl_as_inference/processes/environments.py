@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 from numpy import ndarray
 
@@ -111,12 +111,11 @@ class Environments:
         self._states_shape = (self.num_envs, *self._state_shape)
         self._finite = finiteness(states)
         self._checks, self._given_dtype = Checks(self.name, self.num_envs, states), states.dtype
-        self._num_states = 0 if self._is_box else int(states.n)
+        self._num_states = int(states.n) if isinstance(states, Discrete) else 0
         self.action_space, self._to_environment = agent_actions(actions, self.name)
         self._actions_shape = (self.num_envs, *(self.action_space.shape or ()))
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
-        for shared in (self._none, self._all):
-            shared.flags.writeable = False
+        self._none.flags.writeable = self._all.flags.writeable = False
         # With more than 30 attributes CPython looks each up slower, which costs a step a tenth of its time.
         self.state: Array | None = None
         self.num_steps = 0
@@ -169,6 +168,7 @@ class Environments:
 
         Raises:
             NonFiniteError: if an observation or a reward is NaN or infinite.
+            StepError: if the environment gives what its spaces or Gymnasium's rules do not allow.
             ValueError: if the actions have another shape, or there was no reset.
         """
         if actions.shape != self._actions_shape:
@@ -327,10 +327,8 @@ class Environments:
         """
         json, arrays = _check_snapshot(snapshot)
         if (json["name"], json["num_envs"]) != (self.name, self.num_envs):
-            raise ValueError(
-                f"snapshot is of {json['num_envs']} x {json['name']}, and these are {self.num_envs} x {self.name}; "
-                f"make the same environments"
-            )
+            of, here = f"{json['num_envs']} x {json['name']}", f"{self.num_envs} x {self.name}"
+            raise ValueError(f"snapshot is of {of}, and these are {here}; make the same environments")
         self.seed, self.num_steps = int(json["seed"]), int(json["num_steps"])
         self._rewards = np.array(arrays["reward"])
         self._episodes = [int(episode) for episode in json["episodes"]]

@@ -83,7 +83,7 @@ class _Holder:
                     f"they are of another environment"
                 )
             if frozen:  # an object of its own: the one held may be shared with environments that go on learning
-                held = _Frozen(shape=mean.shape, dtype=mean.dtype)
+                held = _Frozen(shape=mean.shape, dtype=mean.dtype)  # type: ignore[no-untyped-call]
                 setattr(self._layer, attribute, held)
             held.mean, held.var, held.count = mean, var, float(count)
         if frozen and isinstance(self._layer, _Freezes):
@@ -156,25 +156,26 @@ def _put(
     given = {name.rpartition(".")[0] for name in statistics}
     indices = {int(where) for name in given if (where := name.partition("/")[0]) != _BATCH}
     order = sorted(indices) if sources is None else list(sources)
-    wanted: list[str | None] = []
+    wanted: list[str] = []
     for holder in holders:
         wheres = [_BATCH]
         if holder.where != _BATCH and order:
             wheres.insert(0, str(order[int(holder.where) % len(order)]))
-        wanted.append(next((where for where in wheres if given >= set(holder.names(where))), None))
-        if wanted[-1] is None:
+        found = next((where for where in wheres if given >= set(holder.names(where))), None)
+        if found is None:
             raise ValueError(
                 f"statistics lack those of {holder.kind}, which these environments hold and would start afresh; give "
                 f"what Environments.statistics() returned where the policy learned"
             )
+        wanted.append(found)
     here = {name.partition("/")[2] for holder in holders for name in holder.names()}
     if lost := sorted({name.partition("/")[2] for name in given} - here):
         raise ValueError(
             f"statistics are of {', '.join(lost)}, and these environments hold no such: a policy that learned under "
             f"them would see other numbers here; wrap the environments as they were"
         )
-    for holder, where in zip(holders, wanted, strict=True):
-        holder.put(statistics, where, frozen=frozen)
+    for holder, source in zip(holders, wanted, strict=True):
+        holder.put(statistics, source, frozen=frozen)
 
 
 def _of_stack(env: Any, where: str) -> list[_Holder]:

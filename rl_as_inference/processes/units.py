@@ -64,6 +64,9 @@ def agent_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callable
     """Returns the agent's action space, and the map from it to the environment's, for single actions and batches."""
     if isinstance(space, Discrete):
         start, kind = int(space.start), space.dtype
+        scalar = kind.type
+        if start == 0:  # what is of the type already goes through as it is
+            return Discrete(int(space.n)), lambda action: action if type(action) is scalar else action.astype(kind)[()]
         return Discrete(int(space.n)), lambda action: (action + start).astype(kind)
     if not isinstance(space, Box):
         raise ValueError(
