@@ -217,7 +217,7 @@ class _Run:
         except OSError as error:
             raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
         if resume and checkpoint.exists():
-            self.seconds_before = float(self.agent.load(checkpoint).get("seconds", 0.0))
+            self.seconds_before = float(self.agent.restore(checkpoint).get("seconds", 0.0))
             self.curve = _read_curve(folder / CURVE, self.agent.num_steps)
         for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
             left.unlink(missing_ok=True)

@@ -189,7 +189,7 @@ def _load_agent(run: Path, record: dict[str, Any]) -> _Inspected:
     device = record.get("device") if torch.cuda.is_available() else "cpu"
     agent: Learner = make_agent({**record, "compile": False, "device": device}, "RUN")
     try:
-        agent.load(run / CHECKPOINT)
+        agent.restore(run / CHECKPOINT)
     except ValueError as error:
         raise _damaged(run / CHECKPOINT, str(error).removeprefix("path: ")) from error
     finally:

@@ -71,7 +71,7 @@ def robustness_command(
         device = "cpu"
     agent = make_agent({**record, "compile": False, "device": device or record.get("device")}, "RUN")
     try:
-        agent.load(run / CHECKPOINT)
+        agent.restore(run / CHECKPOINT)
         seed = evaluation_seed(agent.seed) if seed is None else seed
         options: Any = {"num_episodes": episodes, "seed": seed, "deterministic": not stochastic}
         wanted = wanted or _usual(agent)

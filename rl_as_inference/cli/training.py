@@ -203,7 +203,7 @@ def evaluate_command(
     agent = make_agent({**record, "compile": False, "device": device or record.get("device")}, "RUN")
     if video:
         check_videos(agent)
-    agent.load(run / CHECKPOINT)
+    agent.restore(run / CHECKPOINT)
     seed = evaluation_seed(agent.seed) if seed is None else seed
     played = agent.evaluate(episodes, seed=seed, deterministic=not stochastic)
     agent.close()
