@@ -1,18 +1,15 @@
-"""Training: the ELBO over gradient steps, returns over environment steps."""
+"""Training: the ELBO over gradient steps."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.inspect.plots.style import BLUE, GREY, new_axes, tidy
+from rl_as_inference.style import BLUE, GREY, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rl_as_inference.agents import CurveRow
-
-__all__ = ["plot_elbo_history", "plot_learning_curve"]
+__all__ = ["plot_elbo_history"]
 
 
 def plot_elbo_history(elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes | None" = None) -> "Axes":
@@ -28,32 +25,3 @@ def plot_elbo_history(elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes
         ax.set_ylim(low - pad, optimal_elbo + pad)
     ax.legend(frameon=False, loc="lower right")
     return tidy(ax, "gradient step", "ELBO (nats)")
-
-
-def plot_learning_curve(curve: "Sequence[CurveRow]", *, title: str = "", ax: "Axes | None" = None) -> "Axes":
-    """Draws evaluation returns over environment steps: every seed thin, their mean thick.
-
-    A single seed has a band from the least to the largest return of its episodes.
-
-    Args:
-        curve: the rows that :func:`rl_as_inference.agents.train` returns.
-        title: of the axes.
-    """
-    ax = new_axes(ax)
-    steps = sorted({row.step for row in curve})
-    seeds = sorted({row.seed for row in curve})
-    for seed in seeds:
-        own = [row for row in curve if row.seed == seed]
-        at = [row.step for row in own]
-        if len(seeds) == 1:
-            low, high = [row.least_return for row in own], [row.largest_return for row in own]
-            ax.fill_between(at, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to largest episode")
-        else:
-            label = f"each of {len(seeds)} seeds" if seed == seeds[0] else None
-            ax.plot(at, [row.mean_return for row in own], color=GREY, linewidth=0.8, alpha=0.8, label=label)
-    means = [float(np.mean([row.mean_return for row in curve if row.step == step])) for step in steps]
-    marker = "o" if len(steps) < 3 else None
-    label = "mean of the episodes" if len(seeds) == 1 else "mean of the seeds"
-    ax.plot(steps, means, color=BLUE, linewidth=2.2, marker=marker, label=label)
-    ax.legend(frameon=False)
-    return tidy(ax, "environment steps", "evaluation return (reward units)", title)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from rl_as_inference.inspect.diagnostics import diagnose, pareto_k, verdict_on_weights
-from rl_as_inference.inspect.plots.style import BLUE, GREY, RED, new_axes, tidy
 from rl_as_inference.sampling.importance import effective_sample_size
+from rl_as_inference.style import BLUE, GREY, RED, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
