@@ -10,16 +10,24 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl_as_inference.checkpoints import written_whole
 
-__all__ = ["RECORD", "RunRecord", "files_of", "path_of", "replace_path", "versions"]
+__all__ = ["RECORD", "FoundProblem", "RunRecord", "files_of", "path_of", "versions"]
 
 RECORD = "run.json"
 """The file that makes a folder a run's."""
 
 _COMMANDS = ("compare", "fit", "train", "robustness")
+
+
+class FoundProblem(NamedTuple):
+    """Where the problem of a run is now."""
+
+    name: str
+    changed: bool
+    """Whether its file has changed since the run began."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ class RunRecord:
         if not isinstance(parts.setdefault("problem", None), str | None):
             raise _damaged(argument, path, f"its problem is {parts['problem']!r}")
         parts["files"] = tuple(parts.get("files", ()))
-        return cls(**parts, settings={name: value for name, value in found.items() if name not in names})
+        former = {"steps": "num_steps"} if parts["command"] == "train" else {}  # as the first runs called it
+        return cls(**parts, settings={former.get(key, key): value for key, value in found.items() if key not in names})
 
     def write(self, folder: Path, also: Iterable[str] = ()) -> None:
         """Writes the record into ``folder``, with which of its files, and of ``also``, are there by now."""
@@ -140,8 +149,8 @@ class RunRecord:
                 f"{argument}: {RECORD} is not as rlai {self.command} writes it: it has no {name}"
             ) from error
 
-    def find_problem(self, folder: Path, argument: str = "RUN", *, allow_changed: bool = False) -> str:
-        """Returns the problem by a name that leads to it from here.
+    def find_problem(self, folder: Path, argument: str = "RUN", *, allow_changed: bool = False) -> FoundProblem:
+        """Returns a name that leads to the problem from here.
 
         A Python file is looked for where it was, where it lies from the run's folder, and where its name leads from
         here; the first that is as it was then is taken.
@@ -161,7 +170,7 @@ class RunRecord:
             )
         named = path_of(self.problem)
         if named is None:
-            return self.problem
+            return FoundProblem(self.problem, False)
         places = [named] if self.problem_path is None else [Path(self.problem_path), named]
         if self.problem_path_from_run is not None:
             places.insert(1, folder / self.problem_path_from_run)
@@ -172,14 +181,14 @@ class RunRecord:
             raise ValueError(f"{argument}: the run's problem {named.name} is no longer there; put it back: {looked}")
         for place in there:
             if self.problem_sha256 is None or _sha256(place) == self.problem_sha256:
-                return replace_path(self.problem, place)
+                return FoundProblem(_replace_path(self.problem, place), False)
         if not allow_changed:
             raise ValueError(
                 f"{argument}: {there[0]} has changed since the run began (its SHA-256 is no longer "
                 f"{str(self.problem_sha256)[:12]}…), so that what was learned and the problem do not go together; put "
                 f"the file of then back, run it again, or say --allow-changed"
             )
-        return replace_path(self.problem, there[0])
+        return FoundProblem(_replace_path(self.problem, there[0]), True)
 
 
 def path_of(problem: str) -> Path | None:
@@ -188,7 +197,7 @@ def path_of(problem: str) -> Path | None:
     return Path(path) if path.endswith(".py") or ("/" in path and Path(path).exists()) else None
 
 
-def replace_path(problem: str, path: Path) -> str:
+def _replace_path(problem: str, path: Path) -> str:
     """Returns ``problem`` with another path to its Python file, and the same name in it."""
     _, colon, name = problem.partition(":")
     return f"{path}{colon}{name}"

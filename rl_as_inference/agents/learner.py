@@ -68,6 +68,11 @@ class Learner(ABC):
     targeted: tuple[str, ...] = ("critics",)
     """The modules that have target averages."""
 
+    def __new__(cls, *args: Any, **options: Any) -> Any:  # until options are one mapping
+        made = super().__new__(cls)
+        made.options = options
+        return made
+
     def __init__(
         self,
         env: Any,
