@@ -23,6 +23,7 @@ from rl_as_inference.reasoning import (
     satisfice,
     worst_case,
 )
+from rl_as_inference.runs import Run, load_run
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "GymnasiumProcess",
     "LinearGaussianMDP",
     "MarkovDecisionProcess",
+    "Run",
     "Satisficing",
     "SoftActorCritic",
     "SoftPolicyIteration",
@@ -52,6 +54,7 @@ __all__ = [
     "guides",
     "hyperbolic_policy",
     "infer_agent",
+    "load_run",
     "models",
     "posterior",
     "rationality_curve",

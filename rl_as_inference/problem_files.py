@@ -41,7 +41,7 @@ def problem_in_file(path: Path, name: str, options: dict[str, Any], own: Sequenc
         return found
     if not callable(found):
         raise ValueError(
-            f"PROBLEM: {path}: {name!r} is {type(found).__name__}, neither a process, nor a Pyro program, nor a "
+            f"PROBLEM: {path}: {name!r} is {type(found).__name__}, neither a process nor a Pyro program nor a "
             f"Gymnasium environment, nor a function that returns one"
         )
     if isinstance(found, type) or inspect.signature(found).parameters:
@@ -73,7 +73,7 @@ def call(
         raise ValueError(f"PROBLEM: {where}: {one_line(error, path or Path())}") from error
     if not isinstance(made, gymnasium.Env) and not is_process(made) and not callable(made):
         raise ValueError(
-            f"PROBLEM: {where} returned {type(made).__name__}, neither a process, nor a Pyro program, nor a Gymnasium "
+            f"PROBLEM: {where} returned {type(made).__name__}, neither a process nor a Pyro program nor a Gymnasium "
             f"environment"
         )
     return _settled(made, functools.partial(factory, **options))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rl_as_inference.checkpoints import written_whole
 
-__all__ = ["RECORD", "FoundProblem", "RunRecord", "files_of", "path_of", "versions"]
+__all__ = ["RECORD", "FoundProblem", "RunRecord", "files_of", "has_begun", "path_of", "versions"]
 
 RECORD = "run.json"
 """The file that makes a folder a run's."""
@@ -201,6 +201,14 @@ def _replace_path(problem: str, path: Path) -> str:
     """Returns ``problem`` with another path to its Python file, and the same name in it."""
     _, colon, name = problem.partition(":")
     return f"{path}{colon}{name}"
+
+
+def has_begun(folder: Path) -> bool:
+    """Returns whether a folder's record says what is run there, and not only that it is a run's."""
+    try:
+        return "command" in json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def files_of(folder: Path) -> list[Path]:

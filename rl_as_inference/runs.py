@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -50,7 +50,7 @@ class Run:
 
     @cached_property
     def process(self) -> Process:
-        """The problem. Of a learner's run at the temperature that it reached; a Gymnasium environment as a simulator."""
+        """The problem; of a learner's run at the temperature that it reached, and an environment as a simulator."""
         if self._process is not None:
             return self._process
         assert self.agent is not None
@@ -60,12 +60,12 @@ class Run:
         if agent.process is not None:
             return agent.process if temperature is None else agent.process.at_temperature(temperature)
         return GymnasiumProcess(
-            agent.source,
+            agent._source,
             num_envs=_NUM_ENVS,
             discount=agent.discount,
             temperature=temperature,
             seed=evaluation_seed(agent.seed),
-            **agent.env_kwargs,
+            **agent._env_kwargs,
         )
 
     @property

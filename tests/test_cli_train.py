@@ -19,13 +19,13 @@ import pytest
 import torch
 from command_line import refused, rlai
 
-from rl_as_inference.agents import SoftActorCritic, train
-from rl_as_inference.agents.training import CurveRow, Training
+from rl_as_inference.agents import CurveRow, SoftActorCritic, train
+from rl_as_inference.agents.training import Training
 from rl_as_inference.checkpoints import load_tensors
 
 TINY = ["--hidden-sizes", "8,8", "--batch-size", "8", "--learning-starts", "20", "--no-compile"]
-QUICK = [*TINY, "--steps", "120", "--evaluate-every", "50", "--evaluate-episodes", "2", "--checkpoint-every", "40"]
-LONG = [*TINY, "--steps", "1500", "--updates-per-step", "0.3", "--checkpoint-every", "200"]
+QUICK = [*TINY, "--num-steps", "120", "--evaluate-every", "50", "--evaluate-episodes", "2", "--checkpoint-every", "40"]
+LONG = [*TINY, "--num-steps", "1500", "--updates-per-step", "0.3", "--checkpoint-every", "200"]
 LONG += ["--evaluate-every", "500", "--evaluate-episodes", "1"]
 
 
@@ -159,7 +159,7 @@ class TestTrain:
         assert code == 0
         assert "fixed" in text  # the process brings its temperature
         assert json.loads((tmp_path / "b" / "run.json").read_text())["problem"] == str(path)
-        code, text, _ = rlai("evaluate", tmp_path / "b", "--episodes", "3")
+        code, text, _ = rlai("evaluate", tmp_path / "b", "--num-episodes", "3")
         assert code == 0
         assert cells(text, "seed 0")[-1] == "7"  # the episodes' length
 
@@ -199,8 +199,8 @@ class TestTrain:
             (["pendulum"], "'pendulum' is neither a model ("),
             (["corridor"], "corridor is a Pyro program"),
             (["double_integrator"], "unbounded"),
-            ([], "ENV_ID is missing"),
-            (["--g", "3"], "ENV_ID is missing"),
+            ([], "PROBLEM is missing"),
+            (["--g", "3"], "PROBLEM is missing"),
             (["Pendulum-v1", "--gee", "3"], "gee"),
             (["Pendulum-v1", "--algorithm", "dqn"], "--algorithm must be one of sac, sql; got 'dqn'"),
             (["Pendulum-v1", "--double"], "--double goes with --algorithm sql"),
@@ -213,7 +213,7 @@ class TestTrain:
             (["Pendulum-v1", "--temperature", "-1"], "temperature must be"),
             (["Pendulum-v1", "--discount", "1.2"], "discount must be in [0, 1]"),
             (["Pendulum-v1", "--hidden-sizes", "a,b"], "--hidden-sizes must be widths"),
-            (["Pendulum-v1", "--steps", "0"], "--steps must be >= 1"),
+            (["Pendulum-v1", "--num-steps", "0"], "--num-steps must be >= 1"),
             (["Pendulum-v1", "--seeds", "0"], "--seeds must be >= 1"),
             (["Pendulum-v1", "--evaluate-every", "0"], "--evaluate-every must be >= 1"),
             (["Pendulum-v1", "--seed", "-1"], "--seed must be in"),
@@ -327,7 +327,7 @@ class TestResume:
         out = tmp_path / "run"
         shutil.copytree(finished, out)
         words = ["train", "Pendulum-v1", *QUICK, "--seeds", "2", "--g", "9.8"]
-        words[words.index("--steps") + 1] = "80"
+        words[words.index("--num-steps") + 1] = "80"
         rlai(*words, "--out", tmp_path / "part")
         part = tmp_path / "part" / "checkpoint.safetensors"
         shutil.copy(part, out)  # back to step 80
@@ -358,7 +358,7 @@ class TestResume:
         ("words", "message"),
         [
             (["--steps", "500"], "has --steps 120, and this says 500"),
-            (["CartPole-v1"], "has ENV_ID Pendulum-v1, and this says CartPole-v1"),
+            (["CartPole-v1"], "has PROBLEM Pendulum-v1, and this says CartPole-v1"),
             (["--hidden-sizes", "16"], "has --hidden-sizes [8, 8], and this says [16]"),
             (["--temperature", "0.1"], "has --temperature None, and this says 0.1"),
             (["--g", "3"], "has --options {'g': 9.8}, and this says {'g': 3}"),
@@ -387,7 +387,7 @@ class TestResume:
 class TestEvaluate:
     def test_repeats_the_last_evaluation(self, finished: Path) -> None:
         before = contents(finished)
-        code, text, _ = rlai("evaluate", finished, "--episodes", "2")
+        code, text, _ = rlai("evaluate", finished, "--num-episodes", "2")
         assert code == 0
         for row in curve(finished)[-2:]:
             _, episodes, mean, _, least, largest, length = cells(text, f"seed {row['seed']}")
@@ -408,7 +408,7 @@ class TestEvaluate:
         assert "it has no run.json" in refused("evaluate", tmp_path)
         rlai("fit", "gridworld", "--steps", "1", "--out", tmp_path / "fit")
         assert "is of rlai fit, and a run of rlai train is needed" in refused("evaluate", tmp_path / "fit")
-        assert "--episodes must be >= 1" in refused("evaluate", finished, "--episodes", "0")
+        assert "--episodes must be >= 1" in refused("evaluate", finished, "--num-episodes", "0")
 
     def test_damaged_runs(self, tmp_path: Path, finished: Path) -> None:
         import safetensors.torch
@@ -456,7 +456,7 @@ class TestVideo:
         assert all(path.stat().st_size > 2000 for path in (out / "videos").iterdir())
         assert "videos/episode-1.mp4" in json.loads((out / "run.json").read_text())["files"]
         before = (out / "videos" / "episode-0.mp4").read_bytes()
-        assert rlai("evaluate", out, "--video", "1", "--seed", "4", "--episodes", "1")[0] == 0
+        assert rlai("evaluate", out, "--video", "1", "--seed", "4", "--num-episodes", "1")[0] == 0
         assert (out / "videos" / "episode-0.mp4").read_bytes() != before
         assert json.loads((out / "run.json").read_text())["finished"] is True
 

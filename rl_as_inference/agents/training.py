@@ -12,12 +12,13 @@ from typing import Any
 from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_curve, write_curve
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.made_again import named_environment, settings_of
 from rl_as_inference.checkpoints import UNFINISHED, written_whole
 from rl_as_inference.checks import check_count
 from rl_as_inference.progress import ProgressBar, progress_bar
-from rl_as_inference.records import RECORD, RunRecord, files_of
+from rl_as_inference.records import RunRecord, files_of, has_begun
 
-__all__ = ["CHECKPOINT", "RUN_FILES", "VIDEOS", "Training", "train"]
+__all__ = ["CHECKPOINT", "RUN_FILES", "VIDEOS", "Training", "evaluation_seed", "run_files", "train"]
 
 CHECKPOINT, _DIVERGED, _CURVE = "checkpoint.safetensors", "diverged.safetensors", "curve.csv"
 _PICTURE, _TENSORBOARD, VIDEOS = "learning_curve.png", "tensorboard", "videos"
@@ -74,11 +75,13 @@ def train(
     """Lets ``agent`` learn until it has taken ``num_steps`` in all, and writes down how that went.
 
     The folder is what ``rlai train`` writes: ``checkpoint.safetensors``, ``curve.csv`` (a :class:`CurveRow` a line),
-    ``learning_curve.png``, ``tensorboard/`` and ``run.json``; ``rlai evaluate``, ``rlai inspect`` and
-    :func:`rl_as_inference.load_run` work on it where the environment can be named. A run that was stopped, even killed, goes on from its last checkpoint with
-    ``resume=True`` and an agent made in the same way; what it then learns is bit for bit what it would
-    have learned. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first;
-    where parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
+    ``learning_curve.png``, ``tensorboard/`` and ``run.json``. ``rlai evaluate``, ``rlai inspect`` and
+    :func:`rl_as_inference.load_run` work on it where the environment has a name.
+
+    A run that was stopped, even killed, goes on from its last checkpoint with ``resume=True`` and an agent made in the
+    same way; what it then learns is bit for bit what it would have learned. With more steps than the run had, it goes
+    on past its end. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first; where
+    parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
 
     Args:
         agent: the learner; ``compile="auto"`` is settled by ``num_steps``.
@@ -240,7 +243,7 @@ class _Logbook:
         """Writes what is run; a run that goes on keeps what it was, with the settings of now."""
         if self.folder is None:
             return
-        if self.resume and (self.folder / RECORD).exists() and files_of(self.folder):
+        if self.resume and has_begun(self.folder):
             record = RunRecord.read(self.folder, "folder", ("train",))
         else:
             named, own = named_environment(self.agent)
@@ -253,9 +256,7 @@ class _Logbook:
     def mark(self) -> None:
         """Writes the record, with the files that are there by now."""
         if self.record is not None and self.folder is not None:
-            self.record.write(
-                self.folder, (str(p.relative_to(self.folder)) for own in _OWN for p in sorted(self.folder.glob(own)))
-            )
+            self.record.write(self.folder, run_files(self.folder))
 
     def finish(self, title: str) -> None:
         """Draws the curve, and writes that the run came to its end."""
@@ -351,6 +352,11 @@ class _Logbook:
         if self.writer is not None:
             self.writer.close()
         self.mark()
+
+
+def run_files(folder: Path) -> list[str]:
+    """Returns the files of a run that are in its folder by now, as seen from there."""
+    return [str(path.relative_to(folder)) for own in _OWN for path in sorted(folder.glob(own))]
 
 
 def evaluation_seed(seed: int) -> int:

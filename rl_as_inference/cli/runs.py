@@ -1,7 +1,7 @@
 """Run folders: what a command writes, and never over something else."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.records import RECORD, RunRecord, files_of
 
 __all__ = ["RunFolder", "check_run_folder", "new_run_folder"]
+
+_RECORD_ROW = {RECORD: "what was run, with versions and seed"}
 
 
 class RunFolder:
@@ -31,18 +33,19 @@ class RunFolder:
     def write_record(self, record: RunRecord, **ended: Any) -> None:
         """Writes what was run, with the files that were written."""
         record.changed(**ended).write(self.path, [name for name, _ in self.written])
-        self.written.append((RECORD, "what was run, with versions and seed"))
+        self.written += _RECORD_ROW.items()
 
     def write_json(self, name: str, meaning: str, value: Any) -> None:
         with self.writing(name, meaning) as path:
             path.write_text(json.dumps(value, indent=2) + "\n")
 
-    def show(self) -> None:
-        """Prints what was written."""
+    def show(self, meanings: Mapping[str, str] | None = None) -> None:
+        """Prints what was written, or what ``meanings`` says is there."""
+        rows = dict(self.written) if meanings is None else {**meanings, **_RECORD_ROW}
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"written to [bold]{self.path}[/bold]:")
-        width = max(len(name) for name, _ in self.written)
-        for name, meaning in self.written:
+        width = max(len(name) for name in rows)
+        for name, meaning in rows.items():
             console.print(f"  {name:<{width}}  {meaning}")
 
 
