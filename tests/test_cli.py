@@ -11,9 +11,9 @@ from command_line import refused, rlai
 
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.cli.common import parse_options
-from rl_as_inference.problems import load_problem
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inspect.inference_data import import_arviz
+from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
 
 QUICK = ["--steps", "3", "--num-trajectories", "50", "--num-draws", "20", "--fit-num-trajectories", "10"]

@@ -21,7 +21,17 @@ from rl_as_inference.report import draw_sources, is_report, render_report
 from rl_as_inference.report.trajectories import embed
 
 CHROMIUM = shutil.which("chromium")
-TINY = ["--steps", "5", "--num-trajectories", "50", "--num-draws", "20", "--fit-num-trajectories", "10", "--no-progress"]
+TINY = [
+    "--steps",
+    "5",
+    "--num-trajectories",
+    "50",
+    "--num-draws",
+    "20",
+    "--fit-num-trajectories",
+    "10",
+    "--no-progress",
+]
 LEARNING = ["--num-steps", "40", "--hidden-sizes", "8", "--batch-size", "8", "--learning-starts", "20", "--no-progress"]
 LEARNING += ["--evaluate-every", "40", "--evaluate-episodes", "1"]
 

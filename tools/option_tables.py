@@ -44,21 +44,22 @@ def _row_of_learner(option: Option) -> tuple[str, ...]:
 
 def _rows_of_commands(commands: list[str]) -> Iterator[tuple[str, ...]]:
     every: Any = typer.main.get_command(app)
-    options: dict[str, tuple[Any, list[str]]] = {}
+    # One that two commands have with another meaning has two rows.
+    options: dict[tuple[Any, ...], tuple[Any, list[str]]] = {}
     for command in commands:
         for option in every.commands[command].params:
             if option.param_type_name == "option":
-                options.setdefault(str(option.name), (option, []))[1].append(command)
+                options.setdefault((option.name, option.help), (option, []))[1].append(command)
     for option, having in options.values():
         names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-        of = "" if having == commands else f" (`{'`, `'.join(having)}`)"
-        yield names, _default(option), f"{option.help}{of}"
+        of = "" if having == commands else f"(`{'`, `'.join(having)}`) "
+        yield names, _default(option), f"{of}{option.help}"
 
 
 def _default(option: Any) -> str:
     if isinstance(option.show_default, str):
         return f"`{option.show_default}`"
-    if option.default in (None, False) or callable(option.default):
+    if option.default is None or option.default is False or callable(option.default):
         return ""
     if option.is_flag:
         return f"`{option.opts[0]}`"

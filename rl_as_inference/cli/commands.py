@@ -55,7 +55,9 @@ EstimatorName = Annotated[
     str, typer.Option(help=f"One of: {', '.join(str(x) for x in ('exact', *get_args(get_args(FitEstimator)[0])))}.")
 ]
 Rollouts = Annotated[int, typer.Option(help="Rollouts for each sampled gradient.")]
-LearningRate = Annotated[float, typer.Option(help="Adam's learning rate at the start.")]
+LearningRate = Annotated[
+    float, typer.Option(help="Adam's learning rate at the start; it falls to a twentieth along a cosine.")
+]
 
 
 @app.command("compare", context_settings=PROBLEM_OPTIONS)
@@ -78,7 +80,9 @@ def compare_command(
     num_draws: Annotated[int, typer.Option(help="Posterior draws to write.")] = 1000,
     gradients: Annotated[
         bool,
-        typer.Option("--gradients", help="Measure every gradient estimator and actor's loss at the trained guide."),
+        typer.Option(
+            "--gradients", help="Measure every gradient estimator and actor's loss at the trained guide; takes a while."
+        ),
     ] = False,
     gradients_num_trajectories: Annotated[
         int, typer.Option(help="Trajectories for each row of --gradients.")
