@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.checks import holds
 from rl_as_inference.state_time_network import Activation, StateTimeNetwork
 
 __all__ = ["CategoricalPolicy", "TabularPolicy"]
@@ -79,7 +80,7 @@ class TabularPolicy(nn.Module):
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         if self.logits.dim() == 2:
             return dist.Categorical(logits=self.logits[state])
-        if int(torch.as_tensor(t).max()) >= len(self.logits):
+        if not holds(torch.as_tensor(t) < len(self.logits)):
             raise ValueError(
                 f"policy: the table has {len(self.logits)} steps, and step {int(torch.as_tensor(t).max())} was asked"
             )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from rl_as_inference.randomness import drawn_from_logits
-from rl_as_inference.state_time_network import check_hidden_sizes
+from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
 __all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", "resampled"]
 
@@ -21,12 +21,13 @@ __all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", 
 class SoftmaxPolicy(nn.Module):
     """The softmax of a soft Q over discrete actions.
 
-    Haarnoja et al. (2017, arXiv:1702.08165), theorem 1. It is stationary.
+    Haarnoja et al. (2017, arXiv:1702.08165), theorem 1.
 
     Args:
         q: ``state -> (num_critics, *batch, A)`` in reward units; the least counts.
         temperature: a module without arguments that returns α.
         log_prior: ``state -> log p(a|s)`` of all actions, nats; uniform by default.
+        takes_time: ``q`` is asked for ``q(state, t=t)``; else the policy is stationary.
 
     Example:
         >>> from rl_as_inference.critics import QEnsemble
@@ -43,45 +44,58 @@ class SoftmaxPolicy(nn.Module):
         q: nn.Module,
         temperature: Callable[[], Tensor],
         log_prior: Callable[[Tensor], Tensor] | None = None,
+        *,
+        takes_time: bool = False,
     ) -> None:
         super().__init__()
-        self.q, self.temperature, self.log_prior = q, temperature, log_prior
+        self.q, self.temperature, self.log_prior, self.takes_time = q, temperature, log_prior, takes_time
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
-        logits = self.q(state).amin(0) / self.temperature().detach()
+        values = self.q(state, t=t) if self.takes_time else self.q(state)
+        logits = values.amin(0) / self.temperature().detach()
         return dist.Categorical(logits=logits if self.log_prior is None else logits + self.log_prior(state))
 
 
 class SteinSampler(nn.Module):
     """A network from a state and noise to an action: draws of an energy-based policy, amortized.
 
-    ``forward(state, noise)`` is the action before squashing, ``(*batch, d)``; noise has its shape.
+    ``forward(state, noise, t)`` is the action before squashing, ``(*batch, d)``; noise has its shape.
     Trained by :meth:`direction` (Wang & Liu 2016, arXiv:1611.01722; Haarnoja et al. 2017,
     arXiv:1702.08165, section 3.3).
 
     Args:
         state_space: ``Box``.
         action_size: ``d``.
+        horizon: the number of steps; None for draws that do not look at ``t``.
         hidden_sizes: widths of the hidden layers.
     """
 
     def __init__(
-        self, state_space: gymnasium.Space[Any], action_size: int, *, hidden_sizes: Sequence[int] = (256, 256)
+        self,
+        state_space: gymnasium.Space[Any],
+        action_size: int,
+        *,
+        horizon: int | None = None,
+        hidden_sizes: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
         if not isinstance(state_space, gymnasium.spaces.Box):
             raise ValueError(f"state_space must be a Box for a sampler of continuous actions, got {state_space}")
-        self.state_dims, self.action_size = len(state_space.shape), action_size
-        sizes = [math.prod(state_space.shape) + action_size, *hidden_sizes]
+        self.state_dims, self.action_size, self.horizon = len(state_space.shape), action_size, horizon
+        inputs = math.prod(state_space.shape) + action_size + (0 if horizon is None else NUM_TIME_FEATURES)
+        sizes = [inputs, *hidden_sizes]
         layers: list[nn.Module] = []
         for size, after in pairwise(sizes):
             layers += [nn.Linear(size, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], action_size))
 
-    def forward(self, state: Tensor, noise: Tensor) -> Tensor:
-        flat = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
-        out: Tensor = noise + self.layers(torch.cat([flat, noise], -1))
+    def forward(self, state: Tensor, noise: Tensor, t: int | Tensor = 0) -> Tensor:
+        inputs = [state.flatten(-self.state_dims) if self.state_dims else state[..., None], noise]
+        if self.horizon is not None:
+            features = time_features(t, self.horizon, noise)
+            inputs.append(features.expand(*noise.shape[:-1], NUM_TIME_FEATURES))
+        out: Tensor = noise + self.layers(torch.cat(inputs, -1))
         return out
 
     @staticmethod
@@ -173,6 +187,7 @@ class EnergyBasedPolicy(nn.Module):
         state_dims: how many dimensions a state has.
         action_size: ``d``.
         num_draws: uniform draws for the normaliser in each state, and for each resampled action.
+        takes_time: ``q`` and ``sampler`` are asked with ``t`` as a last argument; else the policy is stationary.
     """
 
     batch_steps = False
@@ -186,17 +201,22 @@ class EnergyBasedPolicy(nn.Module):
         state_dims: int,
         action_size: int,
         num_draws: int = 256,
+        takes_time: bool = False,
     ) -> None:
         super().__init__()
         self.q, self.sampler, self.temperature, self.num_draws = q, sampler, temperature, num_draws
+        self.takes_time = takes_time
         self.state_dims, self.action_size = state_dims, action_size
 
-    def least(self, state: Tensor, action: Tensor) -> Tensor:
+    def least(self, state: Tensor, action: Tensor, t: int | Tensor = 0) -> Tensor:
         """Returns the least ``Q`` of the ensemble for actions ``(*shape, *batch, d)``."""
         lead = action.dim() - 1 - (state.dim() - self.state_dims)
         states = state.expand((*action.shape[:lead], *state.shape))
-        value: Tensor = self.q(states, action).amin(0)
+        value: Tensor = self.q(states, action, *self._time(t)).amin(0)
         return value
+
+    def _time(self, t: int | Tensor) -> tuple[int | Tensor, ...]:
+        return (t,) if self.takes_time else ()
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         size, alpha = self.action_size, self.temperature().detach()
@@ -204,20 +224,20 @@ class EnergyBasedPolicy(nn.Module):
         options: dict[str, Any] = {"dtype": state.dtype, "device": state.device}
         uniform = 2 * torch.rand(self.num_draws, *batch, size, **options) - 1
         # Uniform proposals under a uniform prior: their ratio is one.
-        value = alpha * ((self.least(state, uniform) / alpha).logsumexp(0) - math.log(self.num_draws))
+        value = alpha * ((self.least(state, uniform, t) / alpha).logsumexp(0) - math.log(self.num_draws))
 
         def draw(shape: tuple[int, ...]) -> Tensor:
             if self.sampler is None:
                 candidates = 2 * torch.rand(*shape, *batch, self.num_draws, size, **options) - 1
-                energies = self.least(state, candidates.movedim(-2, 0)).movedim(0, -1) / alpha
+                energies = self.least(state, candidates.movedim(-2, 0), t).movedim(0, -1) / alpha
                 return resampled(candidates, energies)
             states = state.expand((*shape, *state.shape))
             limit = 1 - torch.finfo(state.dtype).eps
             noise = torch.randn(*shape, *batch, size, **options)
-            action: Tensor = self.sampler(states, noise).tanh().clamp(-limit, limit)
+            action: Tensor = self.sampler(states, noise, *self._time(t)).tanh().clamp(-limit, limit)
             return action
 
-        return EnergyBased(draw, lambda action: self.least(state, action), value, alpha, size)
+        return EnergyBased(draw, lambda action: self.least(state, action, t), value, alpha, size)
 
 
 def resampled(candidates: Tensor, log_weights: Tensor) -> Tensor:

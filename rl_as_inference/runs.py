@@ -60,12 +60,12 @@ class Run:
         if agent.process is not None:
             return agent.process if temperature is None else agent.process.at_temperature(temperature)
         return GymnasiumProcess(
-            agent._source,
+            agent.arena.source,
             num_envs=_NUM_ENVS,
             discount=agent.discount,
             temperature=temperature,
             seed=evaluation_seed(agent.seed),
-            **agent._env_kwargs,
+            **agent.arena.env_kwargs,
         )
 
     @property
@@ -166,7 +166,7 @@ def _load_agent(
         device = "cpu"
     agent = make_agent(record, *made, device=device, compile=False)
     try:
-        agent.load(folder / CHECKPOINT)
+        agent.restore(folder / CHECKPOINT)
     except ValueError as error:
         agent.close()
         raise _damaged(folder / CHECKPOINT, str(error).removeprefix("path: ")) from error

@@ -9,11 +9,13 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Activation", "StateTimeNetwork", "check_hidden_sizes"]
+__all__ = ["NUM_TIME_FEATURES", "Activation", "StateTimeNetwork", "check_hidden_sizes", "time_features"]
 
 Activation = Literal["tanh", "relu"]
 
 _HARMONICS = 4
+NUM_TIME_FEATURES = 1 + 2 * _HARMONICS
+"""How many numbers :func:`time_features` gives."""
 
 
 def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
@@ -22,6 +24,21 @@ def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
         raise ValueError(f"hidden_sizes must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
         raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+
+
+def time_features(t: int | Tensor, horizon: int, like: Tensor) -> Tensor:
+    """Returns what networks see of a time, ``(*t.shape, NUM_TIME_FEATURES)``, of the dtype and device of ``like``.
+
+    ``t / horizon`` and a few harmonics of it. Every feature stays within [-1, 1]; the harmonics are of half periods,
+    so that the first and the last step do not look alike.
+
+    Example:
+        >>> time_features(torch.tensor([0, 5]), 10, torch.zeros(())).shape
+        torch.Size([2, 9])
+    """
+    phase = torch.as_tensor(t, device=like.device).to(like.dtype)[..., None] / max(horizon, 1)
+    octaves = math.pi * 2.0 ** torch.arange(_HARMONICS, device=like.device, dtype=like.dtype)
+    return torch.cat([2 * phase - 1, (octaves * phase).sin(), (octaves * phase).cos()], -1)
 
 
 class StateTimeNetwork(nn.Module):
@@ -58,6 +75,9 @@ class StateTimeNetwork(nn.Module):
         check_hidden_sizes(hidden_sizes)
         if activation not in get_args(Activation):
             raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}; got {activation!r}")
+        if not isinstance(state_space, gymnasium.Space):
+            what = f"Discrete({state_space})" if isinstance(state_space, int) else "Box(-1, 1, (3,))"
+            raise ValueError(f"state_space must be a gymnasium space such as {what}, got {state_space!r}")
         first = hidden_sizes[0] if hidden_sizes else num_outputs
         self.horizon = horizon
         self.event_dim = len(state_space.shape or ())
@@ -69,7 +89,7 @@ class StateTimeNetwork(nn.Module):
             self.state_layer = nn.Linear(math.prod(state_space.shape), first)
         else:
             raise ValueError(f"state_space must be Discrete or Box, got {state_space}")
-        self.time_layer = None if horizon is None else nn.Linear(1 + 2 * _HARMONICS, first)
+        self.time_layer = None if horizon is None else nn.Linear(NUM_TIME_FEATURES, first)
         widths = [*hidden_sizes, num_outputs]
         layers: list[nn.Module] = []
         for size, after in pairwise(widths):
@@ -89,15 +109,7 @@ class StateTimeNetwork(nn.Module):
         else:
             flat = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
             hidden = self.state_layer(flat)
-        if self.time_layer is not None:
-            hidden = hidden + self.time_layer(self._time_features(t, hidden))
+        if self.time_layer is not None and self.horizon is not None:
+            hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))
         out: Tensor = self.layers(hidden)
         return out
-
-    def _time_features(self, t: int | Tensor, like: Tensor) -> Tensor:
-        assert self.horizon is not None
-        # Every feature stays within [-1, 1]; the harmonics are of half periods, so that the first
-        # and the last step do not look alike.
-        phase = torch.as_tensor(t, device=like.device).to(like.dtype)[..., None] / max(self.horizon, 1)
-        octaves = math.pi * 2.0 ** torch.arange(_HARMONICS, device=like.device, dtype=like.dtype)
-        return torch.cat([2 * phase - 1, (octaves * phase).sin(), (octaves * phase).cos()], -1)

@@ -16,7 +16,7 @@ def test_damage_at_any_byte_is_noticed(tmp_path: Path) -> None:
     agent.learn(30)
     path = tmp_path / "agent.safetensors"
     agent.save(path)
-    assert agent.load(path) == {}
+    assert agent.restore(path) == {}
     whole, before = path.read_bytes(), agent._update.tensors["parameters"].clone()
     # The last byte is of a tensor; the others may be of the header.
     places = [len(whole) - 1, *random.Random(0).sample(range(len(whole)), 60)]
@@ -25,7 +25,7 @@ def test_damage_at_any_byte_is_noticed(tmp_path: Path) -> None:
         damaged[place] ^= 1
         path.write_bytes(bytes(damaged))
         with pytest.raises(ValueError, match="path: "):
-            agent.load(path)
+            agent.restore(path)
         assert torch.equal(agent._update.tensors["parameters"], before)
 
 

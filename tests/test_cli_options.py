@@ -9,9 +9,10 @@ import pytest
 import typer
 from command_line import refused, rlai
 
-import rl_as_inference as rlai_package
+from rl_as_inference import fit, load_run
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning, perturb, train
 from rl_as_inference.cli import app
+from rl_as_inference.guides import amortized_policy
 from rl_as_inference.option_names import meant
 from rl_as_inference.problems import load_problem
 from rl_as_inference.report import draw_sources
@@ -24,11 +25,11 @@ OF_THE_SHELL = {"out", "overwrite", "progress"}
 PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
     "compare": (
         [
-            rlai_package.compare,
-            rlai_package.fit,
-            rlai_package.posterior,
+            compare,
+            fit,
+            posterior,
             load_problem,
-            rlai_package.guides.amortized_policy,
+            amortized_policy,
         ],
         {
             "fit_num_trajectories": "compare's own argument of the name is --num-trajectories",
@@ -36,17 +37,17 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
             "gradients": "calls compare_gradients",
         },
     ),
-    "fit": ([rlai_package.fit, load_problem, rlai_package.guides.amortized_policy], {}),
+    "fit": ([fit, load_problem, amortized_policy], {}),
     "train": (
         [train, SoftActorCritic, SoftQLearning],
         {"algorithm": "chooses the class", "video": "calls record_videos"},
     ),
     "evaluate": (
-        [SoftActorCritic.evaluate, rlai_package.load_run],
+        [SoftActorCritic.evaluate, load_run],
         {"video": "calls record_videos"},
     ),
-    "robustness": ([perturb, rlai_package.load_run], {"perturbations": "perturb's name and sizes"}),
-    "inspect": ([draw_sources, rlai_package.load_run], {}),
+    "robustness": ([perturb, load_run], {"perturbations": "perturb's name and sizes"}),
+    "inspect": ([draw_sources, load_run], {}),
     "bench": ([], {"quick": "of python -m benchmarks.run"}),
 }
 """For each command: the functions that it calls, and options that are an argument of none of them, with the reason."""

@@ -283,7 +283,7 @@ class TestStops:
         assert stop.value.__notes__ == ["inside a step; the last checkpoint is of step 40"]
         with pytest.raises(ValueError, match="interrupted inside a step"):
             agent.save(tmp_path / "other")
-        assert agent.load(tmp_path / "checkpoint.safetensors")["seconds"] > 0
+        assert agent.restore(tmp_path / "checkpoint.safetensors")["seconds"] > 0
         agent.save(tmp_path / "other")
 
 

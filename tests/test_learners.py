@@ -450,7 +450,7 @@ def test_the_global_random_numbers_are_left_alone(tmp_path):
         agent.act(agent.envs.state[0])
         agent.evaluate(1, deterministic=False)
         agent.save(tmp_path / "a")
-        agent.load(tmp_path / "a")
+        agent.restore(tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -509,7 +509,7 @@ def test_a_run_that_was_saved_goes_on_bit_for_bit(make, env, tmp_path):
     end, history = checkpoint(agent, tmp_path / "end"), agent.history
     other = make(env, **options)
     for path in (saved[0], saved[3]):
-        notes = other.load(path)
+        notes = other.restore(path)
         assert notes["row"] == other.num_steps
         assert other.episodes == [row for row in agent.episodes if row[0] <= other.num_steps]
         other.learn(90 - other.num_steps)
@@ -526,7 +526,7 @@ def test_an_agent_can_go_back(tmp_path):
     agent.save(tmp_path / "a")
     ends = []
     for path in ("a", "a", "start"):
-        agent.load(tmp_path / path)
+        agent.restore(tmp_path / path)
         agent.learn(100 - agent.num_steps)
         ends.append(checkpoint(agent, tmp_path / "end"))
     assert same(ends[0], ends[1])
@@ -543,7 +543,7 @@ def test_an_environment_that_does_not_repeat_itself_begins_new_episodes(tmp_path
     agent.learn(30)
     agent.save(tmp_path / "a")
     other = sac(Noisy)
-    other.load(tmp_path / "a")
+    other.restore(tmp_path / "a")
     assert other.num_steps == 30
     assert other.envs.state[0, 1] == 0
     other.learn(10)
@@ -556,7 +556,7 @@ def test_what_a_checkpoint_says_of_compiling_counts_where_the_agent_does_not(tmp
         sac(compile=saved).save(tmp_path / "a")
         for own, expected in ((False, False), (True, True), ("auto", saved)):
             agent = sac(compile=own)
-            agent.load(tmp_path / "a")
+            agent.restore(tmp_path / "a")
             assert agent._compiles is expected
 
 
@@ -610,13 +610,13 @@ def test_checkpoints_of_other_agents_are_refused_and_change_nothing(learned, tmp
     for name, (make, message) in other_agents(tmp_path).items():
         make().save(tmp_path / name)
         with pytest.raises(ValueError, match=message):
-            agent.load(tmp_path / name)
+            agent.restore(tmp_path / name)
         assert same(checkpoint(agent, tmp_path / "now"), before), name
     larger = sac("CartPole-v1", buffer_size=1000, learning_starts=10_000)
     larger.learn(600)
     larger.save(tmp_path / "larger")
     with pytest.raises(ValueError, match=r"replay: the checkpoint has rows .* buffer_size"):
-        agent.load(tmp_path / "larger")
+        agent.restore(tmp_path / "larger")
     assert same(checkpoint(agent, tmp_path / "now"), before)
 
 
@@ -642,9 +642,9 @@ def test_damaged_and_foreign_files_are_refused_and_change_nothing(learned, tmp_p
         "lacking": "lacks targets",
     }.items():
         with pytest.raises(ValueError, match=message):
-            agent.load(tmp_path / name)
+            agent.restore(tmp_path / name)
         assert same(checkpoint(agent, tmp_path / "now"), tensors), name
-    assert agent.load(path) == {"note": "kept"}
+    assert agent.restore(path) == {"note": "kept"}
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error(learned, tmp_path):
@@ -671,7 +671,7 @@ def test_what_is_not_finite_stops_learning_before_it_is_stored(field, tmp_path):
     if field == "reward":  # the run goes on from where it stopped, once the environment is mended
         agent.save(tmp_path / "a")
         healthy = sac(make, num_envs=2)
-        healthy.load(tmp_path / "a")
+        healthy.restore(tmp_path / "a")
         healthy.learn(28)
         fails = iter([None, None])
         twin = sac(make, num_envs=2)
@@ -701,7 +701,7 @@ def test_ctrl_c_ends_learning_where_it_can_go_on_exactly(tmp_path):
     assert 30 < reached < 100_000
     agent.save(tmp_path / "a")
     other = sac(num_envs=2, seeds=2)
-    other.load(tmp_path / "a")
+    other.restore(tmp_path / "a")
     twin.learn(reached + 20)
     for each in (agent, other):
         each.learn(20)
@@ -733,7 +733,7 @@ def test_a_second_ctrl_c_inside_a_step_leaves_an_agent_that_is_not_whole(tmp_pat
     for use in (lambda: agent.save(tmp_path / "b"), lambda: agent.learn(10)):
         with pytest.raises(ValueError, match=r"interrupted inside a step .* load its last checkpoint"):
             use()
-    agent.load(tmp_path / "a")
+    agent.restore(tmp_path / "a")
     assert same(checkpoint(agent, tmp_path / "b"), before)
 
 
@@ -1014,5 +1014,5 @@ def test_agents_learn_on_their_device(device, tmp_path):
         assert agent._update.tensors["parameters"].isfinite().all()
         agent.act(agent.envs.state)
         before = checkpoint(agent, tmp_path / "a")
-        agent.load(tmp_path / "a")
+        agent.restore(tmp_path / "a")
         assert same(checkpoint(agent, tmp_path / "b"), before)

@@ -189,16 +189,16 @@ def test_learning_goes_on_from_a_checkpoint_as_it_would_have(tmp_path, seeds):
     parts.learn(150, progress=False)
     parts.save(tmp_path / "half")
     gone_on = make()
-    gone_on.load(tmp_path / "half")
+    gone_on.restore(tmp_path / "half")
     assert gone_on.temperatures == parts.temperatures
     gone_on.learn(150, progress=False)
     assert whole.temperature != 1.0
     assert same(checkpoint(whole, tmp_path / "one"), checkpoint(gone_on, tmp_path / "other"))
     assert whole.constraint.state_dict() == gone_on.constraint.state_dict()
     with pytest.raises(ValueError, match=r"written with another target_return: it has 0\.5, and this agent 0\.6"):
-        make(0.6).load(tmp_path / "half")
+        make(0.6).restore(tmp_path / "half")
     with pytest.raises(ValueError, match=r"written with another target_return: it has 0\.5, and this agent None"):
-        sac(layers(3), temperature="auto", seeds=seeds, num_envs=2).load(tmp_path / "half")
+        sac(layers(3), temperature="auto", seeds=seeds, num_envs=2).restore(tmp_path / "half")
 
 
 # ---- wrong input ------------------------------------------------------------------------------------

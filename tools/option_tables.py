@@ -1,7 +1,7 @@
 """Writes the tables of options in the documentation from the declarations themselves.
 
-A table stands between ``<!-- options: WHAT -->`` and ``<!-- end -->``. WHAT is ``compare, fit`` (commands of ``rlai``; an
-option that not all of them have says which) or ``learners``. ``python tools/option_tables.py`` writes them anew.
+A table stands between ``<!-- options: WHAT -->`` and ``<!-- end -->``. WHAT is ``compare, fit`` (commands of ``rlai``;
+an option that not all of them have says which) or ``learners``. ``python tools/option_tables.py`` writes them anew.
 """
 
 import re

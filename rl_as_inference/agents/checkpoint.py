@@ -1,18 +1,27 @@
-"""A learner's file: what it goes on from, and what it must be to go on from it."""
+"""A learner's file: what it goes on from, what it must be to go on from it, and how to make it anew."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.checkpoints import load_tensors, save_tensors
+from rl_as_inference.nouns import EnvironmentLike
 
-__all__ = ["Snapshot", "load_snapshot", "save_snapshot"]
+__all__ = ["Saved", "Snapshot", "how_made", "load_saved", "save_snapshot"]
 
 _FORMAT = "rl-as-inference agent 3"
+
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
+
+_NOT_MADE_AGAIN = ("device", "env_kwargs", "policy")
+"""Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
 
 
 class Snapshot(NamedTuple):
@@ -21,11 +30,106 @@ class Snapshot(NamedTuple):
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
     """Counts, histories and the environments' own state, as JSON holds them."""
+
+
+class Saved(NamedTuple):
+    """A learner's file."""
+
+    path: str
+    snapshot: Snapshot
+    identity: dict[str, Any]
+    """What the learner was, as another that goes on from here must be."""
+    made: dict[str, Any] | None
+    """How it was made; None in files of earlier versions."""
     notes: dict[str, Any]
+    """What the user saved with it."""
+
+    def check(self, identity: Mapping[str, Any], needed: Iterable[str]) -> None:
+        """Raises ValueError unless a learner may go on from here.
+
+        Args:
+            identity: what the learner is.
+            needed: the names of tensors it cannot go on without.
+        """
+        if missing := sorted({*needed} - self.snapshot.tensors.keys()):
+            raise ValueError(f"path: {self.path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
+        for what, wanted in identity.items():
+            found = self.identity.get(what)
+            if found != wanted:
+                shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
+                raise ValueError(
+                    f"path: {self.path!r} was written with another {what}{shown}; make the agent the same way"
+                )
+
+    def making(
+        self, kind: str, env: EnvironmentLike | None, changes: Mapping[str, Any]
+    ) -> tuple[EnvironmentLike, dict[str, Any]]:
+        """Returns the environment and the options to make the learner anew with.
+
+        Args:
+            kind: the name of its class.
+            env: in place of the one that the file names.
+            changes: options in place of those in the file.
+
+        Raises:
+            ValueError: if another class's learner was saved, or the file does not say enough.
+        """
+        if (found := self.identity.get("agent")) != kind:
+            raise ValueError(f"path: {self.path!r} is of {found}, not of {kind}; use {found}.load")
+        if self.made is None:
+            raise ValueError(
+                f"path: {self.path!r} was written by an earlier version, which did not note the agent's options; make "
+                f"the agent the same way, and restore(path)"
+            )
+        if (policy := self.made["policy"]) is not None and "policy" not in changes:
+            raise ValueError(
+                f"policy: the agent in {self.path!r} has a {policy} of the user's, which a file cannot hold; "
+                f"{kind}.load(path, policy=...) with one made the same way"
+            )
+        options = {**self.made["options"], "dtype": _DTYPES[self.made["options"]["dtype"]]}
+        options["hidden_sizes"] = tuple(options["hidden_sizes"])
+        if env is None:
+            env = self.made["env"]
+            if env is None:
+                raise ValueError(
+                    f"env: the agent in {self.path!r} learned in {self.identity['environment']}, given as "
+                    f"{self.made['env_given_as']}, which a file cannot hold; {kind}.load(path, env=...) with the same"
+                )
+            options["env_kwargs"] = self.made["env_kwargs"]
+        return env, {**options, **changes}
 
 
-def save_snapshot(path: str | Path, snapshot: Snapshot, identity: Mapping[str, Any]) -> None:
-    """Writes a snapshot to ``path``, whole or not at all, with what the learner is.
+def how_made(source: EnvironmentLike, options: LearnerOptions) -> dict[str, Any]:
+    """Returns how a learner was made, as JSON holds it."""
+    values: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_MADE_AGAIN}
+    values["dtype"], values["hidden_sizes"] = str(options["dtype"]), list(options["hidden_sizes"])
+    policy, env_kwargs = dict(options).get("policy"), dict(options["env_kwargs"] or {})
+    named = isinstance(source, str) and _is_json(env_kwargs)
+    given_as = "an id with options that JSON cannot hold" if isinstance(source, str) else type(source).__name__
+    return {
+        "options": values,
+        "env": source if named else None,
+        "env_kwargs": env_kwargs if named else None,
+        "env_given_as": given_as,
+        "policy": None if policy is None else type(policy).__name__,
+    }
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def save_snapshot(
+    path: str | Path,
+    snapshot: Snapshot,
+    identity: Mapping[str, Any],
+    made: Mapping[str, Any],
+    notes: Mapping[str, Any],
+) -> None:
+    """Writes a snapshot to ``path``, whole or not at all, with what the learner is and how it was made.
 
     Raises:
         ValueError: if the file cannot be written.
@@ -33,32 +137,21 @@ def save_snapshot(path: str | Path, snapshot: Snapshot, identity: Mapping[str, A
     record = {
         "format": _FORMAT,
         "identity": dict(identity),
+        "made": dict(made),
         "progress": snapshot.progress,
-        "notes": snapshot.notes,
+        "notes": dict(notes),
     }
     save_tensors(path, snapshot.tensors, record)
 
 
-def load_snapshot(path: str | Path, identity: Mapping[str, Any], needed: Iterable[str]) -> Snapshot:
-    """Returns the snapshot at ``path``.
-
-    Args:
-        path: a file that :func:`save_snapshot` wrote.
-        identity: what the learner is that wants it, as the one that was saved must have been.
-        needed: the names of tensors it cannot go on without.
+def load_saved(path: str | Path) -> Saved:
+    """Returns the file at ``path``, which :func:`save_snapshot` wrote.
 
     Raises:
-        ValueError: if there is no such file, it is damaged or not a learner's, or another kind of learner wrote it.
+        ValueError: if there is no such file, it is damaged or not a learner's.
     """
     tensors, record = load_tensors(path)
-    path = str(path)
     if record.get("format") != _FORMAT:
-        raise ValueError(f"path: {path!r} holds tensors, but no agent written by save()")
-    if missing := sorted({*needed} - tensors.keys()):
-        raise ValueError(f"path: {path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
-    for what, wanted in identity.items():
-        found = record["identity"].get(what)
-        if found != wanted:
-            shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
-            raise ValueError(f"path: {path!r} was written with another {what}{shown}; make the agent the same way")
-    return Snapshot(tensors, record["progress"], record["notes"])
+        raise ValueError(f"path: {str(path)!r} holds tensors, but no agent written by save()")
+    snapshot = Snapshot(tensors, record["progress"])
+    return Saved(str(path), snapshot, record["identity"], record.get("made"), record["notes"])

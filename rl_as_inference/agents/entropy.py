@@ -1,20 +1,59 @@
-"""Target entropies that a policy can reach."""
+"""Target entropies that a policy can reach, and what is said where one cannot."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import gymnasium
+import torch
+from torch import Tensor
 
-from rl_as_inference.spaces import uniform_log_density
+from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes.mdp import unvalidated
+from rl_as_inference.spaces import first_of, uniform_log_density
 
-__all__ = ["check_target_entropy"]
+__all__ = ["TargetEntropy", "TemperatureWatch", "check_target_entropy"]
+
+_MASKED = -1e6
+"""Log probabilities below this are of actions that a mask forbids (some masks are a large negative number)."""
+_RUNS_AWAY = 1e6
+"""Of a tuned α to where it started: it then pays for entropy alone, and goes on growing."""
 
 
-def check_target_entropy(target_entropy: float | None, action_space: gymnasium.Space[Any]) -> float:
-    """Returns the target entropy in nats; by default half of ``log|A|`` for discrete actions, ``-d`` for others.
+@dataclass(frozen=True)
+class TargetEntropy:
+    """What a tuned α holds the policy's mean entropy to, in nats.
+
+    Attributes:
+        nats: of a state in which every action is allowed; of all states, if it was given as a number.
+        given: whether it was given.
+    """
+
+    nats: float
+    given: bool
+
+    def shortfall(self, log_policy_a: Tensor) -> Tensor:
+        """Returns by how much less is asked of each state in which fewer actions are allowed, ``(*batch,)``, ≤ 0.
+
+        Half of ``log`` of the share allowed: the target of a state is half of the most that it allows. A state with
+        one action alone asks for nothing. A target that was given is the same of all states.
+
+        Args:
+            log_policy_a: log probabilities of all discrete actions, ``-inf`` (or nearly so) of those not allowed.
+        """
+        share = (log_policy_a > _MASKED).sum(-1).to(log_policy_a.dtype) / log_policy_a.shape[-1]
+        return torch.zeros_like(share) if self.given else 0.5 * share.log()
+
+
+def check_target_entropy(
+    target_entropy: float | None, action_space: gymnasium.Space[Any], masks: MarkovDecisionProcess | None = None
+) -> TargetEntropy:
+    """Returns the target entropy; by default half of ``log`` of the discrete actions allowed, ``-d`` for others.
 
     ``-d`` is soft actor-critic's own (arXiv:1812.05905, appendix D), of a density about a fifth of the
     box wide in every dimension. Discrete actions have no density: their entropy lies between 0 and
@@ -22,21 +61,31 @@ def check_target_entropy(target_entropy: float | None, action_space: gymnasium.S
     α grows without bound wherever it should; near 0 nothing is explored and α vanishes. At half, two
     of four actions stay open on average, or one of two is taken eight times in nine.
 
+    Args:
+        target_entropy: nats, or None for the default.
+        action_space: what the policy is over.
+        masks: the process whose action prior the policy stays within.
+
     Raises:
         ValueError: if no policy can reach it.
 
     Example:
-        >>> check_target_entropy(None, gymnasium.spaces.Discrete(4)) == 0.5 * math.log(4)
+        >>> check_target_entropy(None, gymnasium.spaces.Discrete(4)).nats == 0.5 * math.log(4)
         True
     """
     most = -uniform_log_density(action_space)
     discrete = isinstance(action_space, gymnasium.spaces.Discrete)
     if target_entropy is None:
-        return 0.5 * most if discrete else -float(math.prod(action_space.shape or ()))
+        return TargetEntropy(0.5 * most if discrete else -float(math.prod(action_space.shape or ())), given=False)
     if isinstance(target_entropy, bool) or not isinstance(target_entropy, Real):
         raise ValueError(f"target_entropy must be a number of nats, or None for the default, got {target_entropy!r}")
+    name = f"log {round(math.exp(most))}" if discrete else "d log 2"
+    if masks is not None and isinstance(masks.state_space, gymnasium.spaces.Discrete):
+        states = torch.arange(int(masks.state_space.n))
+        allowed = round(float(_log_counts(masks, states).max().exp()))
+        if allowed < round(math.exp(most)):
+            most, name = math.log(allowed), f"log {allowed}, of the actions that the prior allows,"
     if not math.isfinite(target_entropy) or target_entropy >= most:
-        name = f"log {round(math.exp(most))}" if discrete else "d log 2"
         raise ValueError(
             f"target_entropy is {target_entropy} nats, which no policy on {action_space} can hold: the uniform one has "
             f"{name} = {most:.4g} nats, and no other has as much; choose less, {0.5 * most:.3g} say"
@@ -46,4 +95,58 @@ def check_target_entropy(target_entropy: float | None, action_space: gymnasium.S
             f"target_entropy is {target_entropy} nats, and the entropy of discrete actions is never below 0; choose "
             f"between 0 and {most:.4g}"
         )
-    return float(target_entropy)
+    return TargetEntropy(float(target_entropy), given=True)
+
+
+class TemperatureWatch:
+    """Says, once each, that a target entropy is out of reach in the states seen, and that α runs away.
+
+    Args:
+        target: what α is tuned to.
+        start: where α starts, in reward units per nat.
+        masks: the process whose action prior the policy stays within; None for one that allows all.
+    """
+
+    def __init__(self, target: TargetEntropy, start: float, masks: MarkovDecisionProcess | None) -> None:
+        self.target, self.start, self.masks = target, start, masks
+        self._said: set[str] = set()
+
+    def look(self, temperatures: Sequence[float], states: Tensor) -> None:
+        """Warns if there is a reason to.
+
+        Args:
+            temperatures: α of every seed.
+            states: some of those visited lately.
+        """
+        most = math.inf
+        if self.target.given and self.masks is not None and len(states):
+            most = float(_log_counts(self.masks, states).mean())
+        if self.target.nats >= most:
+            self._say(
+                "reach",
+                f"target_entropy is {self.target.nats:.4g} nats, and in the states visited the action prior allows "
+                f"{most:.4g} on average, so that α will grow without bound; lower target_entropy, or leave it out: it "
+                f"then follows what each state allows",
+            )
+        elif max(temperatures) > _RUNS_AWAY * self.start:
+            self._say(
+                "away",
+                f"α has grown from {self.start:.3g} to {max(temperatures):.3g} reward units per nat, where rewards "
+                f"count for nothing: no policy has target_entropy, {self.target.nats:.4g} nats, in the states visited "
+                f"(does a mask leave fewer actions there?); lower target_entropy, or fix temperature",
+            )
+
+    def _say(self, what: str, text: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(text, stacklevel=4)
+
+
+@torch.no_grad()
+def _log_counts(process: MarkovDecisionProcess, states: Tensor) -> Tensor:
+    """Returns the log of how many discrete actions the prior allows in each state where any is taken, nats."""
+    states = states + first_of(process.state_space)
+    with unvalidated():
+        counts = (process.prior(states).logits > _MASKED).sum(-1).double().log()
+        ended = process.terminated(states)
+    return counts if ended is None else counts[~torch.as_tensor(ended, device=counts.device)]

@@ -68,12 +68,12 @@ def mode_of(distribution: Any) -> Tensor:
     return best
 
 
-def play(envs: Environments, choose: Callable[[Any], Any], num_episodes: int) -> Evaluation:
+def play(envs: Environments, choose: Callable[[Any, Any], Any], num_episodes: int) -> Evaluation:
     """Returns ``num_episodes`` whole episodes; each environment plays its share, so that short ones count no more.
 
     Args:
         envs: the environments; they are reset first.
-        choose: ``states -> actions``, arrays in the agent's units.
+        choose: ``(states, times) -> actions``, arrays in the agent's units; times count from 0 in each episode.
         num_episodes: ≥ 1.
     """
     slots = envs.num_envs
@@ -83,7 +83,7 @@ def play(envs: Environments, choose: Callable[[Any], Any], num_episodes: int) ->
     playing, total, length = [0] * slots, np.zeros(slots), np.zeros(slots, int)
     state = envs.reset()
     while any(playing[slot] < len(shares[slot]) for slot in range(slots)):
-        step = envs.step(choose(state))
+        step = envs.step(choose(state, length.copy()))
         total += step.reward * step.valid
         length += step.valid
         for slot in np.flatnonzero(step.terminated | step.truncated):

@@ -50,8 +50,7 @@ def settings_of(agent: Learner) -> dict[str, Any]:
     A policy of the user's own cannot be held; its class's name stands for it.
     """
     name = next(name for name, algorithm in ALGORITHMS.items() if isinstance(agent, algorithm.learner))
-    options = options_of(ALGORITHMS[name].options)
-    given = {each.name: agent.options.get(each.name, each.default) for each in options if each.name not in _APART}
+    given = {option: value for option, value in agent.options.items() if option not in _APART}
     # Settled by now: what was compiled, and where.
     given |= {"compile": agent.compile, "device": str(agent.device)}
     return {"algorithm": name, **settings_as_held(given)}
@@ -64,7 +63,7 @@ def settings_as_held(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def named_environment(agent: Learner) -> tuple[str | None, dict[str, Any]]:
     """Returns the Gymnasium id that an agent was made with, and its options; None if a file cannot say them."""
-    source, options = agent._source, agent._env_kwargs
+    source, options = agent.arena.source, dict(agent.arena.env_kwargs)
     if isinstance(source, EnvSpec) and gymnasium.registry.get(source.id) == source:
         source = source.id
     try:

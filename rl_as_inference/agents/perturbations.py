@@ -17,6 +17,7 @@ from torch import Tensor
 from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checks import check_count
+from rl_as_inference.nouns import Policy
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, to_gymnasium
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.progress import ProgressBar, progress_bar
@@ -169,11 +170,10 @@ def _returns(
         made: list[_Perturbed] = []
         envs = Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed)
         try:
-            with RandomStream(seed, agent.device):
+            with RandomStream(seed, agent.device), agent.threads():
+                choose = agent.chooser(policy, deterministic=deterministic)
                 if name == "reward":
-                    choose: Any = partial(_charged, agent, policy, made)
-                else:
-                    choose = partial(agent._choose, policy, deterministic=deterministic)
+                    choose = partial(_charged, agent, policy, made)
                 rows.append(play(envs, choose, num_episodes).returns)
         finally:
             envs.close()
@@ -183,10 +183,11 @@ def _returns(
 
 
 @torch.no_grad()
-def _charged(agent: Learner, policy: Any, envs: list[_Perturbed], state: Any) -> Any:
+def _charged(agent: Learner, policy: Policy, envs: list[_Perturbed], state: Any, time: Any) -> Any:
     """Returns drawn actions, and charges each environment what the worst reward takes off for it."""
     states = torch.as_tensor(state, device=agent.device)
-    distribution = policy(states.to(agent.dtype) if states.is_floating_point() else states, 0)
+    times = agent.task.times(torch.as_tensor(time, device=agent.device))
+    distribution = policy(states.to(agent.dtype) if states.is_floating_point() else states, times)
     action = distribution.sample()
     log_prior: Any = uniform_log_density(agent.action_space)
     if isinstance(agent.process, TabularMDP):
@@ -206,9 +207,9 @@ def _check_size(name: str, size: Any, noise: bool) -> bool:
 
 
 def _factory(agent: Learner) -> Callable[[], Any]:
-    source: Any = agent._source
+    source: Any = agent.arena.source
     if isinstance(source, str | EnvSpec):
-        return lambda: gymnasium.make(source, disable_env_checker=True, **agent._env_kwargs)
+        return lambda: gymnasium.make(source, disable_env_checker=True, **agent.arena.env_kwargs)
     if isinstance(source, MarkovDecisionProcess) and not hasattr(source, "environments"):
         return lambda: to_gymnasium(source)
     if callable(source) and not isinstance(source, gymnasium.Env | gymnasium.vector.VectorEnv | MarkovDecisionProcess):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -31,7 +31,11 @@ class Batch(NamedTuple):
     alive: Tensor
     """``(n, B)``: 1 while the segment goes on, 0 behind the end of its episode or of the buffer."""
     terminated: Tensor
-    """``(n, B)``: 1 where the step ended in a terminal state (not where it was cut off)."""
+    """``(n, B)``: 1 where the step ended in a terminal state or at the model's horizon (not where it was cut off)."""
+    time: Tensor | int = 0
+    """``(B,)``: of ``state``; 0 where time is not looked at."""
+    next_times: Tensor | int = 0
+    """``(n, B)``: of ``next_states``; 0 where time is not looked at."""
 
 
 class Replay:
@@ -40,7 +44,7 @@ class Replay:
     Attributes:
         capacity: the number of rows, for each learner.
         storage: ``(num_learners, capacity, width)``; the columns are state, action, reward, next
-            state, terminated and truncated.
+            state, terminated and truncated, and the time of the state where the model has a horizon.
         size: rows in use, a tensor on the device.
         position: the row written next, a tensor on the device.
 
@@ -61,25 +65,22 @@ class Replay:
         capacity: int,
         num_learners: int = 1,
         num_envs: int = 1,
+        horizon: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         # Rows of one environment are num_envs apart, also where the ring closes.
         self.capacity = max(capacity // num_envs, 1) * num_envs
-        self.num_learners, self.num_envs = num_learners, num_envs
+        self.num_learners, self.num_envs, self.horizon = num_learners, num_envs, horizon
         self.state_shape = tuple(state_space.shape or ())
         self.action_shape = tuple(action_space.shape or ())
         self.state_dtype = torch.int64 if isinstance(state_space, gymnasium.spaces.Discrete) else dtype
         self.action_dtype = torch.int64 if isinstance(action_space, gymnasium.spaces.Discrete) else dtype
         states, actions = math.prod(self.state_shape), math.prod(self.action_shape)
-        edges = np.cumsum([0, states, actions, 1, states, 1, 1]).tolist()
-        self.columns = dict(
-            zip(
-                ("state", "action", "reward", "next_state", "terminated", "truncated"),
-                (slice(a, b) for a, b in pairwise(edges)),
-                strict=True,
-            )
-        )
+        widths = {"state": states, "action": actions, "reward": 1, "next_state": states, "terminated": 1}
+        widths |= {"truncated": 1} if horizon is None else {"truncated": 1, "time": 1}
+        edges = [0, *accumulate(widths.values())]
+        self.columns = {name: slice(*ends) for name, ends in zip(widths, pairwise(edges), strict=True)}
         needed = num_learners * self.capacity * edges[-1] * dtype.itemsize
         try:
             # Pages are taken as they are written: a large empty buffer costs nothing.
@@ -98,11 +99,20 @@ class Replay:
         self._row = np.empty((num_learners * num_envs, edges[-1]), np.dtype(str(dtype).removeprefix("torch.")))
 
     def add(
-        self, state: Any, action: Any, reward: Any, next_state: Any, terminated: Any, truncated: Any, valid: Any = None
+        self,
+        state: Any,
+        action: Any,
+        reward: Any,
+        next_state: Any,
+        terminated: Any,
+        truncated: Any,
+        valid: Any = None,
+        time: Any = None,
     ) -> None:
         """Writes one row per environment; the arrays begin with (learner and environment), learner first.
 
-        ``valid`` (bool, one per environment) leaves rows out; it needs one learner.
+        ``valid`` (bool, one per environment) leaves rows out; it needs one learner. ``time`` is needed where the
+        model has a horizon.
         """
         row, columns, count = self._row, self.columns, len(self._row)
         row[:, columns["state"]] = state.reshape(count, -1)
@@ -111,6 +121,8 @@ class Replay:
         row[:, columns["next_state"]] = next_state.reshape(count, -1)
         row[:, columns["terminated"]] = terminated[:, None]
         row[:, columns["truncated"]] = truncated[:, None]
+        if self.horizon is not None:
+            row[:, columns["time"]] = time[:, None]
         rows = row.reshape(self.num_learners, self.num_envs, -1)
         if valid is not None and not valid.all():
             rows = rows[:, valid]
@@ -158,7 +170,7 @@ class Replay:
                 there = age + k * self.num_envs < size
                 # A row that was never written must not be read: it may hold anything.
                 index = torch.where(there, (first + k * self.num_envs) % self.capacity, first)
-                ended = picked[-1][:, self.columns["terminated"].start :].amax(-1)
+                ended = picked[-1][:, self.columns["terminated"].start : self.columns["truncated"].stop].amax(-1)
                 going = going * (1 - ended.double()) * there
             rows = storage.index_select(0, index)
             picked.append(rows)
@@ -171,7 +183,16 @@ class Replay:
             next_states=self._states(rows[..., self.columns["next_state"]]),
             alive=torch.stack(alive).to(rows.dtype),
             terminated=rows[..., self.columns["terminated"].start],
+            **self._times(rows),
         )
+
+    def _times(self, rows: Tensor) -> dict[str, Tensor]:
+        """Returns a batch's times, of rows ``(n, B, width)``; nothing where time is not looked at."""
+        if self.horizon is None:
+            return {}
+        times = rows[..., self.columns["time"].start].long()
+        # At the horizon there is nothing to ask for; the last step's answer is not used.
+        return {"time": times[0], "next_times": (times + 1).clamp(max=self.horizon - 1)}
 
     def _states(self, columns: Tensor) -> Tensor:
         return columns.reshape(*columns.shape[:-1], *self.state_shape).to(self.state_dtype)
@@ -207,13 +228,26 @@ class Replay:
 
     @property
     def terminated(self) -> Tensor:
-        """``(len,)`` bool: the episode ended in a terminal state."""
+        """``(len,)`` bool: the episode ended in a terminal state, or at the model's horizon."""
         return self._column("terminated")[..., 0] > 0
 
     @property
     def truncated(self) -> Tensor:
         """``(len,)`` bool: the episode was cut off by a time limit."""
         return self._column("truncated")[..., 0] > 0
+
+    @property
+    def time(self) -> Tensor:
+        """``(len,)`` integers: the time of each state; only where the model has a horizon."""
+        if self.horizon is None:
+            raise ValueError("replay holds no times: the model has no horizon")
+        return self._column("time")[..., 0].long()
+
+    def latest_states(self, count: int) -> Tensor:
+        """Returns the states of the latest transitions of all learners together, ``(at most count each, *state)``."""
+        latest = (self._position - 1 - torch.arange(min(count, self._size))) % max(self._size, 1)
+        rows = self.storage[:, latest.to(self.storage.device)]
+        return self._states(rows[..., self.columns["state"]]).flatten(0, 1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the rows in use and the ring's position, for a checkpoint."""

@@ -8,25 +8,36 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from rl_as_inference.agents.learner import Learner
+__all__ = ["Progress", "Reporter", "interrupts", "progress_text"]
 
-__all__ = ["Reporter", "interrupts", "progress_text"]
+
+class Progress(Protocol):
+    """What a report is made of: counts, episodes, α, and what was summed since the last report."""
+
+    num_steps: int
+    num_updates: int
+    episodes: list[tuple[int, int, float, int]]
+
+    @property
+    def temperature(self) -> float:
+        """α, in reward units per nat."""
+
+    def mean_metrics(self, num_updates: int) -> dict[str, float]:
+        """Returns the means of the reported numbers over the last updates, and forgets them."""
 
 
 class Reporter:
     """Makes rows of the history: what happened since the last one."""
 
-    def __init__(self, learner: Learner, every: int) -> None:
-        self.learner, self.every = learner, every
-        self.due = (learner.num_steps // every + 1) * every
+    def __init__(self, of: Progress, every: int) -> None:
+        self.of, self.every = of, every
+        self.due = (of.num_steps // every + 1) * every
         self._start()
 
     def _start(self) -> None:
-        learner = self.learner
-        self.steps, self.updates, self.episodes = learner.num_steps, learner.num_updates, len(learner.episodes)
+        self.steps, self.updates, self.episodes = self.of.num_steps, self.of.num_updates, len(self.of.episodes)
         self.time = time.perf_counter()
 
     def row(self) -> dict[str, float]:
@@ -35,25 +46,24 @@ class Reporter:
         Raises:
             ValueError: if a loss is no longer finite.
         """
-        learner = self.learner
-        seconds = max(time.perf_counter() - self.time, 1e-9)
-        steps, updates = learner.num_steps - self.steps, learner.num_updates - self.updates
-        returns = [row[2] for row in learner.episodes[self.episodes :]]
+        of, seconds = self.of, max(time.perf_counter() - self.time, 1e-9)
+        steps, updates = of.num_steps - self.steps, of.num_updates - self.updates
+        returns = [row[2] for row in of.episodes[self.episodes :]]
+        metrics = of.mean_metrics(updates) if updates else {}
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise ValueError(
+                f"learning diverged by step {of.num_steps}: {', '.join(bad)} is no longer finite; lower "
+                f"learning_rate, or scale the rewards"
+            )
         row = {
-            "step": float(learner.num_steps),
+            "step": float(of.num_steps),
             "return": sum(returns) / len(returns) if returns else math.nan,
             "episodes": float(len(returns)),
-            "temperature": learner.temperature,
-            **(learner.mean_metrics(updates) if updates else {}),
+            "temperature": of.temperature,
+            **metrics,
             "steps_per_second": steps / seconds,
             "updates_per_second": updates / seconds,
         }
-        bad = [name for name in learner.metrics if not math.isfinite(row.get(name, 0.0))]
-        if bad:
-            raise ValueError(
-                f"learning diverged by step {learner.num_steps}: {', '.join(bad)} is no longer finite; lower "
-                f"learning_rate, or scale the rewards"
-            )
         self._start()
         self.due += self.every
         return row

@@ -229,7 +229,7 @@ class _Logbook:
         except OSError as error:
             raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
         if resume and checkpoint.exists():
-            self.seconds_before = float(self.agent.load(checkpoint).get("seconds", 0.0))
+            self.seconds_before = float(self.agent.restore(checkpoint).get("seconds", 0.0))
             self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
         for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
             left.unlink(missing_ok=True)

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.compilation import accelerate
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
-from rl_as_inference.agents.replay import Batch, Replay
+from rl_as_inference.agents.replay import Replay
+from rl_as_inference.checks import deferred
 from rl_as_inference.processes.mdp import unvalidated
 
 __all__ = ["Update"]
-
-Loss = Callable[[Networks, Networks, Batch], tuple[Tensor, dict[str, Tensor]]]
-Draw = Callable[[Networks, Tensor], Tensor]
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -33,12 +32,9 @@ class Update:
 
     Args:
         modules: of each seed, by name; their parameters become views of this object's tensors.
-        targeted: the names of the modules that have target averages.
-        metrics: the names of the numbers that the loss reports.
-        loss: ``(networks, targets, batch) -> (loss, metrics)``.
-        draw: ``(networks, states) -> actions``.
+        algorithm: whose loss and draw it is.
         replay: where batches come from.
-        observation, action: what acting reads and writes, ``(num_seeds, num_envs, ...)``.
+        observation, time, action: what acting reads and writes, ``(num_seeds, num_envs, ...)``.
         batch_size, n_step: of a batch.
         learning_rate: Adam's.
         target_average: how far targets move.
@@ -52,12 +48,10 @@ class Update:
     def __init__(
         self,
         modules: Sequence[Mapping[str, nn.Module]],
-        targeted: Sequence[str],
-        metrics: Sequence[str],
-        loss: Loss,
-        draw: Draw,
+        algorithm: Algorithm,
         replay: Replay,
         observation: Tensor,
+        time: Tensor,
         action: Tensor,
         *,
         batch_size: int,
@@ -65,7 +59,7 @@ class Update:
         learning_rate: float,
         target_average: float,
     ) -> None:
-        self.targeted, self.metrics, self.loss, self.draw = tuple(targeted), tuple(metrics), loss, draw
+        self.algorithm, targeted, metrics = algorithm, algorithm.targeted, algorithm.metrics
         self.replay, self.batch_size, self.n_step = replay, batch_size, n_step
         self.learning_rate, self.target_average = learning_rate, target_average
         # Called on given parameters only, so its own never count.
@@ -85,16 +79,16 @@ class Update:
         }
         self.num_seeds = len(modules)
         written = [*self.tensors.values(), action]
-        read = [observation, replay.storage]
+        read = [observation, time, replay.storage]
         if self.num_seeds == 1:  # without the dimension of seeds, plain products serve, which are faster than batched
             written, read = [tensor[0] for tensor in written], [tensor[0] for tensor in read]
         self._written, self._read = written, [*read, replay.size, replay.position]
-        self._acting = (written[-1], written[0], read[0])
+        self._acting = (written[-1], written[0], *read[:2])
         self.ready = self.compiled = False
 
     def prepare(self, *, compile: bool) -> None:
         """Traces the update and the drawing of actions, and compiles the former if asked; no number changes."""
-        with unvalidated():
+        with unvalidated(), deferred():  # a policy's own checks of values have no answer while it is traced
             self._act = accelerate(self._write_action, self._acting[:1], self._acting[1:], compile=False)
             self._step = accelerate(self._write_step, self._written, self._read, compile=compile)
             if compile and self._written[0].device.type != "cuda":
@@ -113,18 +107,22 @@ class Update:
     def _write_step(self, *tensors: Tensor) -> None:
         function: Any = self._stepped
         if self.num_seeds > 1:
-            function = torch.func.vmap(function, in_dims=(0,) * 8 + (None, None), randomness="different")
-        *state, action, observation, storage, size, position = tensors
-        new = function(*state, observation, storage, size, position)
+            function = torch.func.vmap(function, in_dims=(0,) * 9 + (None, None), randomness="different")
+        *state, action, observation, time, storage, size, position = tensors
+        new = function(*state, observation, time, storage, size, position)
         for old, value in zip((*state, action), new, strict=True):
             old.copy_(value)
 
-    def _write_action(self, action: Tensor, parameters: Tensor, observation: Tensor) -> None:
-        def draw(parameters: Tensor, observation: Tensor) -> Tensor:
-            return self.draw(Networks(self.template, self.layout.unflatten(parameters)), observation)
+    def _write_action(self, action: Tensor, parameters: Tensor, observation: Tensor, time: Tensor) -> None:
+        function: Any = self._drawn
+        if self.num_seeds > 1:
+            function = torch.func.vmap(function, randomness="different")
+        action.copy_(function(parameters, observation, time))
 
-        function = torch.func.vmap(draw, randomness="different") if self.num_seeds > 1 else draw
-        action.copy_(function(parameters, observation))
+    def _drawn(self, parameters: Tensor, observation: Tensor, time: Tensor) -> Tensor:
+        """Returns one seed's actions."""
+        networks = Networks(self.template, self.layout.unflatten(parameters))
+        return self.algorithm.draw(networks, observation, self.algorithm.task.times(time))
 
     def _stepped(
         self,
@@ -135,6 +133,7 @@ class Update:
         decays: Tensor,
         sums: Tensor,
         observation: Tensor,
+        time: Tensor,
         storage: Tensor,
         size: Tensor,
         position: Tensor,
@@ -144,8 +143,8 @@ class Update:
         target_networks = Networks(self.template, self.target_layout.unflatten(targets))
 
         def loss(tree: Tree) -> tuple[Tensor, Tensor]:
-            value, metrics = self.loss(Networks(self.template, tree), target_networks, batch)
-            return value, torch.stack([metrics[name].detach() for name in self.metrics])
+            value, metrics = self.algorithm.loss(Networks(self.template, tree), target_networks, batch)
+            return value, torch.stack([metrics[name].detach() for name in self.algorithm.metrics])
 
         tree, metrics = self._gradient(loss, self.layout.unflatten(parameters))
         gradient = self.layout.flatten(tree)
@@ -155,9 +154,9 @@ class Update:
         second_moment = _normal(torch.lerp(second_moment, gradient.square(), 1 - _BETAS[1]))
         scale = (second_moment / (1 - decays[1])).sqrt() + _EPSILON
         parameters = parameters - self.learning_rate * (first_moment / (1 - decays[0])) / scale
-        learned = torch.cat([parameters[self.layout.spans[name]] for name in self.targeted])
+        learned = torch.cat([parameters[self.layout.spans[name]] for name in self.algorithm.targeted])
         targets = torch.lerp(targets, learned, self.target_average)
-        action = self.draw(Networks(self.template, self.layout.unflatten(parameters)), observation)
+        action = self._drawn(parameters, observation, time)
         return parameters, targets, first_moment, second_moment, decays, sums + metrics, action
 
     def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Tensor]], tree: Tree) -> tuple[Tree, Tensor]:

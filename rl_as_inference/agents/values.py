@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from rl_as_inference.agents.functional import log_probabilities
+from rl_as_inference.agents.task import Task
+from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.soft_critics import exact_soft_value, sampled_soft_value
 from rl_as_inference.processes.mdp import unvalidated
 
@@ -19,50 +18,48 @@ class SoftValue(nn.Module):
     """The soft value of a policy by a learned ensemble, ``(state, t) -> V(s)`` in reward units.
 
     ``V(s) = E_π[min_i Q_i(s, a) - α (log π(a|s) - log p(a|s))]``, exact over discrete actions and by
-    draws over continuous ones. It is stationary: ``t`` is not looked at.
+    draws over continuous ones. Without a horizon it is stationary: ``t`` is not looked at.
 
     Attributes:
         temperature: α, in reward units per nat, that the critic was trained at.
         discount: γ, likewise.
         action_prior: ``"uniform"``, or ``"flat"`` where log p is taken for 0.
         objective: what ``Q`` was learned for. Only ``"maxent"`` makes this the policy's soft value.
+        stationary: whether ``t`` is not looked at.
     """
 
     batch_steps = True
-    stationary = True
 
     def __init__(
         self,
+        task: Task,
         q: nn.Module,
-        policy: Any,
+        policy: Policy,
         *,
         temperature: float,
-        discount: float,
-        action_prior: str,
-        log_prior: Callable[[Tensor, Tensor | None], Tensor],
         objective: str = "maxent",
         num_draws: int = 64,
     ) -> None:
         super().__init__()
-        self.q, self.policy = q, policy
-        self.temperature, self.discount, self.action_prior = temperature, discount, action_prior
-        self.log_prior, self.objective, self.num_draws = log_prior, objective, num_draws
+        self.task, self.q, self.policy = task, q, policy
+        self.temperature, self.discount, self.action_prior = temperature, task.discount, task.action_prior
+        self.objective, self.num_draws, self.stationary = objective, num_draws, task.horizon is None
 
-    def action_values(self, state: Tensor, action: Tensor | None = None) -> Tensor:
+    def action_values(self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0) -> Tensor:
         """Returns the least ``Q`` of the ensemble in reward units, of an action or of all discrete ones."""
-        values: Tensor = (self.q(state) if action is None else self.q(state, action)).amin(0)
+        values: Tensor = self.q(state, action, t).amin(0)
         return values
 
     @torch.no_grad()
     def forward(self, state: Tensor, t: int | Tensor = 0) -> Tensor:
         with unvalidated():
             chosen = self.policy(state, t)
-            if getattr(self.q, "discrete_actions", False):
-                q = self.action_values(state)
-                log_policy = log_probabilities(chosen, q.shape[-1], q.device)
-                return exact_soft_value(q, log_policy, self.log_prior(state, None), self.temperature)
+            if self.task.is_discrete:
+                q = self.action_values(state, t=t)
+                log_policy = log_probabilities(chosen, self.task.num_actions, q.device)
+                return exact_soft_value(q, log_policy, self.task.log_prior(state), self.temperature)
             action = chosen.sample((self.num_draws,))
             log_policy = chosen.log_prob(action)
             states = state.expand(self.num_draws, *state.shape)
-            value = self.action_values(states, action)
-            return sampled_soft_value(value, log_policy, self.log_prior(states, action), self.temperature).mean(0)
+            value = self.action_values(states, action, t)
+            return sampled_soft_value(value, log_policy, self.task.log_prior(states, action), self.temperature).mean(0)

@@ -30,11 +30,11 @@ def check_videos(agent: Learner) -> None:
     Raises:
         ValueError: if not, with the cause.
     """
-    source, name = agent._source, agent.envs.name
+    source, name = agent.arena.source, agent.envs.name
     if importlib.util.find_spec("moviepy") is None:
         raise ValueError("video: MoviePy is not installed; pip install 'rl-as-inference[video]'")
     if isinstance(source, str | EnvSpec):
-        plain = gymnasium.make(source, disable_env_checker=True, **agent._env_kwargs)
+        plain = gymnasium.make(source, disable_env_checker=True, **agent.arena.env_kwargs)
         modes = list(plain.metadata.get("render_modes", ()))
         plain.close()
         if "rgb_array" not in modes:
@@ -103,8 +103,8 @@ def record_videos(
 
         envs = Environments.make(filmed, seed=seed)
         try:
-            with RandomStream(seed, agent.device):
-                play(envs, lambda state: agent._choose(agent.policy, state, deterministic), num_episodes)
+            with RandomStream(seed, agent.device), agent.threads():
+                play(envs, agent.chooser(agent.policy, deterministic=deterministic), num_episodes)
         finally:
             envs.close()
         files = []
@@ -115,9 +115,9 @@ def record_videos(
 
 
 def _renderable(agent: Learner) -> gymnasium.Env[Any, Any]:
-    source: Any = agent._source
+    source: Any = agent.arena.source
     if isinstance(source, str | EnvSpec):
-        options = {**agent._env_kwargs, "render_mode": "rgb_array"}
+        options = {**agent.arena.env_kwargs, "render_mode": "rgb_array"}
         return gymnasium.make(source, disable_env_checker=True, **options)
     made: gymnasium.Env[Any, Any] = source()
     return made

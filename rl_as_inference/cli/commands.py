@@ -80,9 +80,7 @@ def compare_command(
     num_draws: Annotated[int, typer.Option(help="Posterior draws to write.")] = 1000,
     gradients: Annotated[
         bool,
-        typer.Option(
-            "--gradients", help="Measure every gradient estimator and actor's loss at the trained guide; takes a while."
-        ),
+        typer.Option("--gradients", help="Measure every gradient estimator and actor's loss at the trained guide."),
     ] = False,
     gradients_num_trajectories: Annotated[
         int, typer.Option(help="Trajectories for each row of --gradients.")

@@ -9,7 +9,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.state_time_network import check_hidden_sizes
+from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
 __all__ = ["QEnsemble"]
 
@@ -17,14 +17,15 @@ __all__ = ["QEnsemble"]
 class QEnsemble(nn.Module):
     """Several independent networks of soft action values, in reward units.
 
-    For continuous actions ``forward(state, action)`` is ``(num_critics, *batch)``; for discrete ones
-    ``forward(state)`` is ``(num_critics, *batch, A)``. Rectified layers of the usual initialisation;
+    For continuous actions ``forward(state, action, t)`` is ``(num_critics, *batch)``; for discrete ones
+    ``forward(state, t=t)`` is ``(num_critics, *batch, A)``. Rectified layers of the usual initialisation;
     discrete states are one-hot.
 
     Args:
         state_space: ``Discrete`` or ``Box``.
         action_space: ``Discrete`` or ``Box``.
         num_critics: how many networks, ≥ 1.
+        horizon: the number of steps; None for stationary values, which do not look at ``t``.
         hidden_sizes: widths of the hidden layers.
 
     Raises:
@@ -44,18 +45,20 @@ class QEnsemble(nn.Module):
         action_space: gymnasium.Space[Any],
         *,
         num_critics: int = 2,
+        horizon: int | None = None,
         hidden_sizes: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
         if num_critics < 1:
             raise ValueError(f"num_critics must be >= 1, got {num_critics}")
-        self.num_critics = num_critics
+        self.num_critics, self.horizon = num_critics, horizon
         self.state_size, self.state_dims = _size("state_space", state_space)
         action_size, self.action_dims = _size("action_space", action_space)
         self.discrete_states = isinstance(state_space, gymnasium.spaces.Discrete)
         self.discrete_actions = isinstance(action_space, gymnasium.spaces.Discrete)
         inputs = self.state_size if self.discrete_actions else self.state_size + action_size
+        inputs += 0 if horizon is None else NUM_TIME_FEATURES
         outputs = action_size if self.discrete_actions else 1
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for size, after in pairwise([inputs, *hidden_sizes, outputs]):
@@ -64,7 +67,7 @@ class QEnsemble(nn.Module):
             self.weights.append(torch.empty(num_critics, size, after).uniform_(-bound, bound))
             self.biases.append(torch.empty(num_critics, after).uniform_(-bound, bound))
 
-    def forward(self, state: Tensor, action: Tensor | None = None) -> Tensor:
+    def forward(self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0) -> Tensor:
         if self.discrete_states:
             inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(self.weights[0].dtype)
         else:
@@ -75,6 +78,9 @@ class QEnsemble(nn.Module):
             inputs = torch.cat(
                 [inputs, action.flatten(-self.action_dims) if self.action_dims else action[..., None]], -1
             )
+        if self.horizon is not None:
+            features = time_features(t, self.horizon, inputs)
+            inputs = torch.cat([inputs, features.expand(*inputs.shape[:-1], NUM_TIME_FEATURES)], -1)
         batch = inputs.shape[:-1]
         inputs = inputs.reshape(-1, inputs.shape[-1])
         values = inputs.expand(self.num_critics, *inputs.shape)

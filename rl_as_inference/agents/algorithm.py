@@ -1,0 +1,78 @@
+"""What an algorithm is: modules, a loss and a draw. It knows nothing of the loop that holds it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from rl_as_inference.agents.functional import Networks
+from rl_as_inference.agents.replay import Batch
+from rl_as_inference.agents.task import Task
+from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.nouns import Policy
+
+__all__ = ["Algorithm"]
+
+
+class Algorithm(ABC):
+    """A way to learn a policy and a soft critic from transitions.
+
+    To write one, say which modules it has, what their loss is, how it acts, and what its policy and its critic are;
+    ``SoftQLearning``'s is the simplest. A :class:`~rl_as_inference.agents.Learner` does everything else.
+
+    Args:
+        task: the problem.
+
+    Attributes:
+        metrics: the names of the numbers that the loss reports.
+        targeted: the modules that have target averages.
+    """
+
+    metrics: tuple[str, ...]
+    targeted: tuple[str, ...] = ("critics",)
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @abstractmethod
+    def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
+        """Returns freshly initialised modules, ``"temperature"`` and ``"critics"`` among them.
+
+        ``anew``: copies of what the user gave, so that several sets share nothing.
+        """
+
+    @abstractmethod
+    def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:
+        """Asks the policy once for two states, so that one that does not fit fails here and not in a traced graph.
+
+        Args:
+            modules: what :meth:`make_modules` returned.
+            state: two states that episodes begin in.
+            time: of them.
+            several: whether updates are batched over seeds.
+
+        Raises:
+            ValueError: if the policy, or an option, does not fit the task.
+        """
+
+    @abstractmethod
+    def loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the sum of all losses, each of which trains modules of its own, and numbers to report."""
+
+    @abstractmethod
+    def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
+        """Returns exploring actions for a batch of states."""
+
+    @abstractmethod
+    def policy_of(self, modules: dict[str, nn.Module]) -> Policy:
+        """Returns the policy that these modules are."""
+
+    @abstractmethod
+    def critic_of(self, modules: dict[str, nn.Module]) -> SoftValue:
+        """Returns the soft value that these modules are."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what of the algorithm makes the learned numbers mean what they do, for a checkpoint to be held to."""
+        return {}

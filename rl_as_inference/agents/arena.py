@@ -1,0 +1,153 @@
+"""Where a learner learns and is tried: its environments, what they are made from, and the task that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from rl_as_inference.agents.entropy import check_target_entropy
+from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.task import Task
+from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes.environments import Environments
+from rl_as_inference.randomness import seeded
+from rl_as_inference.spaces import is_unit_box
+
+__all__ = ["Arena"]
+
+
+class Arena:
+    """The environments of a learner.
+
+    Args:
+        source: what the learner was given.
+        options: its options, with their defaults.
+
+    Attributes:
+        process: the source, if it is a process in parts.
+        envs: the environments, of all seeds.
+        num_envs: of each seed.
+        task: what an algorithm is told.
+
+    Raises:
+        ValueError: if there is no such environment, or it and the options do not go together.
+    """
+
+    def __init__(self, source: EnvironmentLike, options: LearnerOptions) -> None:
+        self.source = source
+        self.env_kwargs: Mapping[str, Any] = dict(options["env_kwargs"] or {})
+        self.process = source if isinstance(source, MarkovDecisionProcess) else None
+        seeds = options["seeds"] or 1
+        device = _device(options["device"])
+        given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
+        count = 1 if given else seeds * options["num_envs"]
+        self.envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        if self.envs.num_envs % seeds:
+            raise ValueError(
+                f"env has {self.envs.num_envs} environments, which do not share out to {options['seeds']} seeds"
+            )
+        self.num_envs = self.envs.num_envs // seeds
+        if self.envs.num_envs > 1 and (options["n_step"] > 1 or seeds > 1) and _skips_steps(source):
+            raise ValueError(
+                "env is a vector environment that resets in a step of its own, which leaves rows out of replay, and "
+                "n_step > 1 or seeds > 1 needs a row of every environment at every step; pass the environment's id, or "
+                "make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
+            )
+        self.task = self._task(options, device)
+
+    def _task(self, options: LearnerOptions, device: torch.device) -> Task:
+        process, action_space = self.process, self.envs.action_space
+        prior_of = None if process is None or process.has_uniform_prior else process
+        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+        if prior_of is not None and not discrete and not is_unit_box(prior_of.action_space):
+            raise ValueError(
+                f"action_space of {self.envs.name} is {prior_of.action_space}, and a process with an action prior of "
+                f"its own must have Box(-1, 1, (d,)); rescale inside transition()"
+            )
+        temperature, discount = _temperature(options, process), options["discount"]
+        if discount is None:
+            discount = 0.99 if process is None else float(process.discount)
+        masks = prior_of if discrete else None
+        target_entropy = check_target_entropy(options["target_entropy"], action_space, masks)
+        learned = temperature is None
+        return Task(
+            name=self.envs.name,
+            state_space=self.envs.state_space,
+            action_space=action_space,
+            horizon=None if process is None else process.horizon,
+            discount=float(discount),
+            prior_of=prior_of,
+            action_prior=options["action_prior"],
+            temperature=options["initial_temperature"] if temperature is None else temperature,
+            learns_temperature=learned,
+            target_entropy=target_entropy if learned and options["target_return"] is None else None,
+            n_step=options["n_step"],
+            device=device,
+            dtype=options["dtype"],
+        )
+
+    def another(self, num_envs: int, *, seed: int, **make_kwargs: Any) -> Environments:
+        """Returns environments beside those that are being learned in.
+
+        Raises:
+            ValueError: if the source is an environment itself, of which there is but one.
+        """
+        if isinstance(self.source, gymnasium.Env | VectorEnv):
+            raise ValueError(
+                "evaluate needs an environment of its own, and env is one that is being learned in; make the agent "
+                "with the environment's id or a factory, lambda: make_my_environment()"
+            )
+        return Environments.make(self.source, num_envs=num_envs, seed=seed, **{**self.env_kwargs, **make_kwargs})
+
+    def check_ends(self, what: str) -> None:
+        """Raises ValueError if the episodes never end."""
+        if self.process is None or self.process.horizon is not None:
+            return
+        with seeded(0):
+            endless = self.process.terminated(self.process.initial().sample()) is None
+        if endless:
+            raise ValueError(
+                f"{what}, and those of {self.envs.name} never end: it has neither a horizon nor terminal states; give "
+                f"it a horizon"
+            )
+
+
+def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None) -> float | None:
+    """Returns α, or None where it is tuned."""
+    temperature, target_return = options["temperature"], options["target_return"]
+    if target_return is not None:
+        if options["target_entropy"] is not None:
+            raise ValueError("target_return and target_entropy both tune the temperature; give one of them")
+        if temperature not in (None, "auto"):
+            raise ValueError(
+                f"target_return tunes the temperature, and temperature={temperature!r} fixes it; leave one out "
+                f"(initial_temperature is where a tuned one starts)"
+            )
+        return None
+    if temperature is None:
+        return None if process is None else float(process.temperature)
+    return None if temperature == "auto" else float(temperature)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """Returns the device, by default a GPU if there is one."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}") from error
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device is {device!r}, which this machine does not have; leave it out, or say 'cpu'")
+    return chosen
+
+
+def _skips_steps(env: object) -> bool:
+    """Returns whether the step after an end of this vector environment only starts the next episode."""
+    if not isinstance(env, VectorEnv):
+        return False
+    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    return AutoresetMode(getattr(mode, "value", mode)) is AutoresetMode.NEXT_STEP
