@@ -9,7 +9,7 @@ import pytest
 import typer
 from command_line import refused, rlai
 
-from rl_as_inference import fit, load_run
+from rl_as_inference import compare, fit, load_run, posterior
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning, perturb, train
 from rl_as_inference.cli import app
 from rl_as_inference.guides import amortized_policy

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -163,12 +164,18 @@ class TestTrain:
         assert code == 0
         assert cells(text, "seed 0")[-1] == "7"  # the episodes' length
 
-    def test_without_out_nothing_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_out_the_run_is_kept_under_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        code, text, _ = rlai("train", "Pendulum-v1", *QUICK)
-        assert code == 0
-        assert "written" not in text
-        assert list(tmp_path.iterdir()) == []
+        for count in (1, 2):  # the second run of a second gets a folder of its own, too
+            code, text, said = rlai("train", "Pendulum-v1", *QUICK)
+            assert code == 0
+            folders = sorted((tmp_path / "runs").iterdir())
+            assert len(folders) == count
+            assert all(re.fullmatch(r"pendulum-v1-\d{8}-\d{6}(-2)?", folder.name) for folder in folders)
+        assert said.splitlines()[0].startswith("rlai: the run is kept in runs/pendulum-v1-")
+        assert "written to runs/pendulum-v1-" in text
+        refused("train", "Pendulum-v1", "--target-entropy", "99")
+        assert len(list((tmp_path / "runs").iterdir())) == 2
 
     def test_overwriting_replaces_all_of_the_earlier_run(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
@@ -219,7 +226,6 @@ class TestTrain:
             (["Pendulum-v1", "--seed", "-1"], "--seed must be in"),
             (["Pendulum-v1", "--device", "nvidia"], "device must be 'cpu' or 'cuda', got 'nvidia'"),
             (["Pendulum-v1", "--resume"], "--resume needs --out"),
-            (["Pendulum-v1", "--video", "1"], "--video needs --out"),
         ],
     )
     def test_wrong_input(self, words: list[str], message: str) -> None:
@@ -354,10 +360,26 @@ class TestResume:
             assert after[name] == before[name]
         assert json.loads(after["run.json"])["finished"] is True
 
+    def test_past_the_end(self, tmp_path: Path, finished: Path) -> None:
+        """More steps than the run had: what is learned is what a longer run learns, bit for bit."""
+        out, longer = tmp_path / "run", tmp_path / "longer"
+        shutil.copytree(finished, out)
+        assert rlai("train", "--out", out, "--resume", "--num-steps", "150")[0] == 0
+        record = json.loads((out / "run.json").read_text())
+        assert (record["num_steps"], record["finished"]) == (150, True)
+        words = [*QUICK, "--seeds", "2", "--g", "9.8", "--out", longer]
+        words[words.index("--num-steps") + 1] = "150"
+        assert rlai("train", "Pendulum-v1", *words)[0] == 0
+        (one, _), (other, _) = (load_tensors(folder / "checkpoint.safetensors") for folder in (out, longer))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+        assert [row["step"] for row in curve(out)[::2]] == ["0", "50", "100", "120", "150"]
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--steps", "500"], "has --steps 120, and this says 500"),
+            (["--num-steps", "50"], "has --num-steps 120, and this says 50; say more to go on past its end"),
+            (["--num-critics", "3"], "has --num-critics 2, and this says 3"),
+            (["--evaluate-every", "7"], "has --evaluate-every 50, and this says 7"),
             (["CartPole-v1"], "has PROBLEM Pendulum-v1, and this says CartPole-v1"),
             (["--hidden-sizes", "16"], "has --hidden-sizes [8, 8], and this says [16]"),
             (["--temperature", "0.1"], "has --temperature None, and this says 0.1"),
@@ -371,7 +393,7 @@ class TestResume:
         assert contents(finished) == before
 
     def test_without_a_run(self, tmp_path: Path) -> None:
-        assert "there is no such folder" in refused("train", "--out", tmp_path / "none", "--resume")
+        assert "does not exist" in refused("train", "--out", tmp_path / "none", "--resume")
         assert "it has no run.json" in refused("train", "--out", tmp_path, "--resume")
         rlai("fit", "gridworld", "--steps", "1", "--out", tmp_path / "fit")
         assert "is of rlai fit" in refused("train", "--out", tmp_path / "fit", "--resume")
@@ -404,7 +426,7 @@ class TestEvaluate:
         assert rlai("evaluate", finished, "--stochastic")[1] == tables[2]
 
     def test_wrong_folders(self, tmp_path: Path, finished: Path) -> None:
-        assert "there is no such folder" in refused("evaluate", tmp_path / "none")
+        assert "does not exist" in refused("evaluate", tmp_path / "none")
         assert "it has no run.json" in refused("evaluate", tmp_path)
         rlai("fit", "gridworld", "--steps", "1", "--out", tmp_path / "fit")
         assert "is of rlai fit, and a run of rlai train is needed" in refused("evaluate", tmp_path / "fit")
@@ -418,7 +440,7 @@ class TestEvaluate:
         record = (finished / "run.json").read_text()
         (out / "run.json").write_text(record)
         checkpoint = out / "checkpoint.safetensors"
-        assert "there is no file" in refused("evaluate", out)
+        assert "has no checkpoint.safetensors yet; go on with" in refused("evaluate", out)
         good = (finished / "checkpoint.safetensors").read_bytes()
         for damaged in (b"", b"nonsense", good[: len(good) // 2]):
             checkpoint.write_bytes(damaged)
@@ -439,12 +461,12 @@ class TestEvaluate:
             ({"seeds": 1}, "another number of seeds: it has 2"),
             ({"algorithm": "sql"}, "another agent: it has SoftActorCritic"),
             ({"num_envs": 3}, "another number of environments"),
-            ({"algorithm": "ppo"}, "run.json is not as rlai train writes it: KeyError: 'ppo'"),
+            ({"algorithm": "ppo"}, "run.json is not as rlai train writes it: its algorithm is 'ppo'"),
         ):
             (out / "run.json").write_text(json.dumps({**json.loads(record), **wrong}))
             assert message in refused("evaluate", out)
         (out / "run.json").write_text("{")
-        assert "cannot be read" in refused("evaluate", out)
+        assert "run.json' is damaged" in refused("evaluate", out)
 
 
 class TestVideo:
