@@ -54,11 +54,11 @@ def load_problem(
         ValueError: with one line that names the problem and the cause.
     """
     common = {"horizon": horizon, "discount": discount, "temperature": temperature}
-    given = {name: value for name, value in common.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in common.items() if value is not None}
     if is_gymnasium_id(problem):  # if it is none, Gymnasium says what is wrong; it knows similar names
         _check_make_options(problem, options, own)
-        limit = gymnasium.spec(problem).max_episode_steps
-        return TabularMDP.from_gymnasium(problem, **{"horizon": limit, **given}, **options)
+        given.setdefault("horizon", gymnasium.spec(problem).max_episode_steps)
+        return TabularMDP.from_gymnasium(problem, **given, **options)
     found = _found(problem, {**options, **given}, own)
     if isinstance(found, EnvironmentFactory):
         raise ValueError(

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -59,7 +59,7 @@ class Run:
         temperature = agent.temperatures[0] if agent.temperatures[0] > 0 else None
         if agent.process is not None:
             return agent.process if temperature is None else agent.process.at_temperature(temperature)
-        return GymnasiumProcess(
+        simulator: Any = GymnasiumProcess(
             agent.arena.source,
             num_envs=_NUM_ENVS,
             discount=agent.discount,
@@ -67,6 +67,7 @@ class Run:
             seed=evaluation_seed(agent.seed),
             **agent.arena.env_kwargs,
         )
+        return simulator
 
     @property
     def critic(self) -> LearnedSoftValue | None:

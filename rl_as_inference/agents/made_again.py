@@ -33,6 +33,12 @@ class Algorithm(NamedTuple):
     learner: type[Learner]
     options: type[LearnerOptions]
 
+    def make(self, env: EnvironmentLike, **options: Any) -> Learner:
+        """Returns a learner in ``env``."""
+        learner: Any = self.learner  # whose signature is made from its options
+        made: Learner = learner(env, **options)
+        return made
+
 
 ALGORITHMS = {
     "sac": Algorithm(SoftActorCritic, SoftActorCriticOptions),
@@ -101,14 +107,14 @@ def make_agent(
             f"{argument}: the run learned a policy of its own ({record.settings['policy']}), which a file cannot hold; "
             f"make the agent in Python, with that policy, and agent.restore(checkpoint)"
         )
-    learner, declaration = ALGORITHMS[name]
+    algorithm = ALGORITHMS[name]
     config = {
         option.name: _restored(option.name, record.settings[option.name])
-        for option in options_of(declaration)
+        for option in options_of(algorithm.options)
         if option.name in record.settings
     }
     config |= {key: value for key, value in instead.items() if value is not None}
-    return learner(env, **{**config, "seed": record.seed, "env_kwargs": dict(env_kwargs)})
+    return algorithm.make(env, **{**config, "seed": record.seed, "env_kwargs": dict(env_kwargs)})
 
 
 def _plain(value: Any) -> Any:

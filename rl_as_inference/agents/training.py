@@ -233,11 +233,6 @@ class _Logbook:
             self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
         for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
             left.unlink(missing_ok=True)
-        from torch.utils.tensorboard import SummaryWriter
-
-        # What a killed run logged beyond its checkpoint is no longer shown.
-        purge = self.agent.num_steps + bool(self.curve) if resume else None
-        self.writer = SummaryWriter(str(folder / _TENSORBOARD), purge_step=purge)
 
     def begin(self, problem: str | None, options: Mapping[str, Any] | None, **settings: Any) -> None:
         """Writes what is run; a run that goes on keeps what it was, with the settings of now."""
@@ -251,7 +246,12 @@ class _Logbook:
             record = RunRecord.of("train", problem, self.folder, options=options, seed=self.agent.seed)
         # Compiling is settled by now, by all the steps: whoever learns a part of the run could not tell.
         self.record = record.changed(finished=False, **settings_of(self.agent), **settings)
-        self.mark()
+        self.mark()  # first of all, so that a run that is killed from now on can be gone on with
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What a killed run logged beyond its checkpoint is no longer shown.
+        purge = self.agent.num_steps + bool(self.curve) if self.resume else None
+        self.writer = SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=purge)
 
     def mark(self) -> None:
         """Writes the record, with the files that are there by now."""

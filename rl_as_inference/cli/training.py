@@ -109,13 +109,15 @@ def train_command(
             check_run_folder(out, overwrite=overwrite)
         config = checked_options(algorithm, learner)
         made = load_environment(problem, options, own=own_names(context))
-        agent = ALGORITHMS[algorithm].learner(made.env, seed=seed, env_kwargs=made.env_kwargs, **config)
+        agent = ALGORITHMS[algorithm].make(made.env, seed=seed, env_kwargs=made.env_kwargs, **config)
         lengths = {name: context.params[name] for name in _LENGTHS}
     if video:
         check_videos(agent)
-    if not resume:
-        out = _kept_in(problem) if out is None else new_run_folder(out, overwrite=overwrite).path
+    if problem is not None and out is None:
+        out = _kept_in(problem)
     assert out is not None
+    if not resume:
+        new_run_folder(out, overwrite=overwrite)
     try:
         training = train(
             agent, folder=out, resume=resume, progress=progress, problem=problem, options=options, **lengths
@@ -232,5 +234,5 @@ def _kept_in(problem: str) -> Path:
                 f"--out: cannot make the folder {str(folder)!r}: {error.strerror}; name another with --out"
             ) from error
         print(f"rlai: the run is kept in {folder} (another folder: --out)", file=sys.stderr)
-        return new_run_folder(folder, overwrite=False).path
+        return folder
     raise ValueError("--out: runs/ is full of runs of this second; name a folder")
