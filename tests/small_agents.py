@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_as_inference import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning
+from rl_as_inference.agents.expectation import expectation
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters
 from rl_as_inference.agents.replay import Batch
@@ -74,6 +75,16 @@ def set_targets(agent: Any) -> None:
     """Makes the target networks equal to the present ones."""
     layout, tensors = agent._update.layout, agent._update.tensors
     tensors["targets"].copy_(torch.cat([tensors["parameters"][:, layout.spans[n]] for n in agent.targeted], 1))
+
+
+def actor(agent: Any, own: Networks, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The actor's loss in these states, and the policy's entropy and soft value in each of them."""
+    algorithm = agent.algorithm
+    batch = batch_of(agent, torch.zeros(1, len(state)))._replace(state=state)
+    loss = algorithm.loss(own, own, batch)[1]["actor_loss"]
+    pi = expectation(agent.task, own("policy", state, 0), state, 0, algorithm.acting)
+    value = pi.mean(algorithm.least(own, pi) - own("temperature") * pi.relative)
+    return loss, pi.entropy, value
 
 
 def checkpoint(agent: Any, path: Any) -> dict[str, Tensor]:

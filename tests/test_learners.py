@@ -731,7 +731,7 @@ def test_a_second_ctrl_c_inside_a_step_leaves_an_agent_that_is_not_whole(tmp_pat
         agent.learn(10)
     agent._update.step = step
     for use in (lambda: agent.save(tmp_path / "b"), lambda: agent.learn(10)):
-        with pytest.raises(ValueError, match=r"interrupted inside a step .* load its last checkpoint"):
+        with pytest.raises(ValueError, match=r"interrupted inside a step .* restore its last checkpoint"):
             use()
     agent.restore(tmp_path / "a")
     assert same(checkpoint(agent, tmp_path / "b"), before)

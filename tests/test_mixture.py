@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small_agents import F64, sac
+from small_agents import F64, actor, sac
 from torch import nn
 
 from rl_as_inference.agents.functional import Networks
@@ -130,7 +130,7 @@ def test_values_and_parameters_out_of_range_are_refused():
 class Fixed(nn.Module):
     """Two critics, ``Q_i(s, a)`` smooth in the action, of which now one and now the other is less."""
 
-    def forward(self, state, action):
+    def forward(self, state, action, t=0):
         a = action[..., 0]
         return torch.stack([2 * (3 * a).sin(), 1 - a.square() + a])
 
@@ -159,10 +159,11 @@ def test_the_actors_gradient_is_the_integral_s():
     integrand = log_policy.exp() * (log_policy + math.log(2) - q / alpha) * slope
     expected = torch.autograd.grad(torch.trapezoid(integrand, x), parameters)
     modules = {**agent.modules[0], "critics": Fixed()}
-    own = Networks(modules, FlatParameters.tree(agent.modules[0]) | {"critics": {}})
+    tree = {"critics": {}, "policy": dict(policy.named_parameters())}
+    own = Networks(modules, FlatParameters.tree(agent.modules[0]) | tree)
     state, rows, values = torch.zeros(100, 3, dtype=F64), [], []
     for _ in range(200):
-        loss, entropy, value = agent._actor_loss(policy(state, 0), own, state)
+        loss, entropy, value = actor(agent, own, state)
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
         values.append(torch.stack([loss.detach(), entropy.mean().detach(), value.mean().detach()]))
     rows, values = torch.stack(rows), torch.stack(values)
@@ -188,7 +189,7 @@ def test_the_actors_gradient_is_the_integral_s():
 class Peaks(nn.Module):
     """Four alike peaks of Q in the corners of the square."""
 
-    def forward(self, state, action):
+    def forward(self, state, action, t=0):
         return (-12 * (action.abs() - 0.6).square().sum(-1))[None].expand(2, *action.shape[:-1])
 
 
@@ -207,8 +208,9 @@ def test_the_mixture_keeps_four_modes_where_a_single_gaussian_cannot_fit():
         optimiser = torch.optim.Adam(policy.parameters(), lr=5e-3)
         for _ in range(500):
             state = torch.randn(32, 2)
-            tree = FlatParameters.tree(agent.modules[0]) | {"critics": {}}
-            loss, _, _ = agent._actor_loss(policy(state, 0), Networks(modules, tree), state)
+            tree = {"critics": {}, "policy": dict(policy.named_parameters())}
+            own = Networks(modules, FlatParameters.tree(agent.modules[0]) | tree)
+            loss, _, _ = actor(agent, own, state)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

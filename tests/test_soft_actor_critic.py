@@ -9,7 +9,20 @@ import pytest
 import torch
 from problems import random_mdp
 from pyro.distributions.torch_distribution import TorchDistribution
-from small_agents import EASY, F64, Wide, batch_of, constant, networks, sac, set_targets, small_mdp, stirred, targets
+from small_agents import (
+    EASY,
+    F64,
+    Wide,
+    actor,
+    batch_of,
+    constant,
+    networks,
+    sac,
+    set_targets,
+    small_mdp,
+    stirred,
+    targets,
+)
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -25,7 +38,7 @@ PI = torch.tensor([0.25, 0.75], dtype=F64)
 def target_of(agent, batch, *, online=None):
     """The critics' target, by the present networks and the targets."""
     online = networks(agent) if online is None else online
-    return agent._target(online.frozen(), targets(agent), batch, online("temperature").detach())
+    return agent.algorithm.target(online.frozen(), targets(agent), batch)
 
 
 def gradient_of(agent, batch, module):
@@ -33,7 +46,7 @@ def gradient_of(agent, batch, module):
     tree = FlatParameters.tree(agent.modules[0])
     for value in tree[module].values():
         value.requires_grad_()
-    loss, _ = agent._loss(Networks(agent.modules[0], tree), targets(agent), batch)
+    loss, _ = agent.algorithm.loss(Networks(agent.modules[0], tree), targets(agent), batch)
     return dict(zip(tree[module], torch.autograd.grad(loss, list(tree[module].values())), strict=True))
 
 
@@ -197,7 +210,7 @@ def test_actor_losses_of_discrete_actions(objective):
     agent = discrete(objective=objective)
     constant(agent.modules[0]["critics"], ("biases.1", [[1.0, 2.0], [3.0, 0.0]]))
     batch = batch_of(agent, [[1.0] * 4])
-    loss, entropy, value = agent._actor_loss(agent.policy(batch.state, 0), networks(agent), batch.state)
+    loss, entropy, value = actor(agent, networks(agent), batch.state)
     expected = KL - 0.25 / ALPHA if objective in ("maxent", "one_step_entropy") else -0.25
     assert loss.item() == pytest.approx(expected)
     torch.testing.assert_close(entropy, torch.full((4,), math.log(2) - KL, dtype=F64))
@@ -230,14 +243,16 @@ def test_ddpg_explores_with_noise_within_the_box():
     """4,000 actions, seed 0: mean and spread within 4 standard errors, and never outside the box."""
     agent = continuous(objective="ddpg", exploration_noise=0.1)
     state = torch.zeros(4000, 3, dtype=F64)
-    action = agent._draw(networks(agent), state)[:, 0]
+    action = agent.algorithm.draw(networks(agent), state, 0)[:, 0]
     assert abs(float(action.mean()) - math.tanh(0.3)) / (0.1 / math.sqrt(4000)) < 4
     assert abs(float(action.std()) - 0.1) / (0.1 / math.sqrt(8000)) < 4
-    agent.exploration_noise = 5.0
-    action = agent._draw(networks(agent), state)
+    agent.algorithm.exploration_noise = 5.0
+    action = agent.algorithm.draw(networks(agent), state, 0)
     assert action.abs().max() == 1
-    agent.exploration_noise = 0.0
-    torch.testing.assert_close(agent._draw(networks(agent), state), torch.full((4000, 1), math.tanh(0.3), dtype=F64))
+    agent.algorithm.exploration_noise = 0.0
+    torch.testing.assert_close(
+        agent.algorithm.draw(networks(agent), state, 0), torch.full((4000, 1), math.tanh(0.3), dtype=F64)
+    )
 
 
 @pytest.mark.parametrize(("target", "sign"), [(0.1, 1), (0.6, -1)])
@@ -318,7 +333,7 @@ def test_priors_of_continuous_actions_are_used_in_their_own_units():
     agent.learn(100)
     assert agent.replay.action.max() <= 0.5
     assert agent.replay.action.max() > 0.4
-    prior = agent._log_prior(torch.zeros(4, 1, dtype=F64), torch.zeros(4, 1, dtype=F64))
+    prior = agent.task.log_prior(torch.zeros(4, 1, dtype=F64), torch.zeros(4, 1, dtype=F64))
     torch.testing.assert_close(prior, torch.full((4,), -math.log(1.5), dtype=F64))
     with pytest.raises(ValueError, match=r"action_space of Wide is Box\(-1.0, 2.0.*must have Box\(-1, 1, \(d,\)\)"):
         sac(Wide(2))

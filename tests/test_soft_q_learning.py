@@ -20,7 +20,7 @@ ALPHA, GAMMA = 0.5, 0.9
 
 def target_of(agent, batch):
     online = networks(agent)
-    return agent._target(online.frozen(), targets(agent), batch, online("temperature").detach())
+    return agent.algorithm.target(online.frozen(), targets(agent), batch)
 
 
 def softmax(*logits):
@@ -89,7 +89,9 @@ def test_the_temperature_follows_the_softmaxs_entropy():
     agent = by_hand(temperature="auto", initial_temperature=ALPHA, target_entropy=0.4)
     tree = networks(agent).tree
     tree["temperature"]["log_temperature"].requires_grad_()
-    loss, metrics = agent._loss(Networks(agent.modules[0], tree), targets(agent), batch_of(agent, [[1.0, 2.0]]))
+    loss, metrics = agent.algorithm.loss(
+        Networks(agent.modules[0], tree), targets(agent), batch_of(agent, [[1.0, 2.0]])
+    )
     (gradient,) = torch.autograd.grad(loss, tree["temperature"]["log_temperature"])
     entropy = -sum(x * math.log(x) for x in P_ONLINE)
     assert metrics["entropy"].item() == pytest.approx(entropy)
@@ -113,7 +115,7 @@ def test_draws_are_those_of_the_softmax():
     """5,000 draws in the loop and by act(), seed 0: |z| < 4."""
     agent = by_hand()
     state = torch.zeros(5000, 4, dtype=F64)
-    for drawn in (agent._draw(networks(agent), state), torch.as_tensor(agent.act(state))):
+    for drawn in (agent.algorithm.draw(networks(agent), state, 0), torch.as_tensor(agent.act(state))):
         p = P_ONLINE[1]
         assert abs(float(drawn.double().mean()) - p) / math.sqrt(p * (1 - p) / 5000) < 4
 
@@ -143,7 +145,7 @@ def test_an_impossible_action_leaves_the_reported_numbers_finite():
 class Wells(nn.Module):
     """Q with wells at ±½ in every dimension, ``(1, *batch)``; in states with s₀ > 0 the right one is deeper."""
 
-    def forward(self, state, action):
+    def forward(self, state, action, t=0):
         tilt = 0.2 * (state[..., :1] > 0) * action
         return (tilt - 16 * (action.square() - 0.25).square()).sum(-1)[None]
 
@@ -178,7 +180,7 @@ def test_the_importance_estimate_of_the_value_is_unbiased_in_its_exponential():
     agent = sql("Pendulum-v1", temperature=0.4, dtype=F64, num_value_draws=16)
     fixed = Networks({**agent.modules[0], "critics": Wells()}, networks(agent).tree | {"critics": {}})
     state = -torch.ones(2000, 3, dtype=F64)
-    value = agent._value(fixed, state, torch.tensor(0.4, dtype=F64))
+    value = agent.algorithm.value(fixed, state, 0, torch.tensor(0.4, dtype=F64))
     a, _, energy = well_density(0.4)
     expected = 0.5 * torch.trapezoid(energy.exp(), a)
     exponential = (value / 0.4).exp()
@@ -208,7 +210,7 @@ def test_the_entropy_of_resampled_draws_is_of_the_energy():
     fixed = Networks({**agent.modules[0], "critics": Wells()}, networks(agent).tree | {"critics": {}})
     batch = agent.replay.batch(agent.replay.storage[0], agent.replay.size, agent.replay.position, 2000)
     batch = batch._replace(state=-torch.ones_like(batch.state))
-    _, metrics = agent._loss(fixed, fixed, batch)
+    _, metrics = agent.algorithm.loss(fixed, fixed, batch)
     a, density, _ = well_density(0.4)
     entropy = -torch.trapezoid(density * density.log(), a)
     assert abs(float(metrics["entropy"] - entropy)) < 0.05
@@ -273,7 +275,7 @@ def surrogate(agent, sampler, state, alpha):
     """The loss that trains the sampler on the fixed Q above, and its entropies."""
     modules = {"critics": Wells(), "sampler": sampler}
     own = Networks(modules, {"critics": {}, "sampler": dict(sampler.named_parameters())})
-    return agent._sampler_loss(own, own.frozen(), state, torch.tensor(alpha, dtype=agent.dtype))
+    return agent.algorithm.sampler_loss(own, own.frozen(), state, 0, torch.tensor(alpha, dtype=agent.dtype))
 
 
 def test_the_surrogates_gradient_carries_the_directions():
