@@ -82,7 +82,7 @@ class RunRecord:
         Raises:
             ValueError: if there is no such record, it is damaged, or of another command.
         """
-        wanted = f"a run of {' or '.join(commands)} is needed"
+        wanted = f"a run of rlai {' or '.join(commands)} is needed"
         if not folder.is_dir():
             missing = "is a file, not a folder" if folder.exists() else "does not exist"
             raise ValueError(f"{argument}: {str(folder)!r} {missing}; {wanted}")

@@ -221,7 +221,7 @@ class TestTrain:
             (["Pendulum-v1", "--discount", "1.2"], "discount must be in [0, 1]"),
             (["Pendulum-v1", "--hidden-sizes", "a,b"], "--hidden-sizes must be widths"),
             (["Pendulum-v1", "--num-steps", "0"], "--num-steps must be >= 1"),
-            (["Pendulum-v1", "--seeds", "0"], "--seeds must be >= 1"),
+            (["Pendulum-v1", "--seeds", "0"], "seeds must be an integer >= 1"),
             (["Pendulum-v1", "--evaluate-every", "0"], "--evaluate-every must be >= 1"),
             (["Pendulum-v1", "--seed", "-1"], "--seed must be in"),
             (["Pendulum-v1", "--device", "nvidia"], "device must be 'cpu' or 'cuda', got 'nvidia'"),
@@ -430,7 +430,7 @@ class TestEvaluate:
         assert "it has no run.json" in refused("evaluate", tmp_path)
         rlai("fit", "gridworld", "--steps", "1", "--out", tmp_path / "fit")
         assert "is of rlai fit, and a run of rlai train is needed" in refused("evaluate", tmp_path / "fit")
-        assert "--episodes must be >= 1" in refused("evaluate", finished, "--num-episodes", "0")
+        assert "--num-episodes must be >= 1" in refused("evaluate", finished, "--num-episodes", "0")
 
     def test_damaged_runs(self, tmp_path: Path, finished: Path) -> None:
         import safetensors.torch

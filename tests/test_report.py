@@ -142,7 +142,12 @@ class TestPage:
         page, comparison = opened(runs("lake") / "report.html"), comparison_of(runs("lake"))
         table = comparison.table()
         cells = page.locator("td[data-field]")
-        assert cells.count() == 11
+        # Every row that the terminal prints, and no other.
+        shown = [row for rows in comparison.blocks() for row in rows]
+        assert [cell.get_attribute("data-field") for cell in cells.all()] == [row.field for row in shown]
+        assert len(shown) == 19
+        printed = [line.strip("│").split("│")[0].strip() for line in table.splitlines() if line.startswith("│")]
+        assert printed[: len(shown)] == [row.label.strip() for row in shown]
         for cell in cells.all():
             field, shown = cell.get_attribute("data-field"), cell.inner_text()
             value = comparison.temperature * comparison.elbo if field == "scaled_elbo" else getattr(comparison, field)
@@ -344,6 +349,11 @@ class TestCommand:
         )
         assert code == 0
         assert "posterior (importance)" in text
+        for method in ("annealed", "smc"):  # the first starts from the prior, and takes no guide; the second does
+            words = ["--num-draws", 20, "--method", method, "--out", tmp_path / f"{method}.html"]
+            code, text, said = rlai("inspect", runs("lake"), *words)
+            assert code == 0, said
+            assert f"posterior ({method})" in text
         assert "--method must be one of" in refused("inspect", runs("lake"), "--method", "magic", "--overwrite")
         assert "--num-draws must be >= 1" in refused("inspect", runs("lake"), "--num-draws", 0, "--overwrite")
 
