@@ -28,7 +28,6 @@ from scipy import stats
 
 from rl_as_inference import TabularMDP, exact, infer_agent
 from rl_as_inference.models import gridworld
-from rl_as_inference.reasoning.demonstrations import dense_transition
 
 __all__ = ["LABELS", "calibrate", "family_on_grid", "main"]
 
@@ -41,7 +40,7 @@ _RESULTS = Path(__file__).parent / "results" / "inverse.json"
 def family_on_grid(size: int = 5, horizon: int = 20, slip: float = 0.1) -> Callable[[], TabularMDP]:
     """Returns a family of agents on a grid, with ``weights`` of three features and ``temperature`` unknown."""
     base = gridworld(size, size, horizon=horizon, slip=slip, dtype=F64)
-    moves = dense_transition(base).clone()
+    moves = base.kernel.dense().clone()
     # The grid's own goal keeps who arrives; here it is a cell like any other.
     back = size * size - 1
     neighbours = (back - 1, back, back, back - size)

@@ -56,8 +56,8 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        known = isinstance(process, MarkovDecisionProcess)  # a program says its prior nowhere but in its sites
-        prior = process.prior if known and not process.has_uniform_prior else None
+        own = isinstance(process, MarkovDecisionProcess) and not process.has_uniform_prior
+        prior = process.prior_at if own else None
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):
         size = math.prod(action_space.shape)

@@ -21,6 +21,7 @@ __all__ = [
     "deferred",
     "holds",
     "is_deferred",
+    "unvalidated",
 ]
 
 _NOTED: ContextVar[list[Tensor] | None] = ContextVar("noted", default=None)
@@ -114,3 +115,14 @@ def check_horizon(horizon: Any) -> int | None:
     if isinstance(horizon, bool) or steps < 1:
         raise ValueError(f"horizon must be an integer >= 1, or None for no horizon, got {horizon!r}")
     return steps
+
+
+@contextlib.contextmanager
+def unvalidated() -> Iterator[None]:
+    """Skips argument checks of distributions: in an inner loop they cost more than the draws."""
+    default = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(default)

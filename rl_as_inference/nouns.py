@@ -83,15 +83,23 @@ class Process(Protocol):
     """A problem with rollouts: one in parts, a program run in a plate, or a simulator."""
 
     name: str
-    horizon: int | None
-    discount: float | Tensor
-    """γ in [0, 1]."""
-    temperature: float | Tensor
-    """α, in reward units per nat."""
+    """What tables and pictures call it."""
     has_exact_answers: bool
     """Whether :mod:`rl_as_inference.exact` answers for it."""
     has_uniform_prior: bool
-    """Whether the action prior is uniform over the action space."""
+    """Whether the action prior is known to be uniform over the action space."""
+
+    @property
+    def horizon(self) -> int | None:
+        """The number of steps; None for no horizon."""
+
+    @property
+    def discount(self) -> float | Tensor:
+        """γ in [0, 1]."""
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """α, in reward units per nat."""
 
     @property
     def state_space(self) -> gymnasium.Space[Any]:

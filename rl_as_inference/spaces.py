@@ -1,7 +1,7 @@
 """What action spaces have in common with a density: their size, and the box that continuous actions live in."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 from gymnasium.spaces import Box, Discrete
@@ -28,7 +28,7 @@ def uniform_log_density(action_space: gymnasium.Space[Any]) -> float:
     raise ValueError(f"action_space {action_space} has no uniform density: use Discrete(n) or Box(-1, 1, shape)")
 
 
-def is_unit_box(space: gymnasium.Space[Any]) -> bool:
+def is_unit_box(space: gymnasium.Space[Any]) -> TypeGuard[Box]:
     """Returns whether a space is the box ``[-1, 1]^d``."""
     return isinstance(space, Box) and bool((space.low == -1).all() and (space.high == 1).all())
 

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Trajectories", "discounts"]
+from rl_as_inference.checks import holds
+
+__all__ = ["Decision", "Rows", "Trajectories", "Transition", "discounts"]
 
 
 def discounts(discount: float | Tensor, horizon: int, like: Tensor) -> Tensor:
@@ -151,3 +153,91 @@ class Trajectories:
         named = {f"state_{t}": state for t, state in enumerate(self.states)}
         named.update({f"action_{t}": action for t, action in enumerate(self.actions)})
         return {**named, **self.latents}
+
+
+class Decision(NamedTuple):
+    """What a policy did in every state of a batch."""
+
+    action: Tensor
+    """``(N, *action)``."""
+    log_prior: Tensor
+    """``log p(a|s)``, ``(N,)`` in nats."""
+    log_policy: Tensor
+    """``log π(a|s)``, ``(N,)`` in nats."""
+
+
+class Transition(NamedTuple):
+    """What one step of every trajectory gave."""
+
+    next_state: Tensor
+    """``(N, *state)``."""
+    reward: Tensor
+    """``(N,)`` in reward units; 0 where the trajectory had ended."""
+    alive: Tensor | None
+    """Which trajectories took the step, bool ``(N,)``; None for all."""
+
+
+class Rows:
+    """The rows of trajectories that are walked step by step, each of ``N`` trajectories."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+        self.actions: list[Tensor] = []
+        self.rewards: list[Tensor] = []
+        self.mask: list[Tensor] = []
+        self.log_prior: list[Tensor] = []
+        self.log_policy: list[Tensor] = []
+
+    def add(self, state: Tensor, action: Tensor, reward: Tensor, alive: Tensor | None, *logs: Tensor) -> None:
+        """Adds a step: where it began, what was done, what it earned, who took it (None for all).
+
+        Then ``log p`` and ``log π`` of the action, in nats; without them they are set before the end.
+        """
+        self.states.append(state)
+        self.actions.append(action)
+        self.rewards.append(reward)
+        self.mask.append(torch.ones_like(reward, dtype=torch.bool) if alive is None else alive)
+        for column, log in zip((self.log_prior, self.log_policy), logs, strict=False):
+            column.append(log)
+
+    def log_ratio(self) -> Tensor:
+        """Returns ``log p - log π`` of the latest step, ``(N,)`` in nats; 0 where nobody took it."""
+        return torch.where(self.mask[-1], self.log_prior[-1] - self.log_policy[-1], 0.0)
+
+    def trajectories(
+        self,
+        final_state: Tensor,
+        temperature: float | Tensor,
+        discount: float | Tensor,
+        lines: list[Tensor] | None = None,
+    ) -> Trajectories:
+        """Returns the trajectories.
+
+        Args:
+            final_state: after the last step, ``(N, *state)``, in the order of the answer.
+            temperature, discount: of the process; a discount of 1 where survival was drawn.
+            lines: for each step, which of its rows belong to the trajectories of the answer; None for all, in order.
+
+        Raises:
+            ValueError: if a log probability of the policy is NaN while its trajectory is alive; the step is named.
+        """
+
+        def column(rows: list[Tensor]) -> Tensor:
+            return torch.stack(rows if lines is None else [row[line] for row, line in zip(rows, lines, strict=True)])
+
+        mask, rewards = column(self.mask), column(self.rewards)
+        log_prior, log_policy = column(self.log_prior), torch.where(mask, column(self.log_policy), 0.0)
+        if not holds(~(bad := log_policy.detach().isnan())):
+            step = int(bad.any(1).int().argmax())
+            raise ValueError(f"policy gives NaN as a log probability at step {step}; check its parameters")
+        return Trajectories(
+            states=torch.cat([column(self.states), final_state[None]]),
+            actions=column(self.actions),
+            rewards=rewards,
+            mask=mask,
+            log_prior=torch.where(mask, log_prior, 0.0),
+            log_policy=log_policy,
+            log_factors=rewards / temperature,
+            temperature=temperature,
+            discount=discount,
+        )

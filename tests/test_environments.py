@@ -9,13 +9,16 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.utils import RunningMeanStd
 from problems import random_mdp
 
 from rl_as_inference import LinearGaussianMDP, TabularMDP, exact, models
 from rl_as_inference.processes import Environments, GymnasiumProcess, NonFiniteError, to_gymnasium, to_gymnasium_vector
+from rl_as_inference.processes.environments import StepError
 from rl_as_inference.processes.programs import ProgramProcess
 
 LOW, HIGH = np.array([[-3.0, 0.0], [5.0, -1.0]], np.float32), np.array([[1.0, 10.0], [7.0, 1.0]], np.float32)
+BOX, SPACES = gymnasium.spaces.Box, gymnasium.spaces
 ENDS = ("terminated", "truncated", "both")
 
 
@@ -313,14 +316,169 @@ def test_what_cannot_be_replayed_starts_a_new_episode_and_says_so():
 
 
 def test_a_wrapper_with_a_memory_of_its_own_is_noticed_by_the_reward():
+    class Tired(gymnasium.Wrapper):
+        steps = 0
+
+        def step(self, action):
+            self.steps += 1
+            observation, reward, *rest = super().step(action)
+            return observation, reward / self.steps, *rest
+
     def make():
-        return gymnasium.wrappers.NormalizeReward(gymnasium.make("Pendulum-v1"))
+        return Tired(gymnasium.make("Pendulum-v1"))
 
     envs, other = Environments.make(make), Environments.make(make)
     envs.reset()
     for _ in range(250):
         envs.step(np.zeros((1, 1), np.float32))
     assert other.restore(envs.snapshot()) is False
+
+
+# Running statistics.
+
+
+class OwnScaler(gymnasium.ObservationWrapper):
+    """A user's wrapper, which knows no freezing."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.seen = RunningMeanStd(shape=env.observation_space.shape)
+
+    def observation(self, observation):
+        self.seen.update(observation[None])
+        return (observation - self.seen.mean).astype(np.float32)
+
+
+def scaled(inner=lambda: gymnasium.make("Pendulum-v1")):
+    return lambda: gymnasium.wrappers.NormalizeReward(OwnScaler(gymnasium.wrappers.NormalizeObservation(inner())))
+
+
+def stepped(envs, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    if envs.state is None:
+        envs.reset()
+    return [envs.step(actions_for(envs, rng)) for _ in range(steps)]
+
+
+def test_running_statistics_are_those_of_what_was_seen():
+    seen = []
+
+    def make():
+        return gymnasium.wrappers.NormalizeObservation(
+            gymnasium.wrappers.TransformObservation(
+                gymnasium.make("Pendulum-v1"), lambda x: (seen.append(x.copy()), x)[1], None
+            )
+        )
+
+    envs = Environments.make(make)
+    stepped(envs, 500)
+    found = envs.statistics()
+    assert sorted(found) == [f"0/NormalizeObservation.obs_rms.{field}" for field in ("count", "mean", "var")]
+    assert found["0/NormalizeObservation.obs_rms.count"] == pytest.approx(len(seen))
+    assert np.allclose(found["0/NormalizeObservation.obs_rms.mean"], np.mean(seen, 0), atol=1e-4)
+    assert np.allclose(found["0/NormalizeObservation.obs_rms.var"], np.var(seen, 0), rtol=1e-3)
+    assert Environments.make("CartPole-v1").statistics() == {}
+
+
+def test_statistics_go_frozen_from_environment_i_to_environment_i_modulo_n():
+    learned = Environments.make(scaled(), num_envs=2, seed=0)
+    stepped(learned, 300)
+    given = learned.statistics()
+    assert len(given) == 2 * 3 * 3
+    kept = {name: value.copy() for name, value in given.items()}
+    for sources, expected in ((None, [0, 1, 0]), ([1], [1, 1, 1])):
+        other = Environments.make(scaled(), num_envs=3, seed=5)
+        other.load_statistics(given, True, sources)
+        first = other.reset()
+        step = stepped(other, 250)[-1]
+        now = other.statistics()
+        for index, source in enumerate(expected):
+            for name in given:
+                if name.startswith(f"{source}/"):
+                    assert np.array_equal(now[f"{index}{name[1:]}"], kept[name])
+        plain = Environments.make("Pendulum-v1", num_envs=3, seed=5)
+        for raw, through in ((plain.reset(), first), (stepped(plain, 250)[-1].next_state, step.next_state)):
+            for index, source in enumerate(expected):
+                mean, var = (given[f"{source}/NormalizeObservation.obs_rms.{field}"] for field in ("mean", "var"))
+                right = (raw[index] - mean) / np.sqrt(var + 1e-8) - given[f"{source}/OwnScaler.seen.mean"]
+                assert np.allclose(through[index], right, atol=1e-5)
+        raw = plain.step(np.zeros((3, 1), np.float32)).reward
+        earned = other.step(np.zeros((3, 1), np.float32)).reward
+        scale = [given[f"{source}/NormalizeReward.return_rms.var"] ** 0.5 for source in expected]
+        assert np.allclose(earned, raw / np.array(scale))
+    assert all(np.array_equal(learned.statistics()[name], value) for name, value in kept.items())
+    learned.step(np.zeros((2, 1), np.float32))
+    assert learned.statistics()["0/OwnScaler.seen.count"] > kept["0/OwnScaler.seen.count"]
+
+
+def test_statistics_that_environments_share_are_frozen_in_the_new_ones_only():
+    shared = RunningMeanStd(shape=(3,))
+
+    def make():
+        env = OwnScaler(gymnasium.make("Pendulum-v1"))
+        env.seen = shared
+        return env
+
+    learned, other = Environments.make(make), Environments.make(make)
+    stepped(learned, 10)
+    count = shared.count
+    other.load_statistics(learned.statistics(), frozen=True)
+    stepped(other, 10)
+    assert shared.count == count
+    stepped(learned, 1)
+    assert shared.count == count + 1
+
+
+def test_statistics_of_others_are_refused():
+    envs = Environments.make(scaled())
+    with pytest.raises(ValueError, match="statistics lack those of NormalizeObservation"):
+        envs.load_statistics({}, True)
+    with pytest.raises(ValueError, match=r"are of NormalizeObservation\.obs_rms, .*, and these environments hold no"):
+        Environments.make("Pendulum-v1").load_statistics(envs.statistics(), True)
+    with pytest.raises(ValueError, match=r"is of shape \(3,\), and NormalizeObservation here holds \(4,\)"):
+        Environments.make(scaled(lambda: gymnasium.make("CartPole-v1"))).load_statistics(envs.statistics(), True)
+
+
+def test_statistics_of_a_vector_environment_are_found_and_go_to_each():
+    vector = SyncVectorEnv([lambda: gymnasium.make("Pendulum-v1")] * 2)
+    envs = Environments.make(gymnasium.wrappers.vector.NormalizeObservation(vector))
+    stepped(envs, 50)
+    given = envs.statistics()
+    assert sorted({name.partition("/")[0] for name in given}) == ["batch"]
+    single = Environments.make(lambda: gymnasium.wrappers.NormalizeObservation(gymnasium.make("Pendulum-v1")))
+    single.load_statistics(given, frozen=True)
+    name = "NormalizeObservation.obs_rms.mean"
+    assert np.array_equal(single.statistics()[f"0/{name}"], given[f"batch/{name}"])
+    inner = Environments.make(SyncVectorEnv([scaled()] * 2))
+    assert {name.partition("/")[0] for name in inner.statistics()} == {"0", "1"}
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_batch_with_running_statistics_goes_on_bit_for_bit(num_envs):
+    envs = Environments.make(scaled(), num_envs=num_envs, seed=3)
+    stepped(envs, 337)
+    other = Environments.make(scaled(), num_envs=num_envs, seed=9)
+    stepped(other, 20)
+    assert other.restore(envs.snapshot()) is True
+    for one, two in zip(stepped(envs, 250, 1), stepped(other, 250, 1), strict=True):
+        assert same(one, two)
+    assert other.restore(envs.snapshot()) is True
+
+
+def test_statistics_come_back_where_the_episode_does_not():
+    def make():
+        return gymnasium.wrappers.NormalizeObservation(Counter(noise=1))
+
+    def other_make():
+        return gymnasium.wrappers.NormalizeObservation(Counter(noise=2))
+
+    envs, other = Environments.make(make), Environments.make(other_make)
+    stepped(envs, 100)
+    while envs.snapshot()["arrays"]["actions_0"].shape[0] == 0:
+        stepped(envs, 1)
+    assert other.restore(envs.snapshot()) is False
+    name = "0/NormalizeObservation.obs_rms.count"
+    assert other.statistics()[name] == pytest.approx(envs.statistics()[name] + 1)  # the new episode's first
 
 
 def test_a_snapshot_before_the_first_reset_and_those_of_others():
@@ -416,6 +574,152 @@ def test_large_finite_observations_are_no_error_and_any_bad_entry_is(shape):
             envs.step(np.array([0]))
 
 
+class Answers(gymnasium.Env):
+    """Answers as it is told to."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, answer, space):
+        self.answer, self.observation_space = answer, space
+        self.first = np.zeros(2, np.float32) if isinstance(space, gymnasium.spaces.Box) else int(space.start)
+
+    def reset(self, *, seed=None, options=None):
+        return self.first, {}
+
+    def step(self, action):
+        return self.answer
+
+
+BOX2, FOUR = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(4)
+NONE = np.zeros(2, np.float32)
+FAULTS = [
+    (BOX2, (NONE, np.array([1.0]), False, False, {}), "reward", r"is an array of shape \(1,\), and must be one number"),
+    (BOX2, (NONE, None, False, False, {}), "reward", r"is NoneType.*return float\(reward\)"),
+    (BOX2, (NONE, "1", False, False, {}), "reward", "is str"),
+    (BOX2, (NONE, 1.0, None, False, {}), "terminated", r"is NoneType, and must be a bool; return bool\(terminated\)"),
+    (BOX2, (NONE, 1.0, False, "no", {}), "truncated", "is str, and must be a bool"),
+    (BOX2, (NONE[:1], 1.0, False, False, {}), "observation", r"has shape \(1,\), and its observation_space has \(2,\)"),
+    (BOX2, (0.5, 1.0, False, False, {}), "observation", r"has shape \(\)"),
+    (BOX2, (np.zeros(2, complex), 1.0, False, False, {}), "observation", "has dtype complex128"),
+    (BOX2, (np.array(["0", "1"]), 1.0, False, False, {}), "observation", "has dtype <U1"),
+    (BOX2, (NONE, 1.0, False, {}), "step", "is not .observation, reward, terminated, truncated, info."),
+    (FOUR, (4, 1.0, False, False, {}), "observation", r"is 4, and its observation_space is Discrete\(4\), .* 0 to 3"),
+    (FOUR, (-1, 1.0, False, False, {}), "observation", "is -1"),
+    (FOUR, (np.int64(4), 1.0, False, False, {}), "observation", "is 4"),
+    (FOUR, (2.5, 1.0, False, False, {}), "observation", "has dtype float64, .* of integers"),
+    (gymnasium.spaces.Discrete(4, start=3), (2, 1.0, False, False, {}), "observation", "is 2, .* from 3 to 6"),
+]
+
+
+@pytest.mark.parametrize(("space", "answer", "field", "message"), FAULTS)
+def test_a_faulty_answer_names_environment_step_and_field(space, answer, field, message):
+    envs = Environments.make(lambda: Answers(answer, space), num_envs=2)
+    envs.reset()
+    envs._envs[0].answer = (envs._envs[0].first, 0.0, False, False, {})
+    named = "what" if field == "step" else field
+    with pytest.raises(StepError, match=f"^Answers gave .*{named} at step 2 .*{message}") as caught:
+        envs.step(np.array([0, 0]))
+    error = caught.value
+    assert (error.environment, error.field, error.step, error.env_index) == ("Answers", field, 2, 1)
+    assert not isinstance(error, NonFiniteError)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (np.zeros(2), 1, np.False_, np.True_, {}),
+        ([0.0, 0.5], np.float32(1), False, False, {}),
+        (np.zeros(2, int), np.array(1.0), False, False, {}),
+        (NONE, True, False, False, {}),
+    ],
+)
+def test_what_is_one_number_or_loses_only_digits_passes(answer):
+    envs = Environments([Answers(answer, BOX2)])
+    envs.reset()
+    step = envs.step(np.array([0]))
+    assert step.reward.tolist() == [1.0]
+    assert step.truncated.tolist() == [bool(answer[3])]
+    assert np.array_equal(step.next_state[0], np.asarray(answer[0], np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_number_that_is_too_large_for_float32_is_told_apart_from_nan(vector):
+    make = lambda: Answers((np.array([0, 1e299]), 0.0, False, False, {}), BOX(-np.inf, np.inf, (2,), np.float64))  # noqa: E731
+    envs = Environments.make(SyncVectorEnv([make]) if vector else make)
+    envs.reset()
+    with pytest.raises(NonFiniteError, match=r"an observation at step 1 that overflows float32: .*e\+299.*; scale it"):
+        envs.step(np.array([0]))
+
+
+# Vector environments that do not say when they reset.
+
+
+class Silent(gymnasium.vector.VectorEnv):
+    """Two environments of five steps, each worth 1, which reset in the same step and have no word for it."""
+
+    def __init__(self, metadata, key):
+        self.metadata, self.key, self.num_envs = metadata, key, 2
+        self.single_observation_space, self.single_action_space = BOX(-np.inf, np.inf, (1,)), SPACES.Discrete(2)
+        self.observation_space, self.action_space = BOX(-np.inf, np.inf, (2, 1)), SPACES.MultiDiscrete([2, 2])
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros((2, 1), np.float32), {}
+
+    def step(self, actions):
+        self.time += 1
+        now, ended = np.full((2, 1), self.time % 5, np.float32), np.full(2, self.time % 5 == 0)
+        info = {self.key: np.full((2, 1), 5, np.float32)} if ended[0] and self.key else {}
+        return now, np.ones(2), ended, ~ended & False, info
+
+
+@pytest.mark.parametrize("key", ["final_obs", "final_observation"])
+def test_a_silent_vector_environment_is_warned_of_and_looked_at(key):
+    with pytest.warns(UserWarning, match="missing `autoreset_mode`"):
+        envs = Environments.make(Silent({}, key))
+    assert envs.skips_steps  # as far as one knows
+    state, total, returns, rows = envs.reset(), 0.0, [], 0
+    for _ in range(50):
+        step = envs.step(np.zeros(2, int))
+        assert np.array_equal(step.next_state, state + 1)  # the last one too: 5, not the next episode's 0
+        rows += int(step.valid.sum())
+        total += step.reward[0]
+        if step.terminated[0]:
+            returns.append(total)
+            total = 0.0
+        state = step.state
+    assert rows == 100
+    assert returns == [5.0] * 10
+    assert not envs.skips_steps
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "message"),
+    [
+        (AutoresetMode.NEXT_STEP, "final_obs", "AutoresetMode.NEXT_STEP, and its info has 'final_obs'"),
+        (AutoresetMode.DISABLED, "final_obs", "AutoresetMode.DISABLED, and its info has 'final_obs'"),
+        (AutoresetMode.SAME_STEP, None, "resets in the same step, and its info lacks 'final_obs'"),
+    ],
+)
+def test_a_vector_environment_that_contradicts_itself_is_told(mode, key, message):
+    envs = Environments.make(Silent({"autoreset_mode": mode}, key))
+    envs.reset()
+    with pytest.raises(ValueError, match=message):
+        stepped(envs, 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*missing `autoreset_mode`")
+def test_a_silent_vector_environment_without_final_observations_is_taken_for_next_step():
+    vector = SyncVectorEnv([Counter] * 2)
+    del vector.metadata["autoreset_mode"]
+    envs = Environments.make(vector)
+    envs.reset()
+    valid = [step.valid for step in stepped(envs, 60)]
+    assert envs.skips_steps
+    assert envs.num_steps == np.sum(valid) < 120
+
+
 def test_errors_of_the_environment_come_through():
     class Broken(Counter):
         def step(self, action):
@@ -435,9 +739,6 @@ def with_spaces(observation=None, action=None):
     env.observation_space = observation or env.observation_space
     env.action_space = action or env.action_space
     return env
-
-
-BOX, SPACES = gymnasium.spaces.Box, gymnasium.spaces
 
 
 @pytest.mark.parametrize(
@@ -493,11 +794,11 @@ def test_wrong_actions_and_shapes_are_told():
         envs.step(np.zeros((1, 1), np.float32))
     with pytest.raises(ValueError, match=r"action must have shape \(1,\)"):
         envs.environment_action(np.zeros(3))
-    with pytest.raises(ValueError, match=r"gave an observation of shape \(3,\).*observation_space has \(4,\)"):
+    with pytest.raises(ValueError, match=r"gave an observation at a reset.* shape \(3,\).*_space has \(4,\)"):
         Environments([with_spaces(observation=BOX(-1, 1, (4,)))]).reset()
     vector = SyncVectorEnv([Counter] * 2)
     vector.single_observation_space = BOX(-1, 1, (4,))
-    with pytest.raises(ValueError, match=r"gave observations of shape"):
+    with pytest.raises(ValueError, match=r"an observation at a reset.*has shape \(2, 3\), .* say \(2, 4\)"):
         Environments.make(vector).reset()
 
 

@@ -737,6 +737,20 @@ def test_sparse_kernels_answer_as_dense_ones():
     close(one, other, 1e-12)
     drawn = dense.transition(states, actions).sample()
     close(sparse.reward(states, actions, drawn), dense.reward(states, actions, drawn), 1e-12)
+    close(sparse.kernel.dense(), dense.kernel.dense(), 1e-12)
+    close(sparse.kernel.under(flow), dense.kernel.under(flow), 1e-12)
+    for kernel in (sparse.kernel, dense.kernel):
+        for rows, asked in zip(kernel.rows(), kernel.successors(states, actions), strict=True):
+            assert torch.equal(rows, asked)
+
+
+def test_a_successor_in_several_slots_counts_once():
+    """State 1 stands in two slots of a row, and state 2 in one that carries nothing."""
+    probabilities = torch.tensor([0.25, 0.25, 0.5, 0.0], dtype=F64)
+    kernel = SparseKernel(torch.tensor([1, 0, 1, 2]).expand(3, 1, 4), probabilities.expand(3, 1, 4))
+    close(kernel.dense()[0, 0], [0.25, 0.75, 0.0])
+    close(kernel.dense_table(torch.tensor([7.0, 3.0, 7.0, 9.0], dtype=F64).expand(3, 1, 4))[0, 0], [3.0, 7.0, 0.0])
+    close(kernel.under(torch.tensor([[2.0], [1.0], [0.0]])), [[0.5, 1.5, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 0.0]])
 
 
 @both_kinds

@@ -12,6 +12,7 @@ from rl_as_inference import TabularMDP, exact
 from rl_as_inference.guides import TabularPolicy, TanhGaussianPolicy, amortized_policy
 from rl_as_inference.processes import Environments, GymnasiumProcess, NonFiniteError
 from rl_as_inference.processes.programs import as_process
+from rl_as_inference.threads import one_thread_if_small
 
 
 class Countdown(gymnasium.Env):
@@ -224,7 +225,10 @@ def test_what_needs_densities_is_refused(asked, message):
 
 
 class Learned:
-    temperature, discount = 0.2, 0.99
+    temperature, discount, action_prior, objective = 0.2, 0.99, "uniform", "maxent"
+
+    def __call__(self, state, t):
+        return torch.zeros(state.shape[:1])
 
 
 def test_a_simulator_adopts_what_a_critic_was_learned_with():
@@ -296,3 +300,66 @@ def test_misuse_of_rollouts_is_told():
     with pytest.raises(ValueError, match="temperature"):
         process.at_temperature(-1.0)
     process.close()
+
+
+class Drift(gymnasium.Env):
+    """Two steps whose reward says whether the action was right: 1 where the observation was 3, 0 where it was 1."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        right = action == self.time
+        self.time += 1
+        return np.full(1, 3, np.float32), float(right), False, self.time == 2, {}
+
+
+def normalized():
+    return gymnasium.wrappers.NormalizeObservation(gymnasium.wrappers.TimeLimit(Drift(), 2))
+
+
+def test_a_policy_sees_the_observations_that_it_learned_on_or_is_refused():
+    """Under mean 2 the observations 1 and 3 are -1 and 1, and a threshold at 0 is right both times: a return of 2."""
+    statistics = {
+        "0/NormalizeObservation.obs_rms.mean": np.array([2.0], np.float32),
+        "0/NormalizeObservation.obs_rms.var": np.array([1.0], np.float32),
+        "0/NormalizeObservation.obs_rms.count": np.array(1e6),
+    }
+
+    def policy(state, t):
+        return torch.distributions.Categorical(logits=torch.cat([-99 * state, 99 * state], -1))
+
+    process = GymnasiumProcess(normalized, num_envs=3, statistics=statistics)
+    drawn = process.rollout(policy, 3)
+    assert drawn.returns().tolist() == [2.0] * 3
+    assert drawn.states[:, 0, 0].tolist() == pytest.approx([-1, 1, 1])
+    assert process._envs.statistics()["2/NormalizeObservation.obs_rms.mean"] == 2.0  # they stayed as they are
+    with pytest.raises(ValueError, match=r"holds running statistics .*started afresh.*statistics=agent\.envs"):
+        GymnasiumProcess(normalized).rollout(policy, 1)
+    assert GymnasiumProcess(normalized).rollout(None, 1).states.shape == (3, 1, 1)
+    with pytest.raises(ValueError, match=r"NormalizeObservation\.obs_rms, and these environments hold no such"):
+        GymnasiumProcess("CartPole-v1", statistics=statistics)
+
+
+def test_rollouts_of_small_policies_use_one_thread_and_leave_the_number_as_it_was():
+    seen = []
+
+    def policy(state, t):
+        seen.append(torch.get_num_threads())
+        return torch.distributions.Categorical(logits=torch.zeros(len(state), 2))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        GymnasiumProcess("CartPole-v1").rollout(policy, 1)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        with one_thread_if_small(10**8):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -165,6 +165,77 @@ def test_unseen_parts_are_summed_over() -> None:
         assert float(data.log_probabilities(mdp, exact.plan(mdp))[-1]) == pytest.approx(math.log(total), abs=1e-10)
 
 
+def ending_chain(worth: Tensor, horizon: int | None = 4) -> TabularMDP:
+    """Three cells, the last of which ends; action 1 goes right, action 0 stays, either fails one time in five."""
+    moves = torch.zeros(3, 2, 3, dtype=F64)
+    moves[:2, 0] = 0.8 * torch.eye(3, dtype=F64)[:2] + 0.2 * torch.eye(3, dtype=F64)[1:]
+    moves[:2, 1] = 0.2 * torch.eye(3, dtype=F64)[:2] + 0.8 * torch.eye(3, dtype=F64)[1:]
+    moves[2] = torch.eye(3, dtype=F64)[2]
+    reward = torch.stack([torch.zeros((), dtype=F64), worth, torch.zeros((), dtype=F64)])[:, None].expand(3, 2)
+    prior = torch.tensor([0.3, 0.7], dtype=F64)
+    terminal = torch.tensor([False, False, True])
+    start = torch.tensor([1.0, 0.0, 0.0], dtype=F64)
+    return TabularMDP(moves, reward, start, horizon=horizon, action_prior=prior, terminal=terminal)
+
+
+@pytest.mark.parametrize("fill", [0, 1, -1])
+@pytest.mark.parametrize("extra", [1, 2, 7])
+def test_padding_in_a_terminal_state_says_nothing(extra: int, fill: int) -> None:
+    """By hand: log π_0(1|0) + log π_1(0|1) + log π_2(1|1), also where the padding goes past the horizon of 4."""
+
+    short = ([0, 1, 1, 2], [1, 0, 1])
+    padded = (short[0] + [2] * extra, short[1] + [fill] * extra)
+    data = read_demonstrations([padded, ([0, -1, 1, 2] + [2] * extra, [1, 0, 1] + [fill] * extra)])
+    process = ending_chain(torch.tensor(0.5, dtype=F64))
+    policy = exact.plan(process)
+    table = policy.log_policy
+    data.check(process)
+    kept = data.within(process)
+    assert len(kept.mask) == min(3 + extra, 4)
+    logs = kept.weights @ kept.log_probabilities(process, policy)
+    by_hand = table[0, 0, 1] + table[1, 1, 0] + table[2, 1, 1]
+    moves = process.kernel.dense()
+    # Where something was not seen, be it padding, the moves count too.
+    moved = (moves[0, 1, 1] * moves[1, 0, 1] * moves[1, 1, 2]).log() if fill == -1 else torch.zeros(())
+    by_hand = by_hand + moved
+    assert float(logs[0]) == pytest.approx(float(by_hand), abs=1e-12)
+    # The second was in cell 0 or 1 at step 1, and in cell 1 after it.
+    paths = sum(table[1, cell, 0].exp() * moves[0, 1, cell] * moves[cell, 0, 1] for cell in (0, 1))
+    unseen = table[0, 0, 1] + paths.log() + table[2, 1, 1] + moves[1, 1, 2].log()
+    assert float(logs[1]) == pytest.approx(float(unseen), abs=1e-12)
+
+
+def test_padding_changes_no_posterior() -> None:
+    def family() -> TabularMDP:
+        return ending_chain(pyro.sample("worth", dist.Normal(torch.zeros((), dtype=F64), 1.0)))
+
+    short, padded = ([0, 1, 1, 2], [1, 0, 1]), ([0, 1, 1, 2, 2, 2, 2], [1, 0, 1, 0, 0, 0])
+    one, other = (infer_agent(family, [shown], method="map") for shown in (short, padded))
+    for group, name in (("posterior", "worth"), ("log_likelihood", "demonstration")):
+        assert other[group][name].item() == pytest.approx(one[group][name].item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("states", "actions"),
+    [
+        ([0, 0, 0, 0, 0, 0], [0] * 5),  # goes on past the horizon
+        ([0, 1, 2, 2, 2, 1], [1, 1, 0, 0, 0]),  # comes back from the end
+    ],
+)
+def test_what_goes_on_past_the_horizon_is_no_padding(states: list[int], actions: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"have up to 5 steps, .* horizon of 4"):
+        infer_agent(lambda: ending_chain(pyro.sample("worth", dist.Normal(0.0, 1.0))), [(states, actions)])
+
+
+def test_a_family_of_several_horizons_cuts_nothing() -> None:
+    def family() -> TabularMDP:
+        longer = int(pyro.sample("longer", dist.Bernoulli(0.5)))
+        return ending_chain(torch.tensor(0.5, dtype=F64), horizon=4 + longer)
+
+    with pytest.raises(ValueError, match="another horizon in other runs"):
+        infer_agent(family, [([0, 1, 2, 2, 2, 2], [1, 1, 0, 0, 0])])
+
+
 def test_causal_and_posterior_agents_differ_where_luck_is_possible() -> None:
     """A lottery that seldom pays: who plays it is greedy to one reading, and lucky to the other."""
 

@@ -20,8 +20,8 @@ from rl_as_inference.exact import Dynamics
 from rl_as_inference.reasoning import batching, inverse
 from rl_as_inference.reasoning.demonstrations import read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
-from rl_as_inference.reasoning.recorded import recorded
 from rl_as_inference.reasoning.unknowns import Unknowns
+from rl_as_inference.tracing import traced
 
 F64 = torch.float64
 ONE = torch.ones((), dtype=F64)
@@ -378,14 +378,14 @@ class TestReplay:
             table.mul_(2)
             return table, before * 0.5
 
-        replay = recorded(function, torch.ones(2, dtype=F64))
+        replay = traced(function, [torch.ones(2, dtype=F64)])
         for _ in range(3):
             written, constant = replay(torch.tensor([3.0, 4.0], dtype=F64))
             assert written.tolist() == [0.0, 6.0, 8.0]
             assert constant.tolist() == [0.5, 0.5, 0.5]
 
     def test_constants_keep_their_precision(self) -> None:
-        """TorchScript folds the logarithm of a number into single precision."""
+        """A number of Python's own is taken for single precision by some compilers."""
 
         def function(x: Tensor) -> Tensor:
             for _ in range(3):
@@ -396,7 +396,7 @@ class TestReplay:
             return torch.func.vmap(function)(x)
 
         x = torch.linspace(-1, 1, 4, dtype=F64)
-        replay = recorded(rows, x)
+        replay = traced(rows, [x])
         for _ in range(3):
             assert torch.equal(replay(x), rows(x))
 
@@ -407,7 +407,7 @@ class TestReplay:
                 (found,) = torch.autograd.grad((at**3).sum(), at)
             return found
 
-        assert recorded(slope, torch.ones(2))(torch.tensor([1.0, 2.0])).tolist() == [3.0, 12.0]
+        assert traced(slope, [torch.ones(2)])(torch.tensor([1.0, 2.0])).tolist() == [3.0, 12.0]
 
 
 class TestChains:

@@ -9,7 +9,7 @@ import torch
 from problems import random_mdp
 from scipy.optimize import minimize
 
-from rl_as_inference import exact, models, worst_case
+from rl_as_inference import TabularMDP, exact, models, worst_case
 
 F64 = {"dtype": torch.float64}
 
@@ -218,3 +218,23 @@ def test_bad_input_is_refused():
         worst_case(models.double_integrator(), None, reward_budget=1.0)
     with pytest.raises(ValueError, match="rows sum to one"):
         worst_case(mdp, torch.ones(3, 2), reward_budget=1.0)
+
+
+def test_successors_that_stand_in_two_slots_of_a_row_are_attacked_as_one():
+    once = positive(random_mdp(5, num_states=3, horizon=3, reward_on_successor=True))
+    once = once.replace(reward=torch.where(once.kernel.dense() > 0, once.reward_table, 0.0))
+    policy = stationary(once)
+    everywhere = torch.arange(3).expand(3, 2, 3)
+    twice = TabularMDP.from_successors(
+        torch.cat([everywhere, everywhere], -1),
+        torch.cat([0.25 * once.kernel.dense(), 0.75 * once.kernel.dense()], -1),
+        torch.cat([once.reward_table, once.reward_table], -1),
+        once.initial_probabilities,
+        horizon=once.horizon,
+        temperature=once.temperature,
+        action_prior=once.action_prior,
+    )
+    one, other = (worst_case(mdp, policy, dynamics_budget=0.5) for mdp in (once, twice))
+    assert other.nominal_return == pytest.approx(one.nominal_return, abs=1e-12)
+    assert other.robust_return == pytest.approx(one.robust_return, abs=1e-6)
+    assert other.bound == pytest.approx(one.bound, abs=1e-12)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from rl_as_inference.tracing import traced
 
 __all__ = ["accelerate", "draws_apart", "threads_for"]
 
@@ -42,7 +43,7 @@ def accelerate(
 ) -> Callable[..., Any]:
     """Returns a function with the effect of ``function(*written, *read)``, without its Python.
 
-    The function is run once on proxies, so that modules, distributions and ``torch.func`` transforms
+    The function is run once, so that modules, distributions and ``torch.func`` transforms
     leave only tensor operations. These run as they are (``compile=False``), compiled by TorchInductor
     (which caches its work between runs), and on CUDA inside one captured graph. Random numbers come from PyTorch's
     generator, and are the same whether or not it is compiled (on CUDA: where no draw depends on values, as one of a
@@ -61,7 +62,7 @@ def accelerate(
     examples: list[Any] = [*(tensor.clone() for tensor in written), *read]
     on_host = inputs[0].device.type == "cpu"
     decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _biased_product} if on_host else {}
-    graph: Any = make_fx(lambda *tensors: function(*tensors), decompositions, tracing_mode="real")(*examples)
+    graph: Any = traced(function, examples, decompositions)
     held = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
     if held := [name for name in held if isinstance(leaf := getattr(graph, name), nn.Parameter) and leaf.requires_grad]:
         raise ValueError(

@@ -15,6 +15,7 @@ from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
 from rl_as_inference.objectives.rollout_elbo import Estimate
+from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
 
@@ -236,5 +237,5 @@ def _rollout(process: Any, policy: Any, num_trajectories: int) -> tuple[Trajecto
         draws, cut_off = process.rollout_with_ends(policy, num_trajectories)
         return draws, cut_off
     draws = process.rollout(policy, num_trajectories)
-    done = process.terminated(draws.states[-1]) if hasattr(process, "terminated") else None
+    done = process.has_ended(draws.states[-1]) if isinstance(process, MarkovDecisionProcess) else None
     return draws, draws.mask[-1] if done is None else draws.mask[-1] & ~done

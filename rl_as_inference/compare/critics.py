@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.objectives.soft_critics import exact_soft_value
+from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["check_critic", "check_plan", "elbo_by_critic"]
@@ -70,7 +71,7 @@ def _soft_value(process: Any, policy: Any, critic: Any, state: Tensor, draws: Tr
     value: Tensor = critic(state, 0)
     if value.shape == draws.rewards.shape[1:]:
         return value
-    prior = process.prior(state) if hasattr(process, "prior") else None
+    prior = process.prior_at(state) if isinstance(process, MarkovDecisionProcess | GymnasiumProcess) else None
     chosen = prior if policy is None else policy(state, 0)
     logits = getattr(chosen, "logits", None)
     if prior is None or logits is None or value.shape != logits.shape:

@@ -131,9 +131,10 @@ def _problem(process: Any, policy: Any) -> tuple[Any, list[Tensor]]:
     parameters: list[Tensor] = [p for p in policy.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("policy has no parameters with requires_grad=True: there is no gradient to compare")
-    made = FiniteProblem if isinstance(process, TabularMDP) else GaussianProblem
     with torch.enable_grad():
-        return made(process, policy), parameters
+        if isinstance(process, TabularMDP):
+            return FiniteProblem(process, policy), parameters
+        return GaussianProblem(process, policy), parameters
 
 
 def _exact_gradient(process: Any, policy: Any, parameters: list[Tensor]) -> tuple[float, Tensor]:

@@ -4,19 +4,21 @@ Every function takes either kind. Objectives are in nats, soft values in reward 
 them are differentiable in the process's tensors.
 """
 
-from typing import Any
+from typing import Any, overload
 
+import torch
 from torch import Tensor
 
-from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact import linear_gaussian, smoothing, tabular
 from rl_as_inference.exact.divergence import Direction, trajectory_kl
 from rl_as_inference.exact.enumeration import Enumeration, enumerate_trajectories
 from rl_as_inference.exact.information import PriorPlan, optimal_prior
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_occupancy
+from rl_as_inference.exact.solvable import Solvable, is_available
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
-from rl_as_inference.nouns import Problem, is_process
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.trajectories import Trajectories
 
@@ -27,6 +29,7 @@ __all__ = [
     "LinearGaussianPlan",
     "Plan",
     "PriorPlan",
+    "Solvable",
     "backward_step",
     "elbo",
     "enumerate_trajectories",
@@ -45,12 +48,11 @@ __all__ = [
 ]
 
 
-def is_available(process: Problem) -> bool:
-    """Returns whether ``process`` has exact answers."""
-    return is_process(process) and process.has_exact_answers
-
-
-def plan(mdp: Any, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
+@overload
+def plan(mdp: TabularMDP, dynamics: Dynamics = ...) -> Plan: ...
+@overload
+def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = ...) -> LinearGaussianPlan: ...
+def plan(mdp: Solvable, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
     """Returns the soft-optimal plan: values, policy and objective.
 
     See :func:`rl_as_inference.exact.tabular.plan` for finite and
@@ -73,12 +75,16 @@ def plan(mdp: Any, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
     return _room(mdp).plan(mdp, dynamics)
 
 
-def evaluate(mdp: Any, policy: Any) -> Plan | LinearGaussianPlan:
+@overload
+def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan: ...
+@overload
+def evaluate(mdp: LinearGaussianMDP, policy: ExactPolicy) -> LinearGaussianPlan: ...
+def evaluate(mdp: Solvable, policy: ExactPolicy) -> Plan | LinearGaussianPlan:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats."""
     return _room(mdp).evaluate(mdp, policy)
 
 
-def elbo(mdp: Any, policy: Any) -> Tensor:
+def elbo(mdp: Solvable, policy: ExactPolicy) -> Tensor:
     """Returns the trajectory ELBO of ``policy``, 0-dimensional, in nats.
 
     ``E_π Σ_t γ^t (r_t/α + log p(a_t|s_t) - log π(a_t|s_t))``.
@@ -92,12 +98,12 @@ def elbo(mdp: Any, policy: Any) -> Tensor:
     return evaluate(mdp, policy).objective
 
 
-def optimal_elbo(mdp: Any) -> Tensor:
+def optimal_elbo(mdp: Solvable) -> Tensor:
     """Returns the largest ELBO any policy reaches, 0-dimensional, in nats."""
     return plan(mdp, "causal").objective
 
 
-def log_evidence(mdp: Any) -> Tensor:
+def log_evidence(mdp: Solvable) -> Tensor:
     """Returns ``log p(O) = log E_prior[exp(Σ_t r_t/α)]``, 0-dimensional, in nats.
 
     With γ < 1 the sum stops at a survival coin; see docs/mathematics.md, discount is survival.
@@ -111,7 +117,7 @@ def log_evidence(mdp: Any) -> Tensor:
     return plan(mdp, "posterior").objective
 
 
-def expected_return(mdp: Any, policy: Any) -> Tensor:
+def expected_return(mdp: Solvable, policy: ExactPolicy) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t`` of ``policy`` in the process as it is, 0-dimensional, in reward units.
 
     The ELBO is linear in ``1/α`` with this as its slope.
@@ -121,16 +127,21 @@ def expected_return(mdp: Any, policy: Any) -> Tensor:
     return slope_in_inverse_temperature(mdp, lambda process: elbo(process, policy))
 
 
-def posterior_return(mdp: Any) -> Tensor:
+def posterior_return(mdp: Solvable) -> Tensor:
     """Returns ``E[Σ_t r_t | O]``, what exact conditioning on optimality expects to earn, in reward units.
 
     It is the slope of the log evidence in ``1/α`` (the mean energy of statistical physics), and counts
     the luck that the posterior bends towards; no policy need reach it.
     """
-    return slope_in_inverse_temperature(mdp, log_evidence)
+    if not isinstance(mdp, TabularMDP):
+        return slope_in_inverse_temperature(mdp, log_evidence)
+    if mdp.horizon is not None:
+        return smoothing.posterior_return(mdp)
+    wide = mdp.to(torch.float64)  # a slope of messages that may be large
+    return slope_in_inverse_temperature(wide, log_evidence).to(mdp.initial_probabilities.dtype)
 
 
-def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
+def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns the distribution of the state over time under ``policy``, ``(T+1, S)``.
 
     See :func:`rl_as_inference.exact.tabular.occupancy`.
@@ -143,12 +154,12 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
     return tabular.occupancy(mdp, policy)
 
 
-def sample_posterior(mdp: Any, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
+def sample_posterior(mdp: Solvable, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
     """Returns exact independent draws of trajectories given optimality."""
     return _room(mdp).sample_posterior(mdp, num_draws, dynamics)
 
 
-def _room(mdp: Any) -> Any:
+def _room(mdp: object) -> Any:
     if isinstance(mdp, TabularMDP):
         return tabular
     if isinstance(mdp, LinearGaussianMDP):

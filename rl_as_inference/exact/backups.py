@@ -1,7 +1,7 @@
 """Soft Bellman backups of finite processes, in nats."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,13 +15,20 @@ __all__ = [
     "backup",
     "backup_of_forbidden",
     "backward",
+    "check_dynamics",
     "log_survival",
+    "outcomes",
     "reward_in_nats",
     "soft_maximum",
-    "survival_weights",
 ]
 
 Dynamics = Literal["causal", "posterior"]
+
+
+def check_dynamics(dynamics: str) -> None:
+    """Raises ValueError unless the dynamics are one of the two."""
+    if dynamics not in get_args(Dynamics):
+        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
 
 
 def reward_in_nats(mdp: TabularMDP, dynamics: Dynamics) -> Tensor:
@@ -106,15 +113,29 @@ def log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
     return torch.logaddexp(torch.log1p(-gamma), gamma.log() + value)
 
 
-def survival_weights(mdp: TabularMDP, value: Tensor, last: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the log weights of going on from a successor and of stopping there; None where impossible."""
-    zero = torch.zeros_like(value)
+def outcomes(mdp: TabularMDP, indices: Tensor, log_weights: Tensor, value: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    """Returns what may come of steps, and its log weights with what follows, both ``(*batch, K or 2K)``.
+
+    A trajectory that goes on from state ``s'`` is the outcome ``s'``; one that gets there and does not survive its
+    discount is ``S + s'``.
+
+    Args:
+        mdp: the process.
+        indices: the steps' successors, ``(*batch, K)``.
+        log_weights: theirs, likewise.
+        value: what going on from a state is worth, ``(S,)`` in nats.
+        last: whether it is the last step, after which there is nothing to survive into.
+    """
+    if last:
+        return indices, log_weights
     gamma = torch.as_tensor(mdp.discount, dtype=value.dtype, device=value.device)
-    if last or float(gamma) == 1.0:
-        return value if not last else zero, None
+    going = log_weights + value[indices]
+    if float(gamma) == 1.0:
+        return indices, going
+    stopping = log_weights + torch.log1p(-gamma)
     if float(gamma) == 0.0:
-        return None, zero
-    return gamma.log() + value, torch.log1p(-gamma) + zero
+        return indices + mdp.num_states, stopping
+    return torch.cat([indices, indices + mdp.num_states], -1), torch.cat([going + gamma.log(), stopping], -1)
 
 
 def backward(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:

@@ -1,30 +1,35 @@
 """Exact divergences between what a policy does and what optimality asks for."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
-from rl_as_inference.exact.smoothing import posterior_flow
-from rl_as_inference.exact.tabular import Dynamics
+from rl_as_inference.exact.smoothing import given_optimality
+from rl_as_inference.exact.solvable import Solvable
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.processes.kernels import log_or_minus_inf
 
-__all__ = ["Direction", "check_direction", "trajectory_kl"]
+__all__ = ["Direction", "check_direction", "expected_ratio", "trajectory_kl"]
 
 Direction = Literal["reverse", "forward"]
 
 
-def trajectory_kl(mdp: Any, policy: Any, direction: Direction = "reverse", dynamics: Dynamics = "posterior") -> Tensor:
+def trajectory_kl(
+    mdp: Solvable, policy: ExactPolicy, direction: Direction = "reverse", dynamics: Dynamics = "posterior"
+) -> Tensor:
     """Returns the KL divergence between the policy's trajectories and the target's, 0-dimensional, nats.
 
     The policy's trajectories have ``π(τ) = p(s_0) Π_t π(a_t|s_t) p(s_{t+1}|s_t,a_t)``, the target for
-    ``dynamics="posterior"`` the exponentiated return, ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)`` (the project's
-    seed 002, equations 29 and 30). Dynamics cancel in the ratio, and with ``w(τ) = p(τ, O) / π(τ)``
+    ``dynamics="posterior"`` the exponentiated return, ``p*(τ) = p(τ) e^{R(τ)/α} / p(O)`` (Levine
+    2018, arXiv:1805.00909, sections 2 and 3). Dynamics cancel in the ratio, and with ``w(τ) = p(τ, O) / π(τ)``
 
-        reverse   KL(π || p*) = log p(O) - E_π[log w]   = log p(O) - ELBO(π)         (equation 34)
+        reverse   KL(π || p*) = log p(O) - E_π[log w]   = log p(O) - ELBO(π)
         forward   KL(p* || π) = E_{p*}[log w] - log p(O)
 
     The first is by evaluation, the second by smoothing. The reverse one is least for the causal plan,
@@ -54,17 +59,19 @@ def trajectory_kl(mdp: Any, policy: Any, direction: Direction = "reverse", dynam
         tensor(inf)
     """
     check_direction(direction)
-    if dynamics not in get_args(Dynamics):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    check_dynamics(dynamics)
     if isinstance(mdp, TabularMDP):
-        return _reverse(tabular, mdp, policy, dynamics) if direction == "reverse" else _forward(mdp, policy, dynamics)
+        # A small difference of large numbers, if they are large: in double precision, with rows that sum to one in it.
+        log_policy = torch.log_softmax(tabular.log_policy_table(mdp, policy).to(torch.float64), -1)
+        exactly = _reverse if direction == "reverse" else _forward
+        return exactly(mdp.to(torch.float64), log_policy, dynamics).to(mdp.initial_probabilities.dtype)
     if not isinstance(mdp, LinearGaussianMDP):
         raise ValueError(
             f"no exact divergence for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate it "
             f"by rl_as_inference.trajectory_kl(..., method='sample')"
         )
     if direction == "reverse":
-        return _reverse(linear_gaussian, mdp, policy, dynamics)
+        return linear_gaussian.plan(mdp, dynamics).objective - linear_gaussian.evaluate(mdp, policy).objective
     return _forward_linear_gaussian(mdp, policy, dynamics)
 
 
@@ -74,32 +81,43 @@ def check_direction(direction: str) -> None:
         raise ValueError(f"direction must be 'reverse', KL(π || p*), or 'forward', KL(p* || π); got {direction!r}")
 
 
-def _reverse(room: Any, mdp: Any, policy: Any, dynamics: Dynamics) -> Tensor:
-    return room.plan(mdp, dynamics).objective - room.evaluate(mdp, policy).objective
+def expected_ratio(weights: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Returns ``weights · (log p - log q)``, 0 where the weight is: what never happens may be impossible.
+
+    Example:
+        >>> half_or_never = torch.tensor([0.5, 0.0])
+        >>> expected_ratio(half_or_never, half_or_never.log(), half_or_never.log() - 1)
+        tensor([0.5000, 0.0000])
+    """
+    happens = weights > 0
+    ratio = torch.where(happens, log_p, 0.0) - torch.where(happens, log_q, 0.0)
+    return torch.where(happens, weights, 0.0) * ratio
 
 
-def _forward(mdp: TabularMDP, policy: Any, dynamics: Dynamics) -> Tensor:
-    if dynamics == "posterior" and mdp.horizon is None:
+def _reverse(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:
+    return tabular.plan(mdp, dynamics).objective - tabular.evaluate(mdp, log_policy.exp()).objective
+
+
+def _forward(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:
+    if dynamics == "causal":
+        target = tabular.plan(mdp, dynamics)
+        flow = tabular.discounted_visits(mdp, target)[..., None] * target.policy
+        return expected_ratio(flow, target.log_policy, log_policy).sum()
+    if mdp.horizon is None:
         raise ValueError(
             "horizon is None, and the exact forward divergence from the posterior needs one; give the process a "
             "horizon, or take dynamics='causal'"
         )
-    log_policy = tabular.log_policy_table(mdp, policy)
-    target = tabular.plan(mdp, dynamics)
-    if dynamics == "posterior":
-        flow, log_reference = posterior_flow(mdp), mdp.log_action_prior
-        rest = _mean_factor(tabular, mdp) - target.objective
-    else:
-        visits = tabular.discounted_visits(mdp, target)
-        flow, log_reference = visits[..., None] * target.policy, target.log_policy
-        rest = visits.new_zeros(())
-    # 0 log 0 = 0: what the target never does may be impossible.
-    taken = flow > 0
-    ratio = torch.where(taken, log_reference, 0.0) - torch.where(taken, log_policy, 0.0)
-    return (torch.where(taken, flow, 0.0) * ratio).sum() + rest
+    # By the chain rule it is that of the start, of the actions and of what comes of them, none of them below 0.
+    start, steps = given_optimality(mdp)
+    total = expected_ratio(start, log_or_minus_inf(start), log_or_minus_inf(mdp.initial_probabilities)).sum()
+    for step, log_pi in zip(steps, log_policy.expand(mdp.horizon, -1, -1), strict=True):
+        bent = expected_ratio(step.chances, log_or_minus_inf(step.chances), step.log_nominal).sum(-1)
+        total = total + (expected_ratio(step.flow, step.log_policy, log_pi) + step.flow * bent).sum()
+    return total
 
 
-def _forward_linear_gaussian(mdp: LinearGaussianMDP, policy: Any, dynamics: Dynamics) -> Tensor:
+def _forward_linear_gaussian(mdp: LinearGaussianMDP, policy: ExactPolicy, dynamics: Dynamics) -> Tensor:
     target, own = linear_gaussian.plan(mdp, dynamics), linear_gaussian.evaluate(mdp, policy)
     means, covariances = linear_gaussian.posterior_marginals(mdp, dynamics)
 
@@ -114,11 +132,6 @@ def _forward_linear_gaussian(mdp: LinearGaussianMDP, policy: Any, dynamics: Dyna
     if dynamics == "causal":
         return log_density(target) - log_density(own)
     prior = linear_gaussian.evaluate(mdp, None)
-    return _mean_factor(linear_gaussian, mdp) + log_density(prior) - log_density(own) - target.objective
-
-
-def _mean_factor(room: Any, mdp: Any) -> Tensor:
-    """Returns ``E_{p*}[R/α]`` in nats: the log evidence's slope in ``1/α``, over α."""
-    return (
-        slope_in_inverse_temperature(mdp, lambda process: room.plan(process, "posterior").objective) / mdp.temperature
-    )
+    # Returns are known by the slope of the log evidence in 1/α.
+    earned = slope_in_inverse_temperature(mdp, lambda process: linear_gaussian.plan(process, "posterior").objective)
+    return earned / mdp.temperature + log_density(prior) - log_density(own) - target.objective

@@ -1,12 +1,12 @@
 """Small finite processes, every trajectory written out."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["Enumeration", "count_trajectories", "enumerate_trajectories"]
@@ -48,7 +48,7 @@ def count_trajectories(mdp: TabularMDP) -> int:
         ValueError: with no horizon.
     """
     horizon = mdp.finite_horizon("enumerate_trajectories")
-    onward = _possible(mdp).sum(1).double()  # (S, S): by how many actions one state leads to another
+    onward = (mdp.kernel.dense() > 0).cpu().sum(1).double()  # (S, S): by how many actions one state leads to another
     count, gamma = torch.ones(mdp.num_states, dtype=torch.float64), float(mdp.discount)
     for t in reversed(range(horizon)):
         # After every step but the last a coin falls, and who does not survive is one trajectory more.
@@ -58,11 +58,11 @@ def count_trajectories(mdp: TabularMDP) -> int:
     return int(count[mdp.initial_probabilities.cpu() > 0].sum())
 
 
-def enumerate_trajectories(mdp: TabularMDP, policy: Any = None, *, limit: int = LIMIT) -> Enumeration:
+def enumerate_trajectories(mdp: TabularMDP, policy: ExactPolicy = None, *, limit: int = LIMIT) -> Enumeration:
     """Returns every trajectory with its probability under the prior, the policy and the target.
 
     The target is the exponentiated-return distribution ``p*(τ) = p(τ) e^{R(τ)/α} / Z``, dynamics and
-    action prior included (the project's seed 002, equation 30, where the prior is uniform). With γ < 1
+    action prior included (Levine 2018, arXiv:1805.00909, section 2, where the prior is uniform). With γ < 1
     the survival coins are part of a trajectory.
 
     Args:
@@ -100,7 +100,7 @@ def enumerate_trajectories(mdp: TabularMDP, policy: Any = None, *, limit: int = 
     log_p, log_q = torch.zeros_like(log_dynamics), torch.zeros_like(log_dynamics)
     returns = torch.zeros_like(log_dynamics)
     alive = ~mdp.terminal[states[0]]
-    possible, gamma = _possible(mdp).to(states.device), log_p.new_tensor(float(mdp.discount))
+    possible, gamma = mdp.kernel.dense() > 0, log_p.new_tensor(float(mdp.discount))
     for t in range(horizon):
         state = states[-1]
         # A trajectory that has ended goes on in one way: where it is, with action -1.
@@ -138,12 +138,3 @@ def enumerate_trajectories(mdp: TabularMDP, policy: Any = None, *, limit: int = 
     joint = log_prior + returns / mdp.temperature
     evidence = torch.logsumexp(joint, 0)
     return Enumeration(states, actions, returns, log_prior, log_dynamics + log_q, joint - evidence, evidence)
-
-
-def _possible(mdp: TabularMDP) -> Tensor:
-    """Returns which next states are possible, ``(S, A, S)`` bool."""
-    everywhere = torch.arange(mdp.num_states, device=mdp.terminal.device)[:, None]
-    actions = torch.arange(mdp.num_actions, device=mdp.terminal.device)
-    indices, probabilities = mdp.kernel.successors(*torch.broadcast_tensors(everywhere, actions))
-    table = probabilities.new_zeros(mdp.num_states, mdp.num_actions, mdp.num_states)
-    return (table.scatter_add(-1, indices.expand(probabilities.shape), probabilities.detach()) > 0).cpu()

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.exact.backups import Dynamics, backup, log_survival, reward_in_nats, soft_maximum
-from rl_as_inference.processes.kernels import DenseKernel
+from rl_as_inference.processes.kernels import gathered
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["check_fixed_point", "fixed_point", "solve_linear"]
@@ -177,30 +177,17 @@ def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor
         onward = mdp.discount * (value - log_survival(mdp.discount, value)).exp()
         exponent = log_survival(mdp.discount, value)
         factor = reward if reward.dim() == 3 else reward[..., None]
-        everywhere = torch.arange(mdp.num_states, device=value.device)
-        grid = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=value.device))
-        indices, probabilities = mdp.kernel.successors(*grid)
+        indices, probabilities = mdp.kernel.rows()
         tilted = probabilities * (factor + exponent[indices] - q[..., None]).exp() * onward[indices]
         if mdp.has_terminal:
             tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)
-        jacobian = _scatter(weights[..., None] * tilted, indices, mdp.num_states)
+        jacobian = gathered(indices.flatten(1), (weights[..., None] * tilted).flatten(1), mdp.num_states)
     return torch.where(mdp.terminal[:, None], 0.0, jacobian) if mdp.has_terminal else jacobian
-
-
-def _scatter(values: Tensor, indices: Tensor, num_states: int) -> Tensor:
-    out = values.new_zeros(num_states, num_states)
-    return out.scatter_add(1, indices.flatten(1), values.flatten(1))
 
 
 def _policy_kernel(mdp: TabularMDP, probabilities: Tensor) -> Tensor:
     """Returns ``Σ_a π(a|s) p(s'|s,a)``, ``(S, S)``, with nothing leaving a terminal state."""
-    if isinstance(mdp.kernel, DenseKernel):
-        moved = torch.einsum("sa,sat->st", probabilities, mdp.kernel.probabilities)
-    else:
-        everywhere = torch.arange(mdp.num_states, device=probabilities.device)
-        actions = torch.arange(mdp.num_actions, device=probabilities.device)
-        indices, weights = mdp.kernel.successors(*torch.broadcast_tensors(everywhere[:, None], actions))
-        moved = _scatter(probabilities[..., None] * weights, indices, mdp.num_states)
+    moved = mdp.kernel.under(probabilities)
     return torch.where(mdp.terminal[:, None], 0.0, moved) if mdp.has_terminal else moved
 
 

@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from rl_as_inference.checks import check_count, check_positive
+from rl_as_inference.exact.divergence import expected_ratio
 from rl_as_inference.exact.tabular import Plan, discounted_visits, plan
 from rl_as_inference.processes.tabular import TabularMDP
 
@@ -115,6 +116,5 @@ def _action_visits(mdp: TabularMDP, policy: Plan) -> Tensor:
 
 
 def _information(mdp: TabularMDP, policy: Plan) -> float:
-    taken = policy.policy > 0
-    ratio = torch.where(taken, policy.log_policy, 0.0) - torch.where(taken, mdp.log_action_prior, 0.0)
-    return float((discounted_visits(mdp, policy) * (policy.policy * ratio).sum(-1)).sum())
+    per_state = expected_ratio(policy.policy, policy.log_policy, mdp.log_action_prior).sum(-1)
+    return float((discounted_visits(mdp, policy) * per_state).sum())

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact.tabular import Dynamics
-from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.exact.backups import Dynamics, check_dynamics
+from rl_as_inference.nouns import ExactPolicy, takes_all_steps
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP, linear_gaussian_rule, step_index
 from rl_as_inference.trajectories import Trajectories
 
@@ -92,7 +92,7 @@ def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = "causal") -> LinearGaussia
     Raises:
         ValueError: for unknown ``dynamics``.
     """
-    _check_dynamics(dynamics)
+    check_dynamics(dynamics)
     value = _Quadratic.zero(mdp)
     values, rules = [value], []
     for _ in range(mdp.finite_horizon("plan")):
@@ -108,7 +108,7 @@ def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = "causal") -> LinearGaussia
     return _as_plan(mdp, rules[::-1], values[::-1], objective, dynamics)
 
 
-def evaluate(mdp: LinearGaussianMDP, policy: Policy | LinearGaussianPlan | None) -> LinearGaussianPlan:
+def evaluate(mdp: LinearGaussianMDP, policy: ExactPolicy) -> LinearGaussianPlan:
     """Returns ``policy`` with its own soft values; the objective is its ELBO in nats.
 
     Soft policy evaluation (Haarnoja et al. 2018, arXiv:1801.01290, lemma 1), with the action prior:
@@ -131,7 +131,7 @@ def evaluate(mdp: LinearGaussianMDP, policy: Policy | LinearGaussianPlan | None)
     return _as_plan(mdp, rules, values[::-1], objective, "causal")
 
 
-def marginals(mdp: LinearGaussianMDP, policy: Policy | LinearGaussianPlan | None) -> tuple[Tensor, Tensor]:
+def marginals(mdp: LinearGaussianMDP, policy: ExactPolicy) -> tuple[Tensor, Tensor]:
     """Returns means ``(T+1, ds)`` and covariances ``(T+1, ds, ds)`` of the states under ``policy``.
 
     Args:
@@ -338,7 +338,7 @@ def _as_plan(
     return LinearGaussianPlan(gain, offset, scale_tril, objective, matrix, vector, constant, dynamics)
 
 
-def _rules(mdp: LinearGaussianMDP, policy: Any) -> list[_Rule]:
+def _rules(mdp: LinearGaussianMDP, policy: ExactPolicy) -> list[_Rule]:
     """Returns the policy's steps, ``T`` of them, found by asking it at a few states."""
     horizon, ds, da = mdp.finite_horizon("evaluate"), mdp.state_size, mdp.action_size
     if isinstance(policy, LinearGaussianPlan):
@@ -410,11 +410,6 @@ def _check_linear(probes: Tensor, mean: Tensor, gain: Tensor, scale_tril: Tensor
             f"policy is not linear-Gaussian: at step {step} its covariance depends on the state; "
             f"exact answers need N(K s + k, Σ); estimate_elbo takes any policy"
         )
-
-
-def _check_dynamics(dynamics: str) -> None:
-    if dynamics not in ("causal", "posterior"):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
 
 
 def _identity(like: Tensor) -> Tensor:

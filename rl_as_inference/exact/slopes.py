@@ -1,15 +1,20 @@
 """How exact objectives change with the temperature."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from rl_as_inference.processes import MarkovDecisionProcess
+
 __all__ = ["slope_in_inverse_temperature"]
 
 
-def slope_in_inverse_temperature(mdp: Any, objective: Callable[[Any], Tensor]) -> Tensor:
+P = TypeVar("P", bound=MarkovDecisionProcess)
+
+
+def slope_in_inverse_temperature(mdp: P, objective: Callable[[P], Tensor]) -> Tensor:
     """Returns ``d objective / d(1/α)``, 0-dimensional, in reward units, for an objective in nats."""
     like = objective(mdp)
     differentiable = like.requires_grad

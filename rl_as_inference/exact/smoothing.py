@@ -1,75 +1,106 @@
-"""Exact smoothing on finite processes: where trajectories are, and what they do, given optimality."""
+"""Exact smoothing on finite processes: where trajectories are, and what they do and earn, given optimality.
+
+Given optimality a process is a chain of its own, whose start, actions and outcomes are softmaxes of the messages. Each
+row of it sums to one whatever the size of the messages; their differences are what counts, so that they are taken in
+double precision.
+"""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact.backups import Dynamics, survival_weights
+from rl_as_inference.exact.backups import Dynamics, check_dynamics, outcomes
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
+from rl_as_inference.processes.kernels import log_or_minus_inf
 from rl_as_inference.processes.tabular import TabularMDP
 
-__all__ = ["posterior_flow", "posterior_occupancy"]
+__all__ = ["Step", "given_optimality", "posterior_occupancy", "posterior_return"]
+
+
+class Step(NamedTuple):
+    """A step given optimality.
+
+    Attributes:
+        flow: ``p(s_t = s, a_t = a, acting | O)``, ``(S, A)``: no action is taken in a terminal state.
+        log_policy: ``log p(a|s, O)``, ``(S, A)``.
+        chances: of what may come of it given optimality, ``(S, A, M)``: of the kernel's successors to go on from, then,
+            where the discount may end the trajectory, of the same to stop at.
+        log_nominal: their logarithms in the process as it is.
+        alive, ended: who goes on after it and who did not survive, by state, ``(S,)``.
+    """
+
+    flow: Tensor
+    log_policy: Tensor
+    chances: Tensor
+    log_nominal: Tensor
+    alive: Tensor
+    ended: Tensor
+
+
+def given_optimality(mdp: TabularMDP) -> tuple[Tensor, Iterator[Step]]:
+    """Returns ``p(s_0 | O)``, ``(S,)``, and the steps given optimality of a process with a horizon.
+
+    Give the process in float64: of messages of 10⁵ nats single precision leaves no digits.
+    """
+    messages = plan(mdp, "posterior")
+    values = messages.soft_v / mdp.temperature
+    start = torch.softmax(log_or_minus_inf(mdp.initial_probabilities) + values[0], 0)
+    return start, _forward(mdp, messages, values, start)
 
 
 def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Tensor:
-    """Returns the distribution of the state at each time given optimality, ``(T+1, S)``.
+    """Returns the distribution of the state at each time given optimality, ``(T+1, S)``; rows sum to one.
 
     For ``"posterior"`` the smoothed marginals ``p(s_t | O)``, luck included; a trajectory that does
     not survive its discount stays where it was. For ``"causal"`` the occupancy of the causal plan.
 
     Raises:
-        ValueError: with no horizon.
+        ValueError: with no horizon, or for unknown dynamics.
     """
+    check_dynamics(dynamics)
     mdp.finite_horizon("posterior_occupancy")
-    messages = plan(mdp, dynamics)
     if dynamics == "causal":
-        return occupancy(mdp, messages)
-    return torch.stack([alive + ended for alive, ended in _forward(mdp, messages)])
+        return occupancy(mdp, plan(mdp, dynamics))
+    start, steps = given_optimality(mdp.to(torch.float64))
+    states = torch.stack([start, *(step.alive + step.ended for step in steps)])
+    return states.to(mdp.initial_probabilities.dtype)
 
 
-def posterior_flow(mdp: TabularMDP) -> Tensor:
-    """Returns ``p(s_t = s, a_t = a, still alive at t | O)``, ``(T, S, A)``.
+def posterior_return(mdp: TabularMDP) -> Tensor:
+    """Returns ``E[Σ_t r_t | O]`` of a process with a horizon, 0-dimensional, in reward units."""
+    wide = mdp.to(torch.float64)
+    start, steps = given_optimality(wide)
+    earned = start.new_zeros(())
+    for step in steps:
+        reward = wide.reward_table
+        if reward.dim() == 3:  # one a successor; who stops there is paid too
+            outcomes_a_successor = step.chances.shape[-1] // reward.shape[-1]
+            reward = (step.chances * reward.repeat(1, 1, outcomes_a_successor)).sum(-1)
+        earned = earned + (step.flow * reward).sum()
+    return earned.to(mdp.initial_probabilities.dtype)
 
-    The action given the state is ``plan(mdp, "posterior").policy``; a trajectory in a terminal state,
-    or that did not survive its discount, takes no action and is left out.
 
-    Raises:
-        ValueError: with no horizon.
-    """
-    horizon = mdp.finite_horizon("posterior_flow")
-    messages = plan(mdp, "posterior")
-    alive = torch.stack([alive for alive, _ in _forward(mdp, messages)])[:horizon]
-    return torch.where(mdp.terminal, 0.0, alive)[..., None] * messages.policy
-
-
-def _forward(mdp: TabularMDP, messages: Plan) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields who is alive and who did not survive, by state, at ``t = 0 … T``, given optimality."""
-    horizon = mdp.finite_horizon("smoothing")
-    values = messages.soft_v / mdp.temperature
-    reward = mdp.reward_table / mdp.temperature
-    everywhere = torch.arange(mdp.num_states, device=values.device)
-    states, actions = everywhere[:, None], torch.arange(mdp.num_actions, device=values.device)
-    indices, probabilities = mdp.kernel.successors(*torch.broadcast_tensors(states, actions))
-    factor = reward[..., None] if reward.dim() == 2 else reward
-    logs = torch.where(probabilities > 0, torch.where(probabilities > 0, probabilities, 1.0).log(), -torch.inf)
-    alive = mdp.initial_probabilities * (values[0] - messages.objective).exp()
-    ended = torch.zeros_like(alive)
-    yield alive, ended
-    for t in range(horizon):
-        going, stopping = survival_weights(mdp, values[t + 1], last=t == horizon - 1)
-        flow = alive[:, None] * messages.policy[t]
-        tilt = logs + factor - (messages.soft_q[t] / mdp.temperature)[..., None]
+def _forward(mdp: TabularMDP, messages: Plan, values: Tensor, alive: Tensor) -> Iterator[Step]:
+    indices, probabilities = mdp.kernel.rows()
+    log_probabilities = log_or_minus_inf(probabilities)
+    log_weights = log_probabilities
+    if mdp.reward_table.dim() == 3:  # a reward that every successor has does not choose between them
+        log_weights = log_weights + mdp.reward_table / mdp.temperature
         if mdp.has_terminal:  # there the kernel stays put and nothing is earned
-            tilt = torch.where(mdp.terminal[:, None, None], logs, tilt)
-        alive, stopped = (_arrivals(flow, tilt, indices, weights, mdp.num_states) for weights in (going, stopping))
+            log_weights = torch.where(mdp.terminal[:, None, None], log_probabilities, log_weights)
+    ended, nothing = torch.zeros_like(alive), torch.zeros_like(alive)
+    nominal = {last: outcomes(mdp, indices, log_probabilities, nothing, last)[1] for last in (False, True)}
+    policy = messages.policy
+    for t, log_policy in enumerate(messages.log_policy):
+        last = t == len(policy) - 1
+        after, logits = outcomes(mdp, indices, log_weights, values[t + 1], last)
+        chances = torch.softmax(logits, -1)
+        flow = alive[:, None] * policy[t]
+        moved = flow[..., None] * chances
+        arrived = flow.new_zeros(2 * mdp.num_states).index_add(0, after.flatten(), moved.flatten())
+        acting = torch.where(mdp.terminal[:, None], 0.0, flow) if mdp.has_terminal else flow
+        alive, stopped = arrived.view(2, -1)
         ended = ended + stopped
-        yield alive, ended
-
-
-def _arrivals(flow: Tensor, tilt: Tensor, indices: Tensor, weights: Tensor | None, num_states: int) -> Tensor:
-    arrived = flow.new_zeros(num_states)
-    if weights is None:
-        return arrived
-    moved = flow[..., None] * (tilt + weights[indices]).exp()
-    return arrived.index_add(0, indices.flatten(), moved.flatten())
+        yield Step(acting, log_policy, chances, nominal[last], alive, ended)

@@ -20,12 +20,14 @@ from rl_as_inference.exact.backups import (
     backup,
     backup_of_forbidden,
     backward,
+    check_dynamics,
+    outcomes,
     reward_in_nats,
     soft_maximum,
-    survival_weights,
 )
 from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, solve_linear
-from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.nouns import ExactPolicy, Policy, takes_all_steps
+from rl_as_inference.processes.kernels import log_or_minus_inf
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.trajectories import Trajectories, discounts
@@ -92,8 +94,7 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     Raises:
         ValueError: for unknown ``dynamics``, or when there is no fixed point.
     """
-    if dynamics not in ("causal", "posterior"):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    check_dynamics(dynamics)
     reward = reward_in_nats(mdp, dynamics)
     if mdp.horizon is None:
         values = start = fixed_point(mdp, dynamics, reward)
@@ -119,7 +120,7 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     return Plan(soft_v, soft_q, objective, dynamics, log_policy)
 
 
-def evaluate(mdp: TabularMDP, policy: Any) -> Plan:
+def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats.
 
     Soft policy evaluation (Haarnoja et al. 2018, arXiv:1801.01290, lemma 1), with the action prior:
@@ -182,7 +183,7 @@ def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal"
     return _to_reward_units(mdp, soft_maximum(mdp, q)), _to_reward_units(mdp, q)
 
 
-def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
+def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns the distribution of the state at each time under ``policy``, ``(T+1, S)``; rows sum to one.
 
     It is the state's own distribution, whatever the discount; an ended trajectory stays in its
@@ -202,7 +203,7 @@ def occupancy(mdp: TabularMDP, policy: Any) -> Tensor:
     return torch.stack(states)
 
 
-def discounted_visits(mdp: TabularMDP, policy: Any) -> Tensor:
+def discounted_visits(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``γ^t P(s_t = s)`` of states that ``policy`` acts in, ``(T, S)``; with no horizon the sum, ``(1, S)``.
 
     Terminal states have none: no action is taken there.
@@ -215,7 +216,7 @@ def discounted_visits(mdp: TabularMDP, policy: Any) -> Tensor:
     return torch.where(mdp.terminal, 0.0, weighted)
 
 
-def expected_return(mdp: TabularMDP, policy: Any) -> Tensor:
+def expected_return(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t``, 0-dimensional, in reward units, also where the ELBO of ``policy`` is -inf."""
     flow = discounted_visits(mdp, policy)[..., None] * log_policy_table(mdp, policy).exp()
     return (flow * mdp.expected_reward()).sum()
@@ -235,9 +236,11 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
     """
     if num_draws < 1:
         raise ValueError(f"num_draws must be >= 1, got {num_draws}")
+    dtype, mdp = mdp.initial_probabilities.dtype, mdp.to(torch.float64)  # of messages of 10⁵ nats float32 has no digits
     messages = plan(mdp, dynamics)
     values = messages.soft_v / mdp.temperature
     tilted = dynamics == "posterior"
+    worth = values if tilted else torch.zeros_like(values)
 
     def at(table: Tensor, t: int) -> Tensor:
         return table if mdp.horizon is None else table[t]
@@ -256,18 +259,13 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
         prior = mdp.log_action_prior[state]
         action = dist.Categorical(logits=torch.where(alive[:, None], policy, prior)).sample()
         indices, probabilities = mdp.kernel.successors(state, action)
-        logits = probabilities.log()
+        logs = log_or_minus_inf(probabilities)
         last = mdp.horizon is not None and t == mdp.horizon - 1
-        next_values = values if mdp.horizon is None else values[t + 1]
-        if tilted:
-            factor = mdp.reward_table[state, action] / mdp.temperature
-            going, stopping = survival_weights(mdp, next_values, last)
-            logits = logits + (factor if factor.dim() == 2 else factor[:, None])
-        else:
-            going, stopping = survival_weights(mdp, torch.zeros_like(next_values), last)
-        both = [logits + weights[indices] for weights in (going, stopping) if weights is not None]
-        k = dist.Categorical(logits=torch.cat(both, -1)).sample()
-        next_state = indices.gather(-1, (k % indices.shape[-1])[:, None]).squeeze(-1)
+        if tilted and mdp.reward_table.dim() == 3:
+            logs = logs + mdp.reward_table[state, action] / mdp.temperature
+        after, logits = outcomes(mdp, indices, logs, worth if mdp.horizon is None else worth[t + 1], last)
+        outcome = after.gather(-1, dist.Categorical(logits=logits).sample()[:, None]).squeeze(-1)
+        next_state = outcome % mdp.num_states
         next_state = torch.where(alive, next_state, state)
         rewards.append(torch.where(alive, mdp.reward(state, action, next_state), 0.0))
         log_p.append(torch.where(alive, prior.gather(-1, action[:, None]).squeeze(-1), 0.0))
@@ -275,23 +273,23 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
         masks.append(alive)
         actions.append(action)
         states.append(next_state)
-        survived = k < indices.shape[-1] if going is not None else torch.zeros_like(alive)
-        alive, state = alive & survived, next_state
+        alive, state = alive & (outcome < mdp.num_states), next_state
         t += 1
+    earned, log_prior, log_policy = (torch.stack(values).to(dtype) for values in (rewards, log_p, log_q))
     return Trajectories(
         states=torch.stack(states),
         actions=torch.stack(actions),
-        rewards=torch.stack(rewards),
+        rewards=earned,
         mask=torch.stack(masks),
-        log_prior=torch.stack(log_p),
-        log_policy=torch.stack(log_q),
-        log_factors=torch.stack(rewards) / mdp.temperature,
+        log_prior=log_prior,
+        log_policy=log_policy,
+        log_factors=earned / mdp.temperature,
         temperature=mdp.temperature,
         discount=1.0,
     )
 
 
-def log_policy_table(mdp: TabularMDP, policy: Any) -> Tensor:
+def log_policy_table(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``log π_t(a|s)`` of any kind of policy, ``(S, A)`` or ``(T, S, A)``.
 
     Args:

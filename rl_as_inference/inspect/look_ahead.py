@@ -4,12 +4,11 @@ from typing import Any, Literal
 
 from rl_as_inference import exact
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.nouns import Policy
-from rl_as_inference.sampling.smc import Critic
+from rl_as_inference.nouns import Policy, SoftV
 
 __all__ = ["LookAhead", "check_look_ahead", "proposal_and_look_ahead"]
 
-LookAhead = Critic | None | Literal["auto"]
+LookAhead = SoftV | None | Literal["auto"]
 """A soft value ``(state, t)`` in reward units, None for none, or ``"auto"``."""
 
 
@@ -23,7 +22,7 @@ def check_look_ahead(critic: LookAhead, method: str) -> None:
 
 def proposal_and_look_ahead(
     process: Any, policy: Policy | None, critic: LookAhead
-) -> tuple[Policy | None, Critic | None]:
+) -> tuple[Policy | None, SoftV | None]:
     """Returns the proposal and the critic of a filter of ``process``.
 
     ``"auto"`` is the soft value of exact conditioning where the process has exact answers, and none elsewhere.
@@ -37,5 +36,5 @@ def proposal_and_look_ahead(
         return policy, None
     plan: Any = exact.plan(process, "posterior")
     # A table is indexed by step and state; a linear-Gaussian plan has the value as a function.
-    look_ahead: Critic = plan.soft_v if callable(plan.soft_v) else TableCritic(plan.soft_v)
+    look_ahead: SoftV = plan.soft_v if callable(plan.soft_v) else TableCritic(plan.soft_v)
     return plan if policy is None else policy, look_ahead

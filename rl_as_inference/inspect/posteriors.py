@@ -84,7 +84,7 @@ def posterior(
     check_look_ahead(critic, method)
     process = as_process(process)
     notes: dict[str, Any] = {"method": method, "problem": str(getattr(process, "name", "program"))}
-    notes["discount"] = getattr(process, "discount", None)
+    notes["discount"] = None if isinstance(process, ProgramProcess) else process.discount
     with torch.no_grad():
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)

@@ -85,8 +85,8 @@ def steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Traj
 
     def distributions() -> tuple[Any, Any]:
         if takes_all_steps(policy):
-            return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior(states)
-        return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior(states)
+            return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior_at(states)
+        return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior_at(states)
 
     def categorical() -> tuple[Any, Any]:
         pair = distributions()

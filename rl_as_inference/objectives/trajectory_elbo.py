@@ -299,8 +299,9 @@ def _is_smooth(mdp: MarkovDecisionProcess, policy: Any) -> bool:
     if isinstance(mdp.action_space, gymnasium.spaces.Discrete):
         return False
     with torch.no_grad():
-        state = mdp.initial().expand([1]).sample()
-        if mdp.terminated(state) is not None:
+        state = mdp.begin(1)
+        if mdp.has_ended(state) is not None:
             return False
         action = policy(state, 0)
+        # Its actions are continuous, and so are its states, or the transition has no rsample.
         return bool(action.has_rsample and mdp.transition(state, action.sample()).has_rsample)

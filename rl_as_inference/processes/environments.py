@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.spaces import Box
+from gymnasium.vector import VectorEnv
+from numpy import ndarray
 
-from rl_as_inference.processes.mdp import MarkovDecisionProcess
-from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv, to_gymnasium_vector
+from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.processes.autoreset import Autoreset
+from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, Checks, NonFiniteError, StepError, wrong_reward
+from rl_as_inference.processes.running_statistics import RunningStatistics
+from rl_as_inference.processes.sources import made_of
+from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
+from rl_as_inference.processes.units import agent_actions, agent_states, finiteness, name_of, time_limit_of
 
-__all__ = ["Environments", "NonFiniteError", "Step"]
+__all__ = ["Environments", "NonFiniteError", "Step", "StepError"]
 
 Array = np.ndarray[Any, Any]
 
 _FIRST_LOG = 256
 """Actions of an episode that a log holds before it grows."""
 
-_SUMMED = 64
-"""States up to this size are summed in Python, which is quicker than the calls into NumPy."""
+_FLOAT32 = np.dtype(np.float32)
+
+_INTEGERS = frozenset({int, np.int64, np.int32})
+"""Types of an observation in a Discrete space that need no second look."""
 
 
-class NonFiniteError(ValueError):
-    """An environment gave NaN or an infinity.
+@runtime_checkable
+class _MakesEnvironments(Protocol):
+    """A simulator as a process, which knows how its environments are made."""
 
-    Attributes:
-        environment: its name.
-        step: environment steps taken until then, this one included.
-        env_index: which of the batch.
-        field: ``"observation"`` or ``"reward"``.
-        value: what it gave.
-    """
-
-    def __init__(self, environment: str, step: int, env_index: int, field: str, value: Any, where: str) -> None:
-        super().__init__(f"{environment} gave a non-finite {field} {where}: {value}; check the environment")
-        self.environment, self.step, self.env_index = environment, step, env_index
-        self.field, self.value = field, value
+    def environments(self, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments: ...
 
 
 class Step(NamedTuple):
@@ -99,38 +95,39 @@ class Environments:
         if self._vector is not None:
             first, self.num_envs = self._vector, int(self._vector.num_envs)
             states, actions = self._vector.single_observation_space, self._vector.single_action_space
-            mode = self._vector.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-            self._autoreset = AutoresetMode(getattr(mode, "value", mode))
         else:
             first, self.num_envs = self._envs[0], len(self._envs)
             states, actions = first.observation_space, first.action_space
-        self.name = _name_of(first)
-        self.max_episode_steps: int | None = _time_limit_of(first)
+        self.name = name_of(first)
+        self._autoreset = Autoreset(None if self._vector is None else self._vector.metadata, self.name)
+        self.max_episode_steps: int | None = time_limit_of(first)
         for other in self._envs[1:]:
             if (other.observation_space, other.action_space) != (states, actions):
                 raise ValueError(f"env: the environments made for {self.name} have different spaces; make them alike")
-        self.state_space, self._state_start = _check_states(states, self.name)
+        self.state_space, self._state_start = agent_states(states, self.name)
         self._is_box = isinstance(self.state_space, Box)
         self._state_shape: tuple[int, ...] = tuple(self.state_space.shape or ())
         self._state_dtype: Any = np.float32 if self._is_box else np.int64
         self._states_shape = (self.num_envs, *self._state_shape)
-        self._finite = _finiteness(states)
-        self.action_space, self._to_environment = _check_actions(actions, self.name)
-        self._action_shape, self._action_dtype = tuple(actions.shape or ()), actions.dtype
+        self._finite = finiteness(states)
+        self._checks, self._given_dtype = Checks(self.name, self.num_envs, states), states.dtype
+        self._num_states = 0 if self._is_box else int(states.n)
+        self.action_space, self._to_environment = agent_actions(actions, self.name)
         self._actions_shape = (self.num_envs, *(self.action_space.shape or ()))
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         for shared in (self._none, self._all):
             shared.flags.writeable = False
+        # With more than 30 attributes CPython looks each up slower, which costs a step a tenth of its time.
         self.state: Array | None = None
         self.num_steps = 0
         self._episodes = [-1] * self.num_envs
         self._starts = [0] * self.num_envs  # the batch's step at which the running episode began
         self._rewards = np.zeros(self.num_envs)
-        self._ended = self._none
-        self._logs = [np.empty((_FIRST_LOG, *self._action_shape), self._action_dtype) for _ in self._envs]
+        self._running = RunningStatistics(environments)
+        self._logs = [np.empty((_FIRST_LOG, *(actions.shape or ())), actions.dtype) for _ in self._envs]
 
     @classmethod
-    def make(cls, env: Any, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
+    def make(cls, env: EnvironmentLike, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
         """Returns ``num_envs`` environments.
 
         Args:
@@ -146,49 +143,14 @@ class Environments:
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer >= 1, got {num_envs!r}")
-        if hasattr(env, "environments") and not isinstance(env, gymnasium.Env | VectorEnv):  # a GymnasiumProcess
-            made: Environments = env.environments(num_envs=num_envs, seed=seed, **make_kwargs)
-            return made
-        if isinstance(env, str | EnvSpec):
-            return cls([_make(env, make_kwargs) for _ in range(num_envs)], seed=seed)
-        if make_kwargs:
-            raise ValueError(
-                f"{', '.join(make_kwargs)}: options of gymnasium.make() go with an environment's id, and env is "
-                f"{type(env).__name__}; give them where it is made"
-            )
-        if isinstance(env, MarkovDecisionProcess):
-            return cls(to_gymnasium_vector(env, num_envs), seed=seed)
-        if isinstance(env, VectorEnv):
-            if num_envs not in (1, env.num_envs):
-                raise ValueError(f"num_envs is {num_envs}, but env is a vector of {env.num_envs}; leave num_envs out")
-            return cls(env, seed=seed)
-        if isinstance(env, gymnasium.Env):
-            if num_envs != 1:
-                raise ValueError(
-                    f"num_envs is {num_envs}, but env is one environment; pass its id, or a factory such as "
-                    f"lambda: make_my_environment()"
-                )
-            return cls([env], seed=seed)
-        if not callable(env):
-            raise ValueError(
-                f"env must be a Gymnasium id, an environment, a factory of environments, a vector environment or a "
-                f"process in parts, got {type(env).__name__}"
-            )
-        made_here = [env() for _ in range(num_envs)]
-        for each in made_here:
-            if not isinstance(each, gymnasium.Env):
-                raise ValueError(
-                    f"env is a factory that returns {type(each).__name__}; it must return one gymnasium.Env (a vector "
-                    f"environment is passed itself, and a Pyro program must be given in parts to be stepped)"
-                )
-        if len({id(each) for each in made_here}) < num_envs:
-            raise ValueError("env is a factory that returns the same environment twice; it must make a new one")
-        return cls(made_here, seed=seed)
+        if isinstance(env, _MakesEnvironments) and not isinstance(env, gymnasium.Env | VectorEnv):
+            return env.environments(num_envs=num_envs, seed=seed, **make_kwargs)
+        return cls(made_of(env, num_envs, make_kwargs), seed=seed)
 
     def reset(self) -> Array:
         """Returns the first states of new episodes, ``(num_envs, *state)``."""
         if self._vector is not None:
-            self._ended = self._none
+            self._autoreset.ended = self._none
             self._episodes = [episode + 1 for episode in self._episodes]
             observations, _ = self._vector.reset(seed=self._seed_of(0))
             self.state = self._batch(observations)
@@ -227,17 +189,37 @@ class Environments:
             except IndexError:
                 self._logs[index] = np.concatenate([self._logs[index], np.empty_like(self._logs[index])])
                 self._logs[index][elapsed] = action
-            observation, reward, terminates, truncates, _ = env.step(action)
+            answer = env.step(action)
+            try:
+                observation, reward, terminates, truncates, _ = answer
+            except (TypeError, ValueError):
+                self._checks.blame("step", index, answer, self.num_steps + index + 1, FIVE)
             if self._is_box:
+                if type(observation) is not ndarray or observation.dtype is not self._given_dtype:
+                    observation = self._checks.observation(observation, index, self.num_steps + index + 1)
+                    self._given_dtype = observation.dtype  # the next of this type need no look
+                elif observation.shape != self._state_shape:
+                    self._checks.observation(observation, index, self.num_steps + index + 1)
                 next_state[index] = observation
-                if not self._finite(next_state[index]):
-                    self._raise("observation", index, observation, self.num_steps + index + 1)
+                if not self._finite(observation if observation.dtype is _FLOAT32 else next_state[index]):
+                    self._checks.not_finite("observation", index, observation, self.num_steps + index + 1)
             else:
-                next_state[index] = observation - self._state_start
+                if type(observation) not in _INTEGERS:
+                    observation = self._checks.observation(observation, index, self.num_steps + index + 1)
+                state = observation - self._state_start
+                if not 0 <= state < self._num_states:
+                    self._checks.observation(observation, index, self.num_steps + index + 1)
+                next_state[index] = state
+            if type(reward) not in NUMBERS and (fault := wrong_reward(reward)):
+                self._checks.blame("reward", index, reward, self.num_steps + index + 1, fault)
             if not isfinite(reward):
-                self._raise("reward", index, reward, self.num_steps + index + 1)
+                self._checks.not_finite("reward", index, reward, self.num_steps + index + 1)
             rewards[index] = reward
-            if terminates or truncates:
+            if terminates is not False or truncates is not False:
+                if type(terminates) not in FLAGS or type(truncates) not in FLAGS:
+                    self._checks.flag_pair(terminates, truncates, index, self.num_steps + index + 1)
+                if not (terminates or truncates):
+                    continue
                 if terminated is self._none:
                     terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
                 terminated[index], truncated[index] = terminates, truncates
@@ -266,6 +248,54 @@ class Environments:
             raise ValueError(f"action must have shape {event}, or a batch of it, got {action.shape}")
         return self._to_environment(action)
 
+    @property
+    def skips_steps(self) -> bool:
+        """Whether the step after an end only starts the next episode; true too while nothing has shown the contrary."""
+        return self._vector is not None and self._autoreset.skips_steps
+
+    def statistics(self) -> dict[str, Array]:
+        """Returns the running statistics that wrappers hold, copies by name; empty if none hold any.
+
+        A layer counts (``NormalizeObservation``, ``NormalizeReward``, a wrapper of the user's) if one of its
+        attributes is a ``gymnasium.wrappers.utils.RunningMeanStd``. Names are
+        ``"<environment>/<class>.<attribute>.<mean, var or count>"``, with ``"batch"`` for the environment where a
+        vector environment's own wrapper holds them for all. Environments in other processes are not looked into.
+
+        Example:
+            >>> make = lambda: gymnasium.wrappers.NormalizeObservation(gymnasium.make("CartPole-v1"))
+            >>> learned, evaluated = Environments.make(make), Environments.make(make)
+            >>> _ = learned.reset()
+            >>> sorted(learned.statistics())[0]
+            '0/NormalizeObservation.obs_rms.count'
+            >>> evaluated.load_statistics(learned.statistics(), frozen=True)
+            >>> _ = evaluated.reset()
+            >>> learned.statistics() == evaluated.statistics()
+            True
+        """
+        return self._running.statistics()
+
+    def load_statistics(
+        self, statistics: Mapping[str, Array], frozen: bool, sources: Sequence[int] | None = None
+    ) -> None:
+        """Puts what :meth:`statistics` returned elsewhere into these environments.
+
+        Environment ``i`` takes those of one environment, ``sources[i % len(sources)]``, and not of all pooled: each
+        is a map of observations that the policy has learned under, and the pooled one is none of them. What a
+        vector environment held for all of its environments goes to each.
+
+        Rewards under frozen ``NormalizeReward`` are in the units that the policy was learned in, those of its
+        temperature: raw ones divided by ``sqrt(var + epsilon)``, one constant.
+
+        Args:
+            statistics: by name; empty where no wrapper holds any.
+            frozen: whether they then stay as they are, for evaluation; else they go on running.
+            sources: environments of the learner, for a policy that saw some of them only; None for all.
+
+        Raises:
+            ValueError: if a wrapper's are lacking, or there are some that no wrapper here holds.
+        """
+        self._running.put(statistics, frozen=frozen, sources=sources)
+
     def snapshot(self) -> dict[str, Any]:
         """Returns what :meth:`restore` needs: ``"json"``, plain data, and ``"arrays"``, NumPy arrays by name."""
         json: dict[str, Any] = {
@@ -281,6 +311,7 @@ class Environments:
             arrays[f"actions_{index}"] = log[: self.num_steps // self.num_envs - self._starts[index]].copy()
         if isinstance(self._vector, ProcessVectorEnv):
             arrays.update(self._vector.snapshot())
+        arrays |= self._running.snapshot()
         return {"json": json, "arrays": arrays}
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
@@ -288,7 +319,8 @@ class Environments:
 
         A running episode is played again from its seed with the actions taken. Where that does not
         lead to the same observation bit for bit (an environment that is not deterministic), and in
-        vector environments of the user's, a new episode begins.
+        vector environments of the user's, a new episode begins. Running statistics (see :meth:`statistics`)
+        are those of the snapshot in either case; an episode is played again under those it started with.
 
         Raises:
             ValueError: if the snapshot is of another environment or batch.
@@ -302,7 +334,8 @@ class Environments:
         self.seed, self.num_steps = int(json["seed"]), int(json["num_steps"])
         self._rewards = np.array(arrays["reward"])
         self._episodes = [int(episode) for episode in json["episodes"]]
-        self._ended = self._none
+        self._autoreset.ended = self._none
+        self._running.remember("now", arrays)
         if "state" not in arrays:  # taken before the first reset
             self.state = None
             return True
@@ -315,7 +348,10 @@ class Environments:
             return False
         self.state, exact = np.array(arrays["state"], self._state_dtype), True
         for index in range(self.num_envs):
-            if not self._replay(index, arrays[f"actions_{index}"]):
+            self._running.remember("start", arrays, index)
+            replayed = self._replay(index, arrays[f"actions_{index}"])
+            self._running.remember("now", arrays, index)
+            if not replayed:
                 exact = False
                 self._start(index, self.state)
         return exact
@@ -332,7 +368,7 @@ class Environments:
         self._episodes[index] -= 1
         self._start(index, reached)
         self._starts[index] -= len(actions)
-        self._logs[index] = np.concatenate([actions, self._logs[index]]).astype(self._action_dtype)
+        self._logs[index] = np.concatenate([actions, self._logs[index]]).astype(self._logs[index].dtype)
         for action in self._logs[index][: len(actions)].copy():
             observation, reward, terminates, truncates, _ = env.step(action)
             if terminates or truncates:
@@ -344,6 +380,7 @@ class Environments:
         """Starts environment ``index``'s next episode and writes its first state into the batch."""
         self._episodes[index] += 1
         self._starts[index] = self.num_steps // self.num_envs
+        self._running.begin(index)
         observation, _ = self._envs[index].reset(seed=self._seed_of(index))
         self._fill(states, index, observation)
 
@@ -352,36 +389,30 @@ class Environments:
         return int(sequence.generate_state(1)[0] >> 1)  # environments may hold it in a signed 32-bit integer
 
     def _fill(self, states: Array, index: int, observation: Any, step: int | None = None) -> None:
-        """Writes an observation into a batch of states."""
-        if np.shape(observation) != self._state_shape:
-            raise ValueError(
-                f"{self.name} gave an observation of shape {np.shape(observation)}, and its observation_space has "
-                f"{self._state_shape}; mend the environment's observation_space"
-            )
+        """Writes an observation into a batch of states; without a step it came at a reset."""
+        taken, at_reset = (self.num_steps, True) if step is None else (step, False)
+        if (  # else it needs no look
+            not self._is_box
+            or type(observation) is not ndarray
+            or observation.dtype is not self._given_dtype
+            or observation.shape != self._state_shape
+        ):
+            observation = self._checks.observation(observation, index, taken, at_reset=at_reset)
         states[index] = observation if self._is_box else observation - self._state_start
         if not self._finite(states[index]):
-            self._raise("observation", index, observation, step)
-
-    def _raise(self, field: str, index: int, value: Any, step: int | None = None) -> None:
-        """Raises NonFiniteError; without a step it happened at a reset."""
-        where = f"at a reset after {self.num_steps} steps" if step is None else f"at step {step}"
-        if self.num_envs > 1:
-            where += f" in environment {index} of {self.num_envs}"
-        raise NonFiniteError(self.name, self.num_steps if step is None else step, index, field, value, where)
+            self._checks.not_finite("observation", index, observation, taken, at_reset=at_reset)
 
     def _batch(self, observations: Any, step: int | None = None) -> Array:
         """Returns a vector environment's observations as states; it may write over its own later."""
-        states = np.array(observations, self._state_dtype)
-        if states.shape != self._states_shape:
-            raise ValueError(
-                f"{self.name} gave observations of shape {states.shape}, and its spaces say {self._states_shape}; "
-                f"mend the environment's observation_space"
-            )
+        taken, at_reset = (self.num_steps, True) if step is None else (step, False)
+        given = self._checks.observations(observations, taken, at_reset=at_reset)
         if not self._is_box:
-            states -= self._state_start
-        elif not np.isfinite(states).all():
+            return np.array(given - self._state_start, self._state_dtype)
+        with np.errstate(over="ignore"):
+            states = np.array(given, self._state_dtype)
+        if not np.isfinite(states).all():
             index = int(np.flatnonzero(~np.isfinite(states.reshape(self.num_envs, -1)).all(1))[0])
-            self._raise("observation", index, observations[index], step)
+            self._checks.not_finite("observation", index, given[index], taken, at_reset=at_reset)
         return states
 
     def _step_vector(self, actions: Array) -> Step:
@@ -389,130 +420,25 @@ class Environments:
         observations, rewards, terminated, truncated, info = vector.step(self._to_environment(actions))
         count = self.num_steps + self.num_envs
         state = next_state = self._batch(observations, count)
-        rewards = np.array(rewards, np.float64)
-        if not isfinite(rewards.sum()) and not np.isfinite(rewards).all():
-            index = int(np.flatnonzero(~np.isfinite(rewards))[0])
-            self._raise("reward", index, rewards[index], count)
-        terminated, truncated, valid = np.array(terminated, bool), np.array(truncated, bool), self._all
+        rewards = self._checks.rewards(rewards, count)
+        terminated = self._checks.flags("terminated", terminated, count)
+        truncated, valid = self._checks.flags("truncated", truncated, count), self._all
         ended = terminated | truncated
-        if self._autoreset is AutoresetMode.NEXT_STEP:
+        final = self._autoreset.final_observations(info) if ended.any() else None
+        if self._autoreset.skips_steps:
             # The step after an end ignores its action and gives the first state of the next episode.
-            valid = ~self._ended
-        elif ended.any() and self._autoreset is AutoresetMode.SAME_STEP:
-            if "final_obs" not in info:
-                raise ValueError(
-                    f"{self.name} resets in the same step, and its info lacks 'final_obs', so the last observation of "
-                    f"an episode is lost; use AutoresetMode.NEXT_STEP"
-                )
+            valid = ~self._autoreset.ended
+        elif final is not None:
             next_state = state.copy()
             for index in np.flatnonzero(ended).tolist():
-                self._fill(next_state, index, info["final_obs"][index], count)
+                self._fill(next_state, index, final[index], count)
         elif ended.any():
             observations, _ = vector.reset(options={"reset_mask": ended.copy()})
             state = next_state.copy()
             state[ended] = self._batch(observations)[ended]
         self.num_steps += int(valid.sum())
-        self._ended, self.state = ended, state
+        self._autoreset.ended, self.state = ended, state
         return Step(next_state, rewards, terminated, truncated, valid, state)
-
-
-def _make(env: Any, make_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    try:
-        return gymnasium.make(env, disable_env_checker=True, **make_kwargs)
-    except Exception as error:  # Gymnasium raises its own errors, and the environment's constructor any
-        raise ValueError(f"env: gymnasium.make({env!r}) failed: {type(error).__name__}: {error}") from error
-
-
-def _name_of(env: Any) -> str:
-    return type(env.unwrapped).__name__ if env.spec is None else str(env.spec.id)
-
-
-def _time_limit_of(env: Any) -> int | None:
-    limit = None if env.spec is None else env.spec.max_episode_steps
-    if limit is None and isinstance(env, gymnasium.Env) and env.has_wrapper_attr("_max_episode_steps"):
-        limit = env.get_wrapper_attr("_max_episode_steps")  # TimeLimit around an environment without a spec
-    if limit is None:
-        limit = getattr(env.unwrapped, "max_episode_steps", None)
-    return limit if isinstance(limit, int) else None
-
-
-def _check_states(space: Any, name: str) -> tuple[gymnasium.Space[Any], int]:
-    """Returns the agent's state space and where the environment's integers start."""
-    if isinstance(space, Discrete):
-        return Discrete(int(space.n)), int(space.start)
-    if isinstance(space, Box):
-        if space.dtype == np.float32:
-            return space, 0
-        with np.errstate(over="ignore"):
-            return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32), 0
-    raise ValueError(
-        f"observation_space of {name} is {type(space).__name__}, and Box or Discrete are supported; wrap it with "
-        f"gymnasium.wrappers.FlattenObservation"
-    )
-
-
-def _finiteness(space: gymnasium.Space[Any]) -> Callable[[Array], bool]:
-    """Returns the quickest test of whether a state is finite."""
-    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):  # integers (pixels) always are
-        return lambda row: True
-    size = math.prod(space.shape)
-    if size > _SUMMED:
-        zeros = np.zeros(size, np.float32)
-        return lambda row: bool(row.reshape(-1).dot(zeros) == 0.0)  # ∞ · 0 is NaN
-    if len(space.shape) == 1:
-        return lambda row: isfinite(sum(row.tolist()))  # in float64, in which float32 does not overflow
-    return lambda row: isfinite(sum(row.reshape(-1).tolist()))
-
-
-def _check_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callable[[Array], Any]]:
-    """Returns the agent's action space, and the map from it to the environment's, for single actions and batches."""
-    if isinstance(space, Discrete):
-        start, kind = int(space.start), space.dtype
-        return Discrete(int(space.n)), lambda action: (action + start).astype(kind)
-    if not isinstance(space, Box):
-        raise ValueError(
-            f"action_space of {name} is {type(space).__name__}, and Box or Discrete are supported; make it one of "
-            f"them with gymnasium.wrappers.TransformAction"
-        )
-    size = math.prod(space.shape)
-    if size == 0:
-        raise ValueError(f"action_space of {name} is Box of shape {space.shape}, which holds no action")
-    if not space.is_bounded("both"):
-        raise ValueError(
-            f"action_space of {name} is Box with unbounded sides, {space}; wrap it with gymnasium.wrappers."
-            f"TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high)) to bound it"
-        )
-    convert, shape = _from_unit_box(space), tuple(space.shape)
-    agent = Box(-1.0, 1.0, (size,), np.float32)
-    if shape == agent.shape:
-        return agent, convert
-    return agent, lambda action: convert(action).reshape((*action.shape[:-1], *shape))
-
-
-def _from_unit_box(space: Box) -> Callable[[Array], Array]:
-    """Returns the map from ``[-1, 1]^d`` to a box, exact at its ends; it makes new arrays."""
-    low, high, kind = space.low.reshape(-1), space.high.reshape(-1), space.dtype
-
-    def between(action: Array) -> Array:
-        value = low.astype(np.float64) * (0.5 - 0.5 * action) + high.astype(np.float64) * (0.5 + 0.5 * action)
-        return (value if np.issubdtype(kind, np.floating) else np.rint(value)).astype(kind)
-
-    if not np.issubdtype(kind, np.floating):
-        return between
-    if (low == -1).all() and (high == 1).all():
-        return lambda action: np.array(action, kind)
-    if (low == -high).all():
-        return lambda action: np.multiply(action, high, dtype=kind, casting="same_kind")
-    middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
-    if not ((middle - half == low).all() and (middle + half == high).all()):
-        return between  # rounding would miss the ends
-
-    def scaled(action: Array) -> Array:
-        value = np.multiply(action, half, dtype=kind, casting="same_kind")
-        value += middle
-        return value
-
-    return scaled
 
 
 def _check_snapshot(snapshot: Any) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NoReturn, Self
 
 import gymnasium
@@ -13,12 +14,12 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rl_as_inference.checks import check_temperature
-from rl_as_inference.nouns import Policy
+from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
-from rl_as_inference.program.readings import check_answer
 from rl_as_inference.progress import progress_bar
-from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.threads import one_thread_if_small
+from rl_as_inference.trajectories import Rows, Trajectories
 
 __all__ = ["GymnasiumProcess"]
 
@@ -40,6 +41,8 @@ class GymnasiumProcess:
         horizon: where episodes are cut; None for the environment's own time limit.
         discount: γ in [0, 1]; None for 1, or that of a critic (see :meth:`adopt`).
         temperature: α > 0, in reward units per nat; None for 1, or that of a critic.
+        statistics: running statistics of where the policy learned, ``agent.envs.statistics()``, which stay as they
+            are here; needed where wrappers hold some (``NormalizeObservation``), see :meth:`rollout`.
         seed: of the episodes, ≥ 0. Each rollout goes on to new ones; actions are drawn by torch's
             global generator.
         **make_kwargs: for :func:`gymnasium.make`, with an id.
@@ -51,7 +54,7 @@ class GymnasiumProcess:
 
     Raises:
         ValueError: if there is no such environment, it has no time limit and ``horizon`` is None, its
-            spaces are not supported, or an argument is out of range.
+            spaces are not supported, an argument is out of range, or ``statistics`` are not those of its wrappers.
 
     Example:
         >>> process = GymnasiumProcess("Pendulum-v1", num_envs=4)
@@ -66,12 +69,13 @@ class GymnasiumProcess:
 
     def __init__(
         self,
-        env_id: Any,
+        env_id: EnvironmentLike,
         num_envs: int = 1,
         *,
         horizon: int | None = None,
         discount: float | None = None,
         temperature: float | None = None,
+        statistics: Mapping[str, np.ndarray[Any, Any]] | None = None,
         seed: int = 0,
         **make_kwargs: Any,
     ) -> None:
@@ -80,7 +84,7 @@ class GymnasiumProcess:
                 f"env_id must be a Gymnasium id, an environment or a factory of environments, got "
                 f"{type(env_id).__name__}; a process in parts needs no wrapping, and num_envs makes a batch"
             )
-        self._env, self._make_kwargs = env_id, make_kwargs
+        self._env, self._make_kwargs, self._statistics = env_id, make_kwargs, statistics
         self._given = {"discount": discount is not None, "temperature": temperature is not None}
         self.discount: float | Tensor = 1.0 if discount is None else discount
         self.temperature: float | Tensor = 1.0 if temperature is None else temperature
@@ -110,10 +114,17 @@ class GymnasiumProcess:
         elif callable(source):
             factory = source
             source = lambda: _cut(factory(), limit)  # noqa: E731 - a factory around a factory
-        return Environments.make(source, num_envs=num_envs, seed=seed, **options)
+        made = Environments.make(source, num_envs=num_envs, seed=seed, **options)
+        if self._statistics is not None:
+            made.load_statistics(self._statistics, frozen=True)
+        return made
 
     def prior(self, state: Tensor) -> Any:
         """Returns the action prior ``p(a|s)``, uniform over the action space."""
+        return self._parts.prior(state)
+
+    def prior_at(self, state: Tensor) -> Any:
+        """Returns the same: states of a simulator count from 0 already."""
         return self._parts.prior(state)
 
     def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories:
@@ -128,7 +139,8 @@ class GymnasiumProcess:
 
         Raises:
             NonFiniteError: if an observation or a reward is NaN or infinite.
-            ValueError: if an argument is out of range, or the policy gives NaN.
+            ValueError: if an argument is out of range, the policy gives NaN, or wrappers hold running statistics that
+                started afresh here, so that a policy would see other observations than it learned on.
         """
         return self.rollout_with_ends(policy, num_trajectories)[0]
 
@@ -142,11 +154,22 @@ class GymnasiumProcess:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
+        if policy is not None and self._statistics is None and (held := self._envs.statistics()):
+            raise ValueError(
+                f"{self.name} holds running statistics ({min(held).rpartition('.')[0]}) that started afresh, so policy "
+                f"would see other numbers than it learned on; make the process with "
+                f"statistics=agent.envs.statistics()"
+            )
         together = self._envs.num_envs
         show = None if num_trajectories * self.horizon >= _LONG else False
         parts, ends = [], []
         rounds = range(0, num_trajectories, together)
-        with torch.no_grad(), unvalidated(), progress_bar(f"episodes of {self.name}", len(rounds), show=show) as bar:
+        with (
+            torch.no_grad(),
+            unvalidated(),
+            one_thread_if_small(_num_parameters(policy) * together),
+            progress_bar(f"episodes of {self.name}", len(rounds), show=show) as bar,
+        ):
             for start in rounds:
                 part, truncated = self._round(policy)
                 wanted = torch.arange(min(together, num_trajectories - start), device=truncated.device)
@@ -162,48 +185,27 @@ class GymnasiumProcess:
         """
         options = _options_of(policy)
         envs, shape = self._envs, (-1,) + (1,) * len(self.state_space.shape or ())
+
+        def as_state(array: Any) -> Tensor:
+            state = torch.as_tensor(array, device=options["device"])
+            return state.to(options["dtype"]) if state.is_floating_point() else state
+
         current = envs.reset()
-        states, rewards, masks = [current], [], []
-        actions: list[Tensor] = []
-        log_prior: list[Tensor] = []
-        log_policy: list[Tensor] = []
+        rows = Rows()
         alive, truncated = np.ones(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
         for t in range(self.horizon):
-            state = torch.as_tensor(current, device=options["device"])
-            state = state.to(options["dtype"]) if state.is_floating_point() else state
-            prior = self.prior(state)
-            chosen = prior if policy is None else check_answer(policy(state, t), prior, f"at step {t}")
-            action = chosen.sample()
-            actions.append(action)
-            log_prior.append(prior.log_prob(action).to(options["dtype"]))
-            log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action).to(options["dtype"]))
+            state = as_state(current)
+            action, *logs = self._parts.decide(policy, state, t, draw=lambda chosen: chosen.sample())
             step = envs.step(action.cpu().numpy())
-            masks.append(alive)
-            rewards.append(np.where(alive, step.reward, 0.0))
+            earned = torch.as_tensor(np.where(alive, step.reward, 0.0), **options)
+            living = torch.as_tensor(alive, device=options["device"])
+            rows.add(state, action, earned, living, *(log.to(options["dtype"]) for log in logs))
             current = np.where(alive.reshape(shape), step.next_state, current)
-            states.append(current)
             truncated |= alive & step.truncated & ~step.terminated
             alive = alive & ~(step.terminated | step.truncated)
             if not alive.any():
                 break
-        mask = torch.as_tensor(np.stack(masks), device=options["device"])
-        earned = torch.as_tensor(np.stack(rewards), **options)
-        log_p, log_q = (torch.where(mask, torch.stack(logs), 0.0) for logs in (log_prior, log_policy))
-        if bool(log_q.isnan().any()):
-            where = int(log_q.isnan().any(1).int().argmax())
-            raise ValueError(f"policy gives NaN as a log probability at step {where}; check its parameters")
-        visited = torch.as_tensor(np.stack(states), device=options["device"])
-        drawn = Trajectories(
-            states=visited.to(options["dtype"]) if visited.is_floating_point() else visited,
-            actions=torch.stack(actions),
-            rewards=earned,
-            mask=mask,
-            log_prior=log_p,
-            log_policy=log_q,
-            log_factors=earned / self.temperature,
-            temperature=self.temperature,
-            discount=self.discount,
-        )
+        drawn = rows.trajectories(as_state(current), self.temperature, self.discount)
         return drawn.padded(self.horizon), torch.as_tensor(truncated, device=options["device"])
 
     def at_temperature(self, temperature: float | Tensor) -> Self:
@@ -213,18 +215,18 @@ class GymnasiumProcess:
         other.temperature, other._given = temperature, {**self._given, "temperature": True}
         return other
 
-    def adopt(self, critic: Any) -> Self:
+    def adopt(self, critic: LearnedSoftValue | SoftValue) -> Self:
         """Returns a copy with the critic's ``temperature`` and ``discount`` where none was given here.
 
         Raises:
             ValueError: if one was given that is not the critic's.
         """
         other = copy.copy(self)
-        for name, given in self._given.items():
-            learned = getattr(critic, name, None)
-            if learned is None:
-                continue
-            here, there = float(getattr(self, name)), float(learned)
+        if not isinstance(critic, LearnedSoftValue):
+            return other
+        learned = {"discount": float(critic.discount), "temperature": float(critic.temperature)}
+        for name, there in learned.items():
+            given, here = self._given[name], float(getattr(self, name))
             if given and abs(here - there) > 1e-6 * abs(there):
                 raise ValueError(
                     f"{name} of {self.name} was given as {here:.6g}, and the critic was learned with {there:.6g}; "
@@ -270,7 +272,11 @@ def _cut(env: Any, horizon: int | None) -> Any:
     return env if limit == horizon else gymnasium.wrappers.TimeLimit(env, horizon)
 
 
-def _options_of(policy: Any) -> dict[str, Any]:
+def _num_parameters(policy: Policy | None) -> int:
+    return sum(each.numel() for each in policy.parameters()) if isinstance(policy, nn.Module) else 0
+
+
+def _options_of(policy: Policy | None) -> dict[str, Any]:
     """Returns the device and dtype of a policy's parameters."""
     for parameter in policy.parameters() if isinstance(policy, nn.Module) else ():
         if parameter.is_floating_point():

@@ -26,9 +26,11 @@ __all__ = [
     "cumulated",
     "drawn",
     "exp_from",
+    "gathered",
     "invert",
     "log_or_minus_inf",
     "log_to",
+    "unclamped",
 ]
 
 
@@ -59,11 +61,23 @@ class Kernel(Protocol):
     def push(self, flow: Tensor) -> Tensor:
         """Returns ``Σ_{s,a} flow(s,a) p(s'|s,a)``, ``(S,)``."""
 
+    def under(self, weights: Tensor) -> Tensor:
+        """Returns ``Σ_a weights(s,a) p(s'|s,a)``, ``(S, S)``: for a policy's weights, the chain of its states."""
+
     def lookup(self, table: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """Returns ``table(s,a,s')`` of a table on the kernel's support."""
 
     def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the next states and their probabilities, both ``(*batch, K)``."""
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Returns :meth:`successors` of all states and actions, both ``(S, A, K)``."""
+
+    def dense(self) -> Tensor:
+        """Returns ``p(s'|s,a)``, ``(S, A, S)``."""
+
+    def dense_table(self, table: Tensor) -> Tensor:
+        """Returns ``table(s,a,s')`` of a table on the kernel's support, ``(S, A, S)``; 0 where it holds nothing."""
 
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         """Returns ``p(s'|s,a)`` as a Pyro distribution of the batch shape of ``state``."""
@@ -122,12 +136,33 @@ def drawn(distribution: Any) -> Tensor:
         >>> drawn(torch.distributions.Categorical(torch.tensor([[0.0, 1.0], [1.0, 0.0]])))
         tensor([1, 0])
     """
-    if isinstance(distribution, torch.distributions.Categorical):
+    if _is_plain_categorical(distribution):
         logits = distribution.logits
         uniform = torch.rand((*logits.shape[:-1], 1), dtype=logits.dtype, device=logits.device)
         return invert(cumulated(logits), uniform)
     value: Tensor = distribution.sample()
     return value
+
+
+def unclamped(distribution: Any) -> Any:
+    """Returns the distribution, a Categorical given by probabilities as one by logits, where 0 stays impossible.
+
+    torch clamps the probabilities that a Categorical is given to ε, so that what is impossible would be drawn now
+    and then, with a weight without bound.
+
+    Example:
+        >>> unclamped(dist.Categorical(torch.tensor([1.0, 0.0]))).logits
+        tensor([0., -inf])
+    """
+    if not _is_plain_categorical(distribution) or "logits" in vars(distribution):
+        return distribution
+    return dist.Categorical(logits=log_or_minus_inf(distribution.probs))
+
+
+def _is_plain_categorical(distribution: Any) -> bool:
+    """Returns whether draws are those of torch's own Categorical; a subclass may shift them, say."""
+    plain = torch.distributions.Categorical
+    return isinstance(distribution, plain) and type(distribution).sample is plain.sample
 
 
 def invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
@@ -175,19 +210,34 @@ class DenseKernel:
     def push(self, flow: Tensor) -> Tensor:
         return torch.einsum("sa,sat->t", flow, self.probabilities)
 
+    def under(self, weights: Tensor) -> Tensor:
+        return torch.einsum("sa,sat->st", weights, self.probabilities)
+
     def lookup(self, table: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         return table[state, action, next_state]
 
     def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         probabilities = self.probabilities[state, action]
-        everywhere = torch.arange(self.num_states, device=probabilities.device)
-        return everywhere.expand_as(probabilities), probabilities
+        return self._everywhere.expand_as(probabilities), probabilities
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return self._everywhere.expand_as(self.probabilities), self.probabilities
+
+    def dense(self) -> Tensor:
+        return self.probabilities
+
+    def dense_table(self, table: Tensor) -> Tensor:
+        return table
 
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         return dist.Categorical(logits=self._log_probabilities[state, action])
 
     def draw(self, row: Tensor, uniform: Tensor) -> Tensor:
         return self._sampler(row, uniform)
+
+    @property
+    def _everywhere(self) -> Tensor:
+        return torch.arange(self.num_states, device=self.probabilities.device)
 
     @property
     def _log_probabilities(self) -> Tensor:
@@ -249,6 +299,9 @@ class SparseKernel:
         out = flow.new_zeros(self.num_states)
         return out.index_add(0, self.indices.flatten(), (flow[..., None] * self.probabilities).flatten())
 
+    def under(self, weights: Tensor) -> Tensor:
+        return gathered(self.indices.flatten(1), (weights[..., None] * self.probabilities).flatten(1), self.num_states)
+
     def lookup(self, table: Tensor, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         indices, probabilities = self.successors(state, action)
         # A successor may stand in several slots of a row, with one reward; weigh them to count it once.
@@ -258,6 +311,19 @@ class SparseKernel:
 
     def successors(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.indices[state, action], self.probabilities[state, action]
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return self.indices, self.probabilities
+
+    def dense(self) -> Tensor:
+        return gathered(self.indices, self.probabilities, self.num_states)
+
+    def dense_table(self, table: Tensor) -> Tensor:
+        # A successor may stand in several slots of a row; each has its share in what the table says of it.
+        weights = self.probabilities.detach()
+        total = gathered(self.indices, weights, self.num_states).gather(-1, self.indices)
+        share = weights / torch.where(total > 0, total, 1.0)
+        return gathered(self.indices, share * table, self.num_states)
 
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         indices, probabilities = self.successors(state, action)
@@ -295,6 +361,11 @@ class SparseKernel:
     @cached_property
     def _sampler(self) -> _Sampler:
         return _Sampler(self.indices.flatten(0, 1), self.probabilities.detach().flatten(0, 1))
+
+
+def gathered(indices: Tensor, values: Tensor, num_states: int) -> Tensor:
+    """Returns for each state the sum of the values that belong to it, ``(*batch, S)``, from slots ``(*batch, K)``."""
+    return values.new_zeros(*values.shape[:-1], num_states).scatter_add(-1, indices, values)
 
 
 class Successors(TorchDistribution):

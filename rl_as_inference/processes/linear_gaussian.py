@@ -185,11 +185,6 @@ class LinearGaussianMDP(MarkovDecisionProcess):
         """Returns ``A s + B a + drift``, of the shape of ``state``."""
         return state @ self.A.mT + action @ self.B.mT + self.drift
 
-    @property
-    def uniform_log_density(self) -> float | None:
-        """None: there is no uniform prior over unbounded actions."""
-        return None
-
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         mean = self.next_mean(state, action)
         return mean + torch.randn_like(mean) @ self.noise_scale_tril.mT

@@ -1,9 +1,8 @@
 """Markov decision processes in parts: a Pyro program when called, fast tensors when rolled out."""
 
-import contextlib
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import gymnasium
@@ -12,17 +11,21 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import check_discount, check_horizon, check_temperature
+from rl_as_inference.checks import check_discount, check_horizon, check_temperature, holds, unvalidated
 from rl_as_inference.nouns import Policy, takes_all_steps
-from rl_as_inference.processes.kernels import drawn
+from rl_as_inference.processes.kernels import drawn, unclamped
+from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
-from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.program.sites import FIRST
+from rl_as_inference.spaces import first_of, is_unit_box, uniform_log_density
+from rl_as_inference.trajectories import Decision, Rows, Trajectories, Transition
 
 __all__ = ["MarkovDecisionProcess", "unvalidated"]
 
 
 _UNSET: Any = object()
+_NAN = "policy gives NaN as a log probability at step {}; check its parameters"
 
 
 class MarkovDecisionProcess:
@@ -60,6 +63,7 @@ class MarkovDecisionProcess:
     horizon: int | None = None
     discount: float | Tensor = 1.0
     temperature: float | Tensor = 1.0
+    _asked_of_silence = False
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
     has_exact_answers = False
@@ -118,7 +122,7 @@ class MarkovDecisionProcess:
         dtype = state.dtype if state.is_floating_point() else torch.get_default_dtype()
         if isinstance(space, gymnasium.spaces.Discrete):
             return dist.Categorical(logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device))
-        if isinstance(space, gymnasium.spaces.Box) and (space.low == -1).all() and (space.high == 1).all():
+        if is_unit_box(space):
             low = -torch.ones(*batch, *space.shape, dtype=dtype, device=state.device)
             # A draw of exactly ±1 is in the box.
             high = torch.nextafter(-low, torch.full_like(low, 2.0))  # torch leaves the upper bound out
@@ -140,17 +144,144 @@ class MarkovDecisionProcess:
         horizon = self.finite_horizon("running the program")
         if num_trajectories < 1:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        first = {FIRST: first_of(self.state_space)}
         with pyro.plate("trajectories", num_trajectories, dim=-1):
-            state: Tensor = pyro.sample("state_0", self.initial())
-            for t in steps(horizon, self.discount, markov=markov, like=self._like(state)):
+            initial = self.initial()
+            state: Tensor = pyro.sample("state_0", initial, infer=dict(first))
+            like = state if state.is_floating_point() else initial.log_prob(state)
+            for t in steps(horizon, self.discount, markov=markov, like=like):
                 done = self.terminated(state)
                 if done is not None:
                     terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
-                action = act(f"action_{t}", state, self.prior(state))
-                next_state = pyro.sample(f"state_{t + 1}", self.transition(state, action))
-                reward(f"reward_{t}", self.reward(state, action, next_state), self.temperature)
+                action = self._own_action(act(f"action_{t}", self._counted(state), self.prior(state)))
+                next_state = pyro.sample(f"state_{t + 1}", self.transition(state, action), infer=dict(first))
+                # Enumerated sites stand to the left of the plate, and an action may have dimensions of its own.
+                acted = tuple(action.shape)[: action.dim() - len(self.action_space.shape or ())]
+                batch = torch.broadcast_shapes(self.batch_shape(state), acted, self.batch_shape(next_state))
+                earned = self._checked_reward(self.reward(state, action, next_state), state, batch, t)
+                reward(f"reward_{t}", earned, self.temperature)
                 state = next_state
-        return state
+        return self._counted(state)
+
+    # One step, for all who walk. What follows counts integers from 0, as policies and critics do; the methods that a
+    # process overrides speak the values of its own spaces.
+
+    def begin(self, num_trajectories: int, *, pathwise: bool = False) -> Tensor:
+        """Returns the first states of so many trajectories, ``(N, *state)``.
+
+        Raises:
+            ValueError: if ``pathwise`` is asked of a distribution that is not reparameterized.
+        """
+        initial = self.initial().expand([num_trajectories])
+        return self._counted(_rsample(initial, "the initial state") if pathwise else _sample(initial))
+
+    def has_ended(self, state: Tensor) -> Tensor | None:
+        """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
+        done = self.terminated(self._own_state(state))
+        if done is None or (isinstance(done, Tensor) and done.shape == self.batch_shape(state)):
+            return done
+        return torch.as_tensor(done, device=state.device).expand(self.batch_shape(state))
+
+    def prior_at(self, state: Tensor) -> Any:
+        """Returns the action prior ``p(a|s)``, of the batch shape of ``state``.
+
+        Raises:
+            ValueError: if :meth:`prior` answers with something else than one distribution a state.
+        """
+        prior, batch = self.prior(self._own_state(state)), self.batch_shape(state)
+        if not isinstance(prior, torch.distributions.Distribution):
+            raise ValueError(f"prior(state) of {self.name} must return a distribution, got {type(prior).__name__}")
+        prior = unclamped(prior)
+        if prior.batch_shape == batch:
+            return prior
+        try:
+            return prior.expand(batch)
+        except (RuntimeError, ValueError):
+            raise ValueError(
+                f"prior(state) of {self.name} has batch shape {tuple(prior.batch_shape)} for states of batch shape "
+                f"{tuple(batch)}; answer with one distribution a state, and declare one action with .to_event(n)"
+            ) from None
+
+    def choose(self, policy: Policy | None, state: Tensor, t: int) -> tuple[Any, Any]:
+        """Returns a policy's distribution over actions at ``(state, t)`` and the action prior, of one batch shape.
+
+        Raises:
+            ValueError: if the policy answers with no distribution, with one over other actions than the prior's, or
+                not with one a state.
+        """
+        prior = self.prior_at(state)
+        if policy is None:
+            return prior, prior
+        chosen = unclamped(check_answer(policy(state, t), prior, f"at step {t}", prior.batch_shape))
+        if isinstance(chosen, torch.distributions.Categorical) and not holds(~chosen.logits.detach().isnan()):
+            raise ValueError(_NAN.format(t))
+        return chosen, prior
+
+    def decide(
+        self, policy: Policy | None, state: Tensor, t: int, *, draw: Callable[[Any], Tensor] = drawn
+    ) -> Decision:
+        """Returns an action drawn from ``policy`` (None for the action prior), with its log probabilities.
+
+        Args:
+            policy, state, t: as in :meth:`choose`.
+            draw: from a distribution.
+
+        Raises:
+            ValueError: as :meth:`choose` does, or if the policy gives NaN.
+        """
+        chosen, prior = self.choose(policy, state, t)
+        action = draw(chosen)
+        log_prior = prior.log_prob(action)
+        log_policy = log_prior if policy is None else chosen.log_prob(action)
+        if not holds(~(bad := log_policy.detach().isnan())):
+            done = self.has_ended(state)  # where nobody acts
+            if done is None or bool((bad & ~done).any()):
+                raise ValueError(_NAN.format(t))
+        return Decision(action, log_prior, log_policy)
+
+    def advance(
+        self, state: Tensor, action: Tensor, t: int, alive: Tensor | None = None, *, pathwise: bool = False
+    ) -> Transition:
+        """Returns what one step of every trajectory gave. All that walk trajectories forward call it.
+
+        A trajectory that has ended, or whose state is terminal, stays where it is and earns nothing.
+
+        Args:
+            state: ``(N, *state)``.
+            action: ``(N, *action)``.
+            t: the step, for messages.
+            alive: which trajectories had not ended before, bool ``(N,)``; None for all.
+            pathwise: draw the next state by ``rsample``, differentiable in state and action.
+
+        Raises:
+            ValueError: if the next states have another shape than the states, or are NaN; if there is not one reward
+                a trajectory, or one that counts is NaN; if ``pathwise`` is asked of a transition that is not
+                reparameterized.
+        """
+        done = self.has_ended(state)
+        moves = self.absorbing and alive is None  # then the transition itself keeps what has ended where it is
+        if done is not None:
+            alive = ~done if alive is None else alive & ~done
+        own, taken = self._own_state(state), self._own_action(action)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and pathwise):
+            after = self.next_state(own, taken, pathwise=pathwise)
+        if after.shape != own.shape:
+            raise ValueError(
+                f"transition(state, action) must give states of shape {tuple(own.shape)}, got "
+                f"{tuple(after.shape)} at step {t}; keep the batch, and declare one state with .to_event(n)"
+            )
+        batch = self.batch_shape(own)
+        earned = self._checked_reward(self.reward(own, taken, after), own, batch, t)
+        if earned.shape != batch:
+            earned = earned.expand(batch)
+        if alive is not None:
+            earned = torch.where(alive, earned, 0.0)
+            if not moves:
+                after = torch.where(alive.reshape(alive.shape + (1,) * (own.dim() - alive.dim())), after, own)
+        for what, value in (("reward", earned), ("transition", after)):
+            if value.is_floating_point() and not holds(~value.detach().isnan()):
+                raise ValueError(f"{what} is NaN at step {t}; check {what}() of {type(self).__name__}")
+        return Transition(self._counted(after), earned, alive)
 
     def rollout(self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False) -> Trajectories:
         """Returns ``num_trajectories`` trajectories of ``policy``, drawn without effect handlers.
@@ -166,100 +297,88 @@ class MarkovDecisionProcess:
                 are differentiable through the dynamics.
 
         Raises:
-            ValueError: if the horizon is None, a reward is NaN (the step is named), or ``pathwise``
-                is asked of a distribution that is not reparameterized.
+            ValueError: if the horizon is None, as :meth:`decide` and :meth:`advance` do (the step is named), or if
+                ``pathwise`` is asked of a distribution that is not reparameterized.
         """
         horizon = self.finite_horizon("rollout")
         if num_trajectories < 1:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        if policy is not None and not callable(policy):
+            raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         with unvalidated():
             return self._rollout(policy, num_trajectories, horizon, pathwise)
 
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
-        draw = _rsample if pathwise else _sample
-        state = draw(self.initial().expand([num_trajectories]), "the initial state")
+        state = self.begin(num_trajectories, pathwise=pathwise)
         # Whether log π of all steps may be had afterwards, from the values of the actions. A squashed
         # action cannot be unsquashed near its bounds, so such a policy is asked while it remembers the draw.
         batched = False
-        if policy is not None and not callable(policy):
-            raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         if not pathwise and policy is not None and takes_all_steps(policy):
             with torch.no_grad():
-                batched = not check_answer(policy(state, 0), self.prior(state), "at step 0").has_rsample
-        grad = torch.is_grad_enabled() and not batched
-        states, actions, rewards, masks, log_prior, log_policy = [state], [], [], [], [], []
+                batched = not self.choose(policy, state, 0)[0].has_rsample
+        draw = partial(_rsample, what="the policy") if pathwise else _sample
+        rows = Rows()
         alive: Tensor | None = None
         for t in range(horizon):
-            done = self.terminated(state)
-            if done is not None:
-                living = ~torch.as_tensor(done, device=state.device).expand(num_trajectories)
-                alive = living if alive is None else alive & living
-            with torch.set_grad_enabled(grad):
-                prior = self.prior(state)
-                chosen = prior if policy is None else check_answer(policy(state, t), prior, f"at step {t}")
-                action = draw(chosen, "the policy")
-                if not batched:
-                    log_prior.append(prior.log_prob(action))
-                    log_policy.append(log_prior[-1] if policy is None else chosen.log_prob(action))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and pathwise):
-                proposed = self.next_state(state, action, pathwise=pathwise)
-            if proposed.shape != state.shape:
-                raise ValueError(
-                    f"transition(state, action) must give states of shape {tuple(state.shape)}, got "
-                    f"{tuple(proposed.shape)} at step {t}; keep the batch, and declare one state with .to_event(n)"
-                )
-            rewards.append(self._checked_reward(self.reward(state, action, proposed), num_trajectories, state, t))
-            if alive is not None:
-                masks.append(alive)
-                if not self.absorbing:
-                    still = alive.reshape(alive.shape + (1,) * (state.dim() - 1))
-                    proposed = torch.where(still, proposed, state)
-            state = proposed
-            states.append(state)
-            actions.append(action)
-        all_states, all_actions, all_rewards = torch.stack(states), torch.stack(actions), torch.stack(rewards)
-        mask = torch.stack(masks) if masks else torch.ones_like(all_rewards, dtype=torch.bool)
+            if batched:
+                with torch.no_grad():
+                    action = draw(self.choose(policy, state, t)[0])
+                logs: tuple[Tensor, ...] = ()
+            else:
+                action, *logs_ = self.decide(policy, state, t, draw=draw)
+                logs = tuple(logs_)
+            step = self.advance(state, action, t, alive, pathwise=pathwise)
+            rows.add(state, action, step.reward, step.alive, *logs)
+            state, alive = step.next_state, step.alive
+        if not self._asked_of_silence and not bool(rows.mask[-1].all()):
+            self._asked_of_silence = True
+            self._ask_of_silence(rows)
         if batched and policy is not None:
-            prior = self.prior(all_states[:-1])
-            times = torch.arange(horizon, device=all_rewards.device)[:, None].expand(horizon, num_trajectories)
-            log_p = prior.log_prob(all_actions)
-            log_q = policy(all_states[:-1], times).log_prob(all_actions)
-        else:
-            log_p, log_q = torch.stack(log_prior), torch.stack(log_policy)
-        if masks:
-            zero = all_rewards.new_zeros(())
-            all_rewards = torch.where(mask, all_rewards, zero)
-            log_p, log_q = torch.where(mask, log_p, zero), torch.where(mask, log_q, zero)
-        if bool(log_q.detach().isnan().any()):
-            step = int(log_q.detach().isnan().any(1).int().argmax())
-            raise ValueError(f"policy gives NaN as a log probability at step {step}; check its parameters")
-        nan = all_rewards.detach().isnan()
-        if bool(nan.any()):
-            step = int(nan.any(1).int().argmax())
-            raise ValueError(f"reward is NaN at step {step}; check reward() of {type(self).__name__}")
-        return Trajectories(
-            states=all_states,
-            actions=all_actions,
-            rewards=all_rewards,
-            mask=mask,
-            log_prior=log_p.expand_as(all_rewards),
-            log_policy=log_q,
-            log_factors=all_rewards / self.temperature,
-            temperature=self.temperature,
-            discount=self.discount,
-        )
+            states, actions = torch.stack(rows.states), torch.stack(rows.actions)
+            times = torch.arange(horizon, device=state.device)[:, None].expand(horizon, num_trajectories)
+            rows.log_prior = list(self.prior_at(states).log_prob(actions))
+            rows.log_policy = list(unclamped(policy(states, times)).log_prob(actions))
+        return rows.trajectories(state, self.temperature, self.discount)
 
-    def _checked_reward(self, value: Any, count: int, state: Tensor, step: int) -> Tensor:
-        """Returns a reward as floating-point numbers, one a trajectory."""
-        reward = torch.as_tensor(value, device=state.device)
-        if reward.shape not in ((), (count,)):
+    def _ask_of_silence(self, rows: Rows) -> None:
+        """Asks, of the first trajectories that ended, whether the process rewards what is over."""
+        state, action = (column[-1][~rows.mask[-1]] for column in (rows.states, rows.actions))
+        if isinstance(self.state_space, gymnasium.spaces.Discrete):  # elsewhere every reward may be one of a kind
+            own = self._own_state(state)
+            value = self._checked_reward(self.reward(own, self._own_action(action), own), own, state.shape, -1)
+            earned = torch.stack(rows.rewards)[torch.stack(rows.mask)]
+            warn_of_silent_rewards(self.name, value.detach().expand(state.shape), earned.detach(), own, stacklevel=6)
+
+    def _checked_reward(self, value: Any, state: Tensor, batch: torch.Size, step: int) -> Tensor:
+        """Returns a reward as floating-point numbers, of a shape that is that of the batch or expands to it."""
+        try:
+            earned = torch.as_tensor(value, device=state.device)
+            told = f"shape {tuple(earned.shape)}"
+            fits = earned.shape in (batch, ()) or torch.broadcast_shapes(earned.shape, batch) == batch
+        except (TypeError, ValueError, RuntimeError):  # no number, or of shapes that do not go together
+            fits, told = False, told if isinstance(value, Tensor) else type(value).__name__
+        if not fits:
             raise ValueError(
-                f"reward(state, action, next_state) must give one number a trajectory, of shape ({count},), got "
-                f"{tuple(reward.shape)} at step {step}"
+                f"reward(state, action, next_state) of {self.name} must give one number a trajectory, a tensor of "
+                f"shape {tuple(batch)}, got {told} at step {step}"
             )
-        if not reward.is_floating_point():
-            reward = reward.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())
-        return reward.expand(count)
+        if not earned.is_floating_point():
+            earned = earned.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())
+        return earned
+
+    def _counted(self, state: Tensor) -> Tensor:
+        """Returns states of the process's own space as policies see them: integers count from 0."""
+        first = first_of(self.state_space)
+        return state - first if first else state
+
+    def _own_state(self, state: Tensor) -> Tensor:
+        first = first_of(self.state_space)
+        return state + first if first else state
+
+    def _own_action(self, action: Tensor) -> Tensor:
+        """Returns actions that count from 0 as values of the action space."""
+        first = first_of(self.action_space)
+        return action + first if first else action
 
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         """Returns a draw from the transition; a process with a faster way than its distribution has it here.
@@ -287,14 +406,9 @@ class MarkovDecisionProcess:
             return False
         initial = self.initial().expand([1])
         state = initial.sample()
-        action = self.prior(state).sample()
-        transition = self.transition(state, action)
+        transition = self.transition(state, self._own_action(self.prior(state).sample()))
         logs = (initial.log_prob(state), transition.log_prob(transition.sample()))
         return any(log.requires_grad for log in logs)
-
-    def _like(self, state: Tensor) -> Tensor:
-        """Returns a tensor of the dtype and device that the process's probabilities have."""
-        return state if state.is_floating_point() else torch.empty(0, device=state.device)
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns ``state``'s shape without that of a single state."""
@@ -312,17 +426,15 @@ class MarkovDecisionProcess:
 
     @property
     def uniform_log_density(self) -> float | None:
-        """The uniform action prior's log density in nats (``-log|A|`` or ``-d log 2``); None for other spaces."""
-        if isinstance(self.action_space, gymnasium.spaces.Discrete):
-            return -math.log(int(self.action_space.n))
-        if isinstance(self.action_space, gymnasium.spaces.Box):
-            return -math.prod(self.action_space.shape) * math.log(2.0)
-        return None
+        """The uniform action prior's log density in nats (``-log|A|`` or ``-d log 2``); None for unbounded actions."""
+        space = self.action_space
+        bounded = isinstance(space, gymnasium.spaces.Discrete) or is_unit_box(space)
+        return uniform_log_density(space) if bounded else None
 
 
-def _sample(distribution: Any, what: str) -> Tensor:
-    drawn: Tensor = distribution.sample()
-    return drawn
+def _sample(distribution: Any) -> Tensor:
+    value: Tensor = distribution.sample()
+    return value
 
 
 def _rsample(distribution: Any, what: str) -> Tensor:
@@ -333,14 +445,3 @@ def _rsample(distribution: Any, what: str) -> Tensor:
         )
     drawn: Tensor = distribution.rsample()
     return drawn
-
-
-@contextlib.contextmanager
-def unvalidated() -> Iterator[None]:
-    """Skips argument checks of distributions: in an inner loop they cost more than the draws."""
-    default = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(default)

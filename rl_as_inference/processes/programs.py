@@ -1,7 +1,6 @@
 """A Pyro program as a process: rollouts by running it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -9,22 +8,19 @@ import gymnasium
 import numpy as np
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.do_messenger import DoMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from rl_as_inference.nouns import Policy
+from rl_as_inference.nouns import Policy, Problem, Process, is_process
+from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
 from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["ProgramProcess", "as_process", "trajectories_at"]
-
-_PER_STEP = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
-
+__all__ = ["ProgramProcess", "as_process"]
 
 _RARE = 200
 """Runs after which a site that has not occurred is said to be none of the program's."""
@@ -33,17 +29,17 @@ _OF_BATCHES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """What a program may raise that was written for one trajectory and is run for many."""
 
 
-def as_process(process: Any) -> Any:
-    """Returns ``process`` if it has rollouts, or the Pyro program as a :class:`ProgramProcess`.
+def as_process(problem: Problem) -> Process:
+    """Returns a process as it is, and a Pyro program as a :class:`ProgramProcess`.
 
     Raises:
         ValueError: if it is neither.
     """
-    if hasattr(process, "rollout"):
-        return process
-    if not callable(process):
-        raise ValueError(f"process must be a process or a Pyro program (a callable), got {type(process).__name__}")
-    return ProgramProcess(process)
+    if is_process(problem):
+        return problem
+    if not callable(problem):
+        raise ValueError(f"process must be a process or a Pyro program (a callable), got {type(problem).__name__}")
+    return ProgramProcess(problem)
 
 
 class ProgramProcess:
@@ -62,7 +58,7 @@ class ProgramProcess:
         self.program = program
         self.vectorized = vectorized
         self.name = _name_of(program)
-        self._sites: dict[int, list[set[str]]] = {}  # of the first run of so many actions; see _Run
+        self._sites: dict[int, list[set[str]]] = {}  # of the first run of so many actions; see RecordedRun
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
@@ -115,7 +111,7 @@ class ProgramProcess:
         ]
         return [name for name in found[0] if all(name in names for names in found)]
 
-    def _joined(self, runs: list["_Run"]) -> Trajectories:
+    def _joined(self, runs: list[RecordedRun]) -> Trajectories:
         """Returns the trajectories of the runs, whose sites must be the same; a run that ends early may lack some."""
         # One run of many trajectories is compared with a second one.
         for run in runs if len(runs) > 1 or self._sites else (*runs, self._run(None, 1)):
@@ -131,12 +127,12 @@ class ProgramProcess:
                     f"the program is conditioned on site {name!r}, which does not occur in it; its sites are "
                     f"{', '.join(sorted(seen, key=_naturally))}"
                 )
-        return _join(runs)
+        return join_runs(runs)
 
     def _seen(self) -> set[str]:
         return {name for sites in self._sites.values() for names in sites for name in names}
 
-    def _check_sites(self, run: "_Run") -> None:
+    def _check_sites(self, run: RecordedRun) -> None:
         """Compares a run's sites with those of an earlier one of as many actions, and of the one of most.
 
         What follows the last action may be missing, since an episode may end there.
@@ -178,6 +174,18 @@ class ProgramProcess:
     def horizon(self) -> int:
         """The number of actions in a run; where runs differ, that of one run."""
         return sum(is_action(msg) for msg in self._sample_run)
+
+    @property
+    def discount(self) -> float | Tensor:
+        """γ of the steps, as they scale the first action; 1 where survival is drawn."""
+        found: float | Tensor = step_of(next(msg for msg in self._sample_run if is_action(msg)))["discount"]
+        return found
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """α of the rewards, in reward units per nat: of the last, should they differ; 1 where there are none."""
+        found = [msg["infer"][REWARD]["temperature"] for msg in self._sample_run if is_reward(msg)]
+        return found[-1] if found else 1.0
 
     @property
     def state_space(self) -> gymnasium.Space[Any]:
@@ -232,13 +240,13 @@ class ProgramProcess:
             # A site's own shape is that of a single run; the new plate stands left of the program's.
             aligned = {name: self._left_of_plates(value) for name, value in values.items()}
             batch = (count,) + (1,) * self._nesting
-            return _join([_read(record(self.in_plate(count), None, values=aligned), batch, self._state_dims)])
+            return join_runs([read_run(record(self.in_plate(count), None, values=aligned), batch, self._state_dims)])
         single = (1,) + (1,) * self._nesting
         runs = []
         for index in range(count):
             one = {name: self._left_of_plates(value[index : index + 1]) for name, value in values.items()}
-            runs.append(_read(record(self.in_plate(1), None, values=one), single, self._state_dims))
-        return _join(runs)
+            runs.append(read_run(record(self.in_plate(1), None, values=one), single, self._state_dims))
+        return join_runs(runs)
 
     def first_steps(
         self, policy: Policy | None, count: int, num_actions: int, values: Mapping[str, Tensor]
@@ -250,7 +258,7 @@ class ProgramProcess:
         dims = self._state_dims
         messages = record(self.in_plate(count), policy, values=values, num_actions=num_actions)
         drawn = {m["name"]: m["value"] for m in messages if not m["is_observed"] and not site_is_subsample(m)}
-        return _join([_read(messages, (count,) + (1,) * self._nesting, dims)]), drawn
+        return join_runs([read_run(messages, (count,) + (1,) * self._nesting, dims)]), drawn
 
     def _left_of_plates(self, value: Tensor) -> Tensor:
         missing = max(self._nesting + 1 - value.dim(), 0)
@@ -272,9 +280,9 @@ class ProgramProcess:
         most = max((len(shape) for shape in shapes[0]), default=0)
         return most if shapes[0] != shapes[1] else most + 1 + self._nesting
 
-    def _run(self, policy: Policy | None, count: int) -> "_Run":
+    def _run(self, policy: Policy | None, count: int) -> RecordedRun:
         dims = self._state_dims  # before the run that is recorded
-        return _read(record(self.in_plate(count), policy), (count,) + (1,) * self._nesting, dims)
+        return read_run(record(self.in_plate(count), policy), (count,) + (1,) * self._nesting, dims)
 
     @cached_property
     def _nesting(self) -> int:
@@ -322,183 +330,3 @@ def _name_of(program: Any) -> str:
     program = [program, *(inside for _, inside in _handlers(program))][-1]
     name = getattr(program, "name", None) or getattr(program, "__qualname__", type(program).__name__)
     return str(name).split(".")[0]
-
-
-def trajectories_at(run: Callable[[], Any], values: dict[str, Tensor], count: int) -> Trajectories:
-    """Returns the trajectories of a program in a plate of ``count`` whose draws are given by site name."""
-    return _join([_read(record(run, None, values=values), (count,))])
-
-
-@dataclass
-class _Run:
-    """One run's rows, one a step; every tensor begins with the trajectory."""
-
-    rows: list[dict[str, Tensor]] = field(default_factory=list)
-    final_state: Tensor | None = None
-    latents: dict[str, Tensor] = field(default_factory=dict)
-    temperature: Any = None
-    discount: Any = 1.0
-    sites: list[set[str]] = field(default_factory=lambda: [set()])  # up to each action, and after the last
-
-
-def _read(messages: list[Any], batch: tuple[int, ...], state_dims: int | None = None) -> _Run:
-    """Reads the messages of a run in a plate of shape ``batch``, the trajectories leftmost."""
-    run, count, last_step = _Run(), batch[0], object()
-
-    def per_trajectory(value: Tensor) -> Tensor:
-        return value.expand(torch.broadcast_shapes(value.shape, batch)).reshape(count, -1).sum(1)
-
-    dims = [msg["infer"][ACTION]["state"].dim() for msg in messages if is_action(msg) and _is_tensor_state(msg)]
-    most = max(dims, default=0) if state_dims is None else state_dims
-
-    def leading(value: Any) -> Tensor:
-        tensor = torch.as_tensor(value)
-        return tensor if tensor.shape[:1] == (count,) else tensor.expand(count, *tensor.shape)
-
-    def leading_state(state: Tensor) -> Tensor:
-        # A state that is the same for all trajectories (conditioned on, say) has fewer dimensions than the others,
-        # whatever its size.
-        return _spread(state, count, most) if state.dim() < most else leading(state)
-
-    most_of_actions = max((msg["value"].dim() for msg in messages if is_action(msg)), default=0)
-
-    def leading_action(action: Tensor) -> Tensor:
-        return _spread(action, count, most_of_actions) if action.dim() < most_of_actions else leading(action)
-
-    head: dict[str, Tensor] = {}  # what is observed before the first action
-    drawn_since: list[Tensor] = []
-    states: list[Tensor] = []
-    for msg in messages:
-        if site_is_subsample(msg):
-            continue
-        run.sites[-1].add(msg["name"])
-        if is_action(msg):
-            run.sites.append(set())
-        place, row = step_of(msg), run.rows[-1] if run.rows else head
-        # Terms are kept without the discount of the row they stand in, which weights put back.
-        index = len(run.rows) if is_action(msg) else max(len(run.rows) - 1, 0)
-        discount = place["discount"] if is_action(msg) else run.discount
-        scale = _beyond(msg["scale"], discount**index)
-        if is_action(msg):
-            state = msg["infer"][ACTION]["state"]
-            if not isinstance(state, Tensor):
-                raise ValueError(
-                    f"act({msg['name']!r}): state must be a tensor for trajectories to be recorded, got "
-                    f"{type(state).__name__}"
-                )
-            if place["step"] is not None and place["step"] == last_step:
-                raise ValueError(
-                    f"act({msg['name']!r}) is a second action in step {last_step}; trajectories need one a step: "
-                    f"make both one site with .to_event(1)"
-                )
-            last_step = place["step"] if place["step"] is not None else object()
-            alive = place["alive"]
-            living = torch.ones((), dtype=torch.bool, device=state.device) if alive is None else alive
-            mask = living.expand(torch.broadcast_shapes(living.shape, batch)).reshape(count, -1).any(1)
-            priors, policies = (
-                per_trajectory(scale_and_mask(log_prob, scale, alive))
-                for log_prob in (log_prob_of(prior_of(msg), msg["value"]), msg["fn"].log_prob(msg["value"]))
-            )
-            zero = torch.zeros_like(priors)
-            if msg["is_observed"]:  # nobody chose it, so it weighs as much as the action prior gives it
-                policies = zero
-            new = {"states": leading_state(state), "actions": leading_action(msg["value"]), "mask": mask}
-            run.rows.append({**new, "log_prior": priors, "log_policy": policies, "rewards": zero, "log_factors": zero})
-            for name in head if len(run.rows) == 1 else ():
-                run.rows[0][name] = run.rows[0][name] + head[name]
-            run.discount = place["discount"]
-            states.append(state)
-            drawn_since = []
-        elif msg["is_observed"]:
-            factor = per_trajectory(scale_and_mask(log_prob_of(msg["fn"], msg["value"]), scale, msg["mask"]))
-            row["log_factors"] = row.get("log_factors", 0.0) + factor
-            mark = msg["infer"].get(REWARD)
-            if mark is not None:
-                run.temperature = mark["temperature"]
-                value = torch.as_tensor(mark["value"]).to(factor)
-                row["rewards"] = row.get("rewards", 0.0) + per_trajectory(scale_and_mask(value, 1.0, msg["mask"]))
-            elif isinstance(msg["value"], Tensor):
-                drawn_since.append(msg["value"])  # a last state that is conditioned on
-        else:
-            drawn_since.append(msg["value"])
-            if place["step"] is None:
-                run.latents[msg["name"]] = msg["value"]
-    if not run.rows:
-        raise ValueError("the program has no actions: draw them by act(name, state, prior)")
-    last = run.rows[-1]["states"]
-    for value in drawn_since:
-        if value.dtype == last.dtype and value.dim() <= most and leading_state(value).shape == last.shape:
-            run.final_state = leading_state(value)
-    run.latents = {
-        name: leading(value) for name, value in run.latents.items() if not any(value is state for state in states)
-    }
-    _drop_single_plates(run, len(batch) - 1)
-    return run
-
-
-def _drop_single_plates(run: _Run, nesting: int) -> None:
-    """Takes the program's own plates out of states and actions if there is one trajectory in them.
-
-    So it is with a process under ``pyro.condition``: a plate of one trajectory inside the plate of all.
-    """
-    inner = slice(1, 1 + nesting)
-    columns = [row[name] for row in run.rows for name in ("states", "actions")]
-    if not nesting or any(set(value.shape[inner]) != {1} or value.dim() <= nesting for value in columns):
-        return
-    for row in run.rows:
-        for name in ("states", "actions"):
-            row[name] = row[name].flatten(0, nesting)
-    if run.final_state is not None:
-        run.final_state = run.final_state.flatten(0, nesting)
-    run.latents = {
-        name: value.flatten(0, nesting) if set(value.shape[inner]) == {1} and value.dim() > nesting else value
-        for name, value in run.latents.items()
-    }
-
-
-def _spread(value: Tensor, count: int, dims: int) -> Tensor:
-    """Returns a value of one trajectory, without its plates, for ``count`` of them, in ``dims`` dimensions."""
-    return value.reshape((1,) * (dims - value.dim()) + value.shape).expand(
-        count, *(1,) * (dims - value.dim() - 1), *value.shape
-    )
-
-
-def _join(runs: list[_Run]) -> Trajectories:
-    """Returns the trajectories of several runs, the short ones filled up."""
-    longest = max(len(run.rows) for run in runs)
-    with_final = all(run.final_state is not None for run in runs)
-    columns: dict[str, list[Tensor]] = {name: [] for name in _PER_STEP}
-    for run in runs:
-        missing = longest - len(run.rows)
-        for name in _PER_STEP:
-            column = [row[name] for row in run.rows]
-            filler = column[-1] if name in ("states", "actions") else torch.zeros_like(column[-1])
-            if name == "states" and with_final:
-                filler = run.final_state  # type: ignore[assignment]
-                column.append(filler)
-            columns[name].append(torch.stack(column + [filler] * missing))
-    tables = {name: torch.cat(parts, 1) for name, parts in columns.items()}
-    latents = {
-        name: torch.cat([run.latents[name] for run in runs])
-        for name in runs[0].latents
-        if all(name in run.latents for run in runs)
-    }
-    first = runs[0]
-    return Trajectories(
-        **tables,
-        temperature=1.0 if first.temperature is None else first.temperature,
-        discount=first.discount,
-        latents=latents,
-    )
-
-
-def _is_tensor_state(msg: Any) -> bool:
-    return isinstance(msg["infer"][ACTION]["state"], Tensor)
-
-
-def _beyond(scale: Any, step_scale: Any) -> Any:
-    """Returns a site's scale without the discount of its row; 1 where that is zero."""
-    if isinstance(scale, Tensor) or isinstance(step_scale, Tensor):
-        step = torch.as_tensor(step_scale)
-        return torch.where(step > 0, torch.as_tensor(scale) / step, 1.0)
-    return scale / step_scale if step_scale > 0 else 1.0

@@ -1,6 +1,5 @@
 """Finite Markov decision processes given by tables."""
 
-import math
 from typing import Any
 
 import gymnasium
@@ -9,10 +8,26 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.nouns import Policy, takes_all_steps
-from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, log_or_minus_inf
+from rl_as_inference.processes.kernels import (
+    DenseKernel,
+    Kernel,
+    SparseKernel,
+    cumulated,
+    invert,
+    log_or_minus_inf,
+    unclamped,
+)
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
+from rl_as_inference.processes.successor_tables import (
+    as_floating,
+    check_rows,
+    sparse_reward,
+    stay_where_terminal,
+    successor_lists,
+)
 from rl_as_inference.processes.toy_text import read_toy_text
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.trajectories import Trajectories
@@ -66,7 +81,7 @@ class TabularMDP(MarkovDecisionProcess):
         action_prior: Any = None,
         terminal: Any = None,
     ) -> None:
-        transition = _tensor(transition)
+        transition = as_floating(transition)
         if transition.layout not in (torch.strided, torch.sparse_coo):
             transition = transition.to_sparse_coo()
         if transition.dim() != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
@@ -84,12 +99,13 @@ class TabularMDP(MarkovDecisionProcess):
                 f"{tuple(terminal.shape)}"
             )
         if transition.is_sparse:
-            indices, probabilities, slots = _successor_lists(transition)
-            reward = _sparse_reward(reward, transition, slots, probabilities.shape, options)
+            indices, probabilities, slots = successor_lists(transition)
+            reward = sparse_reward(reward, transition, slots, probabilities.shape, options)
         else:
             indices, probabilities = None, transition
-            reward = _tensor(reward).to(**options)
+            reward = as_floating(reward).to(**options)
         self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
+        self._tell_of_silent_rewards()
 
     @classmethod
     def from_successors(
@@ -117,7 +133,7 @@ class TabularMDP(MarkovDecisionProcess):
         Raises:
             ValueError: as the constructor does.
         """
-        probabilities = _tensor(probabilities)
+        probabilities = as_floating(probabilities)
         if probabilities.dim() != 3 or 0 in probabilities.shape:
             raise ValueError(f"probabilities must have shape (S, A, K), got {tuple(probabilities.shape)}")
         indices = torch.as_tensor(indices, device=probabilities.device)
@@ -132,17 +148,9 @@ class TabularMDP(MarkovDecisionProcess):
         if terminal is None:
             terminal = torch.zeros(num_states, dtype=torch.bool, device=probabilities.device)
         self = cls.__new__(cls)
-        self._build(
-            indices,
-            probabilities,
-            _tensor(reward).to(probabilities),
-            initial,
-            terminal,
-            action_prior,
-            horizon,
-            discount,
-            temperature,
-        )
+        reward = as_floating(reward).to(probabilities)
+        self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
+        self._tell_of_silent_rewards()
         return self
 
     def _build(
@@ -175,23 +183,23 @@ class TabularMDP(MarkovDecisionProcess):
             where = tuple(int(i) for i in (~reward.isfinite()).nonzero()[0])
             raise ValueError(f"reward must be finite; it is {float(reward[where])} at index {where}")
         options: dict[str, Any] = {"dtype": probabilities.dtype, "device": probabilities.device}
-        initial = _tensor(initial).to(**options)
+        initial = as_floating(initial).to(**options)
         if initial.shape != (num_states,):
             raise ValueError(f"initial must have shape ({num_states},), got {tuple(initial.shape)}")
         self.has_uniform_prior = action_prior is None
         if action_prior is None:
             prior = torch.full((num_states, num_actions), 1.0 / num_actions, **options)
         else:
-            prior = _tensor(action_prior).to(**options)
+            prior = as_floating(action_prior).to(**options)
             if prior.shape not in ((num_actions,), (num_states, num_actions)):
                 raise ValueError(
                     f"action_prior must have shape ({num_actions},) or ({num_states}, {num_actions}), got "
                     f"{tuple(prior.shape)}"
                 )
             prior = prior.expand(num_states, num_actions)
-        _check_rows("transition", probabilities)
-        _check_rows("initial", initial)
-        _check_rows("action_prior", prior)
+        check_rows("transition", probabilities)
+        check_rows("initial", initial)
+        check_rows("action_prior", prior)
 
         self.terminal = terminal
         self.has_terminal = bool(terminal.any())
@@ -202,6 +210,11 @@ class TabularMDP(MarkovDecisionProcess):
         # Derived once, unless a gradient is wanted: a graph can be gone through only once.
         self._kernel = None if self.has_terminal and probabilities.requires_grad else self._new_kernel()
         self._log_action_prior = None if prior.requires_grad else log_or_minus_inf(prior)
+
+    def _tell_of_silent_rewards(self) -> None:
+        if self.has_terminal and not is_deferred():
+            table, ends = self.reward_table.detach(), self.terminal
+            warn_of_silent_rewards(self.name, table[ends], table[~ends], ends.nonzero().squeeze(-1))
 
     @property
     def kernel(self) -> Kernel:
@@ -216,7 +229,7 @@ class TabularMDP(MarkovDecisionProcess):
     def _new_kernel(self) -> Kernel:
         indices, probabilities = self._given
         if self.has_terminal:
-            indices, probabilities = _stay_where_terminal(indices, probabilities, self.terminal)
+            indices, probabilities = stay_where_terminal(indices, probabilities, self.terminal)
         return DenseKernel(probabilities) if indices is None else SparseKernel(indices, probabilities)
 
     def initial(self) -> Any:
@@ -321,15 +334,13 @@ class TabularMDP(MarkovDecisionProcess):
         """
         fits = isinstance(answer, torch.distributions.Categorical) and answer.batch_shape == state.shape
         if not fits or answer._param.shape[-1] != self.num_actions:
-            answer = check_answer(answer, self.prior(state), where)
+            answer = check_answer(answer, self.prior(state), where, state.shape)
         if not isinstance(answer, torch.distributions.Categorical):
             raise ValueError(
                 f"policy must answer with a Categorical over {self.num_actions} actions, got "
                 f"{type(answer).__name__} {where}"
             )
-        # A Categorical clamps the probabilities it is given, and what is impossible would become possible.
-        given_probabilities = "probs" in answer.__dict__ and "logits" not in answer.__dict__
-        logits = log_or_minus_inf(answer.probs) if given_probabilities else answer.logits
+        logits = unclamped(answer).logits
         if not holds(~logits.detach().isnan()):
             raise ValueError(f"policy gives NaN as a log probability {where}; check its parameters")
         return logits
@@ -341,9 +352,6 @@ class TabularMDP(MarkovDecisionProcess):
     def learns_dynamics(self) -> bool:
         wanted = self.kernel.probabilities.requires_grad or self.initial_probabilities.requires_grad
         return torch.is_grad_enabled() and wanted
-
-    def _like(self, state: Tensor) -> Tensor:
-        return self.initial_probabilities
 
     def replace(self, **changes: Any) -> "TabularMDP":
         """Returns a copy with other ``horizon, discount, temperature, action_prior`` or ``reward`` (same shape).
@@ -357,39 +365,32 @@ class TabularMDP(MarkovDecisionProcess):
                 f"replace: cannot replace {sorted(unknown)}; it takes horizon, discount, temperature, "
                 f"reward, action_prior"
             )
-        other = TabularMDP.__new__(TabularMDP)
-        other._build(
+        return self._copied(
             *self._given,
             changes.get("reward", self.reward_table),
             self.initial_probabilities,
-            self.terminal,
             changes.get("action_prior", None if self.has_uniform_prior else self.action_prior),
             changes.get("horizon", self.horizon),
             changes.get("discount", self.discount),
             changes.get("temperature", self.temperature),
         )
-        other.name, other.layout = self.name, self.layout
-        return other
 
     def to(self, dtype: torch.dtype) -> "TabularMDP":
-        """Returns a copy with tables of another floating type, whose rows sum to one in that type."""
+        """Returns the process in a floating type, in which its rows sum to one; itself if that is its own."""
+        if dtype == self._like_dtype:
+            return self
         indices, probabilities = self._given
         probabilities, initial, prior = (
             rows / rows.sum(-1, keepdim=True)
             for rows in (x.to(dtype) for x in (probabilities, self.initial_probabilities, self.action_prior))
         )
+        reward, own_prior = self.reward_table.to(dtype), None if self.has_uniform_prior else prior
+        unchanged = self.horizon, self.discount, self.temperature
+        return self._copied(indices, probabilities, reward, initial, own_prior, *unchanged)
+
+    def _copied(self, indices: Any, probabilities: Tensor, reward: Tensor, initial: Tensor, *rest: Any) -> "TabularMDP":
         other = TabularMDP.__new__(TabularMDP)
-        other._build(
-            indices,
-            probabilities,
-            self.reward_table.to(dtype),
-            initial,
-            self.terminal,
-            None if self.has_uniform_prior else prior,
-            self.horizon,
-            self.discount,
-            self.temperature,
-        )
+        other._build(indices, probabilities, reward, initial, self.terminal, *rest)
         other.name, other.layout = self.name, self.layout
         return other
 
@@ -435,103 +436,9 @@ class TabularMDP(MarkovDecisionProcess):
         }
         successors = torch.as_tensor(table.indices, device=device)
         if num_states * num_actions * num_states <= _DENSE_LIMIT:
-            transition, reward = _densify(successors, tensors[0], tensors[1])
-            mdp = cls(transition, reward, tensors[2], **options)
+            rows = SparseKernel(successors, tensors[0])
+            mdp = cls(rows.dense(), rows.dense_table(tensors[1]), tensors[2], **options)
         else:
             mdp = cls.from_successors(successors, *tensors, **options)
         mdp.name, mdp.layout = env_id, table.layout
         return mdp
-
-
-def _tensor(value: Any) -> Tensor:
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-
-
-def _check_rows(name: str, probabilities: Tensor) -> None:
-    """Raises ValueError unless every row is a distribution."""
-    values = probabilities.detach()
-    if not holds(values >= 0):  # also false for NaN
-        where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
-        raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
-    sums = values.sum(-1)
-    tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
-    wrong = (sums - 1).abs() > tolerance
-    if not holds(~wrong):
-        where = tuple(int(i) for i in wrong.nonzero()[0])
-        row = f"row {where} sums" if where else "it sums"
-        raise ValueError(
-            f"{name} must have rows that sum to one; {row} to {float(sums[where]):.6g}; divide by the row sums"
-        )
-
-
-def _stay_where_terminal(
-    indices: Tensor | None, probabilities: Tensor, terminal: Tensor
-) -> tuple[Tensor | None, Tensor]:
-    states = torch.arange(len(terminal), device=terminal.device)
-    here = terminal[:, None, None]
-    if indices is None:
-        stay = torch.eye(len(terminal), dtype=probabilities.dtype, device=terminal.device)[:, None, :]
-        return None, torch.where(here, stay, probabilities)
-    first = torch.zeros_like(probabilities)
-    first[..., 0] = 1.0
-    return torch.where(here, states[:, None, None], indices), torch.where(here, first, probabilities)
-
-
-def _successor_lists(transition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns indices and probabilities ``(S, A, K)`` of a sparse transition, and each entry's slot."""
-    transition = transition.coalesce()
-    num_states, num_actions, _ = transition.shape
-    entries, values = transition.indices(), transition.values()
-    row = entries[0] * num_actions + entries[1]
-    counts = torch.bincount(row, minlength=num_states * num_actions)
-    if int(counts.min()) == 0:
-        empty = int(counts.argmin())
-        raise ValueError(
-            f"transition must have rows that sum to one; row ({empty // num_actions}, {empty % num_actions}) "
-            f"has no entries"
-        )
-    most = int(counts.max())
-    starts = counts.cumsum(0) - counts
-    slot = row * most + (torch.arange(len(row), device=row.device) - starts[row])
-    indices = entries[2].new_zeros(num_states * num_actions * most).index_copy(0, slot, entries[2])
-    probabilities = values.new_zeros(len(indices)).index_copy(0, slot, values)
-    shape = (num_states, num_actions, most)
-    return indices.view(shape), probabilities.view(shape), slot
-
-
-def _sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, options: Any) -> Tensor:
-    transition = transition.coalesce()
-    flat = transition.values().new_zeros(math.prod(shape))
-    if not (isinstance(reward, Tensor) and reward.is_sparse):
-        reward = _tensor(reward).to(**options)
-        if reward.shape == transition.shape:
-            return flat.index_copy(0, slots, reward[tuple(transition.indices())]).view(shape)
-        if reward.dim() != 2:
-            raise ValueError(f"reward must be (S, A) or (S, A, S), dense or sparse, got {tuple(reward.shape)}")
-        return reward
-    if reward.shape != transition.shape:
-        raise ValueError(
-            f"reward must have the shape of transition, {tuple(transition.shape)}, got {tuple(reward.shape)}"
-        )
-    # Entries that reward does not have are 0; those where nothing can happen are dropped.
-    reward = reward.coalesce().to(**options)
-    wanted, had = (_keys(sparse) for sparse in (transition, reward))
-    values = torch.cat([reward.values(), flat[:1]])
-    place = torch.searchsorted(had, wanted).clamp(max=max(len(had) - 1, 0))
-    found = had[place] == wanted if len(had) else torch.zeros_like(wanted, dtype=torch.bool)
-    return flat.index_copy(0, slots, values[torch.where(found, place, len(had))]).view(shape)
-
-
-def _keys(sparse: Tensor) -> Tensor:
-    """Returns one ascending integer for each entry of a coalesced ``(S, A, S)`` tensor."""
-    state, action, after = sparse.indices()
-    return (state * sparse.shape[1] + action) * sparse.shape[2] + after
-
-
-def _densify(indices: Tensor, probabilities: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the dense tables of successors that are distinct within each row."""
-    num_states, num_actions, _ = probabilities.shape
-    empty = probabilities.new_zeros(num_states, num_actions, num_states)
-    # Slots that fill up a row have probability and reward 0, so adding them changes nothing.
-    return empty.scatter_add(2, indices, probabilities), empty.scatter_add(2, indices, rewards)

@@ -16,6 +16,8 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
+from rl_as_inference.randomness import RandomStream, seeded
+from rl_as_inference.spaces import first_of
 
 __all__ = ["ProcessEnv", "ProcessVectorEnv", "to_gymnasium", "to_gymnasium_vector"]
 
@@ -80,7 +82,7 @@ class ProcessEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns the first observation and no information; a seed starts the draws anew."""
         super().reset(seed=seed)
-        if seed is not None or not self._stepper.seeded:
+        if seed is not None or self._stepper.random is None:
             self._stepper.seed(self.np_random)
         self._stepper.start()
         return self._observation(self._stepper.states), {}
@@ -91,7 +93,7 @@ class ProcessEnv(gymnasium.Env[Any, Any]):
         return self._observation(final), float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def _observation(self, states: Tensor) -> Any:
-        first = _numpy(states, self.observation_space)[0]
+        first = self._stepper.observations(states)[0]
         return first if isinstance(self.observation_space, gymnasium.spaces.Box) else np.int64(first)
 
 
@@ -113,10 +115,10 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns the first observations and no information; a seed starts the draws anew."""
         super().reset(seed=seed)
-        if seed is not None or not self._stepper.seeded:
+        if seed is not None or self._stepper.random is None:
             self._stepper.seed(self.np_random)
         self._stepper.start()
-        return _numpy(self._stepper.states, self.single_observation_space), {}
+        return self._stepper.observations(self._stepper.states), {}
 
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Returns what Gymnasium's ``step`` does, in its mode ``SAME_STEP``."""
@@ -126,10 +128,10 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         final, rewards, terminated, truncated = self._stepper.step(actions)
         ended = terminated | truncated
         if not ended.any():
-            return _numpy(final, self.single_observation_space), rewards, terminated, truncated, {}
+            return self._stepper.observations(final), rewards, terminated, truncated, {}
         self._stepper.start(ended)
-        info = {"final_obs": _numpy(final, self.single_observation_space), "_final_obs": ended}
-        return _numpy(self._stepper.states, self.single_observation_space), rewards, terminated, truncated, info
+        info = {"final_obs": self._stepper.observations(final), "_final_obs": ended}
+        return self._stepper.observations(self._stepper.states), rewards, terminated, truncated, info
 
     def snapshot(self) -> dict[str, Array]:
         """Returns states, times and the state of the generator, from which :meth:`restore` goes on exactly."""
@@ -137,7 +139,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         return {
             "process_states": stepper.states.cpu().numpy().copy(),
             "process_times": stepper.times.copy(),
-            "process_generator": stepper.generator_state.numpy().copy(),
+            "process_generator": self._stream().states[-1].numpy().copy(),
         }
 
     def restore(self, arrays: dict[str, Array]) -> None:
@@ -154,67 +156,56 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         stepper = self._stepper
         stepper.states = torch.tensor(arrays["process_states"], device=stepper.device)
         stepper.times = np.array(arrays["process_times"])
-        stepper.generator_state = torch.tensor(arrays["process_generator"])
+        stream = self._stream()
+        stream.states = [*stream.states[:-1], torch.tensor(arrays["process_generator"])]
+
+    def _stream(self) -> RandomStream:
+        """Returns the random numbers of the episodes; before the first reset, of a seed that will be replaced."""
+        if self._stepper.random is None:
+            self._stepper.seed(np.random.default_rng(0))
+        assert self._stepper.random is not None
+        return self._stepper.random
 
 
 class _Stepper:
-    """A batch of running episodes of a process, with a random generator of its own.
-
-    ``torch.distributions`` draw from the global generator alone, so its state is exchanged for the
-    time of a draw.
-    """
+    """A batch of running episodes of a process, with random numbers of its own; integers count from 0."""
 
     def __init__(self, process: MarkovDecisionProcess, count: int) -> None:
         _check_process(process)
         self.process, self.count = process, count
         self.states = torch.empty(0)
         self.times = np.zeros(count, np.int64)
-        self.generator_state = torch.empty(0, dtype=torch.uint8)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
-            example = process.initial().sample()
+        with seeded(0), torch.no_grad():
+            example = process.begin(1)
         self.device: torch.device = example.device
-        space = process.action_space
-        discrete = isinstance(space, gymnasium.spaces.Discrete)
+        self.random: RandomStream | None = None
+        self.first_state, self.first_action = first_of(process.state_space), first_of(process.action_space)
         # Actions of a process are of its own precision, whatever its action space is declared in.
-        self._action_dtype = (
-            torch.long if discrete else example.dtype if example.is_floating_point() else torch.get_default_dtype()
-        )
-
-    @property
-    def seeded(self) -> bool:
-        return bool(self.generator_state.numel())
+        self._action_dtype = torch.get_default_dtype()
+        if isinstance(process.action_space, gymnasium.spaces.Discrete):
+            self._action_dtype = torch.long
+        elif example.is_floating_point():
+            self._action_dtype = example.dtype
 
     def seed(self, generator: np.random.Generator) -> None:
-        own = torch.Generator(self.device).manual_seed(int(generator.integers(2**62)))
-        self.generator_state = own.get_state()
+        self.random = RandomStream(int(generator.integers(2**62)), self.device)
 
     @contextlib.contextmanager
     def _own_draws(self) -> Iterator[None]:
-        on_cpu = self.device.type == "cpu"
-        exchange: tuple[Callable[..., Any], Callable[..., Any]] = (
-            (torch.get_rng_state, torch.set_rng_state)
-            if on_cpu
-            else (
-                lambda: torch.cuda.get_rng_state(self.device),
-                lambda state: torch.cuda.set_rng_state(state, self.device),
-            )
-        )
-        get, put = exchange
-        with torch.random.fork_rng(devices=[] if on_cpu else [self.device]), torch.no_grad(), unvalidated():
-            put(self.generator_state)
+        assert self.random is not None
+        with self.random, torch.no_grad(), unvalidated():
             yield
-            self.generator_state = get()
 
     def start(self, which: Array | None = None) -> None:
         """Starts new episodes, all or ``which`` (a mask)."""
         if which is None:
             with self._own_draws():
-                self.states = self.process.initial().expand([self.count]).sample()
+                self.states = self.process.begin(self.count)
             self.times[:] = 0
             return
         index = torch.as_tensor(np.flatnonzero(which), device=self.device)
         with self._own_draws():
-            fresh = self.process.initial().expand([len(index)]).sample()
+            fresh = self.process.begin(len(index))
         self.states = self.states.index_copy(0, index, fresh)
         self.times[which] = 0
 
@@ -222,27 +213,23 @@ class _Stepper:
         """Returns the states reached, the rewards, and which episodes terminated and were truncated."""
         if not len(self.states):
             raise ValueError("step() before reset(): reset() the environment first")
-        process, states = self.process, self.states
-        action = torch.as_tensor(actions, dtype=self._action_dtype, device=self.device)
+        action = torch.as_tensor(actions - self.first_action, dtype=self._action_dtype, device=self.device)
         with self._own_draws():
-            reached = process.next_state(states, action)
-            earned = process.reward(states, action, reached)
-            rewards = process._checked_reward(earned, self.count, states, int(self.times.max()))
-            # An episode may begin in a terminal state, which Gymnasium can only hear about now.
-            before, after = process.terminated(states), process.terminated(reached)
-            if before is not None:
-                ended = torch.as_tensor(before, device=self.device).expand(self.count)
-                stays = ended.reshape(-1, *(1,) * (states.dim() - 1))
-                reached = torch.where(stays, states, reached)
-                rewards = torch.where(ended, 0.0, rewards)
-                after = ended if after is None else ended | torch.as_tensor(after, device=self.device)
-        self.states = reached
+            step = self.process.advance(self.states, action, int(self.times.max()))
+            after = self.process.has_ended(step.next_state)
+        self.states = step.next_state
         self.times += 1
-        terminated = np.zeros(self.count, bool)
+        # An episode may begin in a terminal state, which Gymnasium can only hear about now.
+        terminated = np.zeros(self.count, bool) if step.alive is None else ~step.alive.cpu().numpy()
         if after is not None:
-            terminated |= after.cpu().numpy()
-        truncated = np.zeros(self.count, bool) if process.horizon is None else self.times >= process.horizon
-        return reached, rewards.cpu().numpy().astype(np.float64), terminated, truncated
+            terminated = terminated | after.cpu().numpy()
+        horizon = self.process.horizon
+        truncated = np.zeros(self.count, bool) if horizon is None else self.times >= horizon
+        return self.states, step.reward.cpu().numpy().astype(np.float64), terminated, truncated
+
+    def observations(self, states: Tensor) -> Array:
+        """Returns states as observations of the process's space, in memory of their own."""
+        return np.array(states.cpu().numpy() + self.first_state, dtype=self.process.state_space.dtype)
 
 
 def _check_process(process: Any) -> None:
@@ -261,8 +248,3 @@ def _spec(process: MarkovDecisionProcess, kind: Callable[..., Any]) -> EnvSpec:
     """Returns a spec that makes the environment again; it is in nobody's registry."""
     identity = re.sub(r"[^\w:.-]+", "_", process.name).strip("_") or "process"
     return EnvSpec(identity, entry_point=lambda **kwargs: kind(process, **kwargs))
-
-
-def _numpy(states: Tensor, space: gymnasium.Space[Any]) -> Array:
-    """Returns states as observations of a space, in memory of their own."""
-    return np.array(states.cpu().numpy(), dtype=space.dtype)

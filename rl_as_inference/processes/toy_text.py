@@ -10,6 +10,13 @@ __all__ = ["ToyText", "read_toy_text"]
 Array = np.ndarray[Any, Any]
 
 
+Table = dict[int, dict[int, dict[int, tuple[float, float, bool]]]]
+"""``table[state][action][successor]``: probability, reward, whether it ends."""
+
+_EPISODES, _EPISODE_STEPS, _GOALS = 300, 60, 30
+"""How an environment is held to its table."""
+
+
 class ToyText(NamedTuple):
     """An environment's tables, ``K`` distinct successors a state and action at most."""
 
@@ -30,9 +37,13 @@ class ToyText(NamedTuple):
 def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
     """Returns the tables of an environment that has them as ``P`` and ``initial_state_distrib``.
 
+    The tables are held to the environment itself, which is stepped (always alike, and by random numbers of its own):
+    an option may act in ``step()`` and not in ``P``, as Taxi's ``fickle_passenger`` does. What acts in one episode of
+    50 is missed by a run in 400, and what changes no more than how often things happen is not looked for.
+
     Raises:
-        ValueError: if Gymnasium cannot make it, it has no tables, or its rewards and endings are not
-            functions of state, action and successor.
+        ValueError: if Gymnasium cannot make it, it has no tables, its rewards and endings are not
+            functions of state, action and successor, or it does what its tables do not say.
     """
     try:
         env = gymnasium.make(env_id, **make_kwargs).unwrapped
@@ -45,7 +56,7 @@ def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
             f"TabularMDP reads FrozenLake, CliffWalking, Taxi and their like"
         )
     num_states, num_actions = len(table), len(table[0])
-    table = {s: {a: _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}
+    table = {int(s): {int(a): _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}
     most = max(len(outcomes) for row in table.values() for outcomes in row.values())
     indices = np.zeros((num_states, num_actions, most), dtype=np.int64)
     probabilities = np.zeros((num_states, num_actions, most))
@@ -55,7 +66,76 @@ def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
             for k, (after, (probability, value, _)) in enumerate(outcomes.items()):
                 indices[s, a, k], probabilities[s, a, k], rewards[s, a, k] = after, probability, value
     ends = _terminal_states(env_id, table, np.asarray(start))
+    _hold_to_table(env, table, np.asarray(start), f"{env_id!r}", make_kwargs)
     return ToyText(indices, probabilities, rewards, np.asarray(start), ends, _layout(env, np.asarray(start), ends))
+
+
+def _hold_to_table(env: Any, table: Table, start: Array, name: str, options: dict[str, Any]) -> None:
+    """Raises ValueError if the environment does what its table gives probability 0.
+
+    Episodes go from one state drawn at random to the next by shortest ways in the table, so that a passenger is picked
+    up and a goal is reached in most of them, as a random walk hardly ever does.
+    """
+    rng = np.random.default_rng(0)
+    visited = _visited(table, start)
+    ways = [_ways_to(int(goal), table) for goal in rng.choice(visited, size=min(_GOALS, len(visited)), replace=False)]
+    blame = f" (options {options})" if options else ""
+    for episode in range(_EPISODES):
+        state = int(env.reset(seed=episode)[0])
+        if start[state] == 0:
+            raise ValueError(
+                f"env_id: {name} starts in state {state}, which its table gives probability 0{blame}; leave out the "
+                f"option that does it, or give the tables by hand"
+            )
+        way = ways[rng.integers(len(ways))]
+        for _ in range(_EPISODE_STEPS):
+            if state not in way or rng.random() < 0.1:  # reached, or out of reach
+                way = ways[rng.integers(len(ways))]
+            action = way.get(state, int(rng.integers(len(table[state]))))
+            after, reward, ended, _, _ = env.step(action)
+            row = table[state][action]
+            if int(after) not in row or row[int(after)][1:] != (float(reward), bool(ended)):
+                said = row.get(int(after))
+                what = "probability 0" if said is None else f"reward {said[1]:g} and {'an' if said[2] else 'no'} ending"
+                raise ValueError(
+                    f"env_id: {name}{blame} went from state {state} by action {action} to {int(after)} with reward "
+                    f"{float(reward):g} and {'an' if ended else 'no'} ending, which its table gives {what}: something "
+                    f"acts in step() that the table does not hold; leave out the option that does it, or learn in "
+                    f"the environment itself (SoftQLearning, GymnasiumProcess)"
+                )
+            if ended:
+                break
+            state = int(after)
+
+
+def _visited(table: Table, start: Array) -> list[int]:
+    """Returns the states that episodes pass through, in order."""
+    visited = frontier = {int(s) for s in np.flatnonzero(start > 0)}
+    while frontier:
+        reached = {t for s in frontier for row in table[s].values() for t, (_, _, ended) in row.items() if not ended}
+        frontier = reached - visited
+        visited = visited | frontier
+    return sorted(visited)
+
+
+def _ways_to(goal: int, table: Table) -> dict[int, int]:
+    """Returns an action of a shortest way to the goal for each state that has one."""
+    before: dict[int, list[tuple[int, int]]] = {}
+    for s, row in table.items():
+        for a, outcomes in row.items():
+            for after in outcomes:
+                before.setdefault(after, []).append((s, a))
+    ways: dict[int, int] = {}
+    frontier = [goal]
+    while frontier:
+        reached = []
+        for state in frontier:
+            for s, a in before.get(state, ()):
+                if s != goal and s not in ways:
+                    ways[s] = a
+                    reached.append(s)
+        frontier = reached
+    return ways
 
 
 def _layout(env: Any, start: Array, ends: Array) -> Array | None:

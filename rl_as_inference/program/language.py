@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor
 
-from rl_as_inference.program.sites import ACTION, REWARD, STEP, is_reward
+from rl_as_inference.program.sites import ACTION, REWARD, STEP, both, is_reward
 
 __all__ = ["Rendering", "act", "reward", "steps", "terminate"]
 
@@ -206,7 +206,7 @@ class _StepScope(Messenger):
     def alive(self) -> Tensor | None:
         """Which trajectories still earn and act; None where all do."""
         standing = None if self.ended is None else ~self.ended
-        return standing if self.coin is None else _both(self.coin.bool(), standing)
+        return standing if self.coin is None else both(self.coin.bool(), standing)
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = msg["scale"] * self.scale
@@ -215,17 +215,11 @@ class _StepScope(Messenger):
         outermost = {"step": self.step, "discount": discount, "scale": 1.0, "alive": None}
         mark = msg["infer"].setdefault(STEP, outermost)
         mark["scale"] = mark["scale"] * self.scale
-        mark["alive"] = _both(mark["alive"], self.alive())
+        mark["alive"] = both(mark["alive"], self.alive())
         if is_reward(msg):
-            msg["mask"] = _both(msg["mask"], self.alive())
+            msg["mask"] = both(msg["mask"], self.alive())
 
     def _pyro_rlai_terminate(self, msg: Any) -> None:
         done, absorbing = msg["args"]
         self.ended = done if absorbing or self.ended is None else self.ended | done
         msg["stop"] = True
-
-
-def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first & second

@@ -127,11 +127,17 @@ class Follow(Messenger):
         msg["fn"] = proposal
 
 
-def check_answer(answer: Any, prior: Any, where: str) -> Any:
+def check_answer(answer: Any, prior: Any, where: str, batch: torch.Size | None = None) -> Any:
     """Returns a policy's answer with the batch shape of the action prior.
 
+    Args:
+        answer: what the policy returned.
+        prior: the action prior there.
+        where: for messages.
+        batch: what the batch shape must be; None where the answer may have more dimensions than the prior.
+
     Raises:
-        ValueError: if it is not a distribution, or over other actions than the prior's.
+        ValueError: if it is not a distribution, over other actions than the prior's, or has another batch shape.
     """
     if not isinstance(answer, torch.distributions.Distribution):
         raise ValueError(f"policy must return a distribution; {where} it returned {type(answer).__name__}")
@@ -150,11 +156,14 @@ def check_answer(answer: Any, prior: Any, where: str) -> Any:
         return answer
     try:
         shape = torch.broadcast_shapes(answer.batch_shape, prior.batch_shape)
+        fits = batch is None or shape == batch
     except RuntimeError:
+        fits = False
+    if not fits:
         raise ValueError(
             f"policy's batch_shape {tuple(answer.batch_shape)} does not fit the action prior's "
             f"{tuple(prior.batch_shape)} {where}; answer with one distribution a state"
-        ) from None
+        )
     return answer.expand(shape)
 
 

@@ -6,7 +6,7 @@ inference ignores it.
 
 from typing import Any
 
-__all__ = ["ACTION", "CONDITION", "REWARD", "STEP", "is_action", "is_reward", "step_of"]
+__all__ = ["ACTION", "CONDITION", "FIRST", "REWARD", "STEP", "both", "is_action", "is_reward", "step_of"]
 
 ACTION = "rlai_action"
 """Marks an action site; holds ``{"state": what the policy may look at}``."""
@@ -18,10 +18,20 @@ REWARD = "rlai_reward"
 CONDITION = "rlai_condition"
 """Marks a factor that is a condition on the whole trajectory; holds the value that was asked for."""
 
+FIRST = "rlai_first"
+"""Marks a state site; holds the integer that its space starts with, which readers take off."""
+
 STEP = "rlai_step"
 """Marks every site inside :func:`rl_as_inference.steps`; see :func:`step_of`."""
 
 _OUTSIDE: dict[str, Any] = {"step": None, "discount": 1.0, "scale": 1.0, "alive": None}
+
+
+def both(first: Any, second: Any) -> Any:
+    """Returns where two masks are both true; None is a mask that is true everywhere."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
 
 
 def is_action(site: Any) -> bool:

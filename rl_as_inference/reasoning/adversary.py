@@ -30,8 +30,9 @@ def worst_dynamics(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float
 
     With ``tilt`` the policy's information, times this, is taken off the reward: what the worst reward of budget 0 does.
     """
-    dense, reward = _dense(mdp)
+    dense = mdp.kernel.dense()
     by_successor = mdp.reward_table.dim() == 3
+    reward = mdp.kernel.dense_table(mdp.reward_table) if by_successor else mdp.reward_table[..., None].expand_as(dense)
     expected = mdp.expected_reward()
     visits = weight.sum(0)
     possible = dense > 0
@@ -113,20 +114,6 @@ def worst_dynamics(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float
     )
     perturbed.name, perturbed.layout = mdp.name, mdp.layout
     return Attack(perturbed, float(cost(best[1])), best[2], relaxed)
-
-
-def _dense(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
-    """Returns ``p(s'|s,a)`` and ``r(s,a,s')``, ``(S, A, S)``."""
-    states = torch.arange(mdp.num_states, device=mdp.terminal.device)[:, None]
-    grid = torch.broadcast_tensors(states, torch.arange(mdp.num_actions, device=mdp.terminal.device))
-    indices, probabilities = mdp.kernel.successors(*grid)
-    empty = probabilities.new_zeros(mdp.num_states, mdp.num_actions, mdp.num_states)
-    dense = empty.scatter_add(2, indices, probabilities)
-    if mdp.reward_table.dim() == 2:
-        return dense, mdp.reward_table[..., None].expand_as(empty)
-    if mdp.reward_table.shape == empty.shape and indices.shape == empty.shape:
-        return dense, mdp.reward_table
-    return dense, empty.scatter_add(2, indices, torch.where(probabilities > 0, mdp.reward_table, 0.0))
 
 
 def _within(log_kernel: Tensor, dense: Tensor, cost: Callable[[Tensor], Tensor], budget: float) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import all_hold, deferred
-from rl_as_inference.reasoning.recorded import recorded
 from rl_as_inference.reasoning.unknowns import Unknowns
+from rl_as_inference.tracing import traced
 
 __all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row"]
 
@@ -119,7 +119,7 @@ def _tried(unknowns: Unknowns, answers: Batched, single: Batched, examples: Tens
 
     if unknowns.num_entries * examples.shape[1] > _ENTRY_LIMIT:
         return None
-    for make in (recorded, _as_it_is)[unknowns.num_backups > _RECORD_LIMIT :]:
+    for make in (_recorded, _as_it_is)[unknowns.num_backups > _RECORD_LIMIT :]:
         try:
             quick = make(answers, examples[0])
             *found, passed = quick(examples[1])
@@ -131,6 +131,18 @@ def _tried(unknowns: Unknowns, answers: Batched, single: Batched, examples: Tens
         ):
             return filled
     return None
+
+
+def _recorded(function: Batched, example: Tensor) -> Batched:
+    with torch.no_grad():
+        graph = traced(function, [example])
+
+    def replay(u: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            answer: tuple[Tensor, ...] = graph(u)
+        return answer
+
+    return replay
 
 
 def _as_it_is(function: Batched, example: Tensor) -> Batched:

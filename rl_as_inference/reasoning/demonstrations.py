@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference import exact
 from rl_as_inference.exact.tabular import log_policy_table
-from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.nouns import DemonstrationsLike, ExactPolicy
+from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["Demonstrations", "dense_transition", "read_demonstrations"]
+__all__ = ["Demonstrations", "read_demonstrations"]
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,38 @@ class Demonstrations:
         """Returns the demonstrations on a device."""
         return Demonstrations(self.states.to(device), self.actions.to(device), self.mask.to(device))
 
-    def check(self, process: Any) -> None:
+    def check(self, process: MarkovDecisionProcess) -> None:
         """Raises ValueError where the demonstrations are not of ``process``."""
-        steps = len(self.mask)
-        if process.horizon is not None and steps > process.horizon:
-            raise ValueError(
-                f"demonstrations have up to {steps} steps, and the family's process has a horizon of "
-                f"{process.horizon}; set its horizon to {steps} or more"
-            )
-        if not isinstance(process, TabularMDP):
+        if isinstance(process, TabularMDP):
+            self._check_finite(process)
+        else:
             self._check_continuous(process)
+        steps, horizon = len(self.mask), process.horizon
+        if horizon is None or steps <= horizon:
             return
+        ended = self._ended(process)
+        over = ended.cummax(0).values
+        wrong = self.mask[horizon:] & (~over[horizon:-1] | (self.state_seen[horizon + 1 :] & ~ended[horizon + 1 :]))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"demonstrations have up to {steps} steps, and the family's process has a horizon of {horizon}; set "
+                f"its horizon to {steps} or more, or cut them: past the horizon they may only stay in a terminal state"
+            )
+
+    def within(self, process: MarkovDecisionProcess) -> "Demonstrations":
+        """Returns the demonstrations without what follows the horizon of a process that they are of."""
+        horizon = process.horizon
+        if horizon is None or len(self.mask) <= horizon:
+            return self
+        return Demonstrations(self.states[: horizon + 1], self.actions[:horizon], self.mask[:horizon])
+
+    def _ended(self, process: MarkovDecisionProcess) -> Tensor:
+        """Returns which states were seen and are terminal, ``(T+1, N)`` bool: no action is taken there."""
+        states = torch.where(_as_wide(self.state_seen, self.states), self.states, torch.zeros_like(self.states))
+        ended = process.terminated(states)
+        return torch.zeros_like(self.state_seen) if ended is None else ended & self.state_seen
+
+    def _check_finite(self, process: TabularMDP) -> None:
         for name, values, seen, size in (
             ("state", self.states, self.state_seen, process.num_states),
             ("action", self.actions, self.action_seen, process.num_actions),
@@ -93,7 +116,7 @@ class Demonstrations:
                     f"outside 0 … {size - 1}; -1 stands for what was not seen"
                 )
 
-    def refuted(self, process: Any) -> str | None:
+    def refuted(self, process: MarkovDecisionProcess) -> str | None:
         """Returns what the demonstrations do that a finite process cannot; None where there is nothing."""
         if not isinstance(process, TabularMDP):
             return None
@@ -111,10 +134,13 @@ class Demonstrations:
             )
         return None
 
-    def _check_continuous(self, process: Any) -> None:
-        sizes = [getattr(process, f"{name}_space").shape for name in ("state", "action")]
-        for name, values, shape in zip(("state", "action"), (self.states, self.actions), sizes, strict=True):
-            if not values.is_floating_point() or tuple(values.shape[2:]) != tuple(shape):
+    def _check_continuous(self, process: MarkovDecisionProcess) -> None:
+        for name, values, space in (
+            ("state", self.states, process.state_space),
+            ("action", self.actions, process.action_space),
+        ):
+            shape = tuple(space.shape or ())
+            if not values.is_floating_point() or tuple(values.shape[2:]) != shape:
                 raise ValueError(
                     f"demonstrations: {name}s must be floating and of shape (time, demonstration, "
                     f"{', '.join(map(str, shape))}), got {values.dtype} of shape {tuple(values.shape)}"
@@ -127,25 +153,37 @@ class Demonstrations:
                 f"in finite processes only; leave the step's action out too (NaN)"
             )
 
-    def log_probabilities(self, process: Any, policy: Any) -> Tensor:
+    def log_probabilities(self, process: MarkovDecisionProcess, policy: ExactPolicy) -> Tensor:
         """Returns the log probabilities of what was seen, in nats: see :meth:`weights` for the order.
 
         Of a finite process, those of ``cells`` and then those of each demonstration with something
-        unseen; of a continuous one, those of each action seen.
+        unseen; of a continuous one, those of each action seen. In a terminal state that was seen no action is taken,
+        and one written down there, as padding is, has probability one.
+
+        Raises:
+            ValueError: if the policy does not answer for states of the process.
         """
         if not isinstance(process, TabularMDP):
             t, n = self.action_seen.nonzero(as_tuple=True)
-            if isinstance(process, LinearGaussianMDP) and hasattr(policy, "gain"):
+            if isinstance(policy, exact.LinearGaussianPlan):
                 return torch.as_tensor(policy(self.states[t, n], t).log_prob(self.actions[t, n]))
+            if isinstance(policy, Tensor) or not callable(policy):
+                raise ValueError(
+                    f"family: the policy beside a {type(process).__name__} must be a callable (state, t) -> "
+                    f"Distribution, got {type(policy).__name__}"
+                )
             parts = [
                 policy(self.states[step][seen], step).log_prob(self.actions[step][seen])
                 for step, seen in enumerate(self.action_seen)
                 if bool(seen.any())
             ]
-            return torch.cat([part.sum(-1) if part.dim() > 1 else part for part in parts])
+            logs = torch.cat([part.sum(-1) if part.dim() > 1 else part for part in parts])
+            return torch.where(self._ended(process)[t, n], 0.0, logs)
         table = log_policy_table(process, policy)
         cells, _ = self.cells
         seen = table[cells[:, 1], cells[:, 2]] if table.dim() == 2 else table[cells[:, 0], cells[:, 1], cells[:, 2]]
+        if process.has_terminal:
+            seen = torch.where(process.terminal[cells[:, 1]], 0.0, seen)
         if bool(self.complete.all()):
             return seen
         return torch.cat([seen, self._forward(process, table)])
@@ -174,7 +212,7 @@ class Demonstrations:
         partial = ~self.complete
         states, actions, mask = self.states[:, partial], self.actions[:, partial], self.mask[:, partial]
         seen_s, seen_a = self.state_seen[:, partial], self.action_seen[:, partial]
-        moves = dense_transition(process).flatten(0, 1)
+        moves = process.kernel.dense().flatten(0, 1)
 
         def only(which: Tensor, seen: Tensor, size: int) -> Tensor:
             marks = torch.nn.functional.one_hot(which.clamp(min=0), size).to(moves)
@@ -186,8 +224,12 @@ class Demonstrations:
         total = belief.new_zeros(len(belief))
         for t in range(len(actions)):
             policy = (table if table.dim() == 2 else table[t]).exp()
-            flow = belief[:, :, None] * policy * only(actions[t], seen_a[t], process.num_actions)[:, None]
-            after = flow.flatten(1) @ moves * only(states[t + 1], seen_s[t + 1], process.num_states)
+            acts = policy * only(actions[t], seen_a[t], process.num_actions)[:, None]
+            ended = process.terminal & seen_s[t][:, None]
+            acts = torch.where(ended[..., None], 1 / process.num_actions, acts)
+            after = (
+                (belief[:, :, None] * acts).flatten(1) @ moves * only(states[t + 1], seen_s[t + 1], process.num_states)
+            )
             after = torch.where(mask[t][:, None], after, belief)
             size = after.sum(-1)
             total = total + torch.where(size > 0, size, 1.0).log() + torch.where(size > 0, 0.0, -torch.inf)
@@ -195,17 +237,7 @@ class Demonstrations:
         return total
 
 
-def dense_transition(mdp: TabularMDP) -> Tensor:
-    """Returns ``p(s'|s,a)``, ``(S, A, S)``, in which nothing leaves a terminal state."""
-    device = mdp.terminal.device
-    everywhere = torch.arange(mdp.num_states, device=device)
-    states, actions = torch.broadcast_tensors(everywhere[:, None], torch.arange(mdp.num_actions, device=device))
-    indices, probabilities = mdp.kernel.successors(states, actions)
-    table = probabilities.new_zeros(mdp.num_states, mdp.num_actions, mdp.num_states)
-    return table.scatter_add(-1, indices, probabilities)
-
-
-def read_demonstrations(given: Any) -> Demonstrations:
+def read_demonstrations(given: DemonstrationsLike) -> Demonstrations:
     """Returns demonstrations given in any of the forms of :func:`infer_agent`, on the host.
 
     Raises:
@@ -259,6 +291,10 @@ def _checked(read: Demonstrations) -> Demonstrations:
     if not bool(read.action_seen.any()) and not bool(read.state_seen.any()):
         raise ValueError("demonstrations: no state and no action was seen")
     return read
+
+
+def _as_wide(seen: Tensor, values: Tensor) -> Tensor:
+    return seen.reshape(seen.shape + (1,) * (values.dim() - seen.dim()))
 
 
 def _seen(values: Tensor) -> Tensor:

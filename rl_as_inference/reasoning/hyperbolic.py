@@ -7,7 +7,6 @@ from torch import Tensor
 
 from rl_as_inference.checks import holds
 from rl_as_inference.processes import TabularMDP
-from rl_as_inference.reasoning.demonstrations import dense_transition
 
 __all__ = ["hyperbolic_policy"]
 
@@ -53,7 +52,7 @@ def hyperbolic_policy(
     if not isinstance(mdp, TabularMDP):
         raise ValueError(f"mdp must be a TabularMDP, got {type(mdp).__name__}")
     horizon = mdp.finite_horizon("hyperbolic_policy")
-    moves = dense_transition(mdp)
+    moves = mdp.kernel.dense()
     delays = torch.arange(horizon + 1, dtype=moves.dtype, device=moves.device)
     worth = 1 / (1 + _steepness(k).to(moves) * delays) if discount is None else _worth(discount, delays)
     reward, log_prior, alpha = mdp.expected_reward(), mdp.log_action_prior, mdp.temperature

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
+from rl_as_inference.exact.backups import check_dynamics
+from rl_as_inference.nouns import DemonstrationsLike
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.randomness import seeded
 from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
-from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
+from rl_as_inference.reasoning.demonstrations import read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
 from rl_as_inference.reasoning.unknowns import Unknowns
@@ -36,7 +38,7 @@ _AT_ONCE = 8
 
 def infer_agent(
     family: Callable[[], Any],
-    demonstrations: Any,
+    demonstrations: DemonstrationsLike,
     *,
     method: str = "nuts",
     dynamics: Dynamics = "causal",
@@ -70,7 +72,8 @@ def infer_agent(
             ``(T or T+1, N, ...)`` and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may
             differ in length. Write -1 (finite) or NaN for what was not seen. Where something was not seen, the
             forward algorithm sums over it with the process's dynamics; where all was, transitions say nothing
-            about the agent and only actions count.
+            about the agent and only actions count. In a terminal state no action is taken: what is written down there,
+            as padding is, counts for nothing, and past the horizon it is left out.
         method: ``"nuts"``; ``"svi"``, a Gaussian in unconstrained coordinates fitted to the posterior by its ELBO;
             or ``"map"``, the single most probable value of the sites (of their own density, by L-BFGS).
         dynamics: ``"causal"``, or ``"posterior"`` for an agent that believes in its luck: it acts as the posterior
@@ -109,8 +112,7 @@ def infer_agent(
     """
     if method not in ("nuts", "svi", "map"):
         raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
-    if dynamics not in ("causal", "posterior"):
-        raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+    check_dynamics(dynamics)
     if not callable(family) or isinstance(family, MarkovDecisionProcess):
         raise ValueError(
             f"family must be a Pyro program without arguments, which draws what is unknown and returns a process, got "
@@ -121,9 +123,8 @@ def infer_agent(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     _check_takes_nothing(family)
-    data = read_demonstrations(demonstrations)
     with seeded(seed), torch.inference_mode(False), torch.enable_grad():
-        unknowns = Unknowns(family, data, dynamics)
+        unknowns = Unknowns(family, read_demonstrations(demonstrations), dynamics)
         found = modes(unknowns, volume=method != "map")
         mode = found[0]
         stats: dict[str, Tensor] = {}
@@ -141,7 +142,7 @@ def infer_agent(
                 draws, stats = _nuts(unknowns, starts, scale, per_chain, num_chains, num_warmup, progress)
             else:
                 draws, stats = _svi(unknowns, mode, scale, num_draws)
-        answer = _as_inference_data(unknowns, data, draws, stats, method, dynamics)
+        answer = _as_inference_data(unknowns, draws, stats, method, dynamics)
         _warn_of_priors(unknowns, mode, answer)
     return answer
 
@@ -240,14 +241,14 @@ def _svi(unknowns: Unknowns, mode: Tensor, scale: Tensor, num_draws: int) -> tup
 
 
 def _as_inference_data(
-    unknowns: Unknowns, data: Demonstrations, draws: Tensor, stats: dict[str, Tensor], method: str, dynamics: str
+    unknowns: Unknowns, draws: Tensor, stats: dict[str, Tensor], method: str, dynamics: str
 ) -> "arviz.InferenceData":
     chains, count = draws.shape[:2]
     flat = draws.flatten(0, 1)
     values = {
         name: value.reshape(chains, count, *value.shape[1:]) for name, value in unknowns.constrained(flat)[0].items()
     }
-    logs, likelihood = _logs(unknowns, data, flat)
+    logs, likelihood = _logs(unknowns, flat)
     which = logs.argmax(-1) if method == "map" else dist.Categorical(logits=logs).sample()
     chances = logs.softmax(-1)
     for name, support in unknowns.discrete.items():
@@ -257,10 +258,10 @@ def _as_inference_data(
         stats[f"probability_{name}"] = share.reshape(chains, count, -1)
     stats["lp"] = (torch.logsumexp(logs, -1) + unknowns.constrained(flat)[1]).reshape(chains, count)
     picked = likelihood[torch.arange(len(flat)), which].reshape(chains, count, -1)
-    return _to_arviz(unknowns, data, values, stats, picked, {"method": method, "dynamics": dynamics})
+    return _to_arviz(unknowns, values, stats, picked, {"method": method, "dynamics": dynamics})
 
 
-def _logs(unknowns: Unknowns, data: Demonstrations, draws: Tensor) -> tuple[Tensor, Tensor]:
+def _logs(unknowns: Unknowns, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Returns log joint densities ``(D, K)`` and log likelihoods ``(D, K, N)``, for joint values of discrete sites."""
     parts = parts_by_row(unknowns)
     if unknowns.size and len(draws) >= 10 * _AT_ONCE:  # fewer do not pay for the record
@@ -269,15 +270,14 @@ def _logs(unknowns: Unknowns, data: Demonstrations, draws: Tensor) -> tuple[Tens
     # With nothing continuous unknown, all draws share their density.
     for u in draws.split(_AT_ONCE) if unknowns.size else draws[None, :1]:
         prior, seen = parts(u)
-        joint.append(prior + seen @ data.weights.sum(0))
-        likelihood.append(seen @ data.weights.T)
+        joint.append(prior + seen @ unknowns.data.weights.sum(0))
+        likelihood.append(seen @ unknowns.data.weights.T)
     found = torch.cat(joint), torch.cat(likelihood)
     return found if unknowns.size else (found[0].expand(len(draws), -1), found[1].expand(len(draws), -1, -1))
 
 
 def _to_arviz(
     unknowns: Unknowns,
-    data: Demonstrations,
     values: dict[str, Tensor],
     stats: dict[str, Tensor],
     likelihood: Tensor,
@@ -294,8 +294,8 @@ def _to_arviz(
         "posterior": arrays(values),
         "sample_stats": arrays(stats),
         "log_likelihood": arrays({"demonstration": likelihood}),
-        "observed_data": arrays({"state": data.states, "action": data.actions}),
-        "constant_data": arrays({"mask": data.mask}),
+        "observed_data": arrays({"state": unknowns.data.states, "action": unknowns.data.actions}),
+        "constant_data": arrays({"mask": unknowns.data.mask}),
     }
     if unknowns.prior:
         groups["prior"] = {name: value[None] for name, value in arrays(unknowns.prior).items()}

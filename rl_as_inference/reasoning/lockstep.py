@@ -41,8 +41,8 @@ def lockstep(
         >>> lockstep([walk(1), walk(3)], lambda numbers: [(number, len(numbers)) for number in numbers], [0, 1])
         [[(0, 2)], [(0, 2), (1, 1), (2, 1)]]
     """
-    runs: list[_ProgramThread[Any, Any, Any]] = [
-        _ProgramThread(program, seed) for program, seed in zip(programs, seeds, strict=True)
+    runs: list[_Coroutine[Any, Any, Any]] = [
+        _Coroutine(program, seed) for program, seed in zip(programs, seeds, strict=True)
     ]
     try:
         live = runs
@@ -63,8 +63,8 @@ class _Ended(BaseException):
     """Ends a program that waits for an answer which will not come; not an Exception, which it might catch."""
 
 
-class _ProgramThread(Generic[Question, Answer, Result]):
-    """One program in its thread, which runs while the caller waits and waits while the caller runs."""
+class _Coroutine(Generic[Question, Answer, Result]):
+    """One program and its thread, which runs while the caller waits and waits while the caller runs."""
 
     question: Question
     reply: Answer

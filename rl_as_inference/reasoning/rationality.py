@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.checks import check_temperature
-from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.processes import TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
 __all__ = ["RationalityCurve", "rationality_curve"]
@@ -42,7 +42,7 @@ class RationalityCurve:
 
 
 @torch.no_grad()
-def rationality_curve(mdp: TabularMDP | LinearGaussianMDP, temperatures: Any = None) -> RationalityCurve:
+def rationality_curve(mdp: exact.Solvable, temperatures: Any = None) -> RationalityCurve:
     """Returns return, entropy and information of the MaxEnt policy at each temperature.
 
     The curve is the frontier of bounded rationality: no policy earns as much with less information, since
@@ -96,11 +96,11 @@ def rationality_curve(mdp: TabularMDP | LinearGaussianMDP, temperatures: Any = N
     return RationalityCurve(torch.tensor(alphas, dtype=torch.float64), columns[0], columns[1], columns[2], top, prior)
 
 
-def _at(mdp: TabularMDP | LinearGaussianMDP, alpha: float) -> tuple[float, float, float]:
-    process: Any = mdp.at_temperature(alpha)
-    plan: Any = exact.plan(process)
+def _at(mdp: exact.Solvable, alpha: float) -> tuple[float, float, float]:
     if isinstance(mdp, TabularMDP):
-        return account(process, plan.policy)
-    earned = float(exact.expected_return(process, plan))
+        process = mdp.at_temperature(alpha)
+        return account(process, exact.plan(process).policy)
+    at, plan = mdp.at_temperature(alpha), exact.plan(mdp.at_temperature(alpha))
+    earned = float(exact.expected_return(at, plan))
     entropy = 0.5 * float(torch.linalg.slogdet(2 * math.pi * math.e * plan.covariance)[1].sum())
     return earned, entropy, earned / alpha - float(plan.objective)

@@ -124,7 +124,7 @@ def _best_without_horizon(mdp: TabularMDP, reward: Tensor, allowed: Tensor, whic
     weights = torch.where(tied & allowed, mdp.action_prior, 0.0)
     mass = weights.sum(-1, keepdim=True)
     narrowed = TabularMDP.from_successors(
-        *_successors(mdp),
+        *mdp.kernel.rows(),
         mass.log().expand_as(weights),
         mdp.initial_probabilities,
         discount=mdp.discount,
@@ -132,12 +132,6 @@ def _best_without_horizon(mdp: TabularMDP, reward: Tensor, allowed: Tensor, whic
         terminal=mdp.terminal,
     )
     return Best(float(mdp.initial_probabilities @ value), exact.tabular.plan(narrowed).policy)
-
-
-def _successors(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
-    states = torch.arange(mdp.num_states, device=mdp.terminal.device)[:, None]
-    actions = torch.arange(mdp.num_actions, device=mdp.terminal.device)
-    return mdp.kernel.successors(*torch.broadcast_tensors(states, actions))
 
 
 def _towards_the_end(mdp: TabularMDP, allowed: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.reasoning.adversary import worst_dynamics
 
@@ -49,7 +49,7 @@ class WorstCase:
 
 
 def worst_case(
-    mdp: TabularMDP, policy: Any, *, reward_budget: float | None = None, dynamics_budget: float | None = None
+    mdp: TabularMDP, policy: ExactPolicy, *, reward_budget: float | None = None, dynamics_budget: float | None = None
 ) -> WorstCase:
     """Returns the perturbed process in which ``policy`` earns least, within the sets of Eysenbach & Levine.
 
@@ -96,7 +96,7 @@ def worst_case(
 
     The perturbed tables do not depend on time, also where the policy does. Everything is done in float64.
 
-    Source: Eysenbach & Levine 2021, arXiv:2103.06257, section 4; the lecture's eq. 27.
+    Source: Eysenbach & Levine 2021, arXiv:2103.06257, section 4.
 
     Args:
         mdp: a finite process.
@@ -192,15 +192,13 @@ def _worst_reward(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float)
 @torch.no_grad()
 def _dynamics_bound(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float) -> float | None:
     """Returns ``Z exp(J - budget)``; None where a reward is not > 0 or an episode can end."""
-    possible = mdp.kernel.probabilities > 0
-    positive = mdp.reward_table > 0 if mdp.reward_table.dim() == 2 else (mdp.reward_table > 0) | ~possible
+    impossible = mdp.kernel.probabilities == 0
+    positive = mdp.reward_table > 0 if mdp.reward_table.dim() == 2 else (mdp.reward_table > 0) | impossible
     if mdp.has_terminal or not bool(positive.all()):
         return None
     total = float(weight.sum())
-    probabilities = torch.where(possible, mdp.kernel.probabilities, 1.0)
-    divergence = (torch.where(possible, probabilities * probabilities.log(), 0.0)).sum(-1) + possible.sum(-1).to(
-        probabilities
-    ).log()
+    dense = mdp.kernel.dense()  # in which a successor stands once
+    divergence = torch.xlogy(dense, dense).sum(-1) + (dense > 0).sum(-1).to(dense).log()
     logs = torch.where(mdp.reward_table > 0, mdp.reward_table, 1.0).log()
     log_reward = logs if logs.dim() == 2 else mdp.kernel.mean(logs)
     pessimistic = _with_reward(mdp, log_reward / total - divergence).at_temperature(1.0)

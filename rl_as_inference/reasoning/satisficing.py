@@ -72,7 +72,8 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     ``(R_max - target) / information(α → 0)``. The constraint holds to 1e-8 of the
     largest reward. Everything is done in float64, and the temperature of ``mdp`` plays no part.
 
-    Source: Simon 1956; the lecture's eq. 28; the dual is that of Ziebart 2010, section 5.
+    Source: Simon 1956, "Rational choice and the structure of the environment"; the dual is that of Ziebart 2010,
+    section 5.
 
     Args:
         mdp: a finite process, with a horizon, a discount < 1, or terminal states that every state can reach.

@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 from rl_as_inference import exact
 from rl_as_inference.checks import all_hold, deferred, holds
 from rl_as_inference.exact import Dynamics
+from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.reasoning.demonstrations import Demonstrations
@@ -27,7 +28,7 @@ _LIMIT = 1_000
 """Joint values of discrete unknowns that are summed over, one plan each."""
 
 
-def agent_of(returned: Any, dynamics: Dynamics) -> tuple[Any, Any]:
+def agent_of(returned: Any, dynamics: Dynamics) -> tuple[MarkovDecisionProcess, ExactPolicy]:
     """Returns the process and the policy that a family's return value stands for."""
     if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], MarkovDecisionProcess):
         return returned
@@ -50,6 +51,7 @@ class Unknowns:
     Attributes:
         names: of the continuous sites.
         discrete: the values of each discrete site, ``(K_i,)``, by name.
+        data: the demonstrations, without what follows the process's horizon.
         combinations: joint values of the discrete sites, one dictionary each; one, empty, where there are none.
         prior: draws from the prior, ``(D, ...)`` by name, on the host; empty if the prior cannot be drawn from.
         size: the length of ``u``.
@@ -61,7 +63,7 @@ class Unknowns:
     def __init__(
         self, family: Callable[[], Any], demonstrations: Demonstrations, dynamics: Dynamics, num_prior: int = 200
     ) -> None:
-        self._family, self._data, self._dynamics = family, demonstrations, dynamics
+        self._family, self.data, self._dynamics = family, demonstrations, dynamics
         traces = [self._look()]
         if self._can_draw:
             traces += [self._look() for _ in range(num_prior - 1)]
@@ -129,7 +131,7 @@ class Unknowns:
 
     def _check(self) -> None:
         """Raises ValueError where the demonstrations are impossible in the family, and notes for which joint values."""
-        best = torch.full((), -torch.inf)
+        given, lengths, best = self.data, set(), torch.full((), -torch.inf)
         refuted: list[list[str | None]] = []
         self.eps = max([torch.finfo(like.dtype).eps for _, _, like in self._sites.values()], default=0.0)
         for row in self._points():
@@ -137,8 +139,15 @@ class Unknowns:
             for values in self.combinations:
                 with torch.no_grad():
                     process, policy, _ = self._run(row, values)
-                    self._shown = self._data.to(_device(process))
-                    self._shown.check(process)
+                    shown = given.to(_device(process))
+                    shown.check(process)
+                    self._shown, self.data = shown.within(process), given.within(process)
+                    lengths.add(len(self.data.mask))
+                    if len(lengths) > 1:
+                        raise ValueError(
+                            "family: its process has another horizon in other runs, and the demonstrations go past the "
+                            "shortest; give it one horizon, or cut the demonstrations"
+                        )
                     self.num_backups = (process.horizon or 1) * len(self.combinations)
                     self.num_entries = self.num_backups * _width(process, self._dynamics)
                     refuted[-1].append(self._shown.refuted(process))
@@ -150,8 +159,8 @@ class Unknowns:
         if bool(self._refuted.all()):
             raise ValueError(f"demonstrations: {refuted[0][0]}")
         if bool((best == -torch.inf).any()):
-            t, n = self._data.where(int((best == -torch.inf).nonzero()[0]))
-            if bool(self._data.complete[n]):
+            t, n = self.data.where(int((best == -torch.inf).nonzero()[0]))
+            if bool(self.data.complete[n]):
                 what = f"the action at step {t} of demonstration {n} has no probability under the family's policy"
             else:
                 what = f"demonstration {n}, of which a part is unseen, has no probability under the family"
@@ -229,7 +238,7 @@ class Unknowns:
         ]
         return torch.cat(rows, 1) if rows else torch.zeros(count, 0, dtype=torch.float64)
 
-    def _run(self, u: Tensor, values: dict[str, Tensor]) -> tuple[Any, Any, Tensor]:
+    def _run(self, u: Tensor, values: dict[str, Tensor]) -> tuple[MarkovDecisionProcess, ExactPolicy, Tensor]:
         discrete = {name: value.to(self._devices[name]) for name, value in values.items()}
         data = {**self.constrained(u)[0], **discrete}
         with pyro.poutine.block():
@@ -240,7 +249,7 @@ class Unknowns:
         process, policy = agent_of(trace.nodes["_RETURN"]["value"], self._dynamics)
         return process, policy, torch.as_tensor(trace.log_prob_sum()).double().cpu()
 
-    def _seen(self, process: Any, policy: Any) -> Tensor:
+    def _seen(self, process: MarkovDecisionProcess, policy: ExactPolicy) -> Tensor:
         """Returns the log probabilities of what was seen, ``(M,)`` in nats."""
         return self._shown.log_probabilities(process, policy).double().cpu()
 
@@ -293,11 +302,11 @@ class Unknowns:
     def log_joint(self, u: Tensor) -> Tensor:
         """Returns ``log p(u, k, what was seen)`` for each joint value ``k`` of the discrete sites, ``(K,)``."""
         prior, seen = self.parts(u)
-        return prior + seen @ self._data.weights.sum(0)
+        return prior + seen @ self.data.weights.sum(0)
 
     def log_likelihood(self, u: Tensor) -> Tensor:
         """Returns the log probability of each demonstration, ``(K, N)`` in nats."""
-        return self.parts(u)[1] @ self._data.weights.T
+        return self.parts(u)[1] @ self.data.weights.T
 
     def potential(self, u: Tensor, volume: bool = True) -> Tensor:
         """Returns minus the log posterior density, up to a constant: of ``u``, or of the sites without ``volume``."""
@@ -329,7 +338,7 @@ class Unknowns:
             rows = torch.eye(self.size, dtype=u.dtype) * step
             slopes = [(self.parts(u + row)[1][best] - self.parts(u - row)[1][best]) / (2 * step) for row in rows]
             scores = torch.stack(slopes, 1)
-            return scores.T @ (self._data.weights.sum(0)[:, None] * scores)
+            return scores.T @ (self.data.weights.sum(0)[:, None] * scores)
 
 
 def _check_sites(traces: list[dict[str, Any]]) -> None:
@@ -380,7 +389,7 @@ class _Starts(pyro.poutine.messenger.Messenger):
         self._owner._can_draw = False
 
 
-def _device(process: Any) -> torch.device:
+def _device(process: MarkovDecisionProcess) -> torch.device:
     """Returns the device that a process's states are on."""
     if isinstance(process, TabularMDP):
         return process.terminal.device
@@ -389,7 +398,7 @@ def _device(process: Any) -> torch.device:
     return process.initial().sample().device
 
 
-def _width(process: Any, dynamics: Dynamics) -> int:
+def _width(process: MarkovDecisionProcess, dynamics: Dynamics) -> int:
     """Returns how many numbers a step of planning goes through."""
     if not isinstance(process, TabularMDP):
         return 1

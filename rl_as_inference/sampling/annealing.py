@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.processes.kernels import drawn
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
-from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.trajectories import Rows, Trajectories
 
 __all__ = ["Annealing", "annealing", "repeated_annealing"]
 
@@ -240,56 +239,28 @@ def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, 
     Survival coins are drawn again with the rest; without old ones everything is drawn.
     """
     gamma = float(mdp.discount)
-    count = len(start)
-    state: Tensor = mdp.initial().expand([count]).sample()
+    state = mdp.begin(len(start))
     if old is not None:
         state = _where(start < 0, state, old.states[0])
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("actions", "rewards", "mask", "log_prior")}
-    states = [state]
-    alive = torch.ones(count, dtype=torch.bool, device=state.device)
+    rows, alive = Rows(), torch.ones(len(start), dtype=torch.bool, device=state.device)
     for t in range(horizon):
-        done = mdp.terminated(state)
-        if done is not None:
-            alive = alive & ~done
-        prior = mdp.prior(state)
-        action = drawn(prior)
         new = start <= t
+        action, log_p, _ = mdp.decide(None, state, t)
         if old is not None:
+            # A coin is kept with the step before it.
+            alive = torch.where(start < t, alive, old.mask[t])
             action = _where(new, action, old.actions[t])
-        after = mdp.next_state(state, action)
+            log_p = torch.where(new, log_p, old.log_prior[t])
+        step = mdp.advance(state, action, t, alive)
+        taken = alive if step.alive is None else step.alive
+        after, earned = step.next_state, step.reward
         if old is not None:
-            after = _where(new, after, old.states[t + 1])
-        earned = torch.as_tensor(mdp.reward(state, action, after))
-        if bool(earned.isnan().any()):
-            raise ValueError(f"reward is NaN at step {t}; check reward() of {type(mdp).__name__}")
-        log_p = torch.where(alive, prior.log_prob(action), 0.0)
-        reward = torch.where(alive, earned.to(log_p), 0.0)
-        after = _where(alive, after, state)
-        for name, value in zip(rows, (action, reward, alive, log_p), strict=True):
-            rows[name].append(value)
+            after, earned = _where(new, after, old.states[t + 1]), torch.where(new, earned, old.rewards[t])
+        rows.add(state, action, earned, taken, log_p, log_p)
+        state, alive = after, taken
         if gamma < 1 and t < horizon - 1:
-            going = torch.rand(count, device=state.device) < gamma
-            if old is not None:
-                # The coin after step t is kept with what came before the step that is drawn anew. It
-                # fell well where the next step was taken, or where there was an end of another kind.
-                going = torch.where(new, going, old.mask[t + 1] | _ended(mdp, after))
-            alive = alive & going
-        state = after
-        states.append(state)
-    table: dict[str, Any] = {name: torch.stack(values) for name, values in rows.items()}
-    return Trajectories(
-        states=torch.stack(states),
-        **table,
-        log_policy=table["log_prior"],
-        log_factors=table["rewards"] / mdp.temperature,
-        temperature=mdp.temperature,
-        discount=1.0,
-    )
-
-
-def _ended(mdp: MarkovDecisionProcess, state: Tensor) -> Tensor | bool:
-    done = mdp.terminated(state)
-    return False if done is None else done
+            alive = alive & (torch.rand(len(start), device=state.device) < gamma)
+    return rows.trajectories(state, mdp.temperature, 1.0)
 
 
 def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:

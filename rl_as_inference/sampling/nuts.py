@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
-from rl_as_inference.processes.programs import ProgramProcess, as_process, trajectories_at
+from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.processes.recorded_runs import trajectories_at
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.sites import is_reward
 from rl_as_inference.sampling.importance import check_conditions

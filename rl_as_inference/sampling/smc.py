@@ -1,33 +1,27 @@
 """Sequential Monte Carlo over the steps of a process."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_as_inference.nouns import Policy
-from rl_as_inference.processes.kernels import drawn
+from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
 from rl_as_inference.sampling.importance import WeightedDraws, check_conditions, effective_sample_size, resample
-from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.trajectories import Rows
 
-__all__ = ["Critic", "repeated_filters", "sequential_monte_carlo"]
-
-Critic = Callable[[Tensor, int], Tensor]
-"""A soft value ``(state, t)``, in reward units."""
+__all__ = ["repeated_filters", "sequential_monte_carlo"]
 
 
 @torch.no_grad()
 def sequential_monte_carlo(
-    mdp: MarkovDecisionProcess,
+    mdp: Problem,
     policy: Policy | None,
     num_particles: int,
     *,
-    critic: Critic | None = None,
+    critic: SoftV | None = None,
     threshold: float = 0.5,
 ) -> WeightedDraws:
     """Returns whole trajectories from a particle filter over time, with its evidence estimate.
@@ -57,19 +51,19 @@ def sequential_monte_carlo(
 
     One filter cannot tell its own standard error, so that is NaN; see :func:`repeated_filters`.
     """
-    mdp = as_process(mdp)
-    if isinstance(mdp, ProgramProcess) and mdp.is_vectorized():
+    process = as_process(mdp)
+    if isinstance(process, ProgramProcess) and process.is_vectorized():
         if critic is not None:
             raise ValueError("critic needs a process in parts, whose states it looks at; leave it out for a program")
-        return _program_filter(mdp, policy, num_particles, threshold)
-    if not isinstance(mdp, MarkovDecisionProcess):
+        return _program_filter(process, policy, num_particles, threshold)
+    if not isinstance(process, MarkovDecisionProcess):
         raise ValueError(
             "method='smc' needs a MarkovDecisionProcess, or a program that runs in a plate, to be run step by step; "
             "use 'importance'"
         )
-    horizon = mdp.finite_horizon("sequential Monte Carlo")
+    horizon = process.finite_horizon("sequential Monte Carlo")
     with unvalidated():
-        return _filter(mdp, policy, num_particles, horizon, critic, threshold)
+        return _filter(process, policy, num_particles, horizon, critic, threshold)
 
 
 def _program_filter(
@@ -109,92 +103,77 @@ def _filter(
     policy: Policy | None,
     num_particles: int,
     horizon: int,
-    critic: Critic | None,
+    critic: SoftV | None,
     threshold: float,
 ) -> WeightedDraws:
     gamma = float(mdp.discount)
 
-    def ahead(state: Tensor, t: int, alive: Tensor) -> Tensor | float:
+    def ahead(state: Tensor, t: int, alive: Tensor | None) -> Tensor | float:
         """Returns what the critic expects of particles from step ``t`` on, nats; nothing of those that have ended."""
         if critic is None or t == horizon:
             return 0.0
-        done = mdp.terminated(state)
-        going = alive if done is None else alive & ~done
-        value = torch.where(going, critic(state, t) / mdp.temperature, 0.0)
+        value = critic(state, t)
+        if value.shape != (num_particles,):
+            raise ValueError(
+                f"critic must give one value a state, of shape ({num_particles},), got {tuple(value.shape)} at step {t}"
+            )
+        value = value / mdp.temperature
+        for ended in (mdp.has_ended(state), None if alive is None else ~alive):
+            value = value if ended is None else torch.where(ended, 0.0, value)
         if bool((value.isnan() | value.isposinf()).any()):
             raise ValueError(f"critic is NaN or infinite at step {t}; it must be a number below infinity")
         return value
 
-    state: Tensor = mdp.initial().expand([num_particles]).sample()
-    rows: dict[str, list[Tensor]] = {
-        name: [] for name in ("states", "actions", "rewards", "mask", "log_prior", "log_policy")
-    }
-    ancestors: list[Tensor] = []
-    alive = torch.ones(num_particles, dtype=torch.bool, device=state.device)
+    state = mdp.begin(num_particles)
+    rows, ancestors = Rows(), []
+    alive: Tensor | None = None
     expected: Tensor | float = 0.0  # of the present states, in the weights already
     log_weight: Tensor | None = None
     log_evidence = 0.0
+    everyone = torch.arange(num_particles, device=state.device)
     for t in range(horizon):
-        done = mdp.terminated(state)
-        if done is not None:
-            alive = alive & ~done
-        prior = mdp.prior(state)
-        chosen = prior if policy is None else policy(state, t)
-        action = drawn(chosen)
-        log_p = torch.where(alive, prior.log_prob(action), 0.0)
-        log_q = log_p if policy is None else torch.where(alive, chosen.log_prob(action), 0.0)
-        proposed = mdp.next_state(state, action)
-        earned = torch.as_tensor(mdp.reward(state, action, proposed))
-        if bool(earned.isnan().any()):
-            raise ValueError(f"reward is NaN at step {t}; check reward() of {type(mdp).__name__}")
-        reward = torch.where(alive, earned.to(log_p), 0.0)
-        after = torch.where(alive.reshape(-1, *(1,) * (state.dim() - 1)), proposed, state)
-        for name, value in zip(rows, (state, action, reward, alive, log_p, log_q), strict=True):
-            rows[name].append(value)
+        action, log_p, log_q = mdp.decide(policy, state, t)
+        step = mdp.advance(state, action, t, alive)
+        alive = step.alive
+        rows.add(state, action, step.reward, alive, log_p, log_q)
+        gain = step.reward / mdp.temperature + rows.log_ratio()
         if gamma < 1 and t < horizon - 1:
-            alive = alive & (torch.rand(num_particles, device=state.device) < gamma)
-        expected_after = ahead(after, t + 1, alive)
+            survives = torch.rand(num_particles, device=state.device) < gamma
+            alive = survives if alive is None else alive & survives
+        expected_after = ahead(step.next_state, t + 1, alive)
         # Where the critic saw nothing to come, it stays so: -inf less -inf would be no number.
-        increment = reward / mdp.temperature + log_p - log_q + expected_after - expected
+        increment = gain + expected_after - expected
         if isinstance(expected, Tensor):
             increment = torch.where(expected.isneginf(), -math.inf, increment)
         log_weight = increment if log_weight is None else log_weight + increment
         if not bool(torch.logsumexp(log_weight, 0).isfinite()):
             raise ValueError(f"every particle's weight is zero at step {t}; use another policy or more particles")
-        index = torch.arange(num_particles, device=state.device)
-        size = effective_sample_size(log_weight)
-        if t < horizon - 1 and size < threshold * num_particles:
+        index = everyone
+        if t < horizon - 1 and effective_sample_size(log_weight) < threshold * num_particles:
             log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
             index = resample(log_weight, num_particles)
             log_weight = torch.zeros_like(log_weight)
         ancestors.append(index)
-        state, alive = after[index], alive[index]
+        state, alive = step.next_state[index], None if alive is None else alive[index]
         expected = expected_after[index] if isinstance(expected_after, Tensor) else expected_after
     assert log_weight is not None
     log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
 
-    line = torch.arange(num_particles, device=state.device)
-    lines = []
+    line, lines = everyone, []
     for index in reversed(ancestors):
         line = index[line]
         lines.append(line)
     lines.reverse()
-    traced: dict[str, Any] = {
-        name: torch.stack([row[line] for row, line in zip(values, lines, strict=True)]) for name, values in rows.items()
-    }
-    traced["states"] = torch.cat([traced["states"], state[None]])
-    trajectories = Trajectories(
-        **traced, log_factors=traced["rewards"] / mdp.temperature, temperature=mdp.temperature, discount=1.0
-    )
+    trajectories = rows.trajectories(state, mdp.temperature, 1.0, lines)
     return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
 
 
 def repeated_filters(
-    mdp: MarkovDecisionProcess,
+    mdp: Problem,
     policy: Policy | None,
     num_particles: int,
     *,
-    critic: Critic | None = None,
+    critic: SoftV | None = None,
     num_repeats: int = 8,
 ) -> WeightedDraws:
     """Returns the pooled trajectories of independent particle filters, weighed by each one's evidence.

@@ -1,0 +1,34 @@
+"""Telling that a reward was written where nothing is earned any more: in a terminal state."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+__all__ = ["warn_of_silent_rewards"]
+
+
+def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Tensor, stacklevel: int = 5) -> None:
+    """Warns of rewards in terminal states that are not 0 and that no other state has.
+
+    What all states cost alike, such as -1 a step, is meant to end with the episode, and is no news.
+
+    Args:
+        name: of the process.
+        silent: the rewards that terminal states would give, of any shape.
+        earned: the rewards of other states.
+        states: which terminal state each of ``silent`` is of, of its leading shape.
+        stacklevel: how far up the caller is that is to be told.
+    """
+    lost = (silent != 0) & silent.isfinite() & ~torch.isin(silent, earned)
+    if not bool(lost.any()):
+        return
+    where = lost.reshape(*states.shape[:1], -1).any(1)
+    told = ", ".join(str(state) for state in states[where][:3].tolist())
+    more = ", …" if int(where.sum()) > 3 else ""
+    warnings.warn(
+        f"reward of {name} is {float(silent[lost][0]):.4g} in the terminal state {told}{more}, where it is silent: an "
+        f"episode that has ended earns nothing more; give it to the transition that enters the state, r(s, a, s')",
+        UserWarning,
+        stacklevel=stacklevel,
+    )

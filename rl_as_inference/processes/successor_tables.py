@@ -1,0 +1,100 @@
+"""Tables of finite processes: their checks, and sparse ones as lists of successors."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.checks import holds
+
+__all__ = ["as_floating", "check_rows", "sparse_reward", "stay_where_terminal", "successor_lists"]
+
+
+def as_floating(value: Any) -> Tensor:
+    """Returns numbers as a floating-point tensor."""
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def check_rows(name: str, probabilities: Tensor) -> None:
+    """Raises ValueError unless every row is a distribution."""
+    values = probabilities.detach()
+    if not holds(values >= 0):  # also false for NaN
+        where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
+        raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
+    sums = values.sum(-1)
+    tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
+    wrong = (sums - 1).abs() > tolerance
+    if not holds(~wrong):
+        where = tuple(int(i) for i in wrong.nonzero()[0])
+        row = f"row {where} sums" if where else "it sums"
+        raise ValueError(
+            f"{name} must have rows that sum to one; {row} to {float(sums[where]):.6g}; divide by the row sums"
+        )
+
+
+def stay_where_terminal(
+    indices: Tensor | None, probabilities: Tensor, terminal: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Returns successors and probabilities of a transition in which nothing leaves a terminal state."""
+    states = torch.arange(len(terminal), device=terminal.device)
+    here = terminal[:, None, None]
+    if indices is None:
+        stay = torch.eye(len(terminal), dtype=probabilities.dtype, device=terminal.device)[:, None, :]
+        return None, torch.where(here, stay, probabilities)
+    first = torch.zeros_like(probabilities)
+    first[..., 0] = 1.0
+    return torch.where(here, states[:, None, None], indices), torch.where(here, first, probabilities)
+
+
+def successor_lists(transition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns indices and probabilities ``(S, A, K)`` of a sparse transition, and each entry's slot."""
+    transition = transition.coalesce()
+    num_states, num_actions, _ = transition.shape
+    entries, values = transition.indices(), transition.values()
+    row = entries[0] * num_actions + entries[1]
+    counts = torch.bincount(row, minlength=num_states * num_actions)
+    if int(counts.min()) == 0:
+        empty = int(counts.argmin())
+        raise ValueError(
+            f"transition must have rows that sum to one; row ({empty // num_actions}, {empty % num_actions}) "
+            f"has no entries"
+        )
+    most = int(counts.max())
+    starts = counts.cumsum(0) - counts
+    slot = row * most + (torch.arange(len(row), device=row.device) - starts[row])
+    indices = entries[2].new_zeros(num_states * num_actions * most).index_copy(0, slot, entries[2])
+    probabilities = values.new_zeros(len(indices)).index_copy(0, slot, values)
+    shape = (num_states, num_actions, most)
+    return indices.view(shape), probabilities.view(shape), slot
+
+
+def sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, options: Any) -> Tensor:
+    """Returns rewards on the slots of a sparse transition's successors, or ``(S, A)`` as given."""
+    transition = transition.coalesce()
+    flat = transition.values().new_zeros(math.prod(shape))
+    if not (isinstance(reward, Tensor) and reward.is_sparse):
+        reward = as_floating(reward).to(**options)
+        if reward.shape == transition.shape:
+            return flat.index_copy(0, slots, reward[tuple(transition.indices())]).view(shape)
+        if reward.dim() != 2:
+            raise ValueError(f"reward must be (S, A) or (S, A, S), dense or sparse, got {tuple(reward.shape)}")
+        return reward
+    if reward.shape != transition.shape:
+        raise ValueError(
+            f"reward must have the shape of transition, {tuple(transition.shape)}, got {tuple(reward.shape)}"
+        )
+    # Entries that reward does not have are 0; those where nothing can happen are dropped.
+    reward = reward.coalesce().to(**options)
+    wanted, had = (_keys(sparse) for sparse in (transition, reward))
+    values = torch.cat([reward.values(), flat[:1]])
+    place = torch.searchsorted(had, wanted).clamp(max=max(len(had) - 1, 0))
+    found = had[place] == wanted if len(had) else torch.zeros_like(wanted, dtype=torch.bool)
+    return flat.index_copy(0, slots, values[torch.where(found, place, len(had))]).view(shape)
+
+
+def _keys(sparse: Tensor) -> Tensor:
+    """Returns one ascending integer for each entry of a coalesced ``(S, A, S)`` tensor."""
+    state, action, after = sparse.indices()
+    return (state * sparse.shape[1] + action) * sparse.shape[2] + after

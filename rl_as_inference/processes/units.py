@@ -1,0 +1,111 @@
+"""From an environment's own spaces and units to the agent's: unit boxes, float32, integers from 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+__all__ = ["agent_actions", "agent_states", "finiteness", "name_of", "time_limit_of"]
+
+Array = np.ndarray[Any, Any]
+
+_SUMMED = 64
+"""States up to this size are summed in Python, which is quicker than the calls into NumPy."""
+
+
+def name_of(env: Any) -> str:
+    return type(env.unwrapped).__name__ if env.spec is None else str(env.spec.id)
+
+
+def time_limit_of(env: Any) -> int | None:
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    if limit is None and isinstance(env, gymnasium.Env) and env.has_wrapper_attr("_max_episode_steps"):
+        limit = env.get_wrapper_attr("_max_episode_steps")  # TimeLimit around an environment without a spec
+    if limit is None:
+        limit = getattr(env.unwrapped, "max_episode_steps", None)
+    return limit if isinstance(limit, int) else None
+
+
+def agent_states(space: Any, name: str) -> tuple[gymnasium.Space[Any], int]:
+    """Returns the agent's state space and where the environment's integers start."""
+    if isinstance(space, Discrete):
+        return Discrete(int(space.n)), int(space.start)
+    if isinstance(space, Box):
+        if space.dtype == np.float32:
+            return space, 0
+        with np.errstate(over="ignore"):
+            return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32), 0
+    raise ValueError(
+        f"observation_space of {name} is {type(space).__name__}, and Box or Discrete are supported; wrap it with "
+        f"gymnasium.wrappers.FlattenObservation"
+    )
+
+
+def finiteness(space: gymnasium.Space[Any]) -> Callable[[Array], bool]:
+    """Returns the quickest test of whether a state is finite."""
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):  # integers (pixels) always are
+        return lambda row: True
+    size = math.prod(space.shape)
+    if size > _SUMMED:
+        zeros = np.zeros(size, np.float32)
+        return lambda row: bool(row.reshape(-1).dot(zeros) == 0.0)  # ∞ · 0 is NaN
+    if len(space.shape) == 1:
+        return lambda row: isfinite(sum(row.tolist()))  # in float64, in which float32 does not overflow
+    return lambda row: isfinite(sum(row.reshape(-1).tolist()))
+
+
+def agent_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callable[[Array], Any]]:
+    """Returns the agent's action space, and the map from it to the environment's, for single actions and batches."""
+    if isinstance(space, Discrete):
+        start, kind = int(space.start), space.dtype
+        return Discrete(int(space.n)), lambda action: (action + start).astype(kind)
+    if not isinstance(space, Box):
+        raise ValueError(
+            f"action_space of {name} is {type(space).__name__}, and Box or Discrete are supported; make it one of "
+            f"them with gymnasium.wrappers.TransformAction"
+        )
+    size = math.prod(space.shape)
+    if size == 0:
+        raise ValueError(f"action_space of {name} is Box of shape {space.shape}, which holds no action")
+    if not space.is_bounded("both"):
+        raise ValueError(
+            f"action_space of {name} is Box with unbounded sides, {space}; wrap it with gymnasium.wrappers."
+            f"TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high)) to bound it"
+        )
+    convert, shape = _from_unit_box(space), tuple(space.shape)
+    agent = Box(-1.0, 1.0, (size,), np.float32)
+    if shape == agent.shape:
+        return agent, convert
+    return agent, lambda action: convert(action).reshape((*action.shape[:-1], *shape))
+
+
+def _from_unit_box(space: Box) -> Callable[[Array], Array]:
+    """Returns the map from ``[-1, 1]^d`` to a box, exact at its ends; it makes new arrays."""
+    low, high, kind = space.low.reshape(-1), space.high.reshape(-1), space.dtype
+
+    def between(action: Array) -> Array:
+        value = low.astype(np.float64) * (0.5 - 0.5 * action) + high.astype(np.float64) * (0.5 + 0.5 * action)
+        return (value if np.issubdtype(kind, np.floating) else np.rint(value)).astype(kind)
+
+    if not np.issubdtype(kind, np.floating):
+        return between
+    if (low == -1).all() and (high == 1).all():
+        return lambda action: np.array(action, kind)
+    if (low == -high).all():
+        return lambda action: np.multiply(action, high, dtype=kind, casting="same_kind")
+    middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
+    if not ((middle - half == low).all() and (middle + half == high).all()):
+        return between  # rounding would miss the ends
+
+    def scaled(action: Array) -> Array:
+        value = np.multiply(action, half, dtype=kind, casting="same_kind")
+        value += middle
+        return value
+
+    return scaled
