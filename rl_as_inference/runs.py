@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rl_as_inference.agents import Learner
@@ -65,6 +66,7 @@ class Run:
             discount=agent.discount,
             temperature=temperature,
             seed=evaluation_seed(agent.seed),
+            statistics=_statistics_of_first_seed(agent),
             **agent.arena.env_kwargs,
         )
         return simulator
@@ -172,6 +174,12 @@ def _load_agent(
         agent.close()
         raise _damaged(folder / CHECKPOINT, str(error).removeprefix("path: ")) from error
     return Run(folder, record, agent.policy, changed, agent, None, None)
+
+
+def _statistics_of_first_seed(agent: Learner) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns the running statistics that the first seed's policy has learned under."""
+    own = {"batch", *(str(index) for index in range(agent.num_envs))}
+    return {name: value for name, value in agent.envs.statistics().items() if name.partition("/")[0] in own}
 
 
 def _damaged(path: Path, cause: object) -> ValueError:

@@ -145,7 +145,7 @@ class TestPage:
         # Every row that the terminal prints, and no other.
         shown = [row for rows in comparison.blocks() for row in rows]
         assert [cell.get_attribute("data-field") for cell in cells.all()] == [row.field for row in shown]
-        assert len(shown) == 19
+        assert len(shown) == 17
         printed = [line.strip("│").split("│")[0].strip() for line in table.splitlines() if line.startswith("│")]
         assert printed[: len(shown)] == [row.label.strip() for row in shown]
         for cell in cells.all():

@@ -11,7 +11,8 @@ import torch
 from command_line import refused, rlai
 
 from rl_as_inference import compare, exact, load_run
-from rl_as_inference.agents import SoftActorCritic, SoftQLearning, train
+from rl_as_inference.agents import SoftActorCritic, SoftQLearning, record_videos, train
+from rl_as_inference.agents.evaluation import play as real_play
 from rl_as_inference.guides import TanhGaussianPolicy
 from rl_as_inference.models import point_mass
 from rl_as_inference.processes import GymnasiumProcess, TabularMDP
@@ -231,6 +232,30 @@ class TestEnvironmentsInFiles:
         process = load_run(tmp_path / "run").process
         assert isinstance(process, GymnasiumProcess)
         assert process.horizon == length
+
+    def test_running_statistics_go_with_the_policy(self, tmp_path: Path) -> None:
+        """A simulator, and a film, of a learner under ``NormalizeObservation`` have its statistics, and keep them."""
+        path = tmp_path / "normal.py"
+        path.write_text(
+            "import gymnasium\ndef problem(**options):\n"
+            "    env = gymnasium.make('Pendulum-v1', max_episode_steps=10, render_mode='rgb_array')\n"
+            "    return gymnasium.wrappers.NormalizeObservation(env)\n"
+        )
+        assert rlai("train", path, *WORDS, "--seeds", "2", "--out", tmp_path / "run")[0] == 0
+        run = load_run(tmp_path / "run")
+        assert run.agent is not None
+        name = "0/NormalizeObservation.obs_rms.mean"
+        learned = run.agent.envs.statistics()[name]
+        assert abs(learned).max() > 0
+        run.process.rollout(run.policy, 3)
+        assert isinstance(run.process, GymnasiumProcess)
+        assert (run.process._envs.statistics()[name] == learned).all()
+        played: list[Any] = []
+        play = "rl_as_inference.agents.videos.play"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(play, lambda envs, *_: played.append(envs.statistics()) or real_play(envs, *_))
+            record_videos(run.agent, tmp_path / "films")
+        assert (played[0][name] == learned).all()
 
     def test_no_guide_is_trained_on_them(self, tmp_path: Path) -> None:
         path = tmp_path / "cart.py"
