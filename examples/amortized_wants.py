@@ -96,7 +96,7 @@ def draw(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from scipy.stats import gaussian_kde
 
-    from rl_as_inference.inspect.plots.style import BLACK, BLUE, GREY, ORANGE, tidy
+    from rl_as_inference.style import BLACK, BLUE, GREY, ORANGE, tidy
 
     axes = Figure(figsize=(6.4, 3.8), layout="constrained").subplots()
     weights = np.linspace(0.02, 4.5, 300)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 import rl_as_inference as rlai
-from rl_as_inference import exact, tables
-from rl_as_inference.inspect.plots import style
+from rl_as_inference import exact, style, tables
 
 F64 = torch.float64
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 import rl_as_inference as rlai
-from rl_as_inference import exact, tables
-from rl_as_inference.inspect.plots import style
+from rl_as_inference import exact, style, tables
 from rl_as_inference.objectives.soft_critics import log_sum_exp_value, soft_double_q_value
 
 F64 = torch.float64

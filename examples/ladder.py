@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 import rl_as_inference as rlai
-from rl_as_inference import tables
-from rl_as_inference.inspect.plots import style
+from rl_as_inference import style, tables
 
 RUNGS = ("ddpg", "svg0", "one_step_entropy", "wrong_bellman", "maxent")
 SEEDS = 3

@@ -19,9 +19,8 @@ from pyro.infer import SVI
 from torch import Tensor
 
 import rl_as_inference as rlai
-from rl_as_inference import exact, tables
+from rl_as_inference import exact, style, tables
 from rl_as_inference.guides import TabularPolicy
-from rl_as_inference.inspect.plots import style
 
 F64 = torch.float64
 BIT = math.log(2)

@@ -12,8 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import rl_as_inference as rlai
-from rl_as_inference import exact
-from rl_as_inference.inspect.plots import style
+from rl_as_inference import exact, style
 
 
 def make(lake: rlai.TabularMDP, target: float) -> rlai.SoftActorCritic:

@@ -67,7 +67,7 @@ def main(quick: bool = False, picture: Path | None = None) -> None:
 def draw(measured: dict[tuple[str, float], dict[tuple[str, int], float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from rl_as_inference.inspect.plots.style import BLUE, GREEN, GREY, ORANGE, tidy
+    from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, tidy
 
     titles = list(dict.fromkeys(title for title, _ in measured))
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")

@@ -53,7 +53,7 @@ def beliefs() -> list[list[float]]:
 def draw(rows: list[list[float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from rl_as_inference.inspect.plots.style import BLUE, GREEN, ORANGE, tidy, whole_numbers
+    from rl_as_inference.style import BLUE, GREEN, ORANGE, tidy, whole_numbers
 
     left, right = Figure(figsize=(9, 3.6), layout="constrained").subplots(1, 2, width_ratios=(1, 1.6))
     states = followed(WALK)[0]

@@ -71,7 +71,7 @@ def share_who_prefer(data: Any, one: str, other: str) -> str:
 def draw(walks: dict[str, tuple[Tensor, Tensor]], draws: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from rl_as_inference.inspect.plots.style import BLUE, GREY, ORANGE, tidy
+    from rl_as_inference.style import BLUE, GREY, ORANGE, tidy
 
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     town, *panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))

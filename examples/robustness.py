@@ -11,7 +11,7 @@ import torch
 
 from rl_as_inference import TabularMDP, exact, models, worst_case
 from rl_as_inference.inspect.plots import BLUE, GREEN, GREY, ORANGE
-from rl_as_inference.inspect.plots.style import tidy
+from rl_as_inference.style import tidy
 
 BUDGET = 0.5
 

@@ -47,7 +47,7 @@ def posterior(walks: Any) -> Tensor:
 def draw(found: dict[str, Tensor], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from rl_as_inference.inspect.plots.style import BLUE, GREY, ORANGE, tidy
+    from rl_as_inference.style import BLUE, GREY, ORANGE, tidy
 
     ax = Figure(figsize=(6.4, 3.4), layout="constrained").subplots()
     width = float(LOGS[1] - LOGS[0])

@@ -23,6 +23,7 @@ from rl_as_inference.reasoning import (
     satisfice,
     worst_case,
 )
+from rl_as_inference.runs import Run, load_run
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "GymnasiumProcess",
     "LinearGaussianMDP",
     "MarkovDecisionProcess",
+    "Run",
     "Satisficing",
     "SoftActorCritic",
     "SoftPolicyIteration",
@@ -53,6 +55,7 @@ __all__ = [
     "hyperbolic_policy",
     "infer_agent",
     "inspect",
+    "load_run",
     "models",
     "posterior",
     "rationality_curve",

@@ -10,12 +10,13 @@ import torch
 from command_line import refused, rlai
 
 from rl_as_inference.checkpoints import load_policy
-from rl_as_inference.cli.problems import load_problem, parse_options
+from rl_as_inference.cli.common import parse_options
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
 
-QUICK = ["--steps", "3", "--num-rollouts", "50", "--num-draws", "20", "--num-trajectories", "10"]
+QUICK = ["--steps", "3", "--num-trajectories", "50", "--num-draws", "20", "--fit-num-trajectories", "10"]
 
 
 class TestCompare:
@@ -123,7 +124,9 @@ class TestProblemNames:
         assert "--lenght: not an option of corridor; it takes --length" in message
 
     def test_unknown_option_of_an_environment(self) -> None:
-        assert "map_nam" in refused("compare", "FrozenLake-v1", "--map-nam", "8x8")
+        message = refused("compare", "FrozenLake-v1", "--map-nam", "8x8")
+        assert "--map-nam: not an option of FrozenLake-v1; it takes " in message
+        assert message.endswith("did you mean --map-name?\n")
 
     def test_stray_word(self) -> None:
         assert "unexpected argument '8x8'" in refused("compare", "FrozenLake-v1", "8x8")

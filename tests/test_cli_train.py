@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,13 @@ import pytest
 import torch
 from command_line import refused, rlai
 
-from rl_as_inference.agents import SoftActorCritic, train
-from rl_as_inference.agents.training import CurveRow, Training
+from rl_as_inference.agents import CurveRow, SoftActorCritic, train
+from rl_as_inference.agents.training import Training
 from rl_as_inference.checkpoints import load_tensors
 
 TINY = ["--hidden-sizes", "8,8", "--batch-size", "8", "--learning-starts", "20", "--no-compile"]
-QUICK = [*TINY, "--steps", "120", "--evaluate-every", "50", "--evaluate-episodes", "2", "--checkpoint-every", "40"]
-LONG = [*TINY, "--steps", "1500", "--updates-per-step", "0.3", "--checkpoint-every", "200"]
+QUICK = [*TINY, "--num-steps", "120", "--evaluate-every", "50", "--evaluate-episodes", "2", "--checkpoint-every", "40"]
+LONG = [*TINY, "--num-steps", "1500", "--updates-per-step", "0.3", "--checkpoint-every", "200"]
 LONG += ["--evaluate-every", "500", "--evaluate-episodes", "1"]
 
 
@@ -159,16 +160,22 @@ class TestTrain:
         assert code == 0
         assert "fixed" in text  # the process brings its temperature
         assert json.loads((tmp_path / "b" / "run.json").read_text())["problem"] == str(path)
-        code, text, _ = rlai("evaluate", tmp_path / "b", "--episodes", "3")
+        code, text, _ = rlai("evaluate", tmp_path / "b", "--num-episodes", "3")
         assert code == 0
         assert cells(text, "seed 0")[-1] == "7"  # the episodes' length
 
-    def test_without_out_nothing_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_out_the_run_is_kept_under_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        code, text, _ = rlai("train", "Pendulum-v1", *QUICK)
-        assert code == 0
-        assert "written" not in text
-        assert list(tmp_path.iterdir()) == []
+        for count in (1, 2):  # the second run of a second gets a folder of its own, too
+            code, text, said = rlai("train", "Pendulum-v1", *QUICK)
+            assert code == 0
+            folders = sorted((tmp_path / "runs").iterdir())
+            assert len(folders) == count
+            assert all(re.fullmatch(r"pendulum-v1-\d{8}-\d{6}(-2)?", folder.name) for folder in folders)
+        assert said.splitlines()[0].startswith("rlai: the run is kept in runs/pendulum-v1-")
+        assert "written to runs/pendulum-v1-" in text
+        refused("train", "Pendulum-v1", "--target-entropy", "99")
+        assert len(list((tmp_path / "runs").iterdir())) == 2
 
     def test_overwriting_replaces_all_of_the_earlier_run(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
@@ -199,8 +206,8 @@ class TestTrain:
             (["pendulum"], "'pendulum' is neither a model ("),
             (["corridor"], "corridor is a Pyro program"),
             (["double_integrator"], "unbounded"),
-            ([], "ENV_ID is missing"),
-            (["--g", "3"], "ENV_ID is missing"),
+            ([], "PROBLEM is missing"),
+            (["--g", "3"], "PROBLEM is missing"),
             (["Pendulum-v1", "--gee", "3"], "gee"),
             (["Pendulum-v1", "--algorithm", "dqn"], "--algorithm must be one of sac, sql; got 'dqn'"),
             (["Pendulum-v1", "--double"], "--double goes with --algorithm sql"),
@@ -213,13 +220,12 @@ class TestTrain:
             (["Pendulum-v1", "--temperature", "-1"], "temperature must be"),
             (["Pendulum-v1", "--discount", "1.2"], "discount must be in [0, 1]"),
             (["Pendulum-v1", "--hidden-sizes", "a,b"], "--hidden-sizes must be widths"),
-            (["Pendulum-v1", "--steps", "0"], "--steps must be >= 1"),
-            (["Pendulum-v1", "--seeds", "0"], "--seeds must be >= 1"),
+            (["Pendulum-v1", "--num-steps", "0"], "--num-steps must be >= 1"),
+            (["Pendulum-v1", "--seeds", "0"], "seeds must be an integer >= 1"),
             (["Pendulum-v1", "--evaluate-every", "0"], "--evaluate-every must be >= 1"),
             (["Pendulum-v1", "--seed", "-1"], "--seed must be in"),
             (["Pendulum-v1", "--device", "nvidia"], "device must be 'cpu' or 'cuda', got 'nvidia'"),
             (["Pendulum-v1", "--resume"], "--resume needs --out"),
-            (["Pendulum-v1", "--video", "1"], "--video needs --out"),
         ],
     )
     def test_wrong_input(self, words: list[str], message: str) -> None:
@@ -327,7 +333,7 @@ class TestResume:
         out = tmp_path / "run"
         shutil.copytree(finished, out)
         words = ["train", "Pendulum-v1", *QUICK, "--seeds", "2", "--g", "9.8"]
-        words[words.index("--steps") + 1] = "80"
+        words[words.index("--num-steps") + 1] = "80"
         rlai(*words, "--out", tmp_path / "part")
         part = tmp_path / "part" / "checkpoint.safetensors"
         shutil.copy(part, out)  # back to step 80
@@ -354,11 +360,27 @@ class TestResume:
             assert after[name] == before[name]
         assert json.loads(after["run.json"])["finished"] is True
 
+    def test_past_the_end(self, tmp_path: Path, finished: Path) -> None:
+        """More steps than the run had: what is learned is what a longer run learns, bit for bit."""
+        out, longer = tmp_path / "run", tmp_path / "longer"
+        shutil.copytree(finished, out)
+        assert rlai("train", "--out", out, "--resume", "--num-steps", "150")[0] == 0
+        record = json.loads((out / "run.json").read_text())
+        assert (record["num_steps"], record["finished"]) == (150, True)
+        words = [*QUICK, "--seeds", "2", "--g", "9.8", "--out", longer]
+        words[words.index("--num-steps") + 1] = "150"
+        assert rlai("train", "Pendulum-v1", *words)[0] == 0
+        (one, _), (other, _) = (load_tensors(folder / "checkpoint.safetensors") for folder in (out, longer))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+        assert [row["step"] for row in curve(out)[::2]] == ["0", "50", "100", "120", "150"]
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--steps", "500"], "has --steps 120, and this says 500"),
-            (["CartPole-v1"], "has ENV_ID Pendulum-v1, and this says CartPole-v1"),
+            (["--num-steps", "50"], "has --num-steps 120, and this says 50; say more to go on past its end"),
+            (["--num-critics", "3"], "has --num-critics 2, and this says 3"),
+            (["--evaluate-every", "7"], "has --evaluate-every 50, and this says 7"),
+            (["CartPole-v1"], "has PROBLEM Pendulum-v1, and this says CartPole-v1"),
             (["--hidden-sizes", "16"], "has --hidden-sizes [8, 8], and this says [16]"),
             (["--temperature", "0.1"], "has --temperature None, and this says 0.1"),
             (["--g", "3"], "has --options {'g': 9.8}, and this says {'g': 3}"),
@@ -371,7 +393,7 @@ class TestResume:
         assert contents(finished) == before
 
     def test_without_a_run(self, tmp_path: Path) -> None:
-        assert "there is no such folder" in refused("train", "--out", tmp_path / "none", "--resume")
+        assert "does not exist" in refused("train", "--out", tmp_path / "none", "--resume")
         assert "it has no run.json" in refused("train", "--out", tmp_path, "--resume")
         rlai("fit", "gridworld", "--steps", "1", "--out", tmp_path / "fit")
         assert "is of rlai fit" in refused("train", "--out", tmp_path / "fit", "--resume")
@@ -387,7 +409,7 @@ class TestResume:
 class TestEvaluate:
     def test_repeats_the_last_evaluation(self, finished: Path) -> None:
         before = contents(finished)
-        code, text, _ = rlai("evaluate", finished, "--episodes", "2")
+        code, text, _ = rlai("evaluate", finished, "--num-episodes", "2")
         assert code == 0
         for row in curve(finished)[-2:]:
             _, episodes, mean, _, least, largest, length = cells(text, f"seed {row['seed']}")
@@ -404,11 +426,11 @@ class TestEvaluate:
         assert rlai("evaluate", finished, "--stochastic")[1] == tables[2]
 
     def test_wrong_folders(self, tmp_path: Path, finished: Path) -> None:
-        assert "there is no such folder" in refused("evaluate", tmp_path / "none")
+        assert "does not exist" in refused("evaluate", tmp_path / "none")
         assert "it has no run.json" in refused("evaluate", tmp_path)
         rlai("fit", "gridworld", "--steps", "1", "--out", tmp_path / "fit")
         assert "is of rlai fit, and a run of rlai train is needed" in refused("evaluate", tmp_path / "fit")
-        assert "--episodes must be >= 1" in refused("evaluate", finished, "--episodes", "0")
+        assert "--num-episodes must be >= 1" in refused("evaluate", finished, "--num-episodes", "0")
 
     def test_damaged_runs(self, tmp_path: Path, finished: Path) -> None:
         import safetensors.torch
@@ -418,7 +440,7 @@ class TestEvaluate:
         record = (finished / "run.json").read_text()
         (out / "run.json").write_text(record)
         checkpoint = out / "checkpoint.safetensors"
-        assert "there is no file" in refused("evaluate", out)
+        assert "has no checkpoint.safetensors yet; go on with" in refused("evaluate", out)
         good = (finished / "checkpoint.safetensors").read_bytes()
         for damaged in (b"", b"nonsense", good[: len(good) // 2]):
             checkpoint.write_bytes(damaged)
@@ -439,12 +461,12 @@ class TestEvaluate:
             ({"seeds": 1}, "another number of seeds: it has 2"),
             ({"algorithm": "sql"}, "another agent: it has SoftActorCritic"),
             ({"num_envs": 3}, "another number of environments"),
-            ({"algorithm": "ppo"}, "run.json is not as rlai train writes it: KeyError: 'ppo'"),
+            ({"algorithm": "ppo"}, "run.json is not as rlai train writes it: its algorithm is 'ppo'"),
         ):
             (out / "run.json").write_text(json.dumps({**json.loads(record), **wrong}))
             assert message in refused("evaluate", out)
         (out / "run.json").write_text("{")
-        assert "cannot be read" in refused("evaluate", out)
+        assert "run.json' is damaged" in refused("evaluate", out)
 
 
 class TestVideo:
@@ -456,7 +478,7 @@ class TestVideo:
         assert all(path.stat().st_size > 2000 for path in (out / "videos").iterdir())
         assert "videos/episode-1.mp4" in json.loads((out / "run.json").read_text())["files"]
         before = (out / "videos" / "episode-0.mp4").read_bytes()
-        assert rlai("evaluate", out, "--video", "1", "--seed", "4", "--episodes", "1")[0] == 0
+        assert rlai("evaluate", out, "--video", "1", "--seed", "4", "--num-episodes", "1")[0] == 0
         assert (out / "videos" / "episode-0.mp4").read_bytes() != before
         assert json.loads((out / "run.json").read_text())["finished"] is True
 

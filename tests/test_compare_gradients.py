@@ -557,8 +557,8 @@ def test_same_seed_same_numbers() -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    words = ["--rows", "3", "--columns", "3", "--horizon", "5", "--steps", "3", "--num-rollouts", "50"]
-    words += ["--num-draws", "20", "--num-gradients", "500", "--no-progress", "--out", tmp_path / "run"]
+    words = ["--rows", "3", "--columns", "3", "--horizon", "5", "--steps", "3", "--num-trajectories", "50"]
+    words += ["--num-draws", "20", "--gradients-num-trajectories", "500", "--no-progress", "--out", tmp_path / "run"]
     code, text, _ = run_rlai("compare", "gridworld", *words, "--gradients")
     assert code == 0
     assert "gradients of the ELBO, 500 trajectories a row" in text

@@ -13,7 +13,7 @@ from small_agents import sac, small_mdp, sql, stirred
 from rl_as_inference.agents import perturb
 from rl_as_inference.agents.perturbations import _Perturbed, _scale_physics, physics_of
 
-TINY = ["--hidden-sizes", "8", "--batch-size", "8", "--learning-starts", "20", "--no-compile", "--steps", "60"]
+TINY = ["--hidden-sizes", "8", "--batch-size", "8", "--learning-starts", "20", "--no-compile", "--num-steps", "60"]
 TINY += ["--evaluate-every", "60", "--evaluate-episodes", "2"]
 
 
@@ -136,7 +136,7 @@ def test_bad_perturbations_are_refused() -> None:
 
 def test_the_command_writes_a_picture_and_its_numbers(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "robust"
-    words = ["--perturb", "observation=0,0.2", "--perturb", "l=0.5,1,2", "--episodes", "2"]
+    words = ["--perturb", "observation=0,0.2", "--perturb", "l=0.5,1,2", "--num-episodes", "2"]
     code, text, _ = rlai("robustness", run, *words, "--out", out)
     assert code == 0
     assert "observation" in text
@@ -153,7 +153,7 @@ def test_the_command_writes_a_picture_and_its_numbers(run: Path, tmp_path: Path)
 
 
 def test_the_command_writes_into_the_run_once(run: Path) -> None:
-    words = ["--perturb", "action=0,0.3", "--episodes", "1"]
+    words = ["--perturb", "action=0,0.3", "--num-episodes", "1"]
     assert rlai("robustness", run, *words)[0] == 0
     record = json.loads((run / "run.json").read_text())
     assert record["command"] == "train"
@@ -161,11 +161,11 @@ def test_the_command_writes_into_the_run_once(run: Path) -> None:
     assert {"robustness.png", "robustness.json"} <= set(record["files"])
     assert "has robustness.png already" in refused("robustness", run, *words)
     assert rlai("robustness", run, *words, "--overwrite")[0] == 0
-    assert rlai("evaluate", run, "--episodes", "1")[0] == 0
+    assert rlai("evaluate", run, "--num-episodes", "1")[0] == 0
 
 
 def test_by_default_everything_usual_is_perturbed(run: Path, tmp_path: Path) -> None:
-    assert rlai("robustness", run, "--episodes", "1", "--out", tmp_path / "all")[0] == 0
+    assert rlai("robustness", run, "--num-episodes", "1", "--out", tmp_path / "all")[0] == 0
     data = json.loads((tmp_path / "all" / "robustness.json").read_text())
     assert [row["name"] for row in data["perturbations"]] == ["observation", "action", "reward", "m", "l", "g"]
 
@@ -178,4 +178,4 @@ def test_wrong_words_are_refused(run: Path, tmp_path: Path) -> None:
         "robustness", run, "--perturb", "wings=1,2", "--out", tmp_path / "new"
     )
     assert not (tmp_path / "new").exists()
-    assert "--episodes must be >= 1" in refused("robustness", run, "--episodes", "0")
+    assert "--num-episodes must be >= 1" in refused("robustness", run, "--num-episodes", "0")

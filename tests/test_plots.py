@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from problems import random_mdp
 
 import rl_as_inference as rlai
-from rl_as_inference import exact
+from rl_as_inference import exact, style
 from rl_as_inference.inspect import diagnose, from_trajectories, plots
-from rl_as_inference.inspect.plots import style
 from rl_as_inference.models import double_integrator, gridworld
 
 

@@ -13,7 +13,7 @@ import torch
 from command_line import refused, rlai
 from playwright import sync_api
 
-from rl_as_inference.cli.inspecting import _read_comparison
+from rl_as_inference.compare import Comparison
 from rl_as_inference.models import corridor, gridworld, point_mass
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
@@ -21,8 +21,18 @@ from rl_as_inference.report import draw_sources, is_report, render_report
 from rl_as_inference.report.trajectories import embed
 
 CHROMIUM = shutil.which("chromium")
-TINY = ["--steps", "5", "--num-rollouts", "50", "--num-draws", "20", "--num-trajectories", "10", "--no-progress"]
-LEARNING = ["--steps", "40", "--hidden-sizes", "8", "--batch-size", "8", "--learning-starts", "20", "--no-progress"]
+TINY = [
+    "--steps",
+    "5",
+    "--num-trajectories",
+    "50",
+    "--num-draws",
+    "20",
+    "--fit-num-trajectories",
+    "10",
+    "--no-progress",
+]
+LEARNING = ["--num-steps", "40", "--hidden-sizes", "8", "--batch-size", "8", "--learning-starts", "20", "--no-progress"]
 LEARNING += ["--evaluate-every", "40", "--evaluate-episodes", "1"]
 
 
@@ -93,6 +103,10 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     assert wrong == []
 
 
+def comparison_of(run: Path) -> Comparison:
+    return Comparison.from_dict(json.loads((run / "comparison.json").read_text()))
+
+
 def panel(page: Any, source: str) -> Any:
     return page.locator(f".panel[data-source={source}]")
 
@@ -125,10 +139,15 @@ class TestPage:
         assert all(len(s["draws"]["return"]) == 200 and len(s["returns"]) == 250 for s in embedded(page).values())
 
     def test_numbers_are_the_runs(self, runs: Any, opened: Any) -> None:
-        page, comparison = opened(runs("lake") / "report.html"), _read_comparison(runs("lake") / "comparison.json")
+        page, comparison = opened(runs("lake") / "report.html"), comparison_of(runs("lake"))
         table = comparison.table()
         cells = page.locator("td[data-field]")
-        assert cells.count() == 11
+        # Every row that the terminal prints, and no other.
+        shown = [row for rows in comparison.blocks() for row in rows]
+        assert [cell.get_attribute("data-field") for cell in cells.all()] == [row.field for row in shown]
+        assert len(shown) == 17
+        printed = [line.strip("│").split("│")[0].strip() for line in table.splitlines() if line.startswith("│")]
+        assert printed[: len(shown)] == [row.label.strip() for row in shown]
         for cell in cells.all():
             field, shown = cell.get_attribute("data-field"), cell.inner_text()
             value = comparison.temperature * comparison.elbo if field == "scaled_elbo" else getattr(comparison, field)
@@ -142,7 +161,7 @@ class TestPage:
             assert [float(number.replace(",", "")) for number in row] == pytest.approx(expected, rel=2e-3, abs=5e-5)
 
     def test_gaps_are_the_runs(self, runs: Any, opened: Any) -> None:
-        page, comparison = opened(runs("lake") / "report.html"), _read_comparison(runs("lake") / "comparison.json")
+        page, comparison = opened(runs("lake") / "report.html"), comparison_of(runs("lake"))
         bar = page.evaluate("document.getElementById('gaps').data[0]")
         assert bar["x"] == pytest.approx(
             [comparison.elbo_exact, comparison.policy_gap, comparison.dynamics_gap, comparison.log_evidence], abs=1e-4
@@ -330,6 +349,11 @@ class TestCommand:
         )
         assert code == 0
         assert "posterior (importance)" in text
+        for method in ("annealed", "smc"):  # the first starts from the prior, and takes no guide; the second does
+            words = ["--num-draws", 20, "--method", method, "--out", tmp_path / f"{method}.html"]
+            code, text, said = rlai("inspect", runs("lake"), *words)
+            assert code == 0, said
+            assert f"posterior ({method})" in text
         assert "--method must be one of" in refused("inspect", runs("lake"), "--method", "magic", "--overwrite")
         assert "--num-draws must be >= 1" in refused("inspect", runs("lake"), "--num-draws", 0, "--overwrite")
 

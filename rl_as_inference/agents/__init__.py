@@ -1,5 +1,6 @@
 """Learners on environments: soft actor-critic, soft Q-learning, soft policy iteration."""
 
+from rl_as_inference.agents.curves import CurveRow
 from rl_as_inference.agents.evaluation import Evaluation
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.perturbations import PerturbedReturns, perturb
@@ -8,7 +9,7 @@ from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
 from rl_as_inference.agents.soft_policy_iteration import SoftPolicyIteration
 from rl_as_inference.agents.soft_q_learning import SoftQLearning
-from rl_as_inference.agents.training import CurveRow, Training, train
+from rl_as_inference.agents.training import Training, train
 from rl_as_inference.agents.videos import record_videos
 
 __all__ = [

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_curve, write_curve
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.made_again import named_environment, settings_of
 from rl_as_inference.checkpoints import UNFINISHED, written_whole
 from rl_as_inference.checks import check_count
 from rl_as_inference.progress import ProgressBar, progress_bar
+from rl_as_inference.records import RunRecord, files_of, has_begun
 
-__all__ = ["CHECKPOINT", "CURVE", "DIVERGED", "TENSORBOARD", "CurveRow", "Training", "train"]
+__all__ = ["CHECKPOINT", "RUN_FILES", "VIDEOS", "Training", "evaluation_seed", "run_files", "train"]
 
-CHECKPOINT, DIVERGED, CURVE, TENSORBOARD = "checkpoint.safetensors", "diverged.safetensors", "curve.csv", "tensorboard"
-
-
-class CurveRow(NamedTuple):
-    """One evaluation of one seed."""
-
-    step: int
-    """Environment steps taken by then."""
-    seed: int
-    """Which of the learner's seeds, from 0."""
-    mean_return: float
-    """Mean undiscounted return of the deterministic policy's episodes, in reward units."""
-    least_return: float
-    """The least of them."""
-    largest_return: float
-    """The largest of them."""
-    temperature: float
-    """α in reward units per nat."""
-    entropy: float
-    """The policy's, in nats: mean over the latest batches; NaN before the first update."""
-    seconds: float
-    """Wall time of learning until then: compiling counts, evaluations do not."""
+CHECKPOINT, _DIVERGED, _CURVE = "checkpoint.safetensors", "diverged.safetensors", "curve.csv"
+_PICTURE, _TENSORBOARD, VIDEOS = "learning_curve.png", "tensorboard", "videos"
+RUN_FILES = {
+    CHECKPOINT: "the agent as it ended: rlai evaluate, --resume",
+    _DIVERGED: "the agent when it was no longer finite",
+    _CURVE: "every evaluation",
+    _PICTURE: "the same as a picture",
+    _TENSORBOARD: "for tensorboard --logdir",
+    VIDEOS: "episodes of the policy",
+}
+"""What may be in the folder of a run, beside its record."""
+_OWN = (CHECKPOINT, _DIVERGED, _CURVE, _PICTURE, f"{_TENSORBOARD}/events.out.tfevents.*", f"{VIDEOS}/episode-*.mp4")
 
 
 @dataclass(frozen=True)
@@ -77,14 +69,19 @@ def train(
     resume: bool = False,
     progress: bool | None = None,
     on_row: Callable[[CurveRow], None] | None = None,
+    problem: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Training:
     """Lets ``agent`` learn until it has taken ``num_steps`` in all, and writes down how that went.
 
-    The folder holds ``checkpoint.safetensors``, ``curve.csv`` (a :class:`CurveRow` a line) and
-    ``tensorboard/``. A run that was stopped, even killed, goes on from its last checkpoint with
-    ``resume=True`` and an agent made in the same way; what it then learns is bit for bit what it would
-    have learned. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first;
-    where parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
+    The folder is what ``rlai train`` writes: ``checkpoint.safetensors``, ``curve.csv`` (a :class:`CurveRow` a line),
+    ``learning_curve.png``, ``tensorboard/`` and ``run.json``. ``rlai evaluate``, ``rlai inspect`` and
+    :func:`rl_as_inference.load_run` work on it where the environment has a name.
+
+    A run that was stopped, even killed, goes on from its last checkpoint with ``resume=True`` and an agent made in the
+    same way; what it then learns is bit for bit what it would have learned. With more steps than the run had, it goes
+    on past its end. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first; where
+    parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
 
     Args:
         agent: the learner; ``compile="auto"`` is settled by ``num_steps``.
@@ -98,6 +95,9 @@ def train(
         resume: go on from what an earlier call left in ``folder``; if that had no checkpoint yet, begin.
         progress: show a progress bar; None shows it on a terminal.
         on_row: called with each new row of the curve.
+        problem: how the command line finds the environment again: a Gymnasium id, a model's name, or a Python file
+            (``"mine.py:name"``); by default the id with which the agent was made, if it was.
+        options: of the problem.
 
     Raises:
         NonFiniteError: if the environment gives NaN or an infinity.
@@ -122,7 +122,15 @@ def train(
     }.items():
         check_count(name, value)
     agent.settle_compile(num_steps)
-    run = _Run(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row)
+    run = _Logbook(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row)
+    run.begin(
+        problem,
+        options,
+        num_steps=num_steps,
+        evaluate_every=evaluate_every,
+        evaluate_episodes=evaluate_episodes,
+        checkpoint_every=checkpoint_every,
+    )
     learned = _Clock(agent)
 
     def next_multiple(every: int) -> int:
@@ -144,6 +152,7 @@ def train(
                     agent.learn(end - agent.num_steps, progress=bar, report_every=report_every, on_report=run.report)
                 run.seconds = run.seconds_before + learned.seconds
             evaluation = run.last or run.play()
+            run.finish(title)
     except BaseException as stop:
         run.seconds = run.seconds_before + learned.seconds
         run.rescue(stop)
@@ -182,7 +191,7 @@ class _Clock:
         return self._steps / self._running if self._steps else math.nan
 
 
-class _Run:
+class _Logbook:
     """What a run has written so far; without a folder, what it would have."""
 
     def __init__(
@@ -194,10 +203,12 @@ class _Run:
         on_row: Callable[[CurveRow], None] | None,
     ) -> None:
         self.agent, self.folder, self.num_episodes, self.on_row = agent, folder, num_episodes, on_row
+        self.resume = resume
         self.curve: list[CurveRow] = []
         self.last: Evaluation | None = None
         self.seconds_before = 0.0
         self.writer: Any = None
+        self.record: RunRecord | None = None
         if folder is not None:
             self._open(folder, resume)
         elif resume:
@@ -208,9 +219,10 @@ class _Run:
 
     def _open(self, folder: Path, resume: bool) -> None:
         checkpoint = folder / CHECKPOINT
-        if checkpoint.exists() and not resume:
+        if not resume and (checkpoint.exists() or files_of(folder)):
+            what = "a checkpoint" if checkpoint.exists() else "files"
             raise ValueError(
-                f"folder: {str(folder)!r} has a checkpoint of an earlier run; go on with resume=True, or choose another"
+                f"folder: {str(folder)!r} has {what} of an earlier run; go on with resume=True, or choose another"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,14 +230,42 @@ class _Run:
             raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
         if resume and checkpoint.exists():
             self.seconds_before = float(self.agent.restore(checkpoint).get("seconds", 0.0))
-            self.curve = _read_curve(folder / CURVE, self.agent.num_steps)
+            self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
         for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
             left.unlink(missing_ok=True)
+
+    def begin(self, problem: str | None, options: Mapping[str, Any] | None, **settings: Any) -> None:
+        """Writes what is run; a run that goes on keeps what it was, with the settings of now."""
+        if self.folder is None:
+            return
+        if self.resume and has_begun(self.folder):
+            record = RunRecord.read(self.folder, "folder", ("train",))
+        else:
+            named, own = named_environment(self.agent)
+            problem, options = (named, own) if problem is None else (problem, options or {})
+            record = RunRecord.of("train", problem, self.folder, options=options, seed=self.agent.seed)
+        # Compiling is settled by now, by all the steps: whoever learns a part of the run could not tell.
+        self.record = record.changed(finished=False, **settings_of(self.agent), **settings)
+        self.mark()  # first of all, so that a run that is killed from now on can be gone on with
         from torch.utils.tensorboard import SummaryWriter
 
         # What a killed run logged beyond its checkpoint is no longer shown.
-        purge = self.agent.num_steps + bool(self.curve) if resume else None
-        self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=purge)
+        purge = self.agent.num_steps + bool(self.curve) if self.resume else None
+        self.writer = SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=purge)
+
+    def mark(self) -> None:
+        """Writes the record, with the files that are there by now."""
+        if self.record is not None and self.folder is not None:
+            self.record.write(self.folder, run_files(self.folder))
+
+    def finish(self, title: str) -> None:
+        """Draws the curve, and writes that the run came to its end."""
+        if self.folder is None or self.record is None:
+            return
+        ax: Any = plot_learning_curve(self.curve, title=title)
+        with written_whole(self.folder / _PICTURE) as path:
+            ax.figure.savefig(path, dpi=130)
+        self.record = self.record.changed(finished=True, seconds=round(self.seconds, 2))
 
     def report(self, row: dict[str, float]) -> None:
         if self.writer is not None:
@@ -267,8 +307,9 @@ class _Run:
         self.curve += rows
         self.evaluated = step
         if self.folder is not None:
-            _write_curve(self.folder / CURVE, self.curve)
+            write_curve(self.folder / _CURVE, self.curve)
             self._log(rows)
+            self.mark()
         for row in rows if self.on_row is not None else ():
             self.on_row(row)  # type: ignore[misc]
 
@@ -304,12 +345,18 @@ class _Run:
             stop.add_note(f"at step {step}, saved in {self.folder / CHECKPOINT}")
         else:
             kept = f"; {CHECKPOINT} is of step {self.saved}" if self.saved else ""
-            self._save(DIVERGED)
-            stop.add_note(f"at step {step}, saved in {self.folder / DIVERGED}{kept}")
+            self._save(_DIVERGED)
+            stop.add_note(f"at step {step}, saved in {self.folder / _DIVERGED}{kept}")
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+        self.mark()
+
+
+def run_files(folder: Path) -> list[str]:
+    """Returns the files of a run that are in its folder by now, as seen from there."""
+    return [str(path.relative_to(folder)) for own in _OWN for path in sorted(folder.glob(own))]
 
 
 def evaluation_seed(seed: int) -> int:
@@ -320,33 +367,3 @@ def evaluation_seed(seed: int) -> int:
 def _is_finite(agent: Learner) -> bool:
     parameters = (p for modules in agent.modules for module in modules.values() for p in module.parameters())
     return all(bool(parameter.isfinite().all()) for parameter in parameters)
-
-
-def _write_curve(path: Path, curve: Iterable[CurveRow]) -> None:
-    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(CurveRow._fields)
-        for row in curve:
-            numbers = ("" if math.isnan(value) else f"{value:.6g}" for value in row[2:-1])
-            writer.writerow((row.step, row.seed, *numbers, f"{row.seconds:.2f}"))
-
-
-def _read_curve(path: Path, until: int) -> list[CurveRow]:
-    """Returns the rows up to a step.
-
-    Raises:
-        ValueError: if the file is not such a curve.
-    """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-        if tuple(rows[0]) != CurveRow._fields:
-            raise ValueError(f"its columns are {', '.join(rows[0])}")
-        curve = [
-            CurveRow(int(step), int(seed), *(float(value or "nan") for value in rest)) for step, seed, *rest in rows[1:]
-        ]
-    except (ValueError, TypeError, LookupError, OSError) as error:
-        raise ValueError(f"folder: {str(path)!r} is no curve of a run: {error}") from error
-    return [row for row in curve if row.step <= until]

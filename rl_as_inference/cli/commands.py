@@ -1,10 +1,10 @@
 """The commands on problems: ``compare``, ``fit``; and ``bench``."""
 
-import importlib
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 import torch
 import typer
@@ -19,19 +19,23 @@ from rl_as_inference.cli.common import (
     Progress,
     Seed,
     app,
+    check_least,
     check_seed,
+    own_names,
+    parse_options,
     parse_sizes,
     plain_errors,
-    versions,
+    settings_of,
 )
-from rl_as_inference.cli.problems import load_problem, parse_options
 from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
 from rl_as_inference.compare import Comparison, compare, compare_gradients
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inspect import Method, plots, posterior, save_posterior
+from rl_as_inference.nouns import Process
+from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
-from rl_as_inference.processes.programs import as_process
+from rl_as_inference.records import RunRecord
 
 __all__ = ["bench_command", "compare_command", "fit_command"]
 
@@ -51,7 +55,9 @@ EstimatorName = Annotated[
     str, typer.Option(help=f"One of: {', '.join(str(x) for x in ('exact', *get_args(get_args(FitEstimator)[0])))}.")
 ]
 Rollouts = Annotated[int, typer.Option(help="Rollouts for each sampled gradient.")]
-LearningRate = Annotated[float, typer.Option(help="Adam's learning rate at the start.")]
+LearningRate = Annotated[
+    float, typer.Option(help="Adam's learning rate at the start; it falls to a twentieth along a cosine.")
+]
 
 
 @app.command("compare", context_settings=PROBLEM_OPTIONS)
@@ -66,36 +72,37 @@ def compare_command(
     overwrite: Overwrite = False,
     steps: Steps = 500,
     estimator: EstimatorName = "auto",
-    num_trajectories: Rollouts = 256,
+    fit_num_trajectories: Rollouts = 256,
     learning_rate: LearningRate = 2e-2,
     hidden_sizes: Hidden = "64,64",
     seed: Seed = 0,
-    num_rollouts: Annotated[int, typer.Option(help="Rollouts for the comparison's estimates.")] = 4096,
+    num_trajectories: Annotated[int, typer.Option(help="Rollouts for the comparison's estimates.")] = 4096,
     num_draws: Annotated[int, typer.Option(help="Posterior draws to write.")] = 1000,
     gradients: Annotated[
         bool,
         typer.Option("--gradients", help="Measure every gradient estimator and actor's loss at the trained guide."),
     ] = False,
-    num_gradients: Annotated[int, typer.Option(help="Trajectories for each row of --gradients.")] = 100_000,
+    gradients_num_trajectories: Annotated[
+        int, typer.Option(help="Trajectories for each row of --gradients.")
+    ] = 100_000,
     progress: Progress = None,
 ) -> None:
     """Train a guide on the ELBO; show it beside SAC's objective and the exact answers."""
-    checks = (
-        ("--num-rollouts", num_rollouts, 2),
-        ("--num-draws", num_draws, 1),
-        ("--num-gradients", num_gradients, 100),
+    check_least(
+        num_trajectories=(num_trajectories, 2),
+        num_draws=(num_draws, 1),
+        gradients_num_trajectories=(gradients_num_trajectories, 100),
     )
-    for name, value, least in checks:
-        if value < least:
-            raise ValueError(f"{name} must be >= {least}, got {value}")
-    run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
-    fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
-    comparison = compare(run.process, fitted.policy, num_trajectories=num_rollouts)
+    run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
+    fitted = run.train(steps, estimator, fit_num_trajectories, learning_rate, hidden_sizes, progress)
+    comparison = compare(run.process, fitted.policy, num_trajectories=num_trajectories)
     print(comparison.table())
     print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
     measured = None
     if gradients:
-        measured = compare_gradients(run.process, fitted.policy, num_trajectories=num_gradients, progress=progress)
+        measured = compare_gradients(
+            run.process, fitted.policy, num_trajectories=gradients_num_trajectories, progress=progress
+        )
         print(measured.table())
     if run.folder is None:
         return
@@ -130,7 +137,7 @@ def fit_command(
     progress: Progress = None,
 ) -> None:
     """Train a guide on the ELBO and save it."""
-    run = _Run.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
+    run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
     print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
     if run.folder is not None:
@@ -145,22 +152,20 @@ def bench_command(
     quick: Annotated[bool, typer.Option("--quick", help="A short version, to see that it runs.")] = False,
 ) -> None:
     """Run the benchmarks of a clone of the repository and print their table."""
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        run_benchmarks = importlib.import_module("benchmarks.run").main
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("benchmarks"):
-            raise
+    if not Path("benchmarks", "run.py").is_file():
         raise ValueError(
-            "bench: the benchmarks come with the repository, not with the installed package; run it from a clone"
-        ) from error
-    raise typer.Exit(run_benchmarks(["--quick"] if quick else []))
+            "bench: the benchmarks come with the repository, not with the installed package; run it from the folder of "
+            "a clone"
+        )
+    words = ["--quick"] if quick else []
+    done = subprocess.run([sys.executable, "-m", "benchmarks.run", *words], check=False)
+    raise typer.Exit(done.returncode)
 
 
-class _Run:
+class _GuideRun:
     """One command's process, seed and folder."""
 
-    def __init__(self, process: Any, folder: RunFolder | None, record: dict[str, Any]) -> None:
+    def __init__(self, process: Process, folder: RunFolder | None, record: RunRecord) -> None:
         self.process = process
         self.folder = folder
         self.record = record
@@ -177,25 +182,16 @@ class _Run:
         out: Path | None,
         overwrite: bool,
         seed: int,
-    ) -> "_Run":
-        options = parse_options(context.args)
+    ) -> Self:
+        own = own_names(context)
+        options = parse_options(context.args, own)
         check_seed(seed)
         if out is not None:  # before the work, so that an hour's training is not lost to a folder that is taken
             check_run_folder(out, overwrite=overwrite)
         torch.manual_seed(seed)
-        process = as_process(
-            load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature)
-        )
-        record = {
-            "command": context.info_name,
-            "problem": problem,
-            "options": options,
-            "horizon": horizon,
-            "discount": discount,
-            "temperature": temperature,
-            "seed": seed,
-            "versions": versions(),
-        }
+        settings = settings_of(context)
+        record = RunRecord.of(str(context.info_name), problem, out, options=options, seed=seed, settings=settings)
+        process = load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature, own=own)
         folder = None if out is None else new_run_folder(out, overwrite=overwrite)
         return cls(process, folder, record)
 
@@ -204,8 +200,6 @@ class _Run:
     ) -> FitResult:
         sizes = parse_sizes(hidden)
         policy = amortized_policy(self.process, hidden_sizes=sizes)
-        self.record |= {"steps": steps, "estimator": estimator, "num_trajectories": num_trajectories}
-        self.record |= {"learning_rate": rate, "hidden_sizes": list(sizes)}
         fitted = fit(
             self.process,
             policy,
@@ -213,16 +207,16 @@ class _Run:
             estimator=estimator,  # type: ignore[arg-type]
             num_trajectories=num_trajectories,
             learning_rate=rate,
-            seed=self.record["seed"],
+            seed=self.record.seed,
             progress=progress,
         )
-        self.record["estimator"] = fitted.estimator
+        self.record = self.record.changed(estimator=fitted.estimator)
         return fitted
 
     def write_training(self, fitted: FitResult, optimal_elbo: float | None) -> None:
         assert self.folder is not None
         with self.folder.writing("policy.safetensors", "the trained guide") as path:
-            save_policy(fitted.policy, path, **self.record)
+            save_policy(fitted.policy, path, problem=self.record.problem, **self.record.settings)
         self.folder.write_json("history.json", "the ELBO at every step, in nats", fitted.elbo.tolist())
         self.picture(
             "training.png", "the ELBO over training", plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo)
@@ -252,8 +246,5 @@ class _Run:
 
     def finish(self) -> None:
         assert self.folder is not None
-        self.record["seconds"] = round(time.perf_counter() - self.started, 2)
-        files = [name for name, _ in self.folder.written]
-        record = {**self.record, "finished": True, "files": files}
-        self.folder.write_json("run.json", "what was run, with versions and seed", record)
+        self.folder.write_record(self.record, finished=True, seconds=round(time.perf_counter() - self.started, 2))
         self.folder.show()

@@ -2,12 +2,14 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from rl_as_inference.option_names import flag, meant
 
 __all__ = [
     "PROBLEM_OPTIONS",
@@ -17,11 +19,14 @@ __all__ = [
     "Progress",
     "Seed",
     "app",
+    "check_least",
     "check_seed",
     "main",
+    "own_names",
+    "parse_options",
     "parse_sizes",
     "plain_errors",
-    "versions",
+    "settings_of",
 ]
 
 app = typer.Typer(
@@ -33,6 +38,9 @@ app = typer.Typer(
 )
 
 PROBLEM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+_NOT_OF_RUNS = ("problem", "seed", "out", "overwrite", "resume", "progress", "video")
+"""Parameters of a command that are none of a run's settings: those that a record has apart, or not at all."""
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; nothing is written without it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")]
@@ -87,9 +95,71 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"--seed must be in 0 … 2^63 - 1, got {seed}")
 
 
-def versions(*more: str) -> dict[str, str]:
-    """Returns the versions of the packages on which results depend."""
-    return {name: version(name) for name in ("rl-as-inference", "torch", "pyro-ppl", "gymnasium", *more)}
+def own_names(context: typer.Context) -> list[str]:
+    """Returns the names of a command's own options, as their Python arguments are called."""
+    return [each.name for each in context.command.params if each.name and each.param_type_name == "option"]
+
+
+def settings_of(context: typer.Context) -> dict[str, Any]:
+    """Returns what a command line says, or has by default, of a run, as JSON holds it."""
+    settings = {name: value for name, value in context.params.items() if name not in _NOT_OF_RUNS}
+    return {**settings, "hidden_sizes": list(parse_sizes(settings["hidden_sizes"]))}
+
+
+def parse_options(words: Sequence[str], own: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns ``--map-name 8x8 --no-is-slippery`` as ``{"map_name": "8x8", "is_slippery": False}``.
+
+    Values become integers, floats or booleans where they look like them. ``--name=value`` is the
+    same; ``--name`` alone is true, ``--no-name`` false.
+
+    Args:
+        words: what the command itself does not know.
+        own: the names of the command's own options, one of which a stray word may have meant.
+
+    Raises:
+        ValueError: for a word that is not an option.
+    """
+    options: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            guess = meant(word, own)
+            wanted = (
+                "options of the problem look like --name value" if guess is None else f"did you mean {flag(guess)}?"
+            )
+            raise ValueError(f"unexpected argument {word!r}; {wanted}")
+        name, equals, value = word[2:].partition("=")
+        if "_" in name and meant(name, own, 1.0) is not None:  # said so here, since a problem might take it
+            raise ValueError(f"--{name}: did you mean {flag(name)}?")
+        name = name.replace("-", "_")
+        if equals:
+            options[name] = _value(value)
+        elif rest and not rest[0].startswith("--"):
+            options[name] = _value(rest.pop(0))
+        elif name.startswith("no_"):
+            options[name[3:]] = False
+        else:
+            options[name] = True
+    return options
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def check_least(**values: tuple[int | None, int]) -> None:
+    """Raises ValueError for an option's value below its least; None is none."""
+    for name, (value, least) in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{flag(name)} must be >= {least}, got {value}")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,51 +1,25 @@
 """The command ``inspect``: a run as one HTML page."""
 
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import torch
 import typer
 
-from rl_as_inference.agents import Learner
-from rl_as_inference.agents.training import CHECKPOINT, evaluation_seed
-from rl_as_inference.checkpoints import load_policy, written_whole
-from rl_as_inference.cli.common import app, plain_errors
-from rl_as_inference.cli.problems import load_problem
-from rl_as_inference.cli.runs import RunFolder
-from rl_as_inference.cli.training import make_agent
-from rl_as_inference.compare import ActionRule, Comparison, Identity, compare
-from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inspect import Method, load_posterior
+from rl_as_inference.checkpoints import written_whole
+from rl_as_inference.cli.common import app, check_least, plain_errors
+from rl_as_inference.cli.opening import AllowChanged, open_run
+from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.inspect import Method
 from rl_as_inference.processes import GymnasiumProcess
-from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report import draw_sources, is_report, render_report
+from rl_as_inference.runs import Run
 
 __all__ = ["inspect_command"]
 
 _NAME = "report.html"
-_RECORD, _COMPARISON, _POLICY = "run.json", "comparison.json", "policy.safetensors"
-_DRAWS = "posterior.nc"
-_NUM_DRAWS, _NUM_EPISODES, _NUM_ENVS = 1000, 50, 10
-_NUM_ROLLOUTS = 4096
-
-
-@dataclass(frozen=True)
-class _Inspected:
-    """What a run folder was rebuilt to."""
-
-    process: Any
-    policy: Any
-    comparison: Comparison | None
-    record: dict[str, Any]
-    critic: Any = None
-
-    @property
-    def is_simulator(self) -> bool:
-        """Whether trajectories cost an environment's steps."""
-        return isinstance(self.process, GymnasiumProcess)
+_NUM_DRAWS, _NUM_EPISODES, _NUM_ROLLOUTS = 1000, 50, 4096
 
 
 @app.command("inspect")
@@ -65,74 +39,40 @@ def inspect_command(
         int | None,
         typer.Option(help=f"Draws of each distribution; {_NUM_DRAWS} by default, {_NUM_EPISODES} for simulators."),
     ] = None,
+    allow_changed: AllowChanged = False,
 ) -> None:
     """Write a run as one HTML page: the comparison, and trajectories to step through."""
-    if num_draws is not None and num_draws < 1:
-        raise ValueError(f"--num-draws must be >= 1, got {num_draws}")
+    check_least(num_draws=(num_draws, 1))
     if method is not None and method not in get_args(Method):
         raise ValueError(f"--method must be one of {', '.join(get_args(Method))}; got {method!r}")
-    record = _read_record(run)
     target = run / _NAME if out is None else out
-    _check_target(target, overwrite)  # before the work, so that it is not lost to a file that is taken
-    inspected = _load(run, record)
-    if (run / _DRAWS).exists():
-        try:
-            load_posterior(run / _DRAWS)
-        except ValueError as error:
-            print(f"rlai: warning: {str(run / _DRAWS)!r} is damaged ({error}); the page draws anew", file=sys.stderr)
-    torch.manual_seed(record["seed"])
-    count = num_draws or (_NUM_EPISODES if inspected.is_simulator else _NUM_DRAWS)
-    comparison = inspected.comparison or _compare(inspected, count)
-    chosen: Any = method or ("guide" if inspected.is_simulator else None)
-    sources = draw_sources(inspected.process, inspected.policy, method=chosen, num_draws=count)
-    facts = _facts(inspected, count)
-    page = render_report(inspected.process, sources, comparison=comparison, facts=facts)
+    if run.is_dir():  # else there is something worse to tell
+        _check_target(target, overwrite)  # before the work, so that it is not lost to a file that is taken
+    inspected = open_run(run, None, allow_changed)
+    try:
+        inspected.data  # noqa: B018 - to be read is to be checked
+    except ValueError as error:
+        print(f"rlai: warning: the run's draws are damaged ({error}); the page draws anew", file=sys.stderr)
+    process, simulates = inspected.process, isinstance(inspected.process, GymnasiumProcess)
+    torch.manual_seed(inspected.record.seed)
+    count = num_draws or (_NUM_EPISODES if simulates else _NUM_DRAWS)
+    rollouts = max(2, count) if simulates else _NUM_ROLLOUTS
+    comparison: Comparison = inspected.comparison or compare(
+        process, inspected.policy, num_trajectories=rollouts, critic=inspected.critic
+    )
+    chosen: Method | None = method or ("guide" if simulates else None)  # type: ignore[assignment]
+    sources = draw_sources(process, inspected.policy, method=chosen, num_draws=count)
+    page = render_report(process, sources, comparison=comparison, facts=_facts(inspected, count))
     with written_whole(target) as path:
         path.write_text(page, encoding="utf-8")
-    _list(run, record, target)
+    if target.resolve().parent == run.resolve():  # it is the run's own then, and a run in its place takes it away
+        inspected.record.write(run, [target.name])
     print(f"written to {target} ({target.stat().st_size / 1e6:.1f} MB); open it in a browser")
     for source in sources:
         if source.diagnosis is not None:
             print(f"  {source.label}: {source.diagnosis.text}")
-
-
-def _read_record(run: Path) -> dict[str, Any]:
-    """Returns what ``run.json`` says.
-
-    Raises:
-        ValueError: if the folder is not one of a run that can be inspected.
-    """
-    if not run.is_dir():
-        missing = "is a file, not a folder" if run.exists() else "does not exist"
-        raise ValueError(f"RUN: {str(run)!r} {missing}; name a folder that compare, fit or train wrote with --out")
-    if not (run / _RECORD).is_file():
-        raise ValueError(
-            f"RUN: {str(run)!r} is not a run folder (it has no {_RECORD}); name one that compare, fit or train wrote "
-            f"with --out"
-        )
-    record = _read_json(run / _RECORD)
-    command = record.get("command")
-    if command is None and record.get("finished") is False:
-        raise ValueError(f"RUN: the run in {str(run)!r} did not finish; run it again with --overwrite")
-    if command not in ("compare", "fit", "train"):
-        raise _damaged(run / _RECORD, f"its command is {command!r}")
-    if type(record.get("seed")) is not int:
-        raise _damaged(run / _RECORD, f"its seed is {record.get('seed')!r}")
-    return record
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(found, dict):
-        raise _damaged(path, f"it holds a {type(found).__name__}")
-    return found
-
-
-def _damaged(path: Path, cause: object) -> ValueError:
-    return ValueError(f"RUN: {str(path)!r} is damaged ({cause}); run it again with --overwrite")
+    if inspected.agent is not None:
+        inspected.agent.close()
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -150,88 +90,16 @@ def _check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-def _load(run: Path, record: dict[str, Any]) -> _Inspected:
-    return _load_agent(run, record) if record["command"] == "train" else _load_guide(run, record)
-
-
-def _load_guide(run: Path, record: dict[str, Any]) -> _Inspected:
-    """Returns what a run of ``compare`` or ``fit`` left."""
-    try:
-        problem, options = str(record["problem"]), dict(record["options"])
-        common = {name: record[name] for name in ("horizon", "discount", "temperature")}
-        sizes = tuple(int(size) for size in record["hidden_sizes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(run / _RECORD, f"{type(error).__name__}: {error}") from error
-    process = as_process(load_problem(problem, options, **common))
-    policy = amortized_policy(process, hidden_sizes=sizes)
-    try:
-        load_policy(policy, run / _POLICY)
-    except ValueError as error:
-        raise _damaged(run / _POLICY, str(error).removeprefix("path: ")) from error
-    comparison = _read_comparison(run / _COMPARISON) if record["command"] == "compare" else None
-    return _Inspected(process, policy, comparison, record)
-
-
-def _read_comparison(path: Path) -> Comparison:
-    found = _read_json(path)
-    try:
-        rules = tuple(ActionRule(**rule) for rule in found["rules"])
-        identities = tuple(Identity(**identity) for identity in found.get("identities", ()))
-        return Comparison(**{**found, "rules": rules, "identities": identities})
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-
-
-def _load_agent(run: Path, record: dict[str, Any]) -> _Inspected:
-    """Returns what a run of ``train`` left: the first seed's policy, and its problem at the temperature it reached."""
-    if not (run / CHECKPOINT).is_file():
-        raise ValueError(f"RUN: {str(run)!r} has no {CHECKPOINT} yet; go on with rlai train --out {run} --resume")
-    device = record.get("device") if torch.cuda.is_available() else "cpu"
-    agent: Learner = make_agent({**record, "compile": False, "device": device}, "RUN")
-    try:
-        agent.restore(run / CHECKPOINT)
-    except ValueError as error:
-        raise _damaged(run / CHECKPOINT, str(error).removeprefix("path: ")) from error
-    finally:
-        agent.close()
-    # Algorithms without entropy have no temperature; then the problem's own stands, or 1.
-    temperature = agent.temperatures[0] if agent.temperatures[0] > 0 else None
-    if agent.process is not None:
-        process = agent.process if temperature is None else agent.process.at_temperature(temperature)
-        return _Inspected(process, agent.policy, None, record)
-    simulator = GymnasiumProcess(
-        record["problem"],
-        num_envs=_NUM_ENVS,
-        discount=agent.discount,
-        temperature=temperature,
-        seed=evaluation_seed(agent.seed),
-        **record["options"],
-    )
-    has_soft_values = getattr(agent.critic, "objective", "maxent") == "maxent"
-    return _Inspected(simulator, agent.policy, None, record, agent.critic if has_soft_values else None)
-
-
-def _compare(inspected: _Inspected, count: int) -> Comparison | None:
-    """Returns the comparison of a run that has none of its own."""
-    rollouts = max(2, count) if inspected.is_simulator else _NUM_ROLLOUTS
-    return compare(inspected.process, inspected.policy, num_trajectories=rollouts, critic=inspected.critic)
-
-
-def _list(run: Path, record: dict[str, Any], target: Path) -> None:
-    """Lists a report inside the run's folder among the run's files, so that a run in its place takes it away."""
-    files = record.get("files", [])
-    if target.resolve().parent == run.resolve() and isinstance(files, list) and target.name not in files:
-        record = {**record, "files": [*files, target.name]}
-        RunFolder(run).write_json(_RECORD, "what was run, with versions and seed", record)
-
-
-def _facts(inspected: _Inspected, count: int) -> list[tuple[str, str]]:
-    record, process = inspected.record, inspected.process
-    horizon = getattr(process, "horizon", None)
-    facts = [("made by", f"rlai {record['command']}"), ("seed", str(record["seed"]))]
-    facts.append(("training steps", f"{record['steps']:,}" if isinstance(record.get("steps"), int) else "?"))
-    facts += [] if horizon is None else [("horizon", f"{horizon} steps")]
-    for name, symbol, unit in (("discount", "γ", ""), ("temperature", "α", " reward units per nat")):
-        value = getattr(process, name, None)
-        facts += [] if value is None else [(f"{name} {symbol}", f"{float(value):.6g}{unit}")]
+def _facts(run: Run, count: int) -> list[tuple[str, str]]:
+    """Returns what heads the page: names and values."""
+    record, process = run.record, run.process
+    facts = [("made by", f"rlai {record.command}"), ("seed", str(record.seed))]
+    if run.problem_changed:
+        facts.append(("problem", f"{record.problem}, which has changed since the run"))
+    steps = record.settings.get("num_steps" if record.command == "train" else "steps")
+    facts.append(("training steps", f"{steps:,}" if isinstance(steps, int) else "?"))
+    if process.horizon is not None:
+        facts.append(("horizon", f"{process.horizon} steps"))
+    facts.append(("discount γ", f"{float(process.discount):.6g}"))
+    facts.append(("temperature α", f"{float(process.temperature):.6g} reward units per nat"))
     return [*facts, ("draws", f"{count:,} of each distribution")]

@@ -4,23 +4,23 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from rl_as_inference.agents.evaluation import mean_interval
 from rl_as_inference.agents.perturbations import PerturbedReturns, has_charge, perturb, physics_of
-from rl_as_inference.agents.training import CHECKPOINT, evaluation_seed
-from rl_as_inference.cli.common import Overwrite, Progress, app, check_seed, plain_errors, versions
-from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder, read_record
-from rl_as_inference.cli.training import ROBUSTNESS, Device, make_agent, mark
+from rl_as_inference.cli.common import Overwrite, Progress, app, check_least, plain_errors
+from rl_as_inference.cli.opening import AllowChanged, Deterministic, Device, EpisodeSeed, TrainedRun, open_trained
+from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
 from rl_as_inference.inspect import plots
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.records import RunRecord
 from rl_as_inference.tables import render
 
 __all__ = ["robustness_command"]
 
 _NOISE_GRID, _PHYSICS_GRID = (0.0, 0.05, 0.1, 0.2, 0.4), (0.5, 0.75, 1.0, 1.5, 2.0)
 _REWARD_GRID = (0.0, 0.5, 1.0, 2.0)
+_FILES = ("robustness.png", "robustness.json")
 _LABELS = {
     "observation": "noise on observations (their standard deviations)",
     "action": "noise on actions (half-widths)",
@@ -31,7 +31,7 @@ _LABELS = {
 @app.command("robustness")
 @plain_errors
 def robustness_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of rlai train.")],
+    run: TrainedRun,
     perturbations: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,38 +42,30 @@ def robustness_command(
             "again for more. By default noise and the usual physics.",
         ),
     ] = None,
-    episodes: Annotated[int, typer.Option(help="Episodes for each seed and size.")] = 20,
-    seed: Annotated[int | None, typer.Option(help="Seed of the episodes; by default those of the training.")] = None,
-    stochastic: Annotated[
-        bool, typer.Option("--stochastic", help="Draw actions; else the policy's mode acts.")
-    ] = False,
+    num_episodes: Annotated[int, typer.Option(help="Episodes for each seed and size.")] = 20,
+    seed: EpisodeSeed = None,
+    deterministic: Deterministic = True,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; RUN by default.")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
+    allow_changed: AllowChanged = False,
     progress: Progress = None,
 ) -> None:
     """Perturb observations, actions, reward and physics, and plot what a run of train still returns."""
-    if episodes < 1:
-        raise ValueError(f"--episodes must be >= 1, got {episodes}")
-    if seed is not None:
-        check_seed(seed)
+    check_least(num_episodes=(num_episodes, 1))
     wanted = [_parse(text) for text in perturbations or ()]
-    record = read_record(run, "train", "RUN")
+    record = RunRecord.read(run, "RUN", ("train",))
     into_run = out is None or out.resolve() == run.resolve()
     if into_run:
-        there = [name for name in ROBUSTNESS if (run / name).exists()]
+        there = [name for name in _FILES if (run / name).exists()]
         if there and not overwrite:
             raise ValueError(f"RUN: {str(run)!r} has {there[0]} already; choose a folder by --out, or say --overwrite")
     else:
         assert out is not None
         check_run_folder(out, overwrite=overwrite)
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
-    agent = make_agent({**record, "compile": False, "device": device or record.get("device")}, "RUN")
+    agent, seed = open_trained(run, seed, device, allow_changed)
     try:
-        agent.restore(run / CHECKPOINT)
-        seed = evaluation_seed(agent.seed) if seed is None else seed
-        options: Any = {"num_episodes": episodes, "seed": seed, "deterministic": not stochastic}
+        options: Any = {"num_episodes": num_episodes, "seed": seed, "deterministic": deterministic}
         wanted = wanted or _usual(agent)
         total = sum(len(set(sizes)) for _, sizes in wanted)
         with progress_bar(f"Perturbing {agent.envs.name}", total, show=progress) as bar:
@@ -85,25 +77,17 @@ def robustness_command(
     rows = [_summary(answer) for answer in answers]
     print(_table(title, rows))
     folder = RunFolder(run) if into_run else new_run_folder(out, overwrite=overwrite)  # type: ignore[arg-type]
-    settings = {
-        "episodes": episodes,
-        "seed": seed,
-        "stochastic": stochastic,
-        "run": str(run),
-        "environment": name,
-    }
+    settings = {**options, "run": str(run), "environment": name}
     for row, answer in zip(rows, answers, strict=True):
         row["returns"] = answer.returns.tolist()
-    picture, data = ROBUSTNESS
+    picture, data = _FILES
     folder.write_json(data, "every episode's return, and 95 % intervals", {**settings, "perturbations": rows})
     with folder.writing(picture, "return against perturbation") as path:
         _draw(title, rows).savefig(path, dpi=110)
     if into_run:
-        mark(folder, record)
+        record.write(run, _FILES)
     else:
-        files = [name for name, _ in folder.written]
-        whole = {"command": "robustness", **settings, "versions": versions("numpy"), "finished": True, "files": files}
-        folder.mark(whole)
+        folder.write_record(RunRecord.of("robustness", None, None, seed=seed, settings=settings, finished=True))
     folder.show()
 
 

@@ -1,7 +1,7 @@
 """Run folders: what a command writes, and never over something else."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from rl_as_inference.checkpoints import written_whole
+from rl_as_inference.records import RECORD, RunRecord, files_of
 
-__all__ = ["RunFolder", "check_run_folder", "new_run_folder", "read_record"]
+__all__ = ["RunFolder", "check_run_folder", "new_run_folder"]
 
-_MARK = "run.json"
+_RECORD_ROW = {RECORD: "what was run, with versions and seed"}
 
 
 class RunFolder:
@@ -29,20 +30,22 @@ class RunFolder:
             yield temporary
         self.written.append((name, meaning))
 
-    def mark(self, record: dict[str, Any]) -> None:
-        """Writes what makes the folder a run's, so that a later run may replace it."""
-        (self.path / _MARK).write_text(json.dumps(record, indent=2) + "\n")
+    def write_record(self, record: RunRecord, **ended: Any) -> None:
+        """Writes what was run, with the files that were written."""
+        record.changed(**ended).write(self.path, [name for name, _ in self.written])
+        self.written += _RECORD_ROW.items()
 
     def write_json(self, name: str, meaning: str, value: Any) -> None:
         with self.writing(name, meaning) as path:
             path.write_text(json.dumps(value, indent=2) + "\n")
 
-    def show(self) -> None:
-        """Prints what was written."""
+    def show(self, meanings: Mapping[str, str] | None = None) -> None:
+        """Prints what was written, or what ``meanings`` says is there."""
+        rows = dict(self.written) if meanings is None else {**meanings, **_RECORD_ROW}
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"written to [bold]{self.path}[/bold]:")
-        width = max(len(name) for name, _ in self.written)
-        for name, meaning in self.written:
+        width = max(len(name) for name in rows)
+        for name, meaning in rows.items():
             console.print(f"  {name:<{width}}  {meaning}")
 
 
@@ -58,9 +61,9 @@ def check_run_folder(out: Path, *, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise ValueError(f"--out: {str(out)!r} exists already; choose another folder, or say --overwrite")
-        if not (out / _MARK).exists():
+        if not (out / RECORD).exists():
             raise ValueError(
-                f"--out: {str(out)!r} is not a run folder (it has no {_MARK}), so --overwrite will not touch it; "
+                f"--out: {str(out)!r} is not a run folder (it has no {RECORD}), so --overwrite will not touch it; "
                 f"choose another folder"
             )
 
@@ -74,50 +77,13 @@ def new_run_folder(out: Path, *, overwrite: bool) -> RunFolder:
     check_run_folder(out, overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if (out / _MARK).exists():
-            for path in _files_of(out):
+        if (out / RECORD).exists():
+            for path in files_of(out):
                 path.unlink(missing_ok=True)
                 if path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
                     path.parent.rmdir()
     except OSError as error:
         raise ValueError(f"--out: cannot write to the folder {str(out)!r}: {error.strerror}") from error
-    folder = RunFolder(out)
-    folder.mark({"finished": False, "files": []})
-    return folder
-
-
-def read_record(folder: Path, command: str, argument: str) -> dict[str, Any]:
-    """Returns what ``run.json`` says of a run of ``command``.
-
-    Raises:
-        ValueError: if the folder is not one of such a run; the message begins with ``argument``.
-    """
-    mark = folder / _MARK
-    if not mark.is_file():
-        missing = f"it has no {_MARK}" if folder.is_dir() else "there is no such folder"
-        raise ValueError(f"{argument}: {str(folder)!r} is not a run folder ({missing})")
-    try:
-        record = json.loads(mark.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{argument}: {str(mark)!r} cannot be read: {error}") from error
-    found = record.get("command") if isinstance(record, dict) else None
-    if found != command:
-        what = "begins no run" if found is None else f"is of rlai {found}"
-        raise ValueError(f"{argument}: {str(mark)!r} {what}, and a run of rlai {command} is needed")
-    return dict(record)
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """Returns the files that an earlier run lists as its own; never anything outside its folder."""
-    try:
-        files = json.loads((folder / _MARK).read_text()).get("files", [])
-    except (OSError, ValueError, AttributeError):
-        return []
-    paths = [folder / name for name in files if isinstance(name, str) and ".." not in Path(name).parts]
-    return [
-        path
-        for path in paths
-        if not path.is_dir()
-        and path.parent.is_dir()
-        and path.parent.resolve() in (folder.resolve(), folder.resolve() / path.parent.name)
-    ]
+    # From now on the folder is a run's, so that another may take its place.
+    (out / RECORD).write_text(json.dumps({"finished": False, "files": []}) + "\n")
+    return RunFolder(out)

@@ -8,6 +8,7 @@ import numpy as np
 from rl_as_inference import exact
 from rl_as_inference.inspect import Diagnosis, Method, diagnose, posterior
 from rl_as_inference.inspect.plots import BLUE, GREEN, GREY, ORANGE
+from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import as_process
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ class Source:
 
 
 def draw_sources(
-    process: Any, policy: Any, *, method: Method | None = None, num_draws: int = 1000
+    process: Problem, policy: Policy | None, *, method: Method | None = None, num_draws: int = 1000
 ) -> tuple[Source, ...]:
     """Returns draws from the action prior, from the guide, and from the posterior.
 
     Args:
         process: a process, or a Pyro program without arguments.
-        policy: the guide, a callable ``(state, t) -> Distribution``.
+        policy: the guide, a callable ``(state, t) -> Distribution``; the proposal of the methods that take one.
         method: of :func:`rl_as_inference.posterior`; None takes ``"exact"`` where it is available (then with the
             causal posterior beside it), else ``"importance"`` from the guide. ``"guide"`` leaves the posterior out.
         num_draws: how many of each, ≥ 1.
@@ -85,7 +86,9 @@ def draw_sources(
             draws = posterior(process, method="exact", num_draws=num_draws, dynamics=dynamics)  # type: ignore[arg-type]
             sources.append(Source(dynamics, label, about, colour, draws, _verdict(draws)))
     elif method != "guide":
-        draws = posterior(process, policy, method=method, num_draws=num_draws)
+        # The others start from the action prior, or from nothing.
+        proposal = policy if method in ("importance", "smc") else None
+        draws = posterior(process, proposal, method=method, num_draws=num_draws)
         about = "Trajectories given success, estimated: actions and luck are both inferred."
         sources.append(Source("posterior", f"posterior ({method})", about, GREEN, draws, _verdict(draws)))
     return tuple(sources)

@@ -7,7 +7,7 @@ import numpy as np
 
 from rl_as_inference.inspect.plots.from_data import alive, label_of, over_time
 from rl_as_inference.inspect.plots.states import draw_fan
-from rl_as_inference.inspect.plots.style import BLUE, QUALITATIVE, new_axes, tidy, whole_numbers
+from rl_as_inference.style import BLUE, QUALITATIVE, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
     import arviz

@@ -8,8 +8,8 @@ import torch
 
 from rl_as_inference import exact
 from rl_as_inference.inspect.plots.occupancy import plot_occupancy
-from rl_as_inference.inspect.plots.style import BLUE, GREEN, GREY, ORANGE, new_axes, tidy
 from rl_as_inference.processes import TabularMDP
+from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_as_inference.inspect.plots.from_data import state_paths
-from rl_as_inference.inspect.plots.style import new_axes, tidy, whole_numbers
+from rl_as_inference.style import new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

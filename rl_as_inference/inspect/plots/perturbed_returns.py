@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.inspect.plots.style import BLUE, GREY, new_axes, tidy
+from rl_as_inference.style import BLUE, GREY, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

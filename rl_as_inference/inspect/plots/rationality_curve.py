@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from rl_as_inference.inspect.plots.style import BLUE, GREY, ORANGE, new_axes, tidy
 from rl_as_inference.reasoning import RationalityCurve, Satisficing
+from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

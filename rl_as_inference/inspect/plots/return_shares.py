@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.inspect.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_axes, tidy
+from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, RED, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

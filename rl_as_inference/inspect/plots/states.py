@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_as_inference.inspect.plots.from_data import label_of, state_paths
-from rl_as_inference.inspect.plots.style import BLUE, GREY, new_axes, tidy, whole_numbers
+from rl_as_inference.style import BLUE, GREY, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
     import arviz

@@ -8,9 +8,9 @@ import torch
 
 from rl_as_inference.inference.pareto import pareto_k
 from rl_as_inference.inspect.diagnostics import diagnose
-from rl_as_inference.inspect.plots.style import BLUE, GREY, RED, new_axes, tidy
 from rl_as_inference.inspect.verdicts import verdict_on_weights
 from rl_as_inference.sampling.importance import effective_sample_size
+from rl_as_inference.style import BLUE, GREY, RED, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

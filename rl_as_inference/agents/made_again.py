@@ -1,0 +1,135 @@
+"""A learner's settings as plain data, and learners made again from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.options import LearnerOptions, SoftActorCriticOptions, SoftQLearningOptions, options_of
+from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
+from rl_as_inference.agents.soft_q_learning import SoftQLearning
+from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.records import RunRecord
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "make_agent",
+    "named_environment",
+    "settings_as_held",
+    "settings_of",
+]
+
+
+class Algorithm(NamedTuple):
+    """A learner, and where its options are declared."""
+
+    learner: type[Learner]
+    options: type[LearnerOptions]
+
+    def make(self, env: EnvironmentLike, **options: Any) -> Learner:
+        """Returns a learner in ``env``."""
+        learner: Any = self.learner  # whose signature is made from its options
+        made: Learner = learner(env, **options)
+        return made
+
+
+ALGORITHMS = {
+    "sac": Algorithm(SoftActorCritic, SoftActorCriticOptions),
+    "sql": Algorithm(SoftQLearning, SoftQLearningOptions),
+}
+"""As the command line calls them."""
+
+_APART = ("seed", "env_kwargs")
+"""Options that a record holds as its own fields."""
+
+
+def settings_of(agent: Learner) -> dict[str, Any]:
+    """Returns the algorithm and all options of an agent, as JSON holds them: what :func:`make_agent` takes.
+
+    A policy of the user's own cannot be held; its class's name stands for it.
+    """
+    name = next(name for name, algorithm in ALGORITHMS.items() if isinstance(agent, algorithm.learner))
+    given = {option: value for option, value in agent.options.items() if option not in _APART}
+    # Settled by now: what was compiled, and where.
+    given |= {"compile": agent.compile, "device": str(agent.device)}
+    return {"algorithm": name, **settings_as_held(given)}
+
+
+def settings_as_held(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as a record holds them."""
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def named_environment(agent: Learner) -> tuple[str | None, dict[str, Any]]:
+    """Returns the Gymnasium id that an agent was made with, and its options; None if a file cannot say them."""
+    source, options = agent.arena.source, dict(agent.arena.env_kwargs)
+    if isinstance(source, EnvSpec) and gymnasium.registry.get(source.id) == source:
+        source = source.id
+    try:
+        json.dumps(options)
+    except TypeError:  # an object among them
+        return None, {}
+    return (source, options) if isinstance(source, str) else (None, {})
+
+
+def make_agent(
+    record: RunRecord,
+    env: EnvironmentLike,
+    env_kwargs: Mapping[str, Any],
+    *,
+    argument: str = "RUN",
+    **instead: Any,
+) -> Learner:
+    """Returns the agent of a run as it began.
+
+    Args:
+        record: of a run of ``train``. An option that it does not know yet has its default.
+        env: what it learned in.
+        env_kwargs: for ``gymnasium.make``, with an id.
+        argument: what an error begins with.
+        **instead: options that are to be others; None leaves one as it was.
+
+    Raises:
+        ValueError: if the agent cannot be made, or the record is not one of such a run.
+    """
+    name = record.setting("algorithm", argument)
+    if name not in ALGORITHMS:
+        raise ValueError(f"{argument}: run.json is not as rlai train writes it: its algorithm is {name!r}")
+    if record.settings.get("policy") is not None:
+        raise ValueError(
+            f"{argument}: the run learned a policy of its own ({record.settings['policy']}), which a file cannot hold; "
+            f"make the agent in Python, with that policy, and agent.restore(checkpoint)"
+        )
+    algorithm = ALGORITHMS[name]
+    config = {
+        option.name: _restored(option.name, record.settings[option.name])
+        for option in options_of(algorithm.options)
+        if option.name in record.settings
+    }
+    config |= {key: value for key, value in instead.items() if value is not None}
+    return algorithm.make(env, **{**config, "seed": record.seed, "env_kwargs": dict(env_kwargs)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.nn.Module):
+        return type(value).__name__
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _restored(name: str, value: Any) -> Any:
+    if name == "dtype":
+        return getattr(torch, str(value), value)
+    if name == "seeds" and value == 1:  # as the first runs said that there is one
+        return None
+    if name == "compile" and value is None:
+        return "auto"
+    return value

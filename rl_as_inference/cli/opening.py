@@ -1,0 +1,44 @@
+"""What the commands on runs share: opening one, and options that several have."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl_as_inference.agents import Learner
+from rl_as_inference.agents.training import evaluation_seed
+from rl_as_inference.cli.common import check_seed
+from rl_as_inference.records import RunRecord
+from rl_as_inference.runs import Run, load_run
+
+__all__ = ["AllowChanged", "Deterministic", "Device", "EpisodeSeed", "TrainedRun", "open_run", "open_trained"]
+
+TrainedRun = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of rlai train.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default the run's, where there is one.")]
+EpisodeSeed = Annotated[int | None, typer.Option(help="Seed of the episodes; by default those of the training.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic/--stochastic", help="The policy's mode acts, or actions are drawn.")
+]
+AllowChanged = Annotated[
+    bool,
+    typer.Option("--allow-changed", help="Take the problem's Python file as it is, though it has changed since."),
+]
+
+
+def open_run(folder: Path, device: str | None, allow_changed: bool) -> Run:
+    """Returns the run in ``folder``; that its problem has changed is said."""
+    run = load_run(folder, device=device, allow_changed=allow_changed)
+    if run.problem_changed:
+        print(f"rlai: warning: {run.record.problem} has changed since the run in {folder} began", file=sys.stderr)
+    return run
+
+
+def open_trained(folder: Path, seed: int | None, device: str | None, allow_changed: bool) -> tuple[Learner, int]:
+    """Returns the agent of a run of ``train``, and the seed of the episodes that it is to play."""
+    if seed is not None:
+        check_seed(seed)
+    RunRecord.read(folder, "RUN", ("train",))
+    agent = open_run(folder, device, allow_changed).agent
+    assert agent is not None
+    return agent, evaluation_seed(agent.seed) if seed is None else seed

@@ -1,0 +1,27 @@
+"""Training: the ELBO over gradient steps."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl_as_inference.style import BLUE, GREY, new_axes, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_elbo_history"]
+
+
+def plot_elbo_history(elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes | None" = None) -> "Axes":
+    """Draws the ELBO over training steps, in nats, under its ceiling where that is known."""
+    ax = new_axes(ax)
+    values = np.asarray(elbo)
+    ax.plot(np.arange(len(values)), values, color=BLUE, linewidth=1.4, label="ELBO of the guide")
+    if optimal_elbo is not None:
+        ax.axhline(optimal_elbo, color=GREY, linestyle="--", linewidth=1, label="largest ELBO")
+        # The first steps can be very low, and would flatten everything that follows.
+        low = min(float(np.quantile(values, 0.02)), optimal_elbo)
+        pad = 0.05 * max(optimal_elbo - low, 1e-9)
+        ax.set_ylim(low - pad, optimal_elbo + pad)
+    ax.legend(frameon=False, loc="lower right")
+    return tidy(ax, "gradient step", "ELBO (nats)")

@@ -1,0 +1,240 @@
+"""What a run was: the record in its folder, read, checked and written here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl_as_inference.checkpoints import written_whole
+
+__all__ = ["RECORD", "FoundProblem", "RunRecord", "files_of", "has_begun", "path_of", "versions"]
+
+RECORD = "run.json"
+"""The file that makes a folder a run's."""
+
+_COMMANDS = ("compare", "fit", "train", "robustness")
+
+
+class FoundProblem(NamedTuple):
+    """Where the problem of a run is now."""
+
+    name: str
+    changed: bool
+    """Whether its file has changed since the run began."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What was run, from which it can be had again: ``run.json``, where all of this is one flat object."""
+
+    command: str
+    """``"compare"``, ``"fit"``, ``"train"`` or ``"robustness"``, whether from a shell or from Python."""
+    problem: str | None
+    """As it was named: a model, a Gymnasium id or a Python file; None for an object that has no name."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Those of the problem."""
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that made the run what it is, as plain data."""
+    problem_sha256: str | None = None
+    """The hash of the Python file that the problem is in; None if it is in none."""
+    problem_path: str | None = None
+    """Where that file was, absolute."""
+    problem_path_from_run: str | None = None
+    """And as seen from the run's folder, for what moves together."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages on which results depend."""
+    finished: bool = False
+    """Whether the run came to its end."""
+    files: tuple[str, ...] = ()
+    """The run's own files in its folder, which a run in its place takes away."""
+
+    @classmethod
+    def of(cls, command: str, problem: str | None, folder: Path | None, **parts: Any) -> RunRecord:
+        """Returns the record of a run that begins now, with the hash and the places of its problem's file."""
+        record = cls(command, problem, versions=versions("numpy"), **parts)
+        path = None if problem is None else path_of(problem)
+        if path is None or not path.is_file():
+            return record
+        return dataclasses.replace(
+            record,
+            problem_sha256=_sha256(path),
+            problem_path=str(path.resolve()),
+            problem_path_from_run=None if folder is None else os.path.relpath(path.resolve(), folder.resolve()),
+        )
+
+    @classmethod
+    def read(cls, folder: Path, argument: str = "RUN", commands: Collection[str] = _COMMANDS) -> RunRecord:
+        """Returns the record in ``folder``.
+
+        Args:
+            folder: of a run.
+            argument: what an error begins with.
+            commands: of which the run may be.
+
+        Raises:
+            ValueError: if there is no such record, it is damaged, or of another command.
+        """
+        wanted = f"a run of rlai {' or '.join(commands)} is needed"
+        if not folder.is_dir():
+            missing = "is a file, not a folder" if folder.exists() else "does not exist"
+            raise ValueError(f"{argument}: {str(folder)!r} {missing}; {wanted}")
+        path = folder / RECORD
+        if not path.is_file():
+            raise ValueError(f"{argument}: {str(folder)!r} is not a run folder (it has no {RECORD}); {wanted}")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(argument, path, error) from error
+        if not isinstance(found, dict):
+            raise _damaged(argument, path, f"it holds a {type(found).__name__}")
+        if found.get("command") is None and found.get("finished") is False:
+            raise ValueError(f"{argument}: the run in {str(folder)!r} did not finish; run it again with --overwrite")
+        record = cls._from_json(found, argument, path)
+        if record.command not in commands:
+            raise ValueError(f"{argument}: {str(path)!r} is of rlai {record.command}, and {wanted}")
+        return record
+
+    @classmethod
+    def _from_json(cls, found: dict[str, Any], argument: str, path: Path) -> RunRecord:
+        names = [each.name for each in dataclasses.fields(cls) if each.name != "settings"]
+        parts = {name: found[name] for name in names if name in found}
+        kinds: dict[str, Any] = {"seed": int, "options": dict, "versions": dict, "files": list, "finished": bool}
+        if found.get("command") not in _COMMANDS:
+            raise _damaged(argument, path, f"its command is {found.get('command')!r}")
+        if type(found.get("seed")) is not int:
+            raise _damaged(argument, path, f"its seed is {found.get('seed')!r}")
+        for name, kind in kinds.items():
+            if name in parts and not isinstance(parts[name], kind):
+                raise _damaged(argument, path, f"its {name} is {parts[name]!r}")
+        if not isinstance(parts.setdefault("problem", None), str | None):
+            raise _damaged(argument, path, f"its problem is {parts['problem']!r}")
+        parts["files"] = tuple(parts.get("files", ()))
+        former = {"steps": "num_steps"} if parts["command"] == "train" else {}  # as the first runs called it
+        return cls(**parts, settings={former.get(key, key): value for key, value in found.items() if key not in names})
+
+    def write(self, folder: Path, also: Iterable[str] = ()) -> None:
+        """Writes the record into ``folder``, with which of its files, and of ``also``, are there by now."""
+        files = [name for name in dict.fromkeys((*self.files, *also)) if (folder / name).exists()]
+        found = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "settings"}
+        found = {**found, **self.settings, "files": files}
+        with written_whole(folder / RECORD) as path:
+            path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    def changed(self, **parts: Any) -> RunRecord:
+        """Returns the record with other values; what is no field of it is one of its settings."""
+        names = {each.name for each in dataclasses.fields(self)}
+        settings = {**self.settings, **{name: value for name, value in parts.items() if name not in names}}
+        return dataclasses.replace(
+            self, **{"settings": settings, **{name: value for name, value in parts.items() if name in names}}
+        )
+
+    def setting(self, name: str, argument: str = "RUN") -> Any:
+        """Returns a setting.
+
+        Raises:
+            ValueError: if the record lacks it, as no record that a run wrote does.
+        """
+        try:
+            return self.settings[name]
+        except KeyError as error:
+            raise ValueError(
+                f"{argument}: {RECORD} is not as rlai {self.command} writes it: it has no {name}"
+            ) from error
+
+    def find_problem(self, folder: Path, argument: str = "RUN", *, allow_changed: bool = False) -> FoundProblem:
+        """Returns a name that leads to the problem from here.
+
+        A Python file is looked for where it was, where it lies from the run's folder, and where its name leads from
+        here; the first that is as it was then is taken.
+
+        Args:
+            folder: the run's.
+            argument: what an error begins with.
+            allow_changed: take a file that has changed since, where none is as it was.
+
+        Raises:
+            ValueError: if the problem has no name, its file is gone, or has changed since the run began.
+        """
+        if self.problem is None:
+            raise ValueError(
+                f"{argument}: the problem of the run in {str(folder)!r} was made in Python and has no name to find it "
+                f"by; in Python, give it: load_run(folder, env=...)"
+            )
+        named = path_of(self.problem)
+        if named is None:
+            return FoundProblem(self.problem, False)
+        places = [named] if self.problem_path is None else [Path(self.problem_path), named]
+        if self.problem_path_from_run is not None:
+            places.insert(1, folder / self.problem_path_from_run)
+        places = list({place.resolve(): place for place in places}.values())
+        there = [place for place in places if place.is_file()]
+        if not there:
+            looked = ", ".join(str(place.resolve()) for place in places)
+            raise ValueError(f"{argument}: the run's problem {named.name} is no longer there; put it back: {looked}")
+        for place in there:
+            if self.problem_sha256 is None or _sha256(place) == self.problem_sha256:
+                return FoundProblem(_replace_path(self.problem, place), False)
+        if not allow_changed:
+            raise ValueError(
+                f"{argument}: {there[0]} has changed since the run began (its SHA-256 is no longer "
+                f"{str(self.problem_sha256)[:12]}…), so that what was learned and the problem do not go together; put "
+                f"the file of then back, run it again, or say --allow-changed"
+            )
+        return FoundProblem(_replace_path(self.problem, there[0]), True)
+
+
+def path_of(problem: str) -> Path | None:
+    """Returns the Python file that ``problem`` names (``lake.py``, ``lake.py:name``); None if it names none."""
+    path = problem.partition(":")[0]
+    return Path(path) if path.endswith(".py") or ("/" in path and Path(path).exists()) else None
+
+
+def _replace_path(problem: str, path: Path) -> str:
+    """Returns ``problem`` with another path to its Python file, and the same name in it."""
+    _, colon, name = problem.partition(":")
+    return f"{path}{colon}{name}"
+
+
+def has_begun(folder: Path) -> bool:
+    """Returns whether a folder's record says what is run there, and not only that it is a run's."""
+    try:
+        return "command" in json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Returns the files that an earlier run lists as its own; never anything outside its folder."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("files", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    paths = [folder / name for name in files if isinstance(name, str) and ".." not in Path(name).parts]
+    return [
+        path
+        for path in paths
+        if not path.is_dir()
+        and path.parent.is_dir()
+        and path.parent.resolve() in (folder.resolve(), folder.resolve() / path.parent.name)
+    ]
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Returns the versions of the packages on which results depend."""
+    return {name: version(name) for name in ("rl-as-inference", "torch", "pyro-ppl", "gymnasium", *more)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _damaged(argument: str, path: Path, cause: object) -> ValueError:
+    return ValueError(f"{argument}: {str(path)!r} is damaged ({cause}); run it again with --overwrite")

@@ -1,0 +1,186 @@
+"""Runs looked at again: what a folder holds, as the objects that it was written from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rl_as_inference.agents import Learner
+from rl_as_inference.agents.made_again import make_agent
+from rl_as_inference.agents.training import CHECKPOINT, evaluation_seed
+from rl_as_inference.checkpoints import load_policy
+from rl_as_inference.compare import Comparison
+from rl_as_inference.guides import amortized_policy
+from rl_as_inference.inspect import load_posterior
+from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, Process
+from rl_as_inference.problems import NamedEnvironment, load_environment, load_problem
+from rl_as_inference.processes import GymnasiumProcess
+from rl_as_inference.records import RECORD, RunRecord
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["Run", "load_run"]
+
+_POLICY, _COMPARISON, _DRAWS = "policy.safetensors", "comparison.json", "posterior.nc"
+_NUM_ENVS = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run was; what it has none of is None."""
+
+    folder: Path
+    record: RunRecord
+    """What was run: ``run.json``."""
+    policy: Policy
+    """The trained guide, or the learner's; the first seed's, of several."""
+    problem_changed: bool
+    """Whether the problem's file has changed since the run began."""
+    agent: Learner | None
+    """The learner of a run of ``train``, at its last checkpoint."""
+    comparison: Comparison | None
+    """What a run of ``compare`` wrote."""
+    _process: Process | None
+
+    @cached_property
+    def process(self) -> Process:
+        """The problem; of a learner's run at the temperature that it reached, and an environment as a simulator."""
+        if self._process is not None:
+            return self._process
+        assert self.agent is not None
+        agent = self.agent
+        # Algorithms without entropy have no temperature; then the problem's own stands, or 1.
+        temperature = agent.temperatures[0] if agent.temperatures[0] > 0 else None
+        if agent.process is not None:
+            return agent.process if temperature is None else agent.process.at_temperature(temperature)
+        simulator: Any = GymnasiumProcess(
+            agent.arena.source,
+            num_envs=_NUM_ENVS,
+            discount=agent.discount,
+            temperature=temperature,
+            seed=evaluation_seed(agent.seed),
+            statistics=_statistics_of_first_seed(agent),
+            **agent.arena.env_kwargs,
+        )
+        return simulator
+
+    @property
+    def critic(self) -> LearnedSoftValue | None:
+        """The learner's soft value; None where there is none, or its values are not of the ELBO."""
+        critic = None if self.agent is None else self.agent.critic
+        return critic if isinstance(critic, LearnedSoftValue) and critic.objective == "maxent" else None
+
+    @cached_property
+    def data(self) -> arviz.InferenceData | None:
+        """The posterior's draws that the run wrote, as ArviZ data.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        path = self.folder / _DRAWS
+        return load_posterior(path) if path.exists() else None
+
+
+def load_run(
+    folder: str | Path,
+    *,
+    env: EnvironmentLike | None = None,
+    device: torch.device | str | None = None,
+    allow_changed: bool = False,
+) -> Run:
+    """Returns what the run in ``folder`` was, whether ``rlai`` wrote it or :func:`rl_as_inference.agents.train`.
+
+    Args:
+        folder: that ``rlai compare``, ``rlai fit`` or ``rlai train`` wrote.
+        env: of a run of ``train``, in place of an environment that cannot be found by name.
+        device: of the learner; by default the run's, or the CPU where there is no GPU.
+        allow_changed: take the problem's Python file as it is now, though it has changed since the run began.
+
+    Raises:
+        ValueError: if the folder is not a run's, something in it is damaged or missing, or the problem's file has
+            changed or is gone.
+
+    Example:
+        >>> import tempfile
+        >>> from rl_as_inference.agents import SoftActorCritic, train
+        >>> agent = SoftActorCritic("Pendulum-v1", hidden_sizes=(8,), batch_size=8, learning_starts=20)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     training = train(agent, 30, folder, evaluate_episodes=1)
+        ...     run = load_run(folder)
+        >>> run.record.problem, run.agent.num_steps, run.process.horizon, run.comparison
+        ('Pendulum-v1', 30, 200, None)
+    """
+    folder = Path(folder)
+    record = RunRecord.read(folder, commands=("compare", "fit", "train"))
+    if record.command == "train":
+        return _load_agent(folder, record, env, device, allow_changed)
+    if env is not None:
+        raise ValueError(f"env is for runs of train, and the run in {str(folder)!r} is of {record.command}")
+    return _load_guide(folder, record, allow_changed)
+
+
+def _load_guide(folder: Path, record: RunRecord, allow_changed: bool) -> Run:
+    problem, changed = record.find_problem(folder, allow_changed=allow_changed)
+    common = {name: record.setting(name) for name in ("horizon", "discount", "temperature")}
+    sizes = record.setting("hidden_sizes")
+    process = load_problem(problem, dict(record.options), **common)
+    try:
+        policy = amortized_policy(process, hidden_sizes=tuple(int(size) for size in sizes))
+    except TypeError as error:
+        raise _damaged(folder / RECORD, f"its hidden_sizes are {sizes!r}") from error
+    try:
+        load_policy(policy, folder / _POLICY)
+    except ValueError as error:
+        raise _damaged(folder / _POLICY, str(error).removeprefix("path: ")) from error
+    comparison = _read_comparison(folder / _COMPARISON) if record.command == "compare" else None
+    return Run(folder, record, policy, changed, None, comparison, process)
+
+
+def _read_comparison(path: Path) -> Comparison:
+    try:
+        return Comparison.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _load_agent(
+    folder: Path,
+    record: RunRecord,
+    env: EnvironmentLike | None,
+    device: torch.device | str | None,
+    allow_changed: bool,
+) -> Run:
+    if not (folder / CHECKPOINT).is_file():
+        raise ValueError(f"RUN: {str(folder)!r} has no {CHECKPOINT} yet; go on with rlai train --out {folder} --resume")
+    changed = False
+    if env is None:
+        problem, changed = record.find_problem(folder, allow_changed=allow_changed)
+        made = load_environment(problem, dict(record.options))
+    else:
+        made = NamedEnvironment(env, dict(record.options) if isinstance(env, str) else {})
+    if device is None and not torch.cuda.is_available():
+        device = "cpu"
+    agent = make_agent(record, *made, device=device, compile=False)
+    try:
+        agent.restore(folder / CHECKPOINT)
+    except ValueError as error:
+        agent.close()
+        raise _damaged(folder / CHECKPOINT, str(error).removeprefix("path: ")) from error
+    return Run(folder, record, agent.policy, changed, agent, None, None)
+
+
+def _statistics_of_first_seed(agent: Learner) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns the running statistics that the first seed's policy has learned under."""
+    own = {"batch", *(str(index) for index in range(agent.num_envs))}
+    return {name: value for name, value in agent.envs.statistics().items() if name.partition("/")[0] in own}
+
+
+def _damaged(path: Path, cause: object) -> ValueError:
+    return ValueError(f"RUN: {str(path)!r} is damaged ({cause}); run it again with --overwrite")
