@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.processes import MarkovDecisionProcess
 
 __all__ = ["Saved", "Snapshot", "how_made", "load_saved", "save_snapshot"]
 
@@ -105,14 +108,22 @@ def how_made(source: EnvironmentLike, options: LearnerOptions) -> dict[str, Any]
     values["dtype"], values["hidden_sizes"] = str(options["dtype"]), list(options["hidden_sizes"])
     policy, env_kwargs = dict(options).get("policy"), dict(options["env_kwargs"] or {})
     named = isinstance(source, str) and _is_json(env_kwargs)
-    given_as = "an id with options that JSON cannot hold" if isinstance(source, str) else type(source).__name__
     return {
         "options": values,
         "env": source if named else None,
         "env_kwargs": env_kwargs if named else None,
-        "env_given_as": given_as,
+        "env_given_as": _kind_of(source),
         "policy": None if policy is None else type(policy).__name__,
     }
+
+
+def _kind_of(source: EnvironmentLike) -> str:
+    """Returns how an environment was given, in words."""
+    if isinstance(source, str):
+        return "an id with options that JSON cannot hold"
+    if callable(source) and not isinstance(source, gymnasium.Env | VectorEnv | MarkovDecisionProcess):
+        return "a factory"
+    return f"an object, {type(source).__name__}"
 
 
 def _is_json(value: Any) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -17,12 +17,13 @@ from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_
 from rl_as_inference.agents.compilation import threads_for
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
+from rl_as_inference.agents.loading import Load
 from rl_as_inference.agents.loop import Loop
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count
-from rl_as_inference.nouns import EnvironmentLike, Policy
+from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.environments import NonFiniteError
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
@@ -281,24 +282,7 @@ class Learner:
         snapshot.progress["compiles"] = self._compiles
         save_snapshot(path, snapshot, self._identity(), how_made(self.arena.source, self.options), notes)
 
-    @classmethod
-    def load(cls, path: str | Path, env: EnvironmentLike | None = None, **changes: Any) -> Self:
-        """Returns an agent made anew from what :meth:`save` wrote to ``path``, at the point that was saved.
-
-        Args:
-            path: the file. It names an environment that was given by its id, and holds all options.
-            env: what to learn in; needed where the file cannot name it (an environment, a factory, a process).
-            **changes: options in place of those in the file, such as ``device``; ``policy`` is needed where the
-                agent had one of the user's.
-
-        Raises:
-            ValueError: as :meth:`restore` does, and where the file does not say enough to make the agent.
-        """
-        saved = load_saved(path)
-        source, options = saved.making(cls.__name__, env, changes)
-        agent = cls(source, **options)  # type: ignore[arg-type, call-arg]
-        agent._go_on_from(saved)
-        return agent
+    load = Load()
 
     def restore(self, path: str | Path) -> dict[str, Any]:
         """Brings the agent to where :meth:`save` wrote ``path``, and returns the notes saved with it.
@@ -310,9 +294,10 @@ class Learner:
             ValueError: if there is no such file, it is damaged or not an agent's, or was written by an
                 agent made otherwise; the agent is then as it was.
         """
-        return self._go_on_from(load_saved(path))
+        return self.go_on_from(load_saved(path))
 
-    def _go_on_from(self, saved: Saved) -> dict[str, Any]:
+    def go_on_from(self, saved: Saved) -> dict[str, Any]:
+        """Brings the agent to where a file was written, and returns the notes in it."""
         saved.check(self._identity(), {*self._update.tensors, "action", "random.0", "replay.rows", "replay.position"})
         self._loop.restore(saved.snapshot)
         if self.compile == "auto":
