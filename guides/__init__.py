@@ -13,7 +13,8 @@ from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
 from rl_as_inference.guides.mixture import TanhGaussianMixturePolicy, TanhNormalMixture
-from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess
+from rl_as_inference.nouns import Process
+from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 
 __all__ = [
     "CategoricalPolicy",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) -> nn.Module:
+def amortized_policy(process: Process, *, hidden_sizes: Sequence[int] = (64, 64)) -> nn.Module:
     """Returns a policy that fits the process's spaces and sees state and time.
 
     Discrete actions get a :class:`CategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`,
@@ -56,8 +57,9 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
     options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
     if isinstance(action_space, gymnasium.spaces.Discrete):
-        own = isinstance(process, MarkovDecisionProcess) and not process.has_uniform_prior
-        prior = process.prior_at if own else None  # a program says its prior nowhere but in its sites
+        prior = None  # a program says its prior nowhere but in its sites
+        if isinstance(process, MarkovDecisionProcess) and not process.has_uniform_prior:
+            prior = process.prior_at
         policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
     elif isinstance(action_space, gymnasium.spaces.Box):
         size = math.prod(action_space.shape)
@@ -73,8 +75,7 @@ def amortized_policy(process: Any, *, hidden_sizes: Sequence[int] = (64, 64)) ->
             policy = GaussianPolicy(state_space, size, **options)
     else:
         raise ValueError(f"action_space must be Discrete or Box, got {action_space}")
-    like = getattr(process, "initial_probabilities", getattr(process, "initial_mean", None))
-    if like is None and isinstance(process, MarkovDecisionProcess):
-        drawn = process.initial().sample()
-        like = drawn if drawn.is_floating_point() else None
-    return policy if like is None else policy.to(device=like.device, dtype=like.dtype)
+    if not isinstance(process, MarkovDecisionProcess):
+        return policy
+    like = process.initial_probabilities if isinstance(process, TabularMDP) else process.begin(1)
+    return policy.to(device=like.device, dtype=like.dtype) if like.is_floating_point() else policy

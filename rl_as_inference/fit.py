@@ -1,8 +1,8 @@
 """Training a policy on the trajectory ELBO."""
 
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from rl_as_inference import exact
 from rl_as_inference.critics import SoftQ, SoftV
+from rl_as_inference.nouns import Problem, Process
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import follow
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.threads import one_thread_if_small
 
 __all__ = ["FitEstimator", "FitResult", "fit"]
 
@@ -47,7 +49,7 @@ class FitResult:
 
 
 def fit(
-    process: Any,
+    process: Problem,
     policy: nn.Module,
     *,
     steps: int,
@@ -116,8 +118,10 @@ def fit(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
     history = torch.empty(steps, dtype=torch.float64)
+    # Exact messages are long chains of small operations, however many numbers they are.
+    size = 0 if estimator == "exact" else sys.maxsize
     started = time.perf_counter()
-    with progress_bar("fit", steps, show=progress) as bar, _threads_for(estimator):
+    with progress_bar("fit", steps, show=progress) as bar, one_thread_if_small(size):
         for step in range(steps):
             optimizer.zero_grad(set_to_none=True)
             value = loss()
@@ -138,9 +142,9 @@ def fit(
     return FitResult(policy, history, estimator, critic, time.perf_counter() - started)
 
 
-def _new_critic(process: Any, estimator: str) -> nn.Module:
+def _new_critic(process: Process, estimator: str) -> nn.Module:
     # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
-    scale = float(torch.as_tensor(getattr(process, "temperature", 1.0)))
+    scale = float(torch.as_tensor(process.temperature))
     if estimator not in ("exact_sum", "n_step"):
         return SoftV(process.state_space, horizon=process.horizon, scale=scale)
     if not isinstance(process.action_space, gymnasium.spaces.Discrete):
@@ -148,23 +152,7 @@ def _new_critic(process: Any, estimator: str) -> nn.Module:
     return SoftQ(process.state_space, int(process.action_space.n), horizon=process.horizon, scale=scale)
 
 
-@contextmanager
-def _threads_for(estimator: str) -> Iterator[None]:
-    """Keeps exact messages on one thread.
-
-    They are long chains of small operations: a second thread gains a third at best, and where another
-    program wants the core too, its barriers cost a factor of fifteen (both measured on two cores).
-    """
-    threads = torch.get_num_threads()
-    if estimator == "exact":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _has_cheap_exact_gradient(process: Any) -> bool:
+def _has_cheap_exact_gradient(process: Process) -> bool:
     if not isinstance(process, TabularMDP):
         return False
     size: int = process.kernel.probabilities.numel()
@@ -172,7 +160,7 @@ def _has_cheap_exact_gradient(process: Any) -> bool:
 
 
 def _loss(
-    process: Any,
+    process: Process,
     policy: nn.Module,
     estimator: FitEstimator,
     critic: Callable[[Any, Any], Tensor] | None,

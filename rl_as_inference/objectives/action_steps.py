@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.nouns import takes_all_steps
+from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.objectives.program_terms import Term
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.trajectories import Trajectories
@@ -80,7 +80,9 @@ def _stack_states(states: list[Any]) -> Any:
     return torch.stack(torch.broadcast_tensors(*[state.detach() for state in states]))
 
 
-def steps_of_rollout(mdp: MarkovDecisionProcess, policy: Any, trajectories: Trajectories, terms: Tensor) -> ActionSteps:
+def steps_of_rollout(
+    mdp: MarkovDecisionProcess, policy: Policy, trajectories: Trajectories, terms: Tensor
+) -> ActionSteps:
     states = trajectories.states[: trajectories.horizon]
 
     def distributions() -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from pyro.infer.util import MultiFrameTensor
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from rl_as_inference.nouns import Policy
 from rl_as_inference.program.recording import prior_of, record
 from rl_as_inference.program.sites import ACTION, REWARD, is_action, is_reward, step_of
 
@@ -44,7 +45,7 @@ class Term:
     segment: int = 0
 
 
-def read_program(run: Callable[[], Any], policy: Any, pathwise: bool) -> list[Term]:
+def read_program(run: Callable[[], Any], policy: Policy | None, pathwise: bool) -> list[Term]:
     """Returns the terms of one run of a program that is its own guide.
 
     What is neither action nor observed has the same density in both, so it costs nothing.

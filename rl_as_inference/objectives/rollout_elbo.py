@@ -1,17 +1,16 @@
 """The ELBO by rollouts."""
 
-from typing import Any
-
 import torch
 
 from rl_as_inference.estimate import Estimate
+from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import as_process
 
 __all__ = ["Estimate", "estimate_elbo"]
 
 
 @torch.no_grad()
-def estimate_elbo(process: Any, policy: Any, num_trajectories: int = 4096) -> Estimate:
+def estimate_elbo(process: Problem, policy: Policy | None, num_trajectories: int = 4096) -> Estimate:
     """Returns the ELBO of ``policy`` by rollouts, in nats.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.estimate import Estimate
+from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
 from rl_as_inference.trajectories import Trajectories
@@ -147,7 +148,7 @@ def survive(trajectories: Trajectories) -> Trajectories:
 
 
 @torch.no_grad()
-def surviving_rollout(process: Any, policy: Any, num_trajectories: int) -> Trajectories:
+def surviving_rollout(process: Problem, policy: Policy | None, num_trajectories: int) -> Trajectories:
     """Returns rollouts with discount as survival: a program runs with its coins, others toss them after."""
     process = as_process(process)
     if isinstance(process, ProgramProcess):
@@ -157,7 +158,7 @@ def surviving_rollout(process: Any, policy: Any, num_trajectories: int) -> Traje
 
 
 @torch.no_grad()
-def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDraws:
+def importance_sampling(process: Problem, policy: Policy | None, num_draws: int) -> WeightedDraws:
     """Returns ``num_draws`` trajectories of ``policy`` with their weights under the posterior.
 
     Args:
@@ -184,7 +185,7 @@ def importance_sampling(process: Any, policy: Any, num_draws: int) -> WeightedDr
     return WeightedDraws(draws, log_weight, float(total) - torch.tensor(float(num_draws)).log().item(), float(relative))
 
 
-def check_conditions(process: Any, policy: Any, num_draws: int) -> None:
+def check_conditions(process: Problem, policy: Policy | None, num_draws: int) -> None:
     """Raises ValueError naming the sites whose conditions no run of a program meets; other processes have none."""
     never = process.conditions_never_met(policy) if isinstance(process, ProgramProcess) else []
     if never:
@@ -194,7 +195,7 @@ def check_conditions(process: Any, policy: Any, num_draws: int) -> None:
         )
 
 
-def check_whole_plates(process: Any) -> None:
+def check_whole_plates(process: Problem) -> None:
     """Raises ValueError naming the plates of a program that draw a subsample: no posterior weight comes of a part.
 
     The scaled terms of a part are right on average. Their exponential is not, so that its mean is no evidence.

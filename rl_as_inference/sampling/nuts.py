@@ -13,6 +13,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from rl_as_inference.nouns import Problem
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import ProgramProcess, as_process
@@ -26,7 +27,7 @@ __all__ = ["nuts", "nuts_with_statistics"]
 
 
 def nuts(
-    process: Any, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
+    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
 ) -> list[Trajectories]:
     """Returns posterior draws by Pyro's NUTS, one :class:`Trajectories` a chain.
 
@@ -49,7 +50,7 @@ def nuts(
 
 
 def nuts_with_statistics(
-    process: Any, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
+    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
 ) -> tuple[list[Trajectories], dict[str, Tensor]]:
     """Returns the draws of :func:`nuts`, and what the sampler knows of each, ``(chain, draw)``, by ArviZ's names.
 
@@ -57,11 +58,11 @@ def nuts_with_statistics(
     ``tree_depth`` and ``n_steps`` (gradients).
     """
     process = as_process(process)
-    program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
     if not isinstance(process, ProgramProcess | MarkovDecisionProcess):
         raise ValueError(
             f"method='nuts' needs a program, and {type(process).__name__} is a black-box simulator; use 'importance'"
         )
+    program: Callable[[], Any] = process.program if isinstance(process, ProgramProcess) else process
     if isinstance(process, ProgramProcess):
         process.check_sites()
         check_conditions(process, None, 100)
@@ -70,7 +71,7 @@ def nuts_with_statistics(
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
             raise ValueError(f"method='nuts' needs continuous sites, and {name!r} is discrete; use {_instead(process)}")
-    if float(getattr(process, "discount", 1.0)) < 1:
+    if float(process.discount) < 1:
         raise ValueError(f"method='nuts' cannot draw survival coins (discount < 1); use {_instead(process)}")
     per_chain = -(-num_draws // num_chains)
     white = pyro.poutine.reparam(config=_whiten)
@@ -92,7 +93,7 @@ def nuts_with_statistics(
     return chains, {name: torch.stack([chain[name] for chain in noted]) for name in noted[0]}
 
 
-def _instead(process: Any) -> str:
+def _instead(process: Problem) -> str:
     """Returns methods that the process allows."""
     if isinstance(process, ProgramProcess):
         return "'importance' or 'smc'" if process.is_vectorized() else "'importance'"
@@ -140,7 +141,9 @@ class _Noting(NUTS):
         return super()._build_tree(z, r, z_grads, log_slice, direction, depth, energy)
 
 
-def _read_back(process: Any, white: Any, samples: dict[str, Tensor], count: int) -> Trajectories:
+def _read_back(
+    process: ProgramProcess | MarkovDecisionProcess, white: Any, samples: dict[str, Tensor], count: int
+) -> Trajectories:
     """Returns the trajectories that the draws of the whitened sites stand for."""
     if isinstance(process, MarkovDecisionProcess):
         # Each draw is a run with a plate of one trajectory; together they are a plate of many.
