@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test test-gpu lint types bench bench-peers clean
+.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,8 +21,16 @@ demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its 
 	$(BIN)/rlai compare FrozenLake-v1 --map-name 8x8 --horizon 100 --temperature 0.005 \
 		--out runs/frozen_lake --overwrite
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+check: $(STAMP) lint  ## lint, types and the quick tests, in two minutes
+	tools/check_wheel.sh $(BIN) & $(PYTEST) -q -m "not slow" && wait $$!
+
 test: $(STAMP) lint types  ## lint, types, tests, docs' and docstrings' examples
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+slow-tests: $(STAMP)  ## measure which tests `make check` leaves out
+	$(PYTEST) -q --measure
 
 test-gpu: $(STAMP)  ## the tests that need a GPU
 	$(BIN)/pytest -m cuda

@@ -1,6 +1,8 @@
 """What every test starts from: no parameters, a known seed, and the devices there are."""
 
+import json
 import os
+from pathlib import Path
 
 import pyro
 import pytest
@@ -15,6 +17,39 @@ def pytest_configure(config):
     marks = config.option.markexpr or ""
     if "cuda" not in marks or "not cuda" in marks:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+SLOW = Path(__file__).parent / "slow_tests.json"
+"""The tests that ``make check`` leaves out: those that took longest when ``make slow-tests`` last measured them."""
+_IN_ALL = 90.0
+"""Seconds of one core that the tests of ``make check`` take together."""
+_took: dict[str, float] = {}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--measure", action="store_true", help="write down which tests are slow")
+
+
+def pytest_collection_modifyitems(items):
+    slow = set(json.loads(SLOW.read_text())) if SLOW.exists() else set()
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_runtest_logreport(report):
+    _took[report.nodeid] = _took.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    if not session.config.option.measure or hasattr(session.config, "workerinput"):
+        return
+    total, slow = 0.0, []
+    for name, seconds in sorted(_took.items(), key=lambda took: took[1]):
+        total += seconds
+        if total > _IN_ALL:
+            slow.append(name)
+    SLOW.write_text(json.dumps(sorted(slow), indent=0, ensure_ascii=False) + "\n")
 
 
 @pytest.fixture(autouse=True)
