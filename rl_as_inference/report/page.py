@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_as_inference.compare import Comparison
 from rl_as_inference.compare.comparison_table import RULES_HEADER, RULES_TITLE, number
+from rl_as_inference.nouns import Problem
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report.figures import gaps_figure
 from rl_as_inference.report.sources import Source
@@ -21,7 +21,7 @@ _MARK = '<meta name="generator" content="rl-as-inference report">'
 
 
 def render_report(
-    process: Any,
+    process: Problem,
     sources: Sequence[Source],
     *,
     comparison: Comparison | None = None,

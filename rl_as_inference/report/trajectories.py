@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.nouns import Process
 from rl_as_inference.report.sources import Source
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _MEANINGS = {"S": "start", "G": "goal", "H": "hole", "C": "cliff", "#": "wall"}
 _ARROWS = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}
 
 
-def embed(process: Any, sources: Sequence[Source]) -> dict[str, Any]:
+def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
     """Returns ``view`` (how to draw states) and ``sources`` (the draws), as JSON can hold them.
 
     ``view["kind"]`` is ``"grid"`` for finite processes with a layout, ``"index"`` for other finite ones, and
@@ -56,7 +57,7 @@ def embed(process: Any, sources: Sequence[Source]) -> dict[str, Any]:
     }
 
 
-def _view(process: Any, sources: Sequence[Source], states: list[Array]) -> dict[str, Any]:
+def _view(process: Process, sources: Sequence[Source], states: list[Array]) -> dict[str, Any]:
     finite = all(path.shape[2] == 1 and np.issubdtype(path.dtype, np.integer) for path in states)
     # No step beyond the longest draw, nor beyond the last state that a program names.
     horizon = max(
