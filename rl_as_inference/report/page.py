@@ -61,7 +61,7 @@ def render_report(
     assert loader is not None
     return environment.get_template("report.html").render(
         mark=Markup(_MARK),
-        problem=str(getattr(process, "name", type(process).__name__)),
+        problem=process.name,
         facts=facts,
         comparison=comparison,
         blocks=() if comparison is None else comparison.blocks(),
