@@ -114,8 +114,9 @@ class RunRecord:
         for name, kind in kinds.items():
             if name in parts and not isinstance(parts[name], kind):
                 raise _damaged(argument, path, f"its {name} is {parts[name]!r}")
-        if not isinstance(parts.setdefault("problem", None), str | None):
-            raise _damaged(argument, path, f"its problem is {parts['problem']!r}")
+        problem = parts.setdefault("problem", None)
+        if not isinstance(problem, str | None) or (problem is None and parts["command"] in ("compare", "fit")):
+            raise _damaged(argument, path, f"its problem is {problem!r}")
         parts["files"] = tuple(parts.get("files", ()))
         former = {"steps": "num_steps"} if parts["command"] == "train" else {}  # as the first runs called it
         return cls(**parts, settings={former.get(key, key): value for key, value in found.items() if key not in names})

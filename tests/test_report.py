@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import markupsafe
 import numpy as np
 import pytest
 import torch
 from command_line import refused, rlai
 from playwright import sync_api
 
-from rl_as_inference.compare import Comparison
+from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.compare.comparison_table import number
+from rl_as_inference.guides import TabularPolicy
 from rl_as_inference.models import corridor, gridworld, point_mass
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.programs import as_process
@@ -296,6 +299,22 @@ class TestPage:
         assert plot["x"] + plot["width"] <= 360
 
 
+def test_the_page_has_every_row_of_the_terminals_table() -> None:
+    """Eight of these were the terminal's alone; a table of logits has a family's gap as well."""
+    grid = gridworld(2, 2, horizon=3)
+    comparison = compare(grid, TabularPolicy(4, 4, horizon=3), num_trajectories=50)
+    page = render_report(grid, draw_sources(grid, None, num_draws=5), comparison=comparison)
+    rows = [row for block in comparison.blocks() for row in block]
+    assert {"family_gap", "training_gap", "sac_exact", "prior_term_exact"} <= {row.field for row in rows}
+    assert {"expected_return_exact", "entropy_exact", "action_cost", "action_cost_exact"} <= {row.field for row in rows}
+    for row in rows:
+        assert f'data-field="{row.field}">{number(row.value)}</td>' in page
+        assert f">{markupsafe.escape(row.label.strip())}</th>" in page
+        assert f'<td class="aside">{markupsafe.escape(row.note)}</td>' in page
+        assert row.label in comparison.table()
+    assert "identities among these rows hold" in page
+
+
 class TestNames:
     def test_are_text_and_not_markup(self, opened: Any, tmp_path: Path) -> None:
         name = "</script><script>document.title = 'owned'</script><img src=x onerror=alert(1)>&<b>"
@@ -371,7 +390,7 @@ class TestCommand:
             ("run.json", "[]", "it holds a list"),
             ("run.json", '{"command": "bake"}', "its command is 'bake'"),
             ("run.json", '{"command": "compare"}', "its seed is None"),
-            ("run.json", '{"command": "compare", "seed": 0}', "KeyError: 'problem'"),
+            ("run.json", '{"command": "compare", "seed": 0}', "its problem is None"),
             ("run.json", '{"command": "train", "seed": 0}', "has no checkpoint.safetensors"),
             ("run.json", '{"finished": false, "files": []}', "did not finish; run it again"),
             ("policy.safetensors", "no tensors", "policy.safetensors' is damaged"),

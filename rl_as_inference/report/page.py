@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rl_as_inference.compare import Comparison
 from rl_as_inference.compare.comparison_table import RULES_HEADER, RULES_TITLE, number
-from rl_as_inference.nouns import Process
+from rl_as_inference.nouns import Problem
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report.figures import gaps_figure
 from rl_as_inference.report.sources import Source
@@ -21,7 +21,7 @@ _MARK = '<meta name="generator" content="rl-as-inference report">'
 
 
 def render_report(
-    process: Process,
+    process: Problem,
     sources: Sequence[Source],
     *,
     comparison: Comparison | None = None,
@@ -61,7 +61,7 @@ def render_report(
     assert loader is not None
     return environment.get_template("report.html").render(
         mark=Markup(_MARK),
-        problem=str(getattr(process, "name", type(process).__name__)),
+        problem=process.name,
         facts=facts,
         comparison=comparison,
         blocks=() if comparison is None else comparison.blocks(),

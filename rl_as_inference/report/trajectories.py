@@ -57,7 +57,7 @@ def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
     }
 
 
-def _view(process: Any, sources: Sequence[Source], states: list[Array]) -> dict[str, Any]:
+def _view(process: Process, sources: Sequence[Source], states: list[Array]) -> dict[str, Any]:
     finite = all(path.shape[2] == 1 and np.issubdtype(path.dtype, np.integer) for path in states)
     # No step beyond the longest draw, nor beyond the last state that a program names.
     horizon = max(
