@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -36,7 +37,7 @@ from rl_as_inference.tables import render
 
 __all__ = ["ROBUSTNESS", "evaluate_command", "make_agent", "mark", "train_command"]
 
-_ALGORITHMS: dict[str, type[Learner]] = {"sac": SoftActorCritic, "sql": SoftQLearning}
+_ALGORITHMS: dict[str, Callable[..., Learner]] = {"sac": SoftActorCritic, "sql": SoftQLearning}
 _OWN: dict[str, dict[str, Any]] = {"sac": {"objective": "maxent", "policy_components": 1}, "sql": {"double": False}}
 """Options that only one algorithm has, with their defaults."""
 _SINCE: dict[str, Any] = {"target_return": None}
