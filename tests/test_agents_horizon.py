@@ -42,10 +42,10 @@ def largest_elbo():
 
 @pytest.mark.parametrize("make", [sac, sql])
 def test_a_learner_reckons_with_the_horizon(make):
-    """350 updates, seed 0: within 0.1 nats of the largest ELBO, -6.92. One that bootstraps past the end buys: -11.5."""
+    """200 updates, seed 0: within 0.1 nats of the largest ELBO, -6.92. One that bootstraps past the end buys: -11.5."""
     mdp = buying()
     agent = make(mdp, seed=0, **QUICK)
-    agent.learn(1600)
+    agent.learn(1000)
     assert largest_elbo() == pytest.approx(-6.921, abs=1e-3)
     assert exact.elbo(mdp, agent.policy).item() == pytest.approx(largest_elbo(), abs=0.1)
     assert agent.act(0, deterministic=True, t=9) == 0
@@ -56,7 +56,7 @@ def test_undiscounted_values_are_those_of_the_steps_that_are_left(make):
     """A reward of -1 a step for 5 steps and γ = 1: V_t = -(5 - t), where it fell without bound."""
     mdp = TabularMDP(torch.ones(1, 2, 1), torch.full((1, 2), -1.0), torch.ones(1), horizon=5, temperature=0.1)
     agent = make(mdp, **QUICK)
-    agent.learn(2400)
+    agent.learn(1600)
     values = agent.critic(torch.zeros(5, dtype=torch.int64), torch.arange(5))
     torch.testing.assert_close(values, torch.arange(-5.0, 0.0), rtol=0, atol=0.15)
     assert not agent.critic.stationary
@@ -180,10 +180,8 @@ def test_continuous_policies_and_critics_see_the_time_too(make, options):
     critics = agent.modules[0]["critics"]
     action = torch.zeros(5, 2)
     assert not torch.equal(critics(state[0], action, 0), critics(state[0], action, 3))
-    for part in ("policy", "sampler"):
-        if part in agent.modules[0]:
-            weight = agent.modules[0][part].network.time_layer.weight if part == "policy" else None
-            assert weight is None or weight.isfinite().all()
+    if make is sac:
+        assert not torch.equal(agent.policy(state[0], 0).mean, agent.policy(state[0], 3).mean)
     assert agent.act(np.zeros((6, 2)), t=np.arange(6) % 4).shape == (6, 2)
     assert agent.evaluate(3).lengths.flatten().tolist() == [4] * (3 * agent.num_seeds)
 

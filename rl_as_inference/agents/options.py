@@ -10,7 +10,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -217,7 +217,6 @@ _OF: dict[type, str | None] = {LearnerOptions: None, SoftActorCriticOptions: "sa
 """Whose options these are, as the command line calls the algorithm."""
 
 
-@cache
 def options_of(declaration: type) -> tuple[Option, ...]:
     """Returns the options that a learner takes, the common ones first.
 
@@ -311,4 +310,4 @@ def _meant(name: str, names: Sequence[str]) -> str | None:
     """Returns the name that was meant: one much like it, or one that it abbreviates."""
     close = difflib.get_close_matches(name, names, 1)
     short = [each for each in names if "".join(part[0] for part in each.split("_")) == name]
-    return (close or short or [None])[0]
+    return next(iter([*close, *short]), None)

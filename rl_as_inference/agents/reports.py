@@ -16,9 +16,17 @@ __all__ = ["Progress", "Reporter", "interrupts", "progress_text"]
 class Progress(Protocol):
     """What a report is made of: counts, episodes, α, and what was summed since the last report."""
 
-    num_steps: int
-    num_updates: int
-    episodes: list[tuple[int, int, float, int]]
+    @property
+    def num_steps(self) -> int:
+        """Environment steps so far."""
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps so far."""
+
+    @property
+    def episodes(self) -> list[tuple[int, int, float, int]]:
+        """``(step, seed index, return, length)`` of every finished episode."""
 
     @property
     def temperature(self) -> float:
