@@ -6,6 +6,9 @@ import os
 import signal
 import threading
 from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -1016,3 +1019,43 @@ def test_agents_learn_on_their_device(device, tmp_path):
         before = checkpoint(agent, tmp_path / "a")
         agent.restore(tmp_path / "a")
         assert same(checkpoint(agent, tmp_path / "b"), before)
+
+
+class TestRunningStatistics:
+    """Under NormalizeObservation a policy has learned in numbers that fresh statistics do not give."""
+
+    @staticmethod
+    def shifted() -> gymnasium.Env[Any, Any]:
+        """Two steps from 100 or 102, which pay 1 for a push away from 101: only the mean tells which is which."""
+
+        class Walk(gymnasium.Env[Any, Any]):
+            observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+            action_space = gymnasium.spaces.Discrete(2)
+
+            def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+                super().reset(seed=seed)
+                self.time, self.side = 0, int(self.np_random.integers(2))
+                return np.array([100.0 + 2 * self.side], np.float32), {}
+
+            def step(self, action: Any) -> Any:
+                self.time += 1
+                reward = float(action == self.side)
+                return np.array([100.0 + 2 * self.side], np.float32), reward, self.time == 2, False, {}
+
+        return gymnasium.wrappers.NormalizeObservation(Walk())
+
+    def test_evaluation_and_loading_carry_them(self, tmp_path: Path) -> None:
+        make = partial(
+            SoftQLearning, self.shifted, seed=0, hidden_sizes=(32,), batch_size=64, learning_starts=100,
+            learning_rate=3e-3, temperature=0.02, discount=0.0, compile=False,
+        )  # fmt: skip
+        agent = make()
+        agent.learn(1000, progress=False)
+        assert agent.evaluate(40).mean == 2.0
+        agent.save(tmp_path / "agent")
+        other = make()
+        other.restore(tmp_path / "agent")
+        assert other.evaluate(40).mean == 2.0
+        ours, theirs = agent.envs.statistics(), other.envs.statistics()
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.options import LearnerOptions
@@ -52,7 +52,7 @@ class Arena:
                 f"env has {self.envs.num_envs} environments, which do not share out to {options['seeds']} seeds"
             )
         self.num_envs = self.envs.num_envs // seeds
-        if self.envs.num_envs > 1 and (options["n_step"] > 1 or seeds > 1) and _skips_steps(source):
+        if self.envs.num_envs > 1 and (options["n_step"] > 1 or seeds > 1) and self.envs.skips_steps:
             raise ValueError(
                 "env is a vector environment that resets in a step of its own, which leaves rows out of replay, and "
                 "n_step > 1 or seeds > 1 needs a row of every environment at every step; pass the environment's id, or "
@@ -104,12 +104,17 @@ class Arena:
             )
         return Environments.make(self.source, num_envs=num_envs, seed=seed, **{**self.env_kwargs, **make_kwargs})
 
+    def carry_statistics(self, envs: Environments, seed_index: int = 0) -> None:
+        """Gives other environments the running statistics that a seed's policy learned under, to keep as they are."""
+        own = range(seed_index * self.num_envs, (seed_index + 1) * self.num_envs)
+        envs.load_statistics(self.envs.statistics(), frozen=True, sources=own)
+
     def check_ends(self, what: str) -> None:
         """Raises ValueError if the episodes never end."""
         if self.process is None or self.process.horizon is not None:
             return
         with seeded(0):
-            endless = self.process.terminated(self.process.initial().sample()) is None
+            endless = self.process.has_ended(self.process.begin(1)) is None
         if endless:
             raise ValueError(
                 f"{what}, and those of {self.envs.name} never end: it has neither a horizon nor terminal states; give "
@@ -143,11 +148,3 @@ def _device(device: torch.device | str | None) -> torch.device:
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device is {device!r}, which this machine does not have; leave it out, or say 'cpu'")
     return chosen
-
-
-def _skips_steps(env: object) -> bool:
-    """Returns whether the step after an end of this vector environment only starts the next episode."""
-    if not isinstance(env, VectorEnv):
-        return False
-    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-    return AutoresetMode(getattr(mode, "value", mode)) is AutoresetMode.NEXT_STEP

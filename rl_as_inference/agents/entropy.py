@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.mdp import unvalidated
-from rl_as_inference.spaces import first_of, uniform_log_density
+from rl_as_inference.spaces import uniform_log_density
 
 __all__ = ["TargetEntropy", "TemperatureWatch", "check_target_entropy"]
 
@@ -145,8 +145,7 @@ class TemperatureWatch:
 @torch.no_grad()
 def _log_counts(process: MarkovDecisionProcess, states: Tensor) -> Tensor:
     """Returns the log of how many discrete actions the prior allows in each state where any is taken, nats."""
-    states = states + first_of(process.state_space)
     with unvalidated():
-        counts = (process.prior(states).logits > _MASKED).sum(-1).double().log()
-        ended = process.terminated(states)
-    return counts if ended is None else counts[~torch.as_tensor(ended, device=counts.device)]
+        counts = (process.prior_at(states).logits > _MASKED).sum(-1).double().log()
+        ended = process.has_ended(states)
+    return counts if ended is None else counts[~ended]

@@ -242,7 +242,8 @@ class Learner:
     ) -> Evaluation:
         """Returns undiscounted returns of whole episodes in environments of their own.
 
-        It changes nothing in the learner; the same seed gives the same episodes.
+        It changes nothing in the learner; the same seed gives the same episodes. Running statistics (of
+        ``NormalizeObservation``, say) are those learned under, frozen.
 
         Args:
             num_episodes: ≥ 1, for each seed of the learner.
@@ -257,8 +258,9 @@ class Learner:
         check_count("num_episodes", num_episodes)
         self.arena.check_ends("evaluate plays whole episodes")
         parts = []
-        for policy in self.policies:
+        for index, policy in enumerate(self.policies):
             envs = self.arena.another(min(num_episodes, 10), seed=seed, **make_kwargs)
+            self.arena.carry_statistics(envs, index)
             try:
                 with RandomStream(seed, self.device), self.threads():
                     parts.append(play(envs, self.chooser(policy, deterministic=deterministic), num_episodes))

@@ -166,9 +166,10 @@ def _returns(
         return made[-1]
 
     rows = []
-    for policy in agent.policies:
+    for index, policy in enumerate(agent.policies):
         made: list[_Perturbed] = []
         envs = Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed)
+        agent.arena.carry_statistics(envs, index)
         try:
             with RandomStream(seed, agent.device), agent.threads():
                 choose = agent.chooser(policy, deterministic=deterministic)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rl_as_inference.agents.entropy import TargetEntropy
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.processes import MarkovDecisionProcess
-from rl_as_inference.spaces import first_of, uniform_log_density
+from rl_as_inference.spaces import uniform_log_density
 
 __all__ = ["Task"]
 
@@ -83,8 +83,7 @@ class Task:
     def prior(self, state: Tensor) -> Any:
         """Returns the action prior of the process that has one of its own, in states that count from 0."""
         assert self.prior_of is not None
-        first = first_of(self.prior_of.state_space)
-        return self.prior_of.prior(state + first if first else state)
+        return self.prior_of.prior_at(state)
 
     def log_prior(self, state: Tensor, action: Tensor | None = None) -> Tensor:
         """Returns ``log p(a|s)`` in nats, of an action, or of all discrete ones; it may broadcast."""

@@ -104,7 +104,7 @@ def record_videos(
         envs = Environments.make(filmed, seed=seed)
         try:
             # The policy has learned under the wrappers' running statistics, and knows no others.
-            envs.load_statistics(agent.envs.statistics(), frozen=True, sources=range(agent.num_envs))
+            agent.arena.carry_statistics(envs)
             with RandomStream(seed, agent.device), agent.threads():
                 play(envs, agent.chooser(agent.policy, deterministic=deterministic), num_episodes)
         finally:
