@@ -17,12 +17,12 @@ import pytest
 import torch
 from gymnasium.spaces import Discrete
 from gymnasium.utils.env_checker import check_env
+from problems import random_mdp
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference import MarkovDecisionProcess, TabularMDP, TrajectoryELBO, exact, follow
-from tests.problems import random_mdp
 
 N = 4000
 

@@ -9,9 +9,7 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.objectives.soft_critics import softmax_policy
 
-spec = importlib.util.spec_from_file_location(
-    "double_soft_q", Path(__file__).parent.parent / "examples/double_soft_q.py"
-)
+spec = importlib.util.spec_from_file_location("double_soft_q", Path(__file__).parents[2] / "examples/double_soft_q.py")
 example = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(example)
 

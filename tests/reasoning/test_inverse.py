@@ -311,7 +311,7 @@ def test_small_calibration() -> None:
 
 def test_the_committed_calibration_covers() -> None:
     """100 data sets of 50 demonstrations of 20 steps (``python -m benchmarks.inverse``): table and ranks agree."""
-    results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "inverse.json").read_text())
+    results = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "inverse.json").read_text())
     table = judged(np.array(results["ranks"]))
     assert results["sets"] == len(results["ranks"]) == 100
     assert results["table"] == table

@@ -11,9 +11,7 @@ import torch
 import rl_as_inference as rlai
 from rl_as_inference import exact
 
-spec = importlib.util.spec_from_file_location(
-    "learned_prior", Path(__file__).parent.parent / "examples/learned_prior.py"
-)
+spec = importlib.util.spec_from_file_location("learned_prior", Path(__file__).parents[2] / "examples/learned_prior.py")
 example = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(example)
 
