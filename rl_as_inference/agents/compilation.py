@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,28 +13,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.tracing import traced
 
-__all__ = ["accelerate", "draws_apart", "threads_for"]
-
-_THREADED_FROM = 4_000_000
-"""Parameters times batch from which a second thread gains more than its barriers cost."""
-
-
-@contextmanager
-def threads_for(work: int) -> Iterator[None]:
-    """Uses one thread for small networks, where a second one's barriers cost more than it gains.
-
-    Beside another busy process they cost far more: a thread waits at each for one that has lost its processor.
-
-    Args:
-        work: parameters times the size of a batch.
-    """
-    before = torch.get_num_threads()
-    if work < _THREADED_FROM:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+__all__ = ["accelerate", "draws_apart"]
 
 
 def accelerate(

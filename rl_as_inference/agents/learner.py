@@ -14,7 +14,6 @@ from rl_as_inference.agents.acting import choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
-from rl_as_inference.agents.compilation import threads_for
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
 from rl_as_inference.agents.loading import Load
@@ -27,6 +26,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.environments import NonFiniteError
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
+from rl_as_inference.threads import one_thread_if_small
 
 __all__ = ["Learner"]
 
@@ -234,7 +234,7 @@ class Learner:
     @contextmanager
     def threads(self) -> Iterator[None]:
         """Uses as many threads as repay themselves in networks of this size."""
-        with threads_for(self._update.layout.size * self.batch_size * self.num_seeds):
+        with one_thread_if_small(self._update.layout.size * self.batch_size * self.num_seeds):
             yield
 
     def evaluate(

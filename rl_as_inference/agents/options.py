@@ -11,10 +11,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rl_as_inference.agents.return_constraint import check_target_return
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
@@ -267,7 +268,16 @@ def filled(declaration: type[Options], given: Mapping[str, Any], *, by: str = "a
     for option in options:
         if option.check is not None:
             option.check(option.name, values[option.name])
-    return values  # type: ignore[return-value]
+    return {name: _plain(value) for name, value in values.items()}  # type: ignore[return-value]
+
+
+def _plain(value: Any) -> Any:
+    """Returns a number as Python's own, which files hold: NumPy's and tensors are taken too."""
+    if isinstance(value, Tensor):
+        return value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 Learning = TypeVar("Learning", bound=type)

@@ -3,6 +3,7 @@
 import inspect
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from small_agents import F64, Line, checkpoint, sac, same, small_mdp, sql
@@ -57,7 +58,7 @@ def test_what_a_file_cannot_name_is_given(tmp_path):
 
 
 def test_changes_replace_what_the_file_says(tmp_path):
-    agent = sac(learning_rate=1e-3)
+    agent = sac(learning_rate=np.float64(1e-3), n_step=np.int64(1))
     agent.learn(30)
     agent.save(tmp_path / "a")
     other = SoftActorCritic.load(tmp_path / "a", learning_rate=1e-4, device="cpu")
