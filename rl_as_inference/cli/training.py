@@ -63,7 +63,12 @@ def train_command(
     ] = None,
     algorithm: Annotated[str, typer.Option(help="sac (soft actor-critic) or sql (soft Q-learning).")] = "sac",
     num_steps: Annotated[
-        int, typer.Option(help="Environment steps in all, of each seed; with --resume also past the run's end.")
+        int,
+        typer.Option(
+            "--num-steps",
+            "--steps",
+            help="Environment steps in all, of each seed; with --resume also past the run's end.",
+        ),
     ] = 100_000,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to; by default a new one under runs/, which is said.")

@@ -91,7 +91,7 @@ def test_tables_of_the_documentation_are_up_to_date(page: Path) -> None:
         # What the command calls otherwise, or did once.
         (["compare", "gridworld", "--num-rollouts", "50"], "did you mean --num-trajectories?"),
         (["compare", "gridworld", "--num-gradients", "500"], "did you mean --gradients-num-trajectories?"),
-        (["train", "Pendulum-v1", "--steps", "5"], "did you mean --num-steps?"),
+        (["train", "Pendulum-v1", "--timesteps", "5"], "did you mean --num-steps?"),
         (["train", "Pendulum-v1", "--lr", "1e-3"], "--lr: not an option of Pendulum-v1; it takes --max-episode-steps"),
         (["train", "Pendulum-v1", "--lr", "1e-3"], "did you mean --learning-rate?"),
         (["train", "Pendulum-v1", "--gamma", "0.9"], "did you mean --discount?"),
