@@ -167,7 +167,7 @@ class Glide(MarkovDecisionProcess):
         (sql, {"seeds": 2}),
         (sql, {"sampler": "resampling"}),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_continuous_policies_and_critics_see_the_time_too(make, options):
     """Every update moves what reads the time; batches of states and steps are answered at once."""
