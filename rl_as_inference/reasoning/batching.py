@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import all_hold, deferred
 from rl_as_inference.reasoning.unknowns import Unknowns
-from rl_as_inference.tracing import traced
+from rl_as_inference.tracing import in_direct_calls, traced
 
 __all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row"]
 
@@ -135,7 +135,7 @@ def _tried(unknowns: Unknowns, answers: Batched, single: Batched, examples: Tens
 
 def _recorded(function: Batched, example: Tensor) -> Batched:
     with torch.no_grad():
-        graph = traced(function, [example])
+        graph = in_direct_calls(traced(function, [example]))
 
     def replay(u: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
