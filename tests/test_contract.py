@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
 from problems import random_mdp
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
@@ -272,6 +272,9 @@ def _bad_policies() -> dict[str, tuple[Any, str]]:
             "policy's event_shape",
         ),
         "NaN": (lambda state, t: dist.Categorical(logits=torch.full((*state.shape, 2), math.nan)), "policy gives NaN"),
+        "a density": (lambda state, t: dist.Uniform(torch.zeros(state.shape), 1.999), "policy answers with a Uniform"),
+        "without end": (lambda state, t: dist.Poisson(torch.ones(state.shape)), "Poisson, over any number of actions"),
+        "of other counts": (lambda state, t: dist.Binomial(4, torch.full(state.shape, 0.5)), "over 5 actions"),
     }
 
 
@@ -377,6 +380,33 @@ def test_a_filter_of_a_policy_that_lacks_an_action_is_refused() -> None:
             rlai.estimate_log_evidence(
                 mdp, lambda s, t: dist.Categorical(logits=torch.zeros(*s.shape, 3)), method=method
             )
+
+
+class PaidInABox(MarkovDecisionProcess):
+    state_space, action_space = Discrete(1), Box(-1, 1, (1,))
+
+    def initial(self) -> Any:
+        return dist.Categorical(torch.ones(1))
+
+    def transition(self, state: Tensor, action: Tensor) -> Any:
+        return dist.Categorical(torch.ones(*state.shape, 1))
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return action[..., 0]
+
+
+def test_probabilities_are_not_weighed_against_densities() -> None:
+    process = PaidInABox(horizon=2)
+    right = 2 * math.log(math.sinh(1.0))  # 0.323; a coin's weights would have it at 1.24
+    torch.manual_seed(0)
+    found = rlai.estimate_log_evidence(
+        process, lambda s, t: dist.Uniform(-torch.ones(*s.shape, 1), 1.0).to_event(1), method="importance"
+    )
+    assert abs(found.mean - right) < 4.5 * found.standard_error
+    coin = lambda s, t: dist.Bernoulli(torch.full((*s.shape, 1), 0.5)).to_event(1)  # noqa: E731
+    for method in ("smc", "importance"):
+        with pytest.raises(ValueError, match="has probabilities at step 0, but the action prior has densities"):
+            rlai.estimate_log_evidence(process, coin, method=method)
 
 
 class PaidForMinusOne(MarkovDecisionProcess):

@@ -35,12 +35,14 @@ class Autoreset:
     def __init__(self, metadata: Mapping[str, Any] | None, name: str) -> None:
         self._name = name
         self._mode: AutoresetMode | None = None
+        self._said = True
         if metadata is None:  # no vector environment
             return
         mode = metadata.get("autoreset_mode")
         if mode is not None:
             self._mode = AutoresetMode(getattr(mode, "value", mode))
             return
+        self._said = False
         gymnasium.logger.warn(
             f"{name} is missing `autoreset_mode` in its metadata; whether it resets in the same step or in the next "
             f"is seen where the first episode ends, by 'final_obs' in its info"
@@ -72,3 +74,24 @@ class Autoreset:
                 f"what it does"
             )
         return final
+
+    def check_starts(self, rewards: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
+        """Holds a step that is taken for one that only starts episodes, where one ended before, to be no other.
+
+        Args:
+            rewards: of the step, ``(num_envs,)``.
+            ended: which episodes it ends, ``(num_envs,)`` bool.
+
+        Raises:
+            ValueError: if such a step ends an episode; or if it earns something in an environment that does not say
+                when it resets.
+        """
+        wrong = self.ended & (ended if self._said else ended | (rewards != 0))
+        if wrong.any():
+            index = int(np.flatnonzero(wrong)[0])
+            what = "ends an episode again" if ended[index] else f"earns {float(rewards[index]):g}"
+            raise ValueError(
+                f"{self._name} is taken for one of AutoresetMode.NEXT_STEP, whose step after an end only starts the "
+                f"next episode, and there environment {index} {what}; set metadata['autoreset_mode'] to what it does "
+                f"(one that resets in the same step gives 'final_obs' in its info)"
+            )

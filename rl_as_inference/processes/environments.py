@@ -424,6 +424,7 @@ class Environments:
         final = self._autoreset.final_observations(info) if ended.any() else None
         if self._autoreset.skips_steps:
             # The step after an end ignores its action and gives the first state of the next episode.
+            self._autoreset.check_starts(rewards, ended)
             valid = ~self._autoreset.ended
         elif final is not None:
             next_state = state.copy()

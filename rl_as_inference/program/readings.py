@@ -8,6 +8,7 @@ import torch
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from rl_as_inference.nouns import Policy, Program
 from rl_as_inference.program.sites import ACTION, is_action, step_of
@@ -152,6 +153,8 @@ def check_answer(answer: Any, prior: Any, where: str, batch: torch.Size | None =
             raise ValueError(
                 f"policy gives probabilities to {sizes[0]} actions {where}, but the action prior to {sizes[1]}"
             )
+    else:
+        _check_kind(answer, prior, where)
     if answer.batch_shape == prior.batch_shape:
         return answer
     try:
@@ -165,6 +168,43 @@ def check_answer(answer: Any, prior: Any, where: str, batch: torch.Size | None =
             f"{tuple(prior.batch_shape)} {where}; answer with one distribution a state"
         )
     return answer.expand(shape)
+
+
+_ANY_KIND = (dist.Delta, dist.MaskedMixture)
+"""Distributions that do not say by their support whether actions are discrete."""
+
+
+def _check_kind(answer: Any, prior: Any, where: str) -> None:
+    """Raises ValueError if a policy's answer has densities where the prior has probabilities, or other actions.
+
+    A density weighed against probabilities is no weight, and draws in between would pass for the actions beside them.
+    """
+    if isinstance(answer, _ANY_KIND) or isinstance(prior, _ANY_KIND):
+        return
+    kinds = ["probabilities" if fn.support.is_discrete else "densities" for fn in (answer, prior)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"policy answers with a {type(answer).__name__}, which has {kinds[0]} {where}, but the action prior has "
+            f"{kinds[1]}; answer with a distribution over the same actions"
+        )
+    wanted, found = _num_values(prior.support), _num_values(answer.support)
+    if wanted is not None and kinds[0] == "probabilities" and found != wanted:
+        given = "any number of" if found is None else found
+        raise ValueError(
+            f"policy answers with a {type(answer).__name__}, over {given} actions {where}, but the action prior is "
+            f"over {wanted}; answer with a Categorical over {wanted} actions"
+        )
+
+
+def _num_values(support: Any) -> int | None:
+    """Returns how many values one discrete number may have; None where there is no end of them."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 2
+    if not isinstance(support, constraints.integer_interval):
+        return None
+    return int(torch.as_tensor(support.upper_bound - support.lower_bound).max()) + 1
 
 
 def prior_where_ended(alive: Tensor, proposal: Any, prior: Any) -> Any:

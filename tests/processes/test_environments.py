@@ -720,6 +720,26 @@ def test_a_silent_vector_environment_without_final_observations_is_taken_for_nex
     assert envs.num_steps == np.sum(valid) < 120
 
 
+@pytest.mark.filterwarnings("ignore:.*missing `autoreset_mode`")
+def test_a_silent_vector_environment_that_resets_in_the_same_step_and_loses_observations_is_told():
+    envs = Environments.make(Silent({}, None))  # it earns 1 in every step
+    envs.reset()
+    with pytest.raises(ValueError, match="starts the next episode, and there environment 0 earns 1"):
+        stepped(envs, 6)
+
+
+def test_a_vector_environment_that_resets_in_no_step_is_told():
+    class Runs(Silent):
+        def step(self, actions):
+            now, rewards, ended, truncated, info = super().step(actions)
+            return now, rewards, ended | (self.time > 5), truncated, info
+
+    envs = Environments.make(Runs({"autoreset_mode": AutoresetMode.NEXT_STEP}, None))
+    envs.reset()
+    with pytest.raises(ValueError, match="starts the next episode, and there environment 0 ends an episode again"):
+        stepped(envs, 6)
+
+
 def test_errors_of_the_environment_come_through():
     class Broken(Counter):
         def step(self, action):
