@@ -97,7 +97,7 @@ def posterior(
     _check_numbers(method, num_draws, num_particles, num_proposals)
     check_look_ahead(critic, method)
     process = as_process(process)
-    if method != "guide":
+    if method in ("importance", "smc", "nuts"):  # the others that weigh need a process in parts
         check_whole_plates(process)
     particles = num_particles or num_draws
     proposals = num_proposals or _PROPOSALS_PER_DRAW * num_draws

@@ -353,14 +353,14 @@ class MarkovDecisionProcess:
         """Returns a reward as floating-point numbers, of a shape that is that of the batch or expands to it."""
         try:
             earned = torch.as_tensor(value, device=state.device)
-            told = f"shape {tuple(earned.shape)}"
+            told = str(tuple(earned.shape))
             fits = earned.shape in (batch, ()) or torch.broadcast_shapes(earned.shape, batch) == batch
         except (TypeError, ValueError, RuntimeError):  # no number, or of shapes that do not go together
             fits, told = False, told if isinstance(value, Tensor) else type(value).__name__
         if not fits:
             raise ValueError(
-                f"reward(state, action, next_state) of {self.name} must give one number a trajectory, a tensor of "
-                f"shape {tuple(batch)}, got {told} at step {step}"
+                f"reward(state, action, next_state) must give one number a trajectory, of shape {tuple(batch)}, got "
+                f"{told} at step {step}; check reward() of {type(self).__name__}"
             )
         if not earned.is_floating_point():
             earned = earned.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())

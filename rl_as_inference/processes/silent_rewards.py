@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["warn_of_silent_rewards"]
 
 
-def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Tensor, stacklevel: int = 5) -> None:
+def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Tensor, stacklevel: int = 4) -> None:
     """Warns of rewards in terminal states that are not 0 and that no other state has.
 
     What all states cost alike, such as -1 a step, is meant to end with the episode, and is no news.
@@ -20,7 +20,8 @@ def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Te
         states: which terminal state each of ``silent`` is of, of its leading shape.
         stacklevel: how far up the caller is that is to be told.
     """
-    lost = (silent != 0) & silent.isfinite() & ~torch.isin(silent, earned)
+    rounding = 1e-6 * earned.abs().max() if earned.numel() else 0.0
+    lost = (silent.abs() > rounding) & silent.isfinite() & ~torch.isin(silent, earned)
     if not bool(lost.any()):
         return
     where = lost.reshape(*states.shape[:1], -1).any(1)

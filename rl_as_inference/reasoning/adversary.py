@@ -102,9 +102,11 @@ def worst_dynamics(mdp: TabularMDP, table: Tensor, weight: Tensor, budget: float
     relaxed = None
     if tilt is None and bool((reward >= 0).all()):
         relaxed = _relaxation(value, cost, best[1], budget)
+    earned = mdp.reward_table if mdp.reward_table.dim() == 2 else reward
+    ends = mdp.terminal.reshape(-1, *(1,) * (earned.dim() - 1))
     perturbed = TabularMDP(
         kernel,
-        mdp.reward_table if mdp.reward_table.dim() == 2 else reward,
+        torch.where(ends, 0.0, earned),
         mdp.initial_probabilities,
         horizon=mdp.horizon,
         discount=mdp.discount,

@@ -125,7 +125,7 @@ def _best_without_horizon(mdp: TabularMDP, reward: Tensor, allowed: Tensor, whic
     mass = weights.sum(-1, keepdim=True)
     narrowed = TabularMDP.from_successors(
         *mdp.kernel.rows(),
-        mass.log().expand_as(weights),
+        torch.where(mdp.terminal[:, None], 0.0, mass.log()).expand_as(weights),
         mdp.initial_probabilities,
         discount=mdp.discount,
         action_prior=weights / mass,
