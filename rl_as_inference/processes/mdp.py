@@ -144,7 +144,7 @@ class MarkovDecisionProcess:
         horizon = self.finite_horizon("running the program")
         if num_trajectories < 1:
             raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
-        first = {FIRST: first_of(self.state_space)}
+        first = {FIRST: self._first("state_space")}
         with pyro.plate("trajectories", num_trajectories, dim=-1):
             initial = self.initial()
             state: Tensor = pyro.sample("state_0", initial, infer=dict(first))
@@ -368,17 +368,24 @@ class MarkovDecisionProcess:
 
     def _counted(self, state: Tensor) -> Tensor:
         """Returns states of the process's own space as policies see them: integers count from 0."""
-        first = first_of(self.state_space)
+        first = self._first("state_space")
         return state - first if first else state
 
     def _own_state(self, state: Tensor) -> Tensor:
-        first = first_of(self.state_space)
+        first = self._first("state_space")
         return state + first if first else state
 
     def _own_action(self, action: Tensor) -> Tensor:
         """Returns actions that count from 0 as values of the action space."""
-        first = first_of(self.action_space)
+        first = self._first("action_space")
         return action + first if first else action
+
+    def _first(self, name: str) -> int:
+        """Returns what a space starts with."""
+        space = getattr(self, name, None)
+        if space is None:
+            raise ValueError(f"{name} of {type(self).__name__} is not set; give it a gymnasium.spaces space")
+        return first_of(space)
 
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         """Returns a draw from the transition; a process with a faster way than its distribution has it here.
@@ -413,8 +420,7 @@ class MarkovDecisionProcess:
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns ``state``'s shape without that of a single state."""
         for name in ("state_space", "action_space"):
-            if getattr(self, name, None) is None:
-                raise ValueError(f"{name} of {type(self).__name__} is not set; give it a gymnasium.spaces space")
+            self._first(name)
         event = len(self.state_space.shape or ())
         return state.shape[: state.dim() - event]
 

@@ -332,10 +332,12 @@ class TabularMDP(MarkovDecisionProcess):
             ValueError: if the answer is no Categorical over the process's actions, or NaN; ``where`` it
                 was given is said.
         """
-        fits = isinstance(answer, torch.distributions.Categorical) and answer.batch_shape == state.shape
-        if not fits or answer._param.shape[-1] != self.num_actions:
+        is_categorical = isinstance(answer, torch.distributions.Categorical)
+        if is_categorical and (answer.batch_shape != state.shape or answer._param.shape[-1] != self.num_actions):
             answer = check_answer(answer, self.prior(state), where, state.shape)
-        if not isinstance(answer, torch.distributions.Categorical):
+        if not is_categorical:
+            if not isinstance(answer, torch.distributions.Distribution) or answer.event_shape:
+                check_answer(answer, self.prior(state), where)  # which says what is wrong
             raise ValueError(
                 f"policy must answer with a Categorical over {self.num_actions} actions, got "
                 f"{type(answer).__name__} {where}"

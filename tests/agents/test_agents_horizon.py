@@ -168,7 +168,7 @@ class Glide(MarkovDecisionProcess):
         (sql, {"seeds": 2}),
         (sql, {"sampler": "resampling"}),
     ],
-    ids=lambda value: value.__name__ if callable(value) else str(value),
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_continuous_policies_and_critics_see_the_time_too(make, options):
     """Every update moves what reads the time; batches of states and steps are answered at once."""
@@ -182,7 +182,8 @@ def test_continuous_policies_and_critics_see_the_time_too(make, options):
     action = torch.zeros(5, 2)
     assert not torch.equal(critics(state[0], action, 0), critics(state[0], action, 3))
     if make is sac:
-        assert not torch.equal(*(mode_of(agent.policy(state[0], t)) for t in (0, 3)))
+        first, last = (mode_of(agent.policy(state[0], t)) for t in (0, 3))
+        assert not torch.equal(first, last)
     assert agent.act(np.zeros((6, 2)), t=np.arange(6) % 4).shape == (6, 2)
     assert agent.evaluate(3).lengths.flatten().tolist() == [4] * (3 * agent.num_seeds)
 

@@ -30,6 +30,7 @@ from rl_as_inference import exact
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters
 from rl_as_inference.guides import CategoricalPolicy, GaussianPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
+from rl_as_inference.objectives import soft_actors
 
 ALPHA, GAMMA = 0.5, 0.9
 PI = torch.tensor([0.25, 0.75], dtype=F64)
@@ -215,6 +216,61 @@ def test_actor_losses_of_discrete_actions(objective):
     assert loss.item() == pytest.approx(expected)
     torch.testing.assert_close(entropy, torch.full((4,), math.log(2) - KL, dtype=F64))
     torch.testing.assert_close(value, torch.full((4,), 0.25 - ALPHA * KL, dtype=F64))
+
+
+def by_the_book(agent, own, chosen, state):
+    """The actor's loss by the function of objectives that its name stands for, with draws of its own."""
+    task, alpha = agent.task, own("temperature").detach()
+
+    def least(state, action):
+        return own.frozen()("critics", state, action, 0).amin(0)
+
+    if agent.algorithm.acting == "exact_sum":
+        q, log_policy = own.frozen()("critics", state, None, 0).amin(0), chosen.logits.log_softmax(-1)
+        return soft_actors.exact_sum_actor_loss(q, log_policy, task.log_prior(state), alpha)
+    if agent.algorithm.acting == "mean":
+        return soft_actors.deterministic_actor_loss(least(state, chosen.base_dist.loc.tanh()))
+    if agent.algorithm.acting == "components":
+        action = chosen.rsample_components()
+        log_policy = torch.stack([chosen.log_prob(a) for a in action.unbind(-2)], -1)
+        states = state[:, None].expand(*action.shape[:2], 3)
+        terms = least(states, action), log_policy, task.log_prior(states, action), chosen.log_weights
+        return soft_actors.weighted_actor_loss(*terms, alpha)
+    pathwise = agent.algorithm.acting == "pathwise"
+    action = chosen.rsample() if pathwise else chosen.sample()
+    terms = least(state, action), chosen.log_prob(action), task.log_prior(state, action)
+    return (soft_actors.pathwise_actor_loss if pathwise else soft_actors.score_actor_loss)(*terms, alpha)
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("CartPole-v1", {}),
+        ("Pendulum-v1", {}),
+        ("Pendulum-v1", {"actor_gradient": "score"}),
+        ("Pendulum-v1", {"policy_components": 3}),
+        ("Pendulum-v1", {"objective": "ddpg"}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_every_way_of_taking_the_expectation_is_the_loss_of_its_name(env, options):
+    """In value and in gradient, with the same draws, to rounding."""
+    agent = stirred(sac(env, dtype=F64, temperature=0.3, **options))
+    own = networks(agent)
+    for value in own.tree["policy"].values():
+        value.requires_grad_()
+    parameters = list(own.tree["policy"].values())
+    batch = batch_of(agent, [[1.0] * 9])
+    torch.manual_seed(3)
+    found = agent.algorithm.loss(own, targets(agent), batch)[1]["actor_loss"]
+    torch.manual_seed(3)
+    agent.algorithm.target(own.frozen(), targets(agent), batch)  # which draws first
+    expected = by_the_book(agent, own, own("policy", batch.state, 0), batch.state)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, expected)]
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(slope is not None and bool(slope.abs().max() > 1e-3) for slope in slopes[0])
 
 
 @pytest.mark.parametrize("objective", ["maxent", "svg0"])
