@@ -272,9 +272,18 @@ def _bad_policies() -> dict[str, tuple[Any, str]]:
             "policy's event_shape",
         ),
         "NaN": (lambda state, t: dist.Categorical(logits=torch.full((*state.shape, 2), math.nan)), "policy gives NaN"),
-        "a density": (lambda state, t: dist.Uniform(torch.zeros(state.shape), 1.999), "policy answers with a Uniform"),
-        "without end": (lambda state, t: dist.Poisson(torch.ones(state.shape)), "Poisson, over any number of actions"),
-        "of other counts": (lambda state, t: dist.Binomial(4, torch.full(state.shape, 0.5)), "over 5 actions"),
+        "a density": (
+            lambda state, t: dist.Uniform(torch.zeros(state.shape), 1.999),
+            "policy answers with a Uniform|must answer with a Cat",
+        ),
+        "without end": (
+            lambda state, t: dist.Poisson(torch.ones(state.shape)),
+            "Poisson, over any number of actions|got Poisson",
+        ),
+        "of other counts": (
+            lambda state, t: dist.Binomial(4, torch.full(state.shape, 0.5)),
+            "over 5 actions|got Binomial",
+        ),
     }
 
 

@@ -139,7 +139,7 @@ class MarkovDecisionProcess:
     def __call__(self, num_trajectories: int = 1, *, markov: bool = False) -> Tensor:
         """Runs the Pyro program of ``num_trajectories`` trajectories and returns their last state.
 
-        ``markov=True`` is for enumerating the program over a long horizon; see :func:`steps`.
+        ``markov=True`` is for enumerating it over a long horizon; see :func:`steps`.
         """
         horizon = self.finite_horizon("running the program")
         if num_trajectories < 1:
@@ -173,7 +173,7 @@ class MarkovDecisionProcess:
             ValueError: if ``pathwise`` is asked of a distribution that is not reparameterized.
         """
         initial = self.initial().expand([num_trajectories])
-        return self._counted(_rsample(initial, "the initial state") if pathwise else _sample(initial))
+        return self._counted(_rsample(initial, "the initial state") if pathwise else initial.sample())
 
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
@@ -316,7 +316,7 @@ class MarkovDecisionProcess:
         if not pathwise and policy is not None and takes_all_steps(policy):
             with torch.no_grad():
                 batched = not self.choose(policy, state, 0)[0].has_rsample
-        draw = partial(_rsample, what="the policy") if pathwise else _sample
+        draw = partial(_rsample, what="the policy") if pathwise else lambda chosen: chosen.sample()
         rows = Rows()
         alive: Tensor | None = None
         for t in range(horizon):
@@ -419,8 +419,8 @@ class MarkovDecisionProcess:
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns ``state``'s shape without that of a single state."""
-        for name in ("state_space", "action_space"):
-            self._first(name)
+        self._first("state_space")
+        self._first("action_space")
         event = len(self.state_space.shape or ())
         return state.shape[: state.dim() - event]
 
@@ -432,15 +432,9 @@ class MarkovDecisionProcess:
 
     @property
     def uniform_log_density(self) -> float | None:
-        """The uniform action prior's log density in nats (``-log|A|`` or ``-d log 2``); None for unbounded actions."""
-        space = self.action_space
-        bounded = isinstance(space, gymnasium.spaces.Discrete) or is_unit_box(space)
-        return uniform_log_density(space) if bounded else None
-
-
-def _sample(distribution: Any) -> Tensor:
-    value: Tensor = distribution.sample()
-    return value
+        """The uniform action prior's log density in nats; None for unbounded actions."""
+        bounded = isinstance(self.action_space, gymnasium.spaces.Discrete) or is_unit_box(self.action_space)
+        return uniform_log_density(self.action_space) if bounded else None
 
 
 def _rsample(distribution: Any, what: str) -> Tensor:
