@@ -15,6 +15,7 @@ _OTHER_NAMES = {
     "num_gradients": "gradients_num_trajectories",
     "num_rollouts": "num_trajectories",
     "rollouts": "num_trajectories",
+    "step": "num_steps",
     "steps": "num_steps",
     "timesteps": "num_steps",
     "total_timesteps": "num_steps",

@@ -23,7 +23,6 @@ from rl_as_inference.trajectories import Decision, Rows, Trajectories, Transitio
 
 __all__ = ["MarkovDecisionProcess", "unvalidated"]
 
-
 _UNSET: Any = object()
 _NAN = "policy gives NaN as a log probability at step {}; check its parameters"
 
@@ -67,7 +66,7 @@ class MarkovDecisionProcess:
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
     has_exact_answers = False
-    """Whether :mod:`rl_as_inference.exact` answers for this kind of process."""
+    """Whether :mod:`rl_as_inference.exact` answers for it."""
     has_uniform_prior = True
     """Whether the action prior is uniform over the action space; false where a subclass overrides :meth:`prior`."""
 
@@ -313,8 +312,10 @@ class MarkovDecisionProcess:
         # Whether log π of all steps may be had afterwards, from the values of the actions. A squashed
         # action cannot be unsquashed near its bounds, so such a policy is asked while it remembers the draw.
         batched = False
-        if not pathwise and policy is not None and takes_all_steps(policy):
-            with torch.no_grad():
+        with torch.no_grad():
+            if pathwise and policy is not None:
+                _check_path(policy(state, 0), "the policy")
+            elif policy is not None and takes_all_steps(policy):
                 batched = not self.choose(policy, state, 0)[0].has_rsample
         draw = partial(_rsample, what="the policy") if pathwise else lambda chosen: chosen.sample()
         rows = Rows()
@@ -347,7 +348,7 @@ class MarkovDecisionProcess:
             own = self._own_state(state)
             value = self._checked_reward(self.reward(own, self._own_action(action), own), own, state.shape, -1)
             earned = torch.stack(rows.rewards)[torch.stack(rows.mask)]
-            warn_of_silent_rewards(self.name, value.detach().expand(state.shape), earned.detach(), own, stacklevel=6)
+            warn_of_silent_rewards(self.name, value.detach().expand(state.shape), earned.detach(), own)
 
     def _checked_reward(self, value: Any, state: Tensor, batch: torch.Size, step: int) -> Tensor:
         """Returns a reward as floating-point numbers, of a shape that is that of the batch or expands to it."""
@@ -438,10 +439,14 @@ class MarkovDecisionProcess:
 
 
 def _rsample(distribution: Any, what: str) -> Tensor:
-    if not distribution.has_rsample:
-        raise ValueError(
-            f"pathwise gradients need reparameterized draws, but {what} is a "
-            f"{type(distribution).__name__}; use the score estimator"
-        )
+    _check_path(distribution, what)
     drawn: Tensor = distribution.rsample()
     return drawn
+
+
+def _check_path(distribution: Any, what: str) -> None:
+    if isinstance(distribution, torch.distributions.Distribution) and not distribution.has_rsample:
+        kind = type(distribution).__name__
+        raise ValueError(
+            f"pathwise gradients need reparameterized draws, but {what} is a {kind}; use the score estimator"
+        )

@@ -30,7 +30,7 @@ def check_rows(name: str, probabilities: Tensor) -> None:
         where = tuple(int(i) for i in wrong.nonzero()[0])
         row = f"row {where} sums" if where else "it sums"
         raise ValueError(
-            f"{name} must have rows that sum to one; {row} to {float(sums[where]):.6g}; divide by the row sums"
+            f"{name} must have rows that sum to one; {row} to {float(sums[where]):.9g}; divide by the row sums"
         )
 
 

@@ -181,7 +181,10 @@ def _check_kind(answer: Any, prior: Any, where: str) -> None:
     """
     if isinstance(answer, _ANY_KIND) or isinstance(prior, _ANY_KIND):
         return
-    kinds = ["probabilities" if fn.support.is_discrete else "densities" for fn in (answer, prior)]
+    try:
+        kinds = ["probabilities" if fn.support.is_discrete else "densities" for fn in (answer, prior)]
+    except NotImplementedError:  # one of the user's own, that does not say
+        return
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"policy answers with a {type(answer).__name__}, which has {kinds[0]} {where}, but the action prior has "
