@@ -21,7 +21,7 @@ def pytest_configure(config):
 
 SLOW = Path(__file__).parent / "slow_tests.json"
 """The tests that ``make check`` leaves out: those that took longest when ``make slow-tests`` last measured them."""
-_IN_ALL = 90.0
+_IN_ALL = 60.0
 """Seconds of one core that the tests of ``make check`` take together."""
 _took: dict[str, float] = {}
 

@@ -309,8 +309,8 @@ class MarkovDecisionProcess:
 
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         state = self.begin(num_trajectories, pathwise=pathwise)
-        # Whether log π of all steps may be had afterwards, from the values of the actions. A squashed
-        # action cannot be unsquashed near its bounds, so such a policy is asked while it remembers the draw.
+        # Whether log π of all steps may be had afterwards, from the actions. A squashed one cannot be unsquashed
+        # near its bounds, so such a policy is asked while it remembers the draw.
         batched = False
         with torch.no_grad():
             if pathwise and policy is not None:
@@ -369,17 +369,14 @@ class MarkovDecisionProcess:
 
     def _counted(self, state: Tensor) -> Tensor:
         """Returns states of the process's own space as policies see them: integers count from 0."""
-        first = self._first("state_space")
-        return state - first if first else state
+        return state - first if (first := self._first("state_space")) else state
 
     def _own_state(self, state: Tensor) -> Tensor:
-        first = self._first("state_space")
-        return state + first if first else state
+        return state + first if (first := self._first("state_space")) else state
 
     def _own_action(self, action: Tensor) -> Tensor:
         """Returns actions that count from 0 as values of the action space."""
-        first = self._first("action_space")
-        return action + first if first else action
+        return action + first if (first := self._first("action_space")) else action
 
     def _first(self, name: str) -> int:
         """Returns what a space starts with."""
@@ -426,7 +423,7 @@ class MarkovDecisionProcess:
         return state.shape[: state.dim() - event]
 
     def finite_horizon(self, wanted: str) -> int:
-        """Returns the horizon, or raises ValueError saying that ``wanted`` needs one."""
+        """Returns the horizon; ValueError says that ``wanted`` needs one."""
         if self.horizon is None:
             raise ValueError(f"horizon is None, and {wanted} needs one: set horizon to a number of steps")
         return self.horizon

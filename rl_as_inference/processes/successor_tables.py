@@ -28,10 +28,9 @@ def check_rows(name: str, probabilities: Tensor) -> None:
     wrong = (sums - 1).abs() > tolerance
     if not holds(~wrong):
         where = tuple(int(i) for i in wrong.nonzero()[0])
-        row = f"row {where} sums" if where else "it sums"
-        raise ValueError(
-            f"{name} must have rows that sum to one; {row} to {float(sums[where]):.9g}; divide by the row sums"
-        )
+        row, total = f"row {where} sums" if where else "it sums", float(sums[where])
+        told = f"{total:.6g}" if f"{total:.6g}" != "1" else f"1 {total - 1:+.1g}"
+        raise ValueError(f"{name} must have rows that sum to one; {row} to {told}; divide by the row sums")
 
 
 def stay_where_terminal(
