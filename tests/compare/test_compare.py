@@ -284,7 +284,7 @@ def test_policy_outside_the_linear_gaussian_family() -> None:
 
 def test_bad_arguments() -> None:
     mdp = random_mdp(0)
-    with pytest.raises(ValueError, match="num_trajectories must be >= 2"):
+    with pytest.raises(ValueError, match="num_trajectories must be an integer >= 2"):
         rlai.compare(mdp, None, num_trajectories=1)
     with pytest.raises(ValueError, match="process must be a process or a Pyro program"):
         rlai.compare(3, None)
@@ -354,9 +354,9 @@ class TestFit:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"steps": 0}, "steps must be >= 1"),
+            ({"steps": 0}, "steps must be an integer >= 1"),
             ({"learning_rate": -1.0}, "learning_rate must be a finite number > 0"),
-            ({"num_trajectories": 0}, "num_trajectories must be >= 1"),
+            ({"num_trajectories": 0}, "num_trajectories must be an integer >= 1"),
             ({"estimator": "magic"}, "estimator must be exact or one of"),
             ({"estimator": "pathwise"}, "pathwise gradients need reparameterized draws"),
         ],

@@ -899,7 +899,7 @@ def test_bad_questions_are_named():
     mdp = random_mdp(51)
     with pytest.raises(ValueError, match="dynamics must be 'causal' or 'posterior', got 'lucky'"):
         exact.plan(mdp, "lucky")
-    with pytest.raises(ValueError, match="num_draws must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_draws must be an integer >= 1, got 0"):
         exact.sample_posterior(mdp, 0)
     with pytest.raises(ValueError, match="no exact answers for int"):
         exact.log_evidence(3)

@@ -496,7 +496,7 @@ def test_wrong_questions_are_refused():
     for ask in (plan, posterior_marginals):
         with pytest.raises(ValueError, match="dynamics must be 'causal' or 'posterior', got 'best'"):
             ask(mdp, "best")
-    with pytest.raises(ValueError, match="num_draws must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_draws must be an integer >= 1, got 0"):
         sample_posterior(mdp, 0)
     for policy in (plan(mdp), LinearGaussianPolicy(2, 1, 3, dtype=F64)):
         for t in (-1, 3):

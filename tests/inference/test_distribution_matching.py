@@ -258,7 +258,7 @@ def test_bad_input():
         exact.trajectory_kl(mdp, None, dynamics="bent")
     with pytest.raises(ValueError, match="method must be one of exact, enumeration"):
         rlai.trajectory_kl(mdp, None, method="brute")
-    with pytest.raises(ValueError, match="num_trajectories must be >= 2"):
+    with pytest.raises(ValueError, match="num_trajectories must be an integer >= 2"):
         rlai.trajectory_kl(mdp, None, method="sample", num_trajectories=1)
     large = rlai.models.random_mdp(dtype=torch.float64)
     with pytest.raises(ValueError, match=r"has \d.*e\+\d+ trajectories.*method='exact'.*method='sample'"):

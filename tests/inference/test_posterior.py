@@ -144,8 +144,8 @@ def test_draws_are_what_is_returned_and_the_rest_has_names(monkeypatch: pytest.M
     for options, message in (
         ({"method": "exact", "num_particles": 9}, "num_particles is of method 'smc' and 'annealed', and method is"),
         ({"method": "smc", "num_proposals": 9}, "num_proposals is of method 'importance', and method is 'smc'"),
-        ({"method": "smc", "num_particles": 0}, "num_particles must be >= 1, got 0"),
-        ({"method": "importance", "num_proposals": 0}, "num_proposals must be >= 1, got 0"),
+        ({"method": "smc", "num_particles": 0}, "num_particles must be an integer >= 1, got 0"),
+        ({"method": "importance", "num_proposals": 0}, "num_proposals must be an integer >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             rlai.posterior(mdp, **options)
@@ -198,7 +198,7 @@ def test_refusals() -> None:
     mdp = random_mdp(0)
     with pytest.raises(ValueError, match="method must be one of guide, exact"):
         rlai.posterior(mdp, method="magic")
-    with pytest.raises(ValueError, match="num_draws must be >= 1"):
+    with pytest.raises(ValueError, match="num_draws must be an integer >= 1"):
         rlai.posterior(mdp, num_draws=0)
     with pytest.raises(ValueError, match="'state_0' is discrete; use 'exact'"):
         rlai.posterior(mdp, method="nuts")

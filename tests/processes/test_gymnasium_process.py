@@ -285,7 +285,7 @@ def test_misuse_is_told(arguments, options, message):
 
 def test_misuse_of_rollouts_is_told():
     process = GymnasiumProcess(Countdown, 2, horizon=6)
-    with pytest.raises(ValueError, match="num_trajectories must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_trajectories must be an integer >= 1, got 0"):
         process.rollout(None, 0)
     with pytest.raises(ValueError, match="policy must be a callable"):
         process.rollout("greedy", 2)

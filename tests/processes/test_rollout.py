@@ -331,7 +331,7 @@ def test_a_nan_in_the_program_names_the_site():
 
 @pytest.mark.parametrize("count", [0, -3])
 def test_no_trajectories(count):
-    with pytest.raises(ValueError, match=rf"num_trajectories must be >= 1, got {count}"):
+    with pytest.raises(ValueError, match=rf"num_trajectories must be an integer >= 1, got {count}"):
         random_mdp(9).rollout(None, count)
 
 
@@ -736,7 +736,7 @@ def test_programs_that_cannot_be_read():
     with pytest.raises(ValueError, match=r"act\('action_0'\): state must be a tensor .* got dict"):
         ProgramProcess(opaque).rollout(None, 3)
 
-    with pytest.raises(ValueError, match="num_trajectories must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_trajectories must be an integer >= 1, got 0"):
         ProgramProcess(corridor).rollout(None, 0)
 
 
