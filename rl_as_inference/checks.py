@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "all_hold",
+    "check_at_least",
     "check_count",
     "check_discount",
     "check_horizon",
@@ -82,6 +83,13 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises ValueError unless the value is an integer, not below ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_at_least(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless the value is an integer, and not below ``least``: it says which is wrong."""
+    check_count(name, value, least if isinstance(value, bool) or not isinstance(value, Integral) else int(value))
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
 
 
 def check_positive(name: str, value: Any) -> None:

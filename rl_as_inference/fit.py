@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference import exact
+from rl_as_inference.checks import check_at_least, check_positive
 from rl_as_inference.critics import SoftQ, SoftV
 from rl_as_inference.nouns import Problem, Process
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
@@ -88,12 +89,9 @@ def fit(
         ValueError: for arguments out of range, a policy without parameters, an exact gradient asked
             of a process that has none, or an ELBO that is not finite (the step is named).
     """
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}")
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be a finite number > 0, got {learning_rate}")
-    if num_trajectories < 1:
-        raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+    check_at_least("steps", steps)
+    check_positive("learning_rate", learning_rate)
+    check_at_least("num_trajectories", num_trajectories)
     if estimator not in (*get_args(Estimator), "exact"):
         raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
     parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []

@@ -75,7 +75,8 @@ def check_options(
     for name in options:
         if name in known:
             continue
-        guess = meant(name, [*own, *known], _SURE if takes_any else _LIKELY)
+        others = [each for each in (*own, *known) if each != name]  # the command's own --horizon is passed on as such
+        guess = meant(name, others, _SURE if takes_any else _LIKELY)
         if takes_any and guess is None:
             continue
         wanted = "" if guess is None else f"; did you mean {flag(guess)}?"

@@ -274,6 +274,16 @@ class TestEnvironmentsInFiles:
         assert "ZeroDivisionError: division by zero" in refused("train", f"{path}:broken")
 
 
+def test_steps_that_the_agent_has_taken_already(tmp_path: Path) -> None:
+    """A folder without a checkpoint was left, and nothing was learned."""
+    agent = SoftActorCritic("Pendulum-v1", **TINY)
+    agent.learn(30)
+    for folder in (tmp_path / "run", None):
+        with pytest.raises(ValueError, match="has taken 30 already, and is 20; say 50 for 20 more"):
+            train(agent, 20, folder, evaluate_episodes=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_records_of_the_first_runs_are_read(tmp_path: Path) -> None:
     """They called train's steps ``steps``, and had no options of later."""
     old = {"command": "train", "problem": "Pendulum-v1", "options": {}, "seed": 0, "steps": 70, "algorithm": "sac"}

@@ -85,7 +85,7 @@ def train(
 
     Args:
         agent: the learner; ``compile="auto"`` is settled by ``num_steps``.
-        num_steps: ≥ 1.
+        num_steps: ≥ 1, with those that the agent has taken already; there must be more, but with ``resume``.
         folder: where to write; None writes nothing. It is made if need be.
         evaluate_every: steps between evaluations; a twentieth of the run by default. The first is
             before the first step, the last after the last.
@@ -112,6 +112,11 @@ def train(
         ([0, 30, 60], torch.Size([1, 2]))
     """
     check_count("num_steps", num_steps)
+    if agent.num_steps >= num_steps and not resume:
+        raise ValueError(
+            f"num_steps counts all steps of the agent, which has taken {agent.num_steps} already, and is {num_steps}; "
+            f"say {agent.num_steps + num_steps} for {num_steps} more"
+        )
     evaluate_every = max(num_steps // 20, 1) if evaluate_every is None else evaluate_every
     report_every = max(min(num_steps // 100, 1000), 1) if report_every is None else report_every
     for name, value in {

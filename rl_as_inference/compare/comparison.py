@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.checks import check_at_least
 from rl_as_inference.compare.comparison_table import ActionRule, Comparison
 from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
@@ -65,8 +66,7 @@ def compare(
         >>> round(comparison.log_evidence, 3), abs(comparison.policy_gap) < 1e-6
         (2.48, True)
     """
-    if num_trajectories < 2:
-        raise ValueError(f"num_trajectories must be >= 2 for a standard error, got {num_trajectories}")
+    check_at_least("num_trajectories", num_trajectories, least=2)  # for a standard error
     process = check_critic(as_process(process), critic)
     with torch.no_grad():
         draws, cut_off = _rollout(process, policy, num_trajectories)

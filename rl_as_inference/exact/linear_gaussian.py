@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import check_at_least
 from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.nouns import ExactPolicy, takes_all_steps
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP, linear_gaussian_rule, step_index
@@ -168,8 +169,7 @@ def sample_posterior(mdp: LinearGaussianMDP, num_draws: int, dynamics: Dynamics 
     Raises:
         ValueError: if ``num_draws`` < 1, or for unknown ``dynamics``.
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws must be >= 1, got {num_draws}")
+    check_at_least("num_draws", num_draws)
     messages = plan(mdp, dynamics)
     start, *transitions = _arrivals(mdp, messages)
     mean = mdp.initial_mean.expand(num_draws, -1)

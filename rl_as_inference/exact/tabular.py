@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import check_at_least, holds
 from rl_as_inference.exact.backups import (
     Dynamics,
     backup,
@@ -234,8 +234,7 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
     Raises:
         ValueError: if ``num_draws`` < 1, or there is no fixed point.
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws must be >= 1, got {num_draws}")
+    check_at_least("num_draws", num_draws)
     dtype, mdp = mdp.initial_probabilities.dtype, mdp.to(torch.float64)  # of messages of 10⁵ nats float32 has no digits
     messages = plan(mdp, dynamics)
     values = messages.soft_v / mdp.temperature

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
 from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
@@ -77,8 +78,7 @@ def trajectory_kl(
     check_direction(direction)
     if method is not None and method not in get_args(DivergenceMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(DivergenceMethod))}, or None; got {method!r}")
-    if num_trajectories < 2:
-        raise ValueError(f"num_trajectories must be >= 2, got {num_trajectories}")
+    check_at_least("num_trajectories", num_trajectories, least=2)
     process = as_process(process)
     if method is None:
         method = "exact" if exact.is_available(process) else "sample"

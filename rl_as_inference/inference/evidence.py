@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 
 from rl_as_inference import exact
+from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
 from rl_as_inference.nouns import Policy, Problem
@@ -69,8 +70,8 @@ def estimate_log_evidence(
         raise ValueError(f"method must be one of {', '.join(get_args(EvidenceMethod))}, or None; got {method!r}")
     particles = {"num_particles": num_particles} if num_draws is None else {"num_draws": num_draws}
     for name, value in {**particles, "num_repeats": num_repeats, "num_proposals": num_proposals}.items():
-        if value is not None and value < 2:
-            raise ValueError(f"{name} must be >= 2, got {value}")
+        if value is not None:
+            check_at_least(name, value, least=2)
     (num_particles,) = particles.values()
     process = as_process(process)
     check_whole_plates(process)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from rl_as_inference import exact
+from rl_as_inference.checks import check_at_least
 from rl_as_inference.inference.inference_data import from_trajectories
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
 from rl_as_inference.inference.pareto import pareto_k
@@ -148,8 +149,8 @@ def posterior(
 def _check_numbers(method: Method, num_draws: int, num_particles: int | None, num_proposals: int | None) -> None:
     numbers = {"num_draws": num_draws, "num_particles": num_particles, "num_proposals": num_proposals}
     for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+        if value is not None:
+            check_at_least(name, value)
     for name, methods in (("num_particles", ("smc", "annealed")), ("num_proposals", ("importance",))):
         if numbers[name] is not None and method not in methods:
             of = " and ".join(map(repr, methods))

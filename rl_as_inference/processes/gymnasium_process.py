@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from rl_as_inference.checks import check_temperature
+from rl_as_inference.checks import check_at_least, check_temperature
 from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
@@ -150,8 +150,7 @@ class GymnasiumProcess:
         What was cut off would have gone on: a critic that knows no time limit has the value of its
         last state, ``states[-1]``, still to add.
         """
-        if num_trajectories < 1:
-            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        check_at_least("num_trajectories", num_trajectories)
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         if policy is not None and self._statistics is None and (held := self._envs.statistics()):

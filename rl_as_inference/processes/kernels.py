@@ -129,6 +129,16 @@ def cumulated(log_probabilities: Tensor) -> Tensor:
     return cumulative / cumulative[..., -1:]
 
 
+def check_distribution(value: Any, what: str) -> Any:
+    """Returns ``value``; raises ValueError, which names ``what`` gave it, unless it is a distribution."""
+    if isinstance(value, torch.distributions.Distribution):
+        return value
+    raise ValueError(
+        f"{what} must return a distribution, got {type(value).__name__}; what is certain is dist.Delta(value), of a "
+        f"vector dist.Delta(value, event_dim=1)"
+    )
+
+
 def drawn(distribution: Any) -> Tensor:
     """Returns a draw without gradient; of a categorical several times faster than its own ``sample``.
 

@@ -11,9 +11,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import check_discount, check_horizon, check_temperature, holds, unvalidated
+from rl_as_inference.checks import check_at_least, check_discount, check_horizon, check_temperature, holds, unvalidated
 from rl_as_inference.nouns import Policy, takes_all_steps
-from rl_as_inference.processes.kernels import drawn, unclamped
+from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
@@ -141,8 +141,7 @@ class MarkovDecisionProcess:
         ``markov=True`` is for enumerating it over a long horizon; see :func:`steps`.
         """
         horizon = self.finite_horizon("running the program")
-        if num_trajectories < 1:
-            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        check_at_least("num_trajectories", num_trajectories)
         first = {FIRST: self._first("state_space")}
         with pyro.plate("trajectories", num_trajectories, dim=-1):
             initial = self.initial()
@@ -169,17 +168,17 @@ class MarkovDecisionProcess:
         """Returns the first states of so many trajectories, ``(N, *state)``.
 
         Raises:
-            ValueError: if ``pathwise`` is asked of a distribution that is not reparameterized.
+            ValueError: if :meth:`initial` returns no distribution, or one without ``rsample`` where ``pathwise``.
         """
-        initial = self.initial().expand([num_trajectories])
+        initial = check_distribution(self.initial(), f"initial() of {self.name}").expand([num_trajectories])
         return self._counted(_rsample(initial, "the initial state") if pathwise else initial.sample())
 
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
         done = self.terminated(self._own_state(state))
-        if done is None or (isinstance(done, Tensor) and done.shape == self.batch_shape(state)):
-            return done
-        return torch.as_tensor(done, device=state.device).expand(self.batch_shape(state))
+        return (
+            None if done is None else torch.as_tensor(done, device=state.device).bool().expand(self.batch_shape(state))
+        )
 
     def prior_at(self, state: Tensor) -> Any:
         """Returns the action prior ``p(a|s)``, of the batch shape of ``state``.
@@ -300,8 +299,7 @@ class MarkovDecisionProcess:
                 ``pathwise`` is asked of a distribution that is not reparameterized.
         """
         horizon = self.finite_horizon("rollout")
-        if num_trajectories < 1:
-            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        check_at_least("num_trajectories", num_trajectories)
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         with unvalidated():
@@ -393,9 +391,9 @@ class MarkovDecisionProcess:
             pathwise: draw by ``rsample``, differentiable in state and action.
 
         Raises:
-            ValueError: if ``pathwise`` is asked of a transition that is not reparameterized.
+            ValueError: if :meth:`transition` returns no distribution, or one without ``rsample`` where ``pathwise``.
         """
-        transition = self.transition(state, action)
+        transition = check_distribution(self.transition(state, action), f"transition(state, action) of {self.name}")
         return _rsample(transition, "the transition") if pathwise else drawn(transition)
 
     def at_temperature(self, temperature: float | Tensor) -> Self:

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from rl_as_inference.checks import check_at_least
 from rl_as_inference.nouns import Policy, Problem, Process, is_process
 from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
@@ -72,8 +73,7 @@ class ProgramProcess:
         Raises:
             ValueError: if the program has no actions, several a step, or states that are not tensors.
         """
-        if num_trajectories < 1:
-            raise ValueError(f"num_trajectories must be >= 1, got {num_trajectories}")
+        check_at_least("num_trajectories", num_trajectories)
         if self.vectorized is None and num_trajectories > 1:
             try:
                 together = self._run(policy, num_trajectories)

@@ -115,6 +115,15 @@ def test_did_you_mean(words: list[str], message: str) -> None:
     assert message in " ".join(err.replace("│", " ").split())
 
 
+def test_an_option_is_not_meant_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from rl_as_inference.models import gridworld\ndef problem():\n    return gridworld()\n")
+    for name in ("--horizon", "--discount", "--temperature"):
+        told = refused("fit", path, name, "1")
+        assert f"{name}: not an option of {path}:problem; it takes none" in told
+        assert "did you mean" not in told
+
+
 def test_slips_in_options_of_a_file_that_takes_any(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(

@@ -203,6 +203,60 @@ def test_shapes_of_parts_are_checked() -> None:
         Drift()(0)
 
 
+def test_parts_that_are_no_distribution() -> None:
+    """Certain dynamics are written as a tensor at first."""
+
+    class Certain(Drift):
+        def transition(self, state, action):
+            return state + action
+
+    class Placed(Drift):
+        def initial(self):
+            return torch.zeros(2)
+
+    for process, words in (
+        (Certain(), r"transition\(state, action\) of Certain must return a distribution, got Tensor; .*dist.Delta"),
+        (Placed(), r"initial\(\) of Placed must return a distribution, got Tensor; .*dist.Delta"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            process.rollout(None, 4)
+
+
+def test_endings_as_zeros_and_ones() -> None:
+    class Ending(Drift):
+        def initial(self):
+            return dist.Delta(torch.tensor([1.0, 0.0]), event_dim=1)
+
+        def transition(self, state, action):
+            return dist.Delta(state + 1.0, event_dim=1)
+
+        def terminated(self, state):
+            return (state[..., 0] > 2.5).long()  # in the third state
+
+    lengths = Ending().rollout(None, 5).mask.sum(0)
+    assert torch.equal(lengths, torch.full((5,), 2))
+
+
+@pytest.mark.parametrize("number", ["10", 2.5, None, True])
+def test_numbers_of_the_wrong_kind(number) -> None:
+    mdp = random_mdp(0, horizon=3)
+    policy = TabularPolicy(mdp.num_states, mdp.num_actions, horizon=3)
+    for name, call in (
+        ("steps", lambda: rlai.fit(mdp, policy, steps=number)),
+        ("num_trajectories", lambda: rlai.fit(mdp, policy, steps=1, num_trajectories=number)),
+        ("num_trajectories", lambda: rlai.compare(mdp, policy, num_trajectories=number)),
+        ("num_trajectories", lambda: mdp.rollout(policy, number)),
+        ("num_draws", lambda: rlai.posterior(mdp, method="importance", num_draws=number or 1.5)),
+        ("num_repeats", lambda: rlai.estimate_log_evidence(mdp, method="smc", num_repeats=number or 1.5)),
+        ("num_draws", lambda: exact.sample_posterior(mdp, number)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be an integer >= "):
+            call()
+    for rate in ("0.1", True):
+        with pytest.raises(ValueError, match="learning_rate must be a finite number > 0"):
+            rlai.fit(mdp, policy, steps=1, learning_rate=rate)
+
+
 def test_nan_rewards_are_said_by_particle_filters() -> None:
     class Broken(Drift):
         def reward(self, state, action, next_state):
