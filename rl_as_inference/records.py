@@ -187,7 +187,7 @@ class RunRecord:
             raise ValueError(
                 f"{argument}: {there[0]} has changed since the run began (its SHA-256 is no longer "
                 f"{str(self.problem_sha256)[:12]}…), so that what was learned and the problem do not go together; put "
-                f"the file of then back, run it again, or say --allow-changed"
+                f"the old file back, run it again, or say --allow-changed"
             )
         return FoundProblem(_replace_path(self.problem, there[0]), True)
 
