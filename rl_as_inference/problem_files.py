@@ -115,7 +115,7 @@ def _settled(made: Any, again: Callable[[], Any]) -> Any:
         return made
     try:  # a Pyro program or a factory of environments: what it returns tells
         answer = _silent(made)
-    except Exception:
+    except Exception:  # a program in trouble, of which whoever runs it for real tells more
         return made
     if not isinstance(answer, gymnasium.Env):
         return made

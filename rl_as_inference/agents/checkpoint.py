@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
-import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.options import LearnerOptions, as_held, from_held
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
-__all__ = ["Saved", "Snapshot", "how_made", "load_saved", "save_snapshot"]
+__all__ = ["Saved", "Snapshot", "how_made", "load_saved", "named_environment", "save_snapshot"]
 
 _FORMAT = "rl-as-inference agent 3"
-
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
 
 _NOT_MADE_AGAIN = ("device", "env_kwargs", "policy")
 """Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
@@ -89,8 +87,7 @@ class Saved(NamedTuple):
                 f"policy: the agent in {self.path!r} has a {policy} of the user's, which a file cannot hold; "
                 f"{kind}.load(path, policy=...) with one made the same way"
             )
-        options = {**self.made["options"], "dtype": _DTYPES[self.made["options"]["dtype"]]}
-        options["hidden_sizes"] = tuple(options["hidden_sizes"])
+        options = from_held(self.made["options"])
         if env is None:
             env = self.made["env"]
             if env is None:
@@ -104,17 +101,26 @@ class Saved(NamedTuple):
 
 def how_made(source: EnvironmentLike, options: LearnerOptions) -> dict[str, Any]:
     """Returns how a learner was made, as JSON holds it."""
-    values: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_MADE_AGAIN}
-    values["dtype"], values["hidden_sizes"] = str(options["dtype"]), list(options["hidden_sizes"])
-    policy, env_kwargs = dict(options).get("policy"), dict(options["env_kwargs"] or {})
-    named = isinstance(source, str) and _is_json(env_kwargs)
+    held = as_held(options)
+    env, env_kwargs = named_environment(source, options["env_kwargs"] or {})
     return {
-        "options": values,
-        "env": source if named else None,
-        "env_kwargs": env_kwargs if named else None,
+        "options": {name: value for name, value in held.items() if name not in _NOT_MADE_AGAIN},
+        "env": env,
+        "env_kwargs": env_kwargs,
         "env_given_as": _kind_of(source),
-        "policy": None if policy is None else type(policy).__name__,
+        "policy": held.get("policy"),
     }
+
+
+def named_environment(
+    source: EnvironmentLike, env_kwargs: Mapping[str, Any]
+) -> tuple[str | None, dict[str, Any] | None]:
+    """Returns the Gymnasium id that an environment was given by, and its options; None where a file cannot say them."""
+    if isinstance(source, EnvSpec) and gymnasium.registry.get(source.id) == source:
+        source = source.id
+    if not isinstance(source, str) or not _is_json(dict(env_kwargs)):
+        return None, None
+    return source, dict(env_kwargs)
 
 
 def _kind_of(source: EnvironmentLike) -> str:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import gymnasium
-import torch
-from gymnasium.envs.registration import EnvSpec
-
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.options import LearnerOptions, SoftActorCriticOptions, SoftQLearningOptions, options_of
+from rl_as_inference.agents.options import (
+    LearnerOptions,
+    SoftActorCriticOptions,
+    SoftQLearningOptions,
+    as_held,
+    from_held,
+    options_of,
+)
 from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
 from rl_as_inference.agents.soft_q_learning import SoftQLearning
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.records import RunRecord
 
-__all__ = [
-    "ALGORITHMS",
-    "Algorithm",
-    "make_agent",
-    "named_environment",
-    "settings_as_held",
-    "settings_of",
-]
+__all__ = ["ALGORITHMS", "KnownLearner", "make_agent", "settings_of"]
 
 
-class Algorithm(NamedTuple):
+class KnownLearner(NamedTuple):
     """A learner, and where its options are declared."""
 
     learner: type[Learner]
@@ -41,8 +36,8 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
-    "sac": Algorithm(SoftActorCritic, SoftActorCriticOptions),
-    "sql": Algorithm(SoftQLearning, SoftQLearningOptions),
+    "sac": KnownLearner(SoftActorCritic, SoftActorCriticOptions),
+    "sql": KnownLearner(SoftQLearning, SoftQLearningOptions),
 }
 """As the command line calls them."""
 
@@ -59,24 +54,7 @@ def settings_of(agent: Learner) -> dict[str, Any]:
     given = {option: value for option, value in agent.options.items() if option not in _APART}
     # Settled by now: what was compiled, and where.
     given |= {"compile": agent.compile, "device": str(agent.device)}
-    return {"algorithm": name, **settings_as_held(given)}
-
-
-def settings_as_held(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as a record holds them."""
-    return {name: _plain(value) for name, value in options.items()}
-
-
-def named_environment(agent: Learner) -> tuple[str | None, dict[str, Any]]:
-    """Returns the Gymnasium id that an agent was made with, and its options; None if a file cannot say them."""
-    source, options = agent.arena.source, dict(agent.arena.env_kwargs)
-    if isinstance(source, EnvSpec) and gymnasium.registry.get(source.id) == source:
-        source = source.id
-    try:
-        json.dumps(options)
-    except TypeError:  # an object among them
-        return None, {}
-    return (source, options) if isinstance(source, str) else (None, {})
+    return {"algorithm": name, **as_held(given)}
 
 
 def make_agent(
@@ -108,28 +86,11 @@ def make_agent(
             f"make the agent in Python, with that policy, and agent.restore(checkpoint)"
         )
     algorithm = ALGORITHMS[name]
-    config = {
-        option.name: _restored(option.name, record.settings[option.name])
-        for option in options_of(algorithm.options)
-        if option.name in record.settings
-    }
+    known = [option.name for option in options_of(algorithm.options) if option.name in record.settings]
+    config = from_held({name: record.settings[name] for name in known})
+    # As the first runs said that there is one seed, and that compiling is not settled.
+    for option, said, meant in (("seeds", 1, None), ("compile", None, "auto")):
+        if option in config and config[option] == said:
+            config[option] = meant
     config |= {key: value for key, value in instead.items() if value is not None}
     return algorithm.make(env, **{**config, "seed": record.seed, "env_kwargs": dict(env_kwargs)})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.nn.Module):
-        return type(value).__name__
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _restored(name: str, value: Any) -> Any:
-    if name == "dtype":
-        return getattr(torch, str(value), value)
-    if name == "seeds" and value == 1:  # as the first runs said that there is one
-        return None
-    if name == "compile" and value is None:
-        return "auto"
-    return value

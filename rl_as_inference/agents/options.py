@@ -31,7 +31,9 @@ __all__ = [
     "SoftActorCriticOptions",
     "SoftQLearningOptions",
     "all_options",
+    "as_held",
     "filled",
+    "from_held",
     "options_of",
     "takes_options",
 ]
@@ -321,3 +323,23 @@ def _meant(name: str, names: Sequence[str]) -> str | None:
     close = difflib.get_close_matches(name, names, 1)
     short = [each for each in names if "".join(part[0] for part in each.split("_")) == name]
     return next(iter([*close, *short]), None)
+
+
+def as_held(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as JSON holds them; for a policy of the user's own, which it cannot hold, its class's name."""
+    return {name: _held(value) for name, value in options.items()}
+
+
+def from_held(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options from what :func:`as_held` returned."""
+    dtypes = {_held(dtype): dtype for dtype in (torch.float32, torch.float64)}
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return {**found, "dtype": dtypes[found["dtype"]]} if found.get("dtype") in dtypes else found
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return list(value) if isinstance(value, tuple) else value

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_as_inference.agents.checkpoint import named_environment
 from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_curve, write_curve
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.made_again import named_environment, settings_of
+from rl_as_inference.agents.made_again import settings_of
 from rl_as_inference.checkpoints import UNFINISHED, written_whole
 from rl_as_inference.checks import check_count
 from rl_as_inference.progress import ProgressBar, progress_bar
@@ -246,8 +247,8 @@ class _Logbook:
         if self.resume and has_begun(self.folder):
             record = RunRecord.read(self.folder, "folder", ("train",))
         else:
-            named, own = named_environment(self.agent)
-            problem, options = (named, own) if problem is None else (problem, options or {})
+            named, own = named_environment(self.agent.arena.source, self.agent.arena.env_kwargs)
+            problem, options = (named, own or {}) if problem is None else (problem, options or {})
             record = RunRecord.of("train", problem, self.folder, options=options, seed=self.agent.seed)
         # Compiling is settled by now, by all the steps: whoever learns a part of the run could not tell.
         self.record = record.changed(finished=False, **settings_of(self.agent), **settings)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from rl_as_inference.agents import record_videos, train
-from rl_as_inference.agents.made_again import ALGORITHMS, make_agent, settings_as_held
+from rl_as_inference.agents.made_again import ALGORITHMS, make_agent
+from rl_as_inference.agents.options import as_held
 from rl_as_inference.agents.training import RUN_FILES, VIDEOS, evaluation_seed, run_files
 from rl_as_inference.agents.videos import check_videos
 from rl_as_inference.cli.common import (
@@ -191,7 +192,7 @@ def _agreed(
     lengths = {name: record.setting(name, "--resume") for name in _LENGTHS}
     has = {**record.settings, "seed": record.seed, "options": dict(record.options)}
     says = {name: context.params[name] for name in ("algorithm", "seed", *_LENGTHS) if _is_said(context, name)}
-    says |= settings_as_held(checked_options(record.setting("algorithm", "--resume"), learner))
+    says |= as_held(checked_options(record.setting("algorithm", "--resume"), learner))
     says |= {"options": options} if options else {}
     if says.get("num_steps", 0) > lengths["num_steps"]:
         lengths["num_steps"] = says.pop("num_steps")

@@ -18,6 +18,7 @@ from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.program.sites import FIRST
+from rl_as_inference.randomness import seeded
 from rl_as_inference.spaces import first_of, is_unit_box, uniform_log_density
 from rl_as_inference.trajectories import Decision, Rows, Trajectories, Transition
 
@@ -341,12 +342,12 @@ class MarkovDecisionProcess:
 
     def _ask_of_silence(self, rows: Rows) -> None:
         """Asks, of the first trajectories that ended, whether the process rewards what is over."""
-        state, action = (column[-1][~rows.mask[-1]] for column in (rows.states, rows.actions))
         if isinstance(self.state_space, gymnasium.spaces.Discrete):  # elsewhere every reward may be one of a kind
-            own = self._own_state(state)
-            value = self._checked_reward(self.reward(own, self._own_action(action), own), own, state.shape, -1)
+            own, ended = self._own_state(rows.states[-1]), ~rows.mask[-1]
+            with torch.no_grad(), seeded(0):  # should it draw, later numbers are as they would have been
+                value = torch.as_tensor(self.reward(own, self._own_action(rows.actions[-1]), own)).expand(own.shape)
             earned = torch.stack(rows.rewards)[torch.stack(rows.mask)]
-            warn_of_silent_rewards(self.name, value.detach().expand(state.shape), earned.detach(), own)
+            warn_of_silent_rewards(self.name, value[ended], earned.detach(), own[ended])
 
     def _checked_reward(self, value: Any, state: Tensor, batch: torch.Size, step: int) -> Tensor:
         """Returns a reward as floating-point numbers, of a shape that is that of the batch or expands to it."""
