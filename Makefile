@@ -23,11 +23,12 @@ demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its 
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
+# Types are checked while tests run; both must pass.
 check: $(STAMP) lint  ## lint, types and the quick tests, in two minutes
 	tools/check_wheel.sh $(BIN) & $(PYTEST) -q -m "not slow" && wait $$!
 
-test: $(STAMP) lint types  ## lint, types, tests, docs' and docstrings' examples
-	$(PYTEST)
+test: $(STAMP) lint  ## lint, types, tests, docs' and docstrings' examples
+	tools/check_wheel.sh $(BIN) & $(PYTEST) && wait $$!
 
 slow-tests: $(STAMP)  ## measure which tests `make check` leaves out
 	$(PYTEST) -q --measure

@@ -176,10 +176,10 @@ class MarkovDecisionProcess:
 
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
-        done = self.terminated(self._own_state(state))
-        return (
-            None if done is None else torch.as_tensor(done, device=state.device).bool().expand(self.batch_shape(state))
-        )
+        done, batch = self.terminated(self._own_state(state)), self.batch_shape(state)
+        if done is None or (isinstance(done, Tensor) and done.shape == batch and done.dtype == torch.bool):
+            return done
+        return torch.as_tensor(done, device=state.device).bool().expand(batch)
 
     def prior_at(self, state: Tensor) -> Any:
         """Returns the action prior ``p(a|s)``, of the batch shape of ``state``.
