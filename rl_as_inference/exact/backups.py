@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import is_deferred
-from rl_as_inference.processes.kernels import DenseKernel, SparseKernel, common_scale, exp_from, log_to
+from rl_as_inference.processes.kernels import (
+    DenseKernel,
+    SparseKernel,
+    common_scale,
+    exp_from,
+    is_small,
+    log_mean_exp,
+    log_to,
+)
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = [
@@ -66,7 +74,7 @@ def backup(
 def _log_expect_survival(mdp: TabularMDP, value: Tensor, out: Tensor | None) -> Tensor:
     """Returns ``log E_{s'}[(1-γ) + γ e^{V(s')}]``, ``(S, A)``."""
     kernel, gamma = mdp.kernel, mdp.discount
-    plain = isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, value)
+    plain = isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, value) and not is_small(value)
     if plain and not isinstance(gamma, Tensor) and 0 < gamma < 1 and (scale := common_scale(value)) is not None:
         # Without going to logarithms and back. What underflows against a scale of 0 is nothing beside 1-γ.
         scale = max(scale, 0.0)
@@ -78,15 +86,19 @@ def _log_expect_survival(mdp: TabularMDP, value: Tensor, out: Tensor | None) -> 
 def backup_of_forbidden(mdp: TabularMDP, reward: Tensor, value: Tensor | None) -> Tensor:
     """Returns the causal backup of values that may be -inf, where 0 · -inf must be 0."""
     if value is None:
-        return reward
+        return backup(mdp, "causal", reward, None)
     doomed = value == -torch.inf
     q = backup(mdp, "causal", reward, torch.where(doomed, 0.0, value))
-    reaches = mdp.kernel.expect(doomed.to(value.dtype)) > 0
+    reaches = (mdp.kernel.expect(doomed.to(value.dtype)) > 0) & ~mdp.terminal[:, None]
     return torch.where(reaches & bool(mdp.discount > 0), -torch.inf, q)
 
 
 def soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats; ``scratch`` is spare memory of the shape of ``q``."""
+    if is_small(q):
+        factors = torch.expm1(q) if scratch is None else torch.expm1(q, out=scratch)
+        value = torch.log1p(factors.mean(-1) if mdp.has_uniform_prior else (mdp.action_prior * factors).sum(-1))
+        return torch.where(mdp.terminal, 0.0, value) if mdp.has_terminal else value
     plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
     # On large tables one scale for all states takes half the time of each state's own.
     if plain and (scale := common_scale(q.mT)) is not None:
@@ -110,7 +122,10 @@ def log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
             return value
         if float(gamma) == 0.0:
             return torch.zeros_like(value)
-    return torch.logaddexp(torch.log1p(-gamma), gamma.log() + value)
+    if is_small(value):
+        return torch.log1p(gamma * torch.expm1(value))
+    # Not by log γ and log(1-γ), whose slopes have no bound where the sum's have one.
+    return log_mean_exp(torch.stack([1 - gamma, gamma]), torch.stack([torch.zeros_like(value), value], -1))
 
 
 def outcomes(mdp: TabularMDP, indices: Tensor, log_weights: Tensor, value: Tensor, last: bool) -> tuple[Tensor, Tensor]:

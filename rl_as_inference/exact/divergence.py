@@ -61,9 +61,10 @@ def trajectory_kl(
     check_dynamics(dynamics)
     if isinstance(mdp, TabularMDP):
         # A small difference of large numbers, if they are large: in double precision, with rows that sum to one in it.
-        log_policy = torch.log_softmax(tabular.log_policy_table(mdp, policy).to(torch.float64), -1)
+        wide = mdp.to(torch.float64)
+        log_policy = torch.log_softmax(tabular.log_policy_table(wide, policy), -1)
         exactly = _reverse if direction == "reverse" else _forward
-        return exactly(mdp.to(torch.float64), log_policy, dynamics).to(mdp.initial_probabilities.dtype)
+        return exactly(wide, log_policy, dynamics).to(mdp.initial_probabilities.dtype)
     if not isinstance(mdp, LinearGaussianMDP):
         raise ValueError(
             f"no exact divergence for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate it "
@@ -94,7 +95,12 @@ def expected_ratio(weights: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _reverse(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:
-    return tabular.plan(mdp, dynamics).objective - tabular.evaluate(mdp, log_policy.exp()).objective
+    # What a policy lacks of the largest ELBO is its divergence from the causal plan in the states it visits: no small
+    # difference of large numbers.
+    best, policy = tabular.plan(mdp), log_policy.exp()
+    flow = tabular.discounted_visits(mdp, policy)[..., None] * policy
+    short = expected_ratio(flow, log_policy, best.log_policy).sum()
+    return short if dynamics == "causal" else short + tabular.plan(mdp, dynamics).objective - best.objective
 
 
 def _forward(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:

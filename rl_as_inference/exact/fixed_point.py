@@ -1,33 +1,59 @@
 """Soft values of finite processes without a horizon, as fixed points of their backups."""
 
+import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.exact.backups import Dynamics, backup, log_survival, reward_in_nats, soft_maximum
-from rl_as_inference.processes.kernels import gathered
+from rl_as_inference.exact.linear_systems import (
+    Jacobian,
+    Slots,
+    applied,
+    is_dense,
+    level_and_rest,
+    newton_step,
+    of_level_and_rest,
+    solved,
+)
+from rl_as_inference.processes.kernels import WORTH_LIMIT
 from rl_as_inference.processes.tabular import TabularMDP
 
-__all__ = ["check_fixed_point", "fixed_point", "solve_linear"]
-
-_SOLVE_LIMIT = 3000
-"""Fixed points of up to this many states are solved by Newton's method, larger ones by iteration."""
+__all__ = ["FixedPoint", "backup_of_rest", "check_fixed_point", "fixed_point", "solve_linear"]
 
 _FIXED_STEPS = 16
 """Newton steps where many rows are solved as one and none can be asked whether it has settled; 3 to 8 are usual."""
 
+_MOST_STEPS = 1_000
+"""Newton steps otherwise. A chain whose rule changes in one state at a time takes as many as it is long."""
+
 _LAST_STEP = 1e-8
-"""Relative size of the last of them; as Newton's method converges quadratically, what is left is rounding."""
+"""Relative size of the last of a fixed number; as the method converges quadratically, what is left is rounding."""
+
+_MOST_STEPS_AN_EPISODE = 1e13
+"""Expected steps of an episode, under the chain that a fixed point implies, from which its end is rounding."""
 
 
-_UNSETTLED = (
-    "no fixed point found: there is one, as the discount is below 1, but the values did not settle; check that "
-    "rewards are finite and of a moderate size, or set a smaller discount or a horizon"
-)
+_COARSE_FROM = 200
+"""States from which elimination takes most of the time of a step, and in single precision half as long."""
+
+
+class FixedPoint(NamedTuple):
+    """Values of a process without horizon, ``V = rest + level``, in nats.
+
+    Attributes:
+        rest: ``(S,)``.
+        level: a constant of all states, 0-dimensional: where a process never ends, what grows without bound as γ → 1
+            while ``rest`` does not; else 0.
+        residual: ``max_s |backup(V)(s) - V(s)|``, 0-dimensional, nats.
+    """
+
+    rest: Tensor
+    level: Tensor
+    residual: Tensor
 
 
 def check_fixed_point(mdp: TabularMDP, policy: Tensor | None = None) -> None:
@@ -61,106 +87,105 @@ def _shrinks(mdp: TabularMDP) -> bool:
     return holds(below) if isinstance(below, Tensor) else below
 
 
-def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> Tensor:
-    """Returns the soft values of a process without horizon, in nats, differentiable in its tensors.
+def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> FixedPoint:
+    """Returns the soft values of a process without horizon, in nats, differentiable in its tensors to any order.
 
     Newton's method from below: each backup is convex and monotone in the values, so the iterates
-    rise to the smallest fixed point. For causal dynamics it is soft policy iteration. The gradient
-    is that of the implicit function theorem.
+    rise to the smallest fixed point. For causal dynamics it is soft policy iteration, from the action prior. It ends
+    when the Bellman residual is rounding, and where a fixed point need not exist, by a certificate that it does:
+    under the chain of the slopes of the backup, episodes end. The gradient is that of the implicit function theorem.
 
     Within :func:`~rl_as_inference.checks.deferred` the number of steps is fixed, so that it can be batched, and that
     the values have settled is one more condition.
+
+    Raises:
+        ValueError: if there is no fixed point, or it is too near to having none to tell.
     """
     check_fixed_point(mdp)
     with torch.no_grad():
         fixed = reward.detach()
         if dynamics == "causal":
-            value = fixed.new_zeros(mdp.num_states)
+            prior = mdp.action_prior.detach()
+            own = torch.where(mdp.terminal, 0.0, (prior * fixed).sum(-1))
+            found = _newton(mdp, "causal", fixed, (prior, own))
         else:  # by Jensen's inequality the causal values lie below
-            value = fixed_point(mdp, "causal", reward_in_nats(mdp, "causal"))
-        if dynamics == "causal" and not mdp.has_terminal:
-            value = _level_and_rest(mdp, fixed)
-        else:
-            value = _rise(mdp, dynamics, fixed, value)
-    improved = soft_maximum(mdp, backup(mdp, dynamics, reward, value))
+            below = fixed_point(mdp, "causal", reward_in_nats(mdp, "causal"))
+            found = _newton(mdp, dynamics, fixed, below.rest.detach() + below.level)
+    rest, level, _ = found
     if is_deferred():
         # A last Newton step, of the size of rounding; its slope in what it starts from is the theorem's.
         with torch.no_grad():
-            jacobian = _jacobian(mdp, dynamics, fixed, value, backup(mdp, dynamics, fixed, value))
-            system = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) - jacobian
-        return value + torch.linalg.solve(system, improved - value)
-    if not improved.requires_grad:
-        return value
-    return _ImplicitGradient.apply(improved, mdp, dynamics, reward.detach(), value)  # type: ignore[no-untyped-call]
+            jacobian = _jacobian(mdp, dynamics, fixed, backup(mdp, dynamics, fixed, rest), rest)
+        improved = _improved(mdp, dynamics, reward, rest, level)
+        return found._replace(rest=rest + solved(jacobian, improved - rest))
+    tensors = (reward, mdp._given[1], mdp.action_prior, mdp.discount)
+    if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)):
+        return found
+    rest, level = _Implicit.apply(mdp, dynamics, rest, level, *tensors)  # type: ignore[no-untyped-call]
+    return found._replace(rest=rest, level=level)
 
 
-def _level_and_rest(mdp: TabularMDP, reward: Tensor) -> Tensor:
-    """Returns the causal values of a process that never ends (γ < 1), by soft policy or relative value iteration.
+def _newton(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, start: Tensor | tuple[Tensor, Tensor]) -> FixedPoint:
+    """Returns the fixed point by Newton's method.
 
-    They are ``V = g/(1-γ) + h`` with ``h`` bounded while the level grows without bound as γ → 1. Solving for ``V``
-    itself would magnify the rounding of a backup by 1/(1-γ); the system of ``g`` and ``h``, with ``h`` zero in the
-    first state, is as well conditioned as the process mixes.
+    Values of a process that never ends are found as ``g/(1-γ) + h``, with ``h`` zero in the first state. Solving for
+    their sum would magnify the rounding of a backup by 1/(1-γ); the system of ``g`` and ``h`` is as well conditioned
+    as the process mixes.
+
+    Args:
+        start: values to start from, or a policy with what it earns, whose values to start from.
     """
-    newton = mdp.num_states <= _SOLVE_LIMIT
+    by_level, rate = _by_level(mdp, dynamics), _rate(mdp, reward)
+    eps, largest = torch.finfo(reward.dtype).eps, reward.abs().max()
     rest, gain = reward.new_zeros(mdp.num_states), reward.new_zeros(())
-    tolerance, size, before = (100 if newton else 10) * torch.finfo(reward.dtype).eps, math.inf, math.inf
-    identity = torch.eye(mdp.num_states, dtype=reward.dtype, device=reward.device) if newton else None
-    for _ in range(_FIXED_STEPS if is_deferred() else 200 if newton else 100_000):
-        q = backup(mdp, "causal", reward, rest)
-        step = soft_maximum(mdp, q) - rest - gain
-        if identity is not None:
-            system = identity - _jacobian(mdp, "causal", reward, rest, q)
-            system[:, 0] = 1.0
-            step = torch.linalg.solve(system, step)
-            gain, step[0] = gain + step[0], 0.0
-        else:
-            gain, step = gain + step[0], step - step[0]
-        rest = rest + step
-        largest = (step.abs() / (1 + rest.abs())).max()
-        if is_deferred():
-            continue
-        before, size = size, float(largest)
-        # Classes of states that do not meet have levels of their own, and so rounding that is magnified after all.
-        if size <= tolerance or (newton and size <= 1e-3 and size > before / 2):
-            return rest + gain / (1 - mdp.discount)
-        if not math.isfinite(size):
-            break
-    if is_deferred() and holds(largest <= _LAST_STEP):
-        return rest + gain / (1 - mdp.discount)
-    raise ValueError(_UNSETTLED)
-
-
-def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) -> Tensor:
-    newton = mdp.num_states <= _SOLVE_LIMIT
-    tolerance, size = 100 * torch.finfo(value.dtype).eps, math.inf
-    identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device) if newton else None
-    # Then a fixed point exists whatever the rewards.
+    # With a discount a causal fixed point exists whatever the rewards, and a backup is a contraction.
     exists = dynamics == "causal" and _shrinks(mdp)
-    # Long episodes magnify the rounding of a backup, so that steps stop shrinking before they are rounding themselves.
-    near = 1e-3 if exists else _LAST_STEP
-    for count in range(_FIXED_STEPS if is_deferred() else 200 if newton else 100_000):
-        q = backup(mdp, dynamics, reward, value)
-        step = soft_maximum(mdp, q) - value
-        if identity is not None:
-            step, failed = torch.linalg.solve_ex(identity - _jacobian(mdp, dynamics, reward, value, q), step)
-            if not holds(failed == 0):  # a loop that is never left, whose value has no bound
-                break
-        value = value + step
-        # The first Newton step may go anywhere below the solution; after it the values can only rise.
-        falls = not exists and count > 0 and not holds(~(step < -1e-3 * (1 + value.abs())))
-        if falls or not holds(value.isfinite()) or (not exists and not holds(value.abs() <= 1e12)):
+    # Newton's method mends what its last step was off by, so that steps in single precision will do while they help.
+    coarse = exists and is_dense(mdp.num_states) and mdp.num_states >= _COARSE_FROM
+    best, since, last = math.inf, 0, math.inf
+    for count in range(_FIXED_STEPS if is_deferred() else _MOST_STEPS):
+        if count == 0 and isinstance(start, tuple):
+            policy, step = start
+            jacobian = _chain(mdp, policy, mdp.discount)
+        else:
+            if count == 0:
+                assert isinstance(start, Tensor)
+                rest = start
+            q = backup(mdp, dynamics, reward, rest)
+            step = soft_maximum(mdp, q) - rest - gain
+            if not is_deferred():
+                residual, widest = torch.stack([step.abs().max(), rest.abs().max() + gain.abs() + largest]).tolist()
+                if not math.isfinite(residual):
+                    break
+                best, since = (residual, 0) if residual < 0.5 * best else (best, since + 1)
+                scale = widest or 1.0
+                # Rounding of many states may leave more than one backup's, and then it no longer falls.
+                if residual <= 16 * eps * scale or (residual <= 1e4 * eps * scale and since >= 5):
+                    if not exists and not bool(_ends(_jacobian(mdp, dynamics, reward, q, rest), step)):
+                        break
+                    return FixedPoint(rest, gain / rate if by_level else gain, reward.new_tensor(residual))
+                coarse = coarse and (count < 2 or residual < 0.1 * last)
+                last = residual
+            jacobian = _jacobian(mdp, dynamics, reward, q, rest)
+        if coarse:
+            jacobian, step = jacobian.float(), step.float()
+        more, step = newton_step(jacobian, step, rate.to(step) if by_level else None)
+        # The first step may go anywhere below the solution; after it the values can only rise.
+        if not (is_deferred() or exists or count == 0) and not bool((step >= -1e-3 * (1 + rest.abs())).all()):
             break
-        largest = (step.abs() / (1 + value.abs())).max()
+        gain, rest = gain + more, rest + step
+    else:
         if is_deferred():
-            continue
-        before, size = size, float(largest)
-        slow = 1.0 if newton else max(1 - float(torch.as_tensor(mdp.discount).max()), 1e-3)
-        if size <= tolerance * slow or (newton and size <= near and size > before / 2):
-            return value
-    if is_deferred() and holds(largest <= _LAST_STEP):
-        return value
+            holds(((step.abs() / (1 + rest.abs())).max() <= _LAST_STEP) & rest.isfinite().all())
+            if not exists:
+                holds(_ends(jacobian, torch.zeros_like(step)))
+            return FixedPoint(rest, gain / rate if by_level else gain, step.abs().max())
     if exists:
-        raise ValueError(_UNSETTLED)
+        raise ValueError(
+            f"no fixed point found: there is one, as the discount is below 1, but the values did not settle (Bellman "
+            f"residual {best:.3g} nats); check that rewards are finite and of a moderate size, or set a smaller "
+            f"discount or a horizon"
+        )
     what = "log evidence" if dynamics == "posterior" else "largest ELBO"
     raise ValueError(
         f"no fixed point: with no horizon the {what} of this process is infinite, or too large to find; set a "
@@ -168,76 +193,138 @@ def _rise(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor) ->
     )
 
 
-def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, value: Tensor, q: Tensor) -> Tensor:
-    """Returns ``∂ backup(s) / ∂ value(s')``, ``(S, S)``."""
+def _by_level(mdp: TabularMDP, dynamics: Dynamics) -> bool:
+    """Returns whether values are found as a level and what is left: of a chain times a discount that never ends."""
+    return dynamics == "causal" and not mdp.has_terminal
+
+
+def _rate(mdp: TabularMDP, like: Tensor) -> Tensor:
+    """Returns ``1-γ``, at which trajectories end that have no other end; its slopes are elsewhere."""
+    return 1 - torch.as_tensor(mdp.discount, dtype=like.dtype, device=like.device).detach()
+
+
+def _ends(jacobian: Jacobian, residual: Tensor) -> Tensor:
+    """Returns whether the backup's slopes at values with such a residual prove that a fixed point exists.
+
+    With ``K = diag(e^residual) J`` values are finite if and only if the spectral radius of ``K`` is below 1 (of the
+    rescaled linear system of ``e^V``, or of the chain of the soft policy). ``y > 0`` with ``(I - K) y >= 1/2`` proves
+    it (Collatz and Wielandt); ``y`` are the expected steps of an episode.
+    """
+    ones = torch.ones_like(residual)
+    try:
+        steps = solved(jacobian, ones)
+    except ValueError:
+        return torch.zeros((), dtype=torch.bool)
+    left = steps - residual.exp() * applied(jacobian, steps)
+    return ((steps > 0) & (steps < _MOST_STEPS_AN_EPISODE) & (left > 0.5)).all()
+
+
+def _improved(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, rest: Tensor, level: Tensor) -> Tensor:
+    """Returns one backup of ``rest + level``, less ``level``: as exact as a backup of ``rest`` is."""
+    improved = soft_maximum(mdp, backup_of_rest(mdp, dynamics, reward, rest, level))
+    return improved - (1 - mdp.discount) * level if _by_level(mdp, dynamics) else improved
+
+
+def backup_of_rest(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, rest: Tensor, level: Tensor) -> Tensor:
+    """Returns the backup of ``rest + level``, less ``γ level``, ``(S, A)`` in nats."""
+    q = backup(mdp, dynamics, reward, rest)
+    if _by_level(mdp, dynamics) and mdp.kernel.probabilities.requires_grad:
+        sums = mdp.kernel.probabilities.sum(-1)  # one, but a slope in a single probability changes it
+        q = q + mdp.discount * level * (sums - sums.detach())
+    return q
+
+
+def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, q: Tensor, value: Tensor) -> Jacobian:
+    """Returns ``∂ V(s) / ∂ V(s')`` of a backup ``q`` of ``value``."""
     weights = torch.softmax(q + mdp.log_action_prior, -1)
     if dynamics == "causal":
-        jacobian = _policy_kernel(mdp, weights) * mdp.discount
-    else:
-        onward = mdp.discount * (value - log_survival(mdp.discount, value)).exp()
-        exponent = log_survival(mdp.discount, value)
-        factor = reward if reward.dim() == 3 else reward[..., None]
-        indices, probabilities = mdp.kernel.rows()
-        tilted = probabilities * (factor + exponent[indices] - q[..., None]).exp() * onward[indices]
-        if mdp.has_terminal:
-            tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)
-        jacobian = gathered(indices.flatten(1), (weights[..., None] * tilted).flatten(1), mdp.num_states)
-    return torch.where(mdp.terminal[:, None], 0.0, jacobian) if mdp.has_terminal else jacobian
+        return _chain(mdp, weights, mdp.discount)
+    exponent = log_survival(mdp.discount, value)
+    ahead = value - exponent
+    onward = mdp.discount * (ahead if mdp.discount > 0 else ahead.clamp(max=WORTH_LIMIT)).exp()
+    factor = reward if reward.dim() == 3 else reward[..., None]
+    indices, probabilities = mdp.kernel.rows()
+    exponents = factor + exponent[indices] - q[..., None]
+    # What cannot happen may be worth more than the range of numbers; slopes in it are limited as those of a backup are.
+    exponents = torch.where(probabilities > 0, exponents, exponents.clamp(max=WORTH_LIMIT))
+    tilted = probabilities * exponents.exp() * onward[indices]
+    if mdp.has_terminal:
+        tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)
+    return _as_jacobian(indices, weights[..., None] * tilted)
 
 
-def _policy_kernel(mdp: TabularMDP, probabilities: Tensor) -> Tensor:
-    """Returns ``Σ_a π(a|s) p(s'|s,a)``, ``(S, S)``, with nothing leaving a terminal state."""
-    moved = mdp.kernel.under(probabilities)
-    return torch.where(mdp.terminal[:, None], 0.0, moved) if mdp.has_terminal else moved
+def _chain(mdp: TabularMDP, probabilities: Tensor, scale: float | Tensor) -> Jacobian:
+    """Returns ``γ Σ_a π(a|s) p(s'|s,a)``, with nothing leaving a terminal state."""
+    if mdp.has_terminal:
+        probabilities = torch.where(mdp.terminal[:, None], 0.0, probabilities)
+    if is_dense(mdp.num_states):
+        return scale * mdp.kernel.under(probabilities)
+    indices, chances = mdp.kernel.rows()
+    return _as_jacobian(indices, scale * probabilities[..., None] * chances)
+
+
+def _as_jacobian(indices: Tensor, values: Tensor) -> Jacobian:
+    slots = Slots(indices.flatten(1), values.flatten(1))
+    return slots.dense() if is_dense(len(indices)) else slots
 
 
 def solve_linear(mdp: TabularMDP, probabilities: Tensor, own: Tensor, transpose: bool = False) -> Tensor:
     """Solves ``x = own + γ M x`` with ``M`` the policy's kernel, or its transpose."""
-    if mdp.num_states <= _SOLVE_LIMIT:
-        system = torch.eye(mdp.num_states, dtype=own.dtype, device=own.device)
-        system = system - mdp.discount * _policy_kernel(mdp, probabilities)
-        return torch.linalg.solve(system.mT if transpose else system, own)
-    going = (~mdp.terminal).to(own.dtype)
-    value, tolerance = own, 100 * torch.finfo(own.dtype).eps
-    for _ in range(100_000):
-        if transpose:
-            moved = mdp.kernel.push((value * going)[:, None] * probabilities)
-        else:
-            moved = going * (probabilities * mdp.kernel.expect(value)).sum(-1)
-        after = own + mdp.discount * moved
-        if float(((after - value).abs() / (1 + value.abs())).detach().max()) <= tolerance:
-            return after
-        value = after
-    raise ValueError("no fixed point: the policy's values did not settle; set a horizon or a smaller discount")
+    chain = _chain(mdp, probabilities, mdp.discount)
+    if mdp.has_terminal:
+        return solved(chain, own, transpose)
+    if transpose:
+        return of_level_and_rest(chain, own.sum(), own, _rate(mdp, own))
+    level, rest = level_and_rest(chain, own, _rate(mdp, own))
+    return rest + level
 
 
-class _ImplicitGradient(torch.autograd.Function):
-    """Carries a gradient through a fixed point: ``(I - J)^{-T}`` applied to what comes back."""
+class _Implicit(torch.autograd.Function):
+    """Attaches a fixed point to the tensors it depends on, by the implicit function theorem, to any order.
+
+    With ``V = T(V, θ)`` what comes back is ``(∂T/∂θ)^T (I - ∂T/∂V)^{-T} grad``. The saved outputs are attached
+    to this same node, so that the slope's own slopes know that the solution moves.
+    """
 
     @staticmethod
-    def forward(ctx: Any, improved: Tensor, mdp: Any, dynamics: Any, reward: Tensor, value: Tensor) -> Tensor:
-        ctx.context = (mdp, dynamics, reward, value)
-        return improved.clone()
+    def forward(ctx: Any, mdp: Any, dynamics: Dynamics, rest: Tensor, level: Tensor, *tensors: Any) -> Any:
+        outputs = rest.clone(), level.clone()
+        ctx.problem, ctx.tensors = (mdp, dynamics), tensors
+        ctx.save_for_backward(*outputs, *(x for x in tensors if isinstance(x, Tensor)))
+        return outputs
 
     @staticmethod
-    @once_differentiable  # its own derivative would leave out how the solution moves
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        mdp, dynamics, reward, value = ctx.context
-        if mdp.num_states <= _SOLVE_LIMIT:
-            with torch.no_grad():
-                q = backup(mdp, dynamics, reward, value)
-                jacobian = _jacobian(mdp, dynamics, reward, value, q)
-                identity = torch.eye(mdp.num_states, dtype=value.dtype, device=value.device)
-                return torch.linalg.solve((identity - jacobian).mT, grad), None, None, None, None
+    def backward(ctx: Any, grad: Tensor, grad_of_level: Tensor) -> Any:
+        mdp, dynamics = ctx.problem
+        rest, level, *saved = ctx.saved_tensors
+        further = torch.is_grad_enabled()
+        if not further:
+            rest, level = rest.detach(), level.detach()
         with torch.enable_grad():
-            at = value.detach().requires_grad_()
-            improved = soft_maximum(mdp, backup(mdp, dynamics, reward, at))
-        total, term = grad, grad
-        for _ in range(100_000):
-            (term,) = torch.autograd.grad(improved, at, term, retain_graph=True)
-            total = total + term
-            if float(term.abs().max()) <= 1e-3 * torch.finfo(grad.dtype).eps * float(total.abs().max()):
-                break
-        else:
-            raise ValueError("the gradient of a fixed point did not settle; set a horizon or a smaller discount")
-        return total, None, None, None, None
+            # New nodes, as the slope wanted is that in them at a value that stays where it is.
+            copies = [x.view_as(x) if further else x.detach().requires_grad_() for x in saved]
+            own = iter(copies)
+            reward, probabilities, prior, discount = (next(own) if isinstance(x, Tensor) else x for x in ctx.tensors)
+            moved = _with_tensors(mdp, probabilities, prior, discount)
+            improved = _improved(moved, dynamics, reward, rest, level)
+            wanted = [x for x in copies if x.requires_grad]
+        with torch.set_grad_enabled(further):
+            jacobian = _jacobian(moved, dynamics, reward, backup_of_rest(moved, dynamics, reward, rest, level), rest)
+            if _by_level(mdp, dynamics):
+                passed = of_level_and_rest(jacobian, grad_of_level, grad, _rate(mdp, grad))
+            else:
+                passed = solved(jacobian, grad, transpose=True)
+        slopes = torch.autograd.grad(improved, wanted, passed, create_graph=further, allow_unused=True)
+        by_copy = dict(zip(map(id, wanted), slopes, strict=True))
+        own = iter(copies)
+        answers = [by_copy.get(id(next(own))) if isinstance(x, Tensor) else None for x in ctx.tensors]
+        return None, None, None, None, *answers
+
+
+def _with_tensors(mdp: TabularMDP, probabilities: Tensor, prior: Tensor, discount: Any) -> TabularMDP:
+    """Returns the process with other tensors in place of those it has."""
+    other = copy.copy(mdp)
+    other._given = mdp._given[0], probabilities
+    other.action_prior, other.discount = prior, discount
+    other._kernel = other._log_action_prior = None
+    return other

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact.backups import Dynamics, check_dynamics, outcomes
+from rl_as_inference.exact.precision import in_double
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
 from rl_as_inference.processes.kernels import log_or_minus_inf
 from rl_as_inference.processes.tabular import TabularMDP
@@ -63,14 +64,14 @@ def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Te
     mdp.finite_horizon("posterior_occupancy")
     if dynamics == "causal":
         return occupancy(mdp, plan(mdp, dynamics))
-    start, steps = given_optimality(mdp.to(torch.float64))
+    start, steps = given_optimality(in_double(mdp).to(torch.float64))
     states = torch.stack([start, *(step.alive + step.ended for step in steps)])
     return states.to(mdp.initial_probabilities.dtype)
 
 
 def posterior_return(mdp: TabularMDP) -> Tensor:
     """Returns ``E[Σ_t r_t | O]`` of a process with a horizon, 0-dimensional, in reward units."""
-    wide = mdp.to(torch.float64)
+    wide = in_double(mdp).to(torch.float64)
     start, steps = given_optimality(wide)
     earned = start.new_zeros(())
     for step in steps:

@@ -25,9 +25,10 @@ from rl_as_inference.exact.backups import (
     reward_in_nats,
     soft_maximum,
 )
-from rl_as_inference.exact.fixed_point import check_fixed_point, fixed_point, solve_linear
+from rl_as_inference.exact.fixed_point import backup_of_rest, check_fixed_point, fixed_point, solve_linear
+from rl_as_inference.exact.precision import in_double
 from rl_as_inference.nouns import ExactPolicy, Policy, takes_all_steps
-from rl_as_inference.processes.kernels import log_or_minus_inf
+from rl_as_inference.processes.kernels import log_mean_exp, log_or_minus_inf
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.trajectories import Trajectories, discounts
@@ -58,6 +59,8 @@ class Plan:
         objective: 0-dimensional, in nats: the ELBO, or for ``dynamics="posterior"`` the log evidence.
         log_policy: ``log π_t(a|s)``, ``(T, S, A)`` or ``(S, A)``; the action prior in terminal states.
         dynamics: which posterior the plan belongs to.
+        residual: with no horizon the Bellman residual ``max_s |backup(V)(s) - V(s)|``, 0-dimensional, in nats: causal
+            values at a discount γ < 1 are no further than ``residual / (1-γ)`` from the true ones. Else None.
     """
 
     soft_v: Tensor
@@ -65,13 +68,19 @@ class Plan:
     objective: Tensor
     dynamics: Dynamics
     _log_policy: Tensor | Callable[[], Tensor]
+    residual: Tensor | None = None
 
     batch_steps = True
 
     @cached_property
-    def log_policy(self) -> Tensor:
+    def exact_log_policy(self) -> Tensor:
+        """:attr:`log_policy` in the precision that the plan was computed in."""
         # Made when asked for: a plan of a large process is often wanted for its values alone.
         return self._log_policy if isinstance(self._log_policy, Tensor) else self._log_policy()
+
+    @cached_property
+    def log_policy(self) -> Tensor:
+        return self.exact_log_policy.to(self.soft_v.dtype)
 
     @property
     def policy(self) -> Tensor:
@@ -95,29 +104,27 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
         ValueError: for unknown ``dynamics``, or when there is no fixed point.
     """
     check_dynamics(dynamics)
-    reward = reward_in_nats(mdp, dynamics)
+    dtype, mdp = mdp.initial_probabilities.dtype, in_double(mdp)
+    reward, residual = reward_in_nats(mdp, dynamics), None
     if mdp.horizon is None:
-        values = start = fixed_point(mdp, dynamics, reward)
-        qs = backup(mdp, dynamics, reward, values)
+        rest, level, residual = fixed_point(mdp, dynamics, reward)
+        values = start = rest + level
+        logits = backup_of_rest(mdp, dynamics, reward, rest, level)
+        qs = logits + (0 if mdp.has_terminal else mdp.discount * level)
     else:
         values, qs = backward(mdp, dynamics, reward, mdp.horizon)
-        start = values[0]
+        start, logits = values[0], None
 
     initial = mdp.initial_probabilities
-    if dynamics == "causal":
-        objective = initial @ start
-    else:
-        possible = initial > 0
-        logs = torch.where(possible, torch.where(possible, initial, 1.0).log() + start, -torch.inf)
-        objective = torch.logsumexp(logs, 0)
+    objective = initial @ start if dynamics == "causal" else log_mean_exp(initial, start)
     soft_v, soft_q = _to_reward_units(mdp, values), _to_reward_units(mdp, qs)
 
     def log_policy() -> Tensor:
         # Not soft_q - soft_v: two large numbers, each rounded, whose rows need not sum to one.
-        table = torch.log_softmax(mdp.log_action_prior + soft_q / mdp.temperature, -1)
+        table = torch.log_softmax(mdp.log_action_prior + (soft_q / mdp.temperature if logits is None else logits), -1)
         return torch.where(mdp.terminal[:, None], mdp.log_action_prior, table) if mdp.has_terminal else table
 
-    return Plan(soft_v, soft_q, objective, dynamics, log_policy)
+    return Plan(soft_v.to(dtype), soft_q.to(dtype), objective.to(dtype), dynamics, log_policy, residual)
 
 
 def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
@@ -129,10 +136,12 @@ def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
     Args:
         policy: a plan, a table ``(S, A)`` or ``(T, S, A)`` of probabilities, or a callable.
     """
-    log_policy = log_policy_table(mdp, policy)
+    dtype, mdp = mdp.initial_probabilities.dtype, in_double(mdp)
+    log_policy, residual = log_policy_table(mdp, policy), None
     probabilities = log_policy.exp()
-    # 0 log 0 = 0, and an action that neither takes costs nothing.
+    # 0 log 0 = 0, and an action that neither takes costs nothing; nor does one where none is taken.
     cost = torch.where(probabilities > 0, log_policy, 0.0) - torch.where(probabilities > 0, mdp.log_action_prior, 0.0)
+    cost = torch.where(mdp.terminal[:, None], 0.0, cost) if mdp.has_terminal else cost
     reward = reward_in_nats(mdp, "causal")
     forbidden = bool((cost == torch.inf).any())
 
@@ -147,9 +156,10 @@ def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
         own = (probabilities * (reward - cost)).sum(-1)
         if mdp.has_terminal:
             own = torch.where(mdp.terminal, 0.0, own)
-        values = solve_linear(mdp, probabilities, own)
+        values = start = solve_linear(mdp, probabilities, own)
         qs = backup(mdp, "causal", reward, values)
-        start = values
+        backed = torch.where(mdp.terminal, 0.0, (probabilities * (qs - cost)).sum(-1))
+        residual = (backed - values).detach().abs().max()
     else:
         start = reward.new_zeros(mdp.num_states)
         messages, backups = [start], []
@@ -171,7 +181,8 @@ def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
         log_policy = log_policy.expand(mdp.horizon, -1, -1)
     weighted = mdp.initial_probabilities * start
     objective = (torch.where(mdp.initial_probabilities > 0, weighted, 0.0) if forbidden else weighted).sum()
-    return Plan(mdp.temperature * values, mdp.temperature * qs, objective, "causal", log_policy)
+    soft_v, soft_q = ((mdp.temperature * nats).to(dtype) for nats in (values, qs))
+    return Plan(soft_v, soft_q, objective.to(dtype), "causal", log_policy, residual)
 
 
 def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal") -> tuple[Tensor, Tensor]:
@@ -179,8 +190,10 @@ def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal"
 
     One soft Bellman backup, for those who write their own recursion.
     """
-    q = backup(mdp, dynamics, reward_in_nats(mdp, dynamics), soft_v / mdp.temperature)
-    return _to_reward_units(mdp, soft_maximum(mdp, q)), _to_reward_units(mdp, q)
+    dtype, mdp = mdp.initial_probabilities.dtype, in_double(mdp)
+    q = backup(mdp, dynamics, reward_in_nats(mdp, dynamics), soft_v.to(mdp.initial_probabilities) / mdp.temperature)
+    value = _to_reward_units(mdp, soft_maximum(mdp, q))
+    return value.to(dtype), _to_reward_units(mdp, q).to(dtype)
 
 
 def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
@@ -190,17 +203,18 @@ def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     terminal state. With no horizon: the discounted number of visits ``Σ_t γ^t P(s_t = s)``, ``(S,)``,
     where a terminal state counts on arrival.
     """
+    dtype, mdp = mdp.initial_probabilities.dtype, in_double(mdp)
     probabilities = log_policy_table(mdp, policy).exp()
     state = mdp.initial_probabilities
     if mdp.horizon is None:
         check_fixed_point(mdp, probabilities)
-        return solve_linear(mdp, probabilities, state, transpose=True)
+        return solve_linear(mdp, probabilities, state, transpose=True).to(dtype)
     states = [state]
     for t in range(mdp.horizon):
         pi = probabilities if probabilities.dim() == 2 else probabilities[t]
         state = mdp.kernel.push(state[:, None] * pi)
         states.append(state)
-    return torch.stack(states)
+    return torch.stack(states).to(dtype)
 
 
 def discounted_visits(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
@@ -218,8 +232,9 @@ def discounted_visits(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
 
 def expected_return(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t``, 0-dimensional, in reward units, also where the ELBO of ``policy`` is -inf."""
+    dtype, mdp = mdp.initial_probabilities.dtype, in_double(mdp)
     flow = discounted_visits(mdp, policy)[..., None] * log_policy_table(mdp, policy).exp()
-    return (flow * mdp.expected_reward()).sum()
+    return (flow * mdp.expected_reward()).sum().to(dtype)
 
 
 @torch.no_grad()
@@ -235,7 +250,7 @@ def sample_posterior(mdp: TabularMDP, num_draws: int, dynamics: Dynamics = "post
         ValueError: if ``num_draws`` < 1, or there is no fixed point.
     """
     check_at_least("num_draws", num_draws)
-    dtype, mdp = mdp.initial_probabilities.dtype, mdp.to(torch.float64)  # of messages of 10⁵ nats float32 has no digits
+    dtype, mdp = mdp.initial_probabilities.dtype, mdp.to(torch.float64)  # also of a table too large for in_double
     messages = plan(mdp, dynamics)
     values = messages.soft_v / mdp.temperature
     tilted = dynamics == "posterior"
@@ -302,8 +317,9 @@ def log_policy_table(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """
     if policy is None:
         return mdp.log_action_prior
+    dtype = mdp.log_action_prior.dtype
     if isinstance(policy, Plan):
-        return policy.log_policy
+        return policy.exact_log_policy.to(dtype)
     shapes: list[tuple[int, ...]] = [(mdp.num_states, mdp.num_actions)]
     if mdp.horizon is not None:
         shapes.append((mdp.horizon, *shapes[0]))
@@ -315,14 +331,14 @@ def log_policy_table(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
         sums = policy.detach().sum(-1)
         if not holds((policy.detach() >= 0).all(-1) & ((sums - 1).abs() < 1e-4)):
             raise ValueError("policy: a table must hold probabilities >= 0 whose rows sum to one over actions")
-        possible = policy > 0
-        return torch.where(possible, torch.where(possible, policy, 1.0).log(), -torch.inf).to(
-            mdp.log_action_prior.dtype
-        )
+        policy = policy.to(dtype)
+        # Rows may be off by rounding to some digits; for slopes the sums are constants.
+        return log_or_minus_inf(policy / policy.detach().sum(-1, keepdim=True))
     if not callable(policy):
         raise ValueError(f"policy must be a plan, a table or a callable (state, t), got {type(policy).__name__}")
     with unvalidated():
-        return _ask_policy(mdp, policy)
+        answer = _ask_policy(mdp, policy)
+    return answer if answer.dtype == dtype else torch.log_softmax(answer.to(dtype), -1)
 
 
 def _ask_policy(mdp: TabularMDP, policy: Policy) -> Tensor:

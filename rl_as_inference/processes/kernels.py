@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from rl_as_inference.checks import is_deferred
 
 __all__ = [
+    "WORTH_LIMIT",
     "DenseKernel",
     "Kernel",
     "SparseKernel",
@@ -28,10 +29,16 @@ __all__ = [
     "exp_from",
     "gathered",
     "invert",
+    "is_small",
+    "log_mean_exp",
     "log_or_minus_inf",
     "log_to",
     "unclamped",
 ]
+
+
+WORTH_LIMIT = 40.0
+"""Nats, to which slopes in impossible transitions are limited; see :func:`log_mean_exp`."""
 
 
 class Kernel(Protocol):
@@ -92,12 +99,25 @@ class Kernel(Protocol):
 
 
 def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
-    """Returns ``log Σ_k weights_k exp(exponents_k)`` over the last dimension, where weights may be 0."""
+    """Returns ``log Σ_k weights_k exp(exponents_k)`` over the last dimension, of weights that sum to one and may be 0.
+
+    Its slope in a weight of 0 is that of what the weight would bring in, up to e^40 times what is there: without a
+    limit it would be infinite, and in what weights are made from not a number.
+    """
+    if is_small(exponents):
+        return torch.log1p((weights * torch.expm1(exponents)).sum(-1))
     # Only exponents that carry weight may set the scale, or everything else underflows.
     carried = torch.where(weights > 0, exponents, -torch.inf)
     top = carried.detach().amax(-1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
+    if weights.requires_grad or is_deferred():
+        carried = exponents.minimum(top + WORTH_LIMIT)
     return (weights * (carried - top).exp()).sum(-1).log() + top.squeeze(-1)
+
+
+def is_small(exponents: Tensor) -> bool:
+    """Returns whether all exponents are near 0, where ``log Σ w e^x``, of ``Σ w = 1``, is better had by ``e^x - 1``."""
+    return not is_deferred() and float(exponents.detach().abs().amax()) < 0.5
 
 
 def common_scale(exponents: Tensor) -> float | None:
@@ -200,6 +220,21 @@ class _Sampler:
         return k if self.indices is None else self.indices[row, k]
 
 
+def _log_expect(kernel: Kernel, log_values: Tensor, out: Tensor | None) -> Tensor | None:
+    """Returns ``log E_{s'}[exp(log_values(s'))]`` with one exponential a state; None where they lie too far apart."""
+    if is_deferred():
+        return None
+    if kernel.probabilities.requires_grad and float((log_values.amax() - log_values.amin()).detach()) > WORTH_LIMIT:
+        return None
+    if is_small(log_values):
+        moved = kernel.expect(torch.expm1(log_values), out)
+        return moved.log1p() if moved.requires_grad else moved.log1p_()
+    if (scale := common_scale(log_values.detach())) is None:
+        return None
+    moved = kernel.expect(exp_from(scale, log_values), out)
+    return moved.log() + scale if moved.requires_grad else log_to(scale, moved)
+
+
 class DenseKernel:
     """A kernel held as one tensor ``(S, A, S)``."""
 
@@ -211,6 +246,8 @@ class DenseKernel:
         return self.probabilities @ values
 
     def log_expect(self, log_values: Tensor, log_factor: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        if log_factor is None and (logs := _log_expect(self, log_values, out)) is not None:
+            return logs
         exponents = log_values.expand_as(self.probabilities)
         return log_mean_exp(self.probabilities, exponents if log_factor is None else exponents + log_factor)
 
@@ -291,9 +328,9 @@ class SparseKernel:
         return rows.view(self.num_actions, self.num_states).mT
 
     def log_expect(self, log_values: Tensor, log_factor: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        if log_factor is None and (logs := _log_expect(self, log_values, out)) is not None:
+            return logs
         if log_factor is None and not self._tracked(log_values):
-            if (scale := common_scale(log_values)) is not None:
-                return log_to(scale, self.expect(exp_from(scale, log_values), out))
             # What underflows in single precision seldom does in double, and gathering takes far longer.
             wide = log_values.double()
             if (scale := common_scale(wide)) is not None:

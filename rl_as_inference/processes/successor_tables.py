@@ -6,9 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import holds, is_deferred
 
-__all__ = ["as_floating", "check_rows", "sparse_reward", "stay_where_terminal", "successor_lists"]
+__all__ = [
+    "as_floating",
+    "check_one_reward_each",
+    "checked_rows",
+    "sparse_reward",
+    "stay_where_terminal",
+    "successor_lists",
+]
 
 
 def as_floating(value: Any) -> Tensor:
@@ -17,20 +24,29 @@ def as_floating(value: Any) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
-def check_rows(name: str, probabilities: Tensor) -> None:
-    """Raises ValueError unless every row is a distribution."""
+def checked_rows(name: str, probabilities: Tensor) -> Tensor:
+    """Returns the rows, which sum to one up to rounding.
+
+    Rows are divided by their sums where these are off by more; for slopes the sums are constants.
+
+    Raises:
+        ValueError: unless every row is a distribution.
+    """
     values = probabilities.detach()
     if not holds(values >= 0):  # also false for NaN
         where = tuple(int(i) for i in (~(values >= 0)).nonzero()[0])
         raise ValueError(f"{name} must hold probabilities >= 0; it is {float(values[where]):g} at index {where}")
-    sums = values.sum(-1)
+    sums = values.sum(-1, keepdim=True)
     tolerance = 1e-4 if values.dtype == torch.float32 else 1e-8
-    wrong = (sums - 1).abs() > tolerance
-    if not holds(~wrong):
-        where = tuple(int(i) for i in wrong.nonzero()[0])
+    off = (sums - 1).abs()
+    if not holds(off <= tolerance):
+        where = tuple(int(i) for i in (off > tolerance).squeeze(-1).nonzero()[0])
         row, total = f"row {where} sums" if where else "it sums", float(sums[where])
         told = f"{total:.6g}" if f"{total:.6g}" != "1" else f"1 {total - 1:+.1g}"
         raise ValueError(f"{name} must have rows that sum to one; {row} to {told}; divide by the row sums")
+    if is_deferred() or bool((off <= 16 * torch.finfo(values.dtype).eps).all()):
+        return probabilities
+    return probabilities / sums
 
 
 def stay_where_terminal(
@@ -67,6 +83,24 @@ def successor_lists(transition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     probabilities = values.new_zeros(len(indices)).index_copy(0, slot, values)
     shape = (num_states, num_actions, most)
     return indices.view(shape), probabilities.view(shape), slot
+
+
+def check_one_reward_each(indices: Tensor, probabilities: Tensor, reward: Tensor) -> None:
+    """Raises ValueError if a successor stands in several slots of a row with different rewards: r(s,a,s') is one."""
+    if reward.dim() == 2 or indices.shape[-1] == 1:
+        return
+    # Sorted by successor, those that are the same stand side by side; slots of probability 0 go last.
+    keys, order = torch.where(probabilities.detach() > 0, indices, len(indices)).sort(dim=-1, stable=True)
+    paid = reward.detach().gather(-1, order)
+    differ = (keys[..., 1:] == keys[..., :-1]) & (keys[..., 1:] < len(indices)) & (paid[..., 1:] != paid[..., :-1])
+    if not holds(~differ):
+        state, action, slot = (int(i) for i in differ.nonzero()[0])
+        one, other = (float(paid[state, action, slot + i]) for i in (0, 1))
+        raise ValueError(
+            f"reward must be one number for each state, action and next state; from state {state} by action {action} "
+            f"next state {int(keys[state, action, slot])} stands twice, with rewards {one:g} and {other:g}; give their "
+            f"mean, or a state to each"
+        )
 
 
 def sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, options: Any) -> Tensor:

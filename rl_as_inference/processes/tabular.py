@@ -23,7 +23,8 @@ from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
-    check_rows,
+    check_one_reward_each,
+    checked_rows,
     sparse_reward,
     stay_where_terminal,
     successor_lists,
@@ -149,6 +150,8 @@ class TabularMDP(MarkovDecisionProcess):
             terminal = torch.zeros(num_states, dtype=torch.bool, device=probabilities.device)
         self = cls.__new__(cls)
         reward = as_floating(reward).to(probabilities)
+        if reward.shape == probabilities.shape:
+            check_one_reward_each(indices, probabilities, reward)
         self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
         self._tell_of_silent_rewards()
         return self
@@ -197,9 +200,8 @@ class TabularMDP(MarkovDecisionProcess):
                     f"{tuple(prior.shape)}"
                 )
             prior = prior.expand(num_states, num_actions)
-        check_rows("transition", probabilities)
-        check_rows("initial", initial)
-        check_rows("action_prior", prior)
+        probabilities = checked_rows("transition", probabilities)
+        initial, prior = checked_rows("initial", initial), checked_rows("action_prior", prior)
 
         self.terminal = terminal
         self.has_terminal = bool(terminal.any())
@@ -382,8 +384,9 @@ class TabularMDP(MarkovDecisionProcess):
         if dtype == self._like_dtype:
             return self
         indices, probabilities = self._given
+        # For slopes the sums are constants, as they are where rows are checked.
         probabilities, initial, prior = (
-            rows / rows.sum(-1, keepdim=True)
+            rows / rows.detach().sum(-1, keepdim=True)
             for rows in (x.to(dtype) for x in (probabilities, self.initial_probabilities, self.action_prior))
         )
         reward, own_prior = self.reward_table.to(dtype), None if self.has_uniform_prior else prior

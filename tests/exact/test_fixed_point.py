@@ -8,7 +8,7 @@ import torch
 from problems import random_mdp
 
 from rl_as_inference import exact, satisfice
-from rl_as_inference.exact import fixed_point
+from rl_as_inference.exact import linear_systems
 from rl_as_inference.processes import TabularMDP
 
 F64 = torch.float64
@@ -27,7 +27,7 @@ def test_iteration_agrees_with_the_solve(dynamics: str, discount: float, monkeyp
         return plan.soft_v.detach(), plan.policy.detach(), slope
 
     solved = answers()
-    monkeypatch.setattr(fixed_point, "_SOLVE_LIMIT", 0)
+    monkeypatch.setattr(linear_systems, "_DENSE_LIMIT", 0)
     for one, other in zip(solved, answers(), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
@@ -36,7 +36,7 @@ def test_evaluation_and_occupancy_by_iteration(monkeypatch: pytest.MonkeyPatch) 
     mdp = random_mdp(4, num_states=5, horizon=None, discount=0.9, terminal=True)
     policy = exact.plan(mdp).policy
     solved = exact.evaluate(mdp, policy).soft_v, exact.occupancy(mdp, policy)
-    monkeypatch.setattr(fixed_point, "_SOLVE_LIMIT", 0)
+    monkeypatch.setattr(linear_systems, "_DENSE_LIMIT", 0)
     for one, other in zip(solved, (exact.evaluate(mdp, policy).soft_v, exact.occupancy(mdp, policy)), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
@@ -71,7 +71,7 @@ def test_causal_values_exist_at_any_discount_below_one(
     discount: float, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random processes of 10 states, seeds 0-4: to the rounding of one backup, and against soft policy iteration."""
-    monkeypatch.setattr(fixed_point, "_SOLVE_LIMIT", limit)
+    monkeypatch.setattr(linear_systems, "_DENSE_LIMIT", limit)
     for seed in range(5):
         mdp = _near_one(seed, discount)
         plan = exact.plan(mdp, "causal")
