@@ -10,11 +10,10 @@ from rl_as_inference.checks import is_deferred
 from rl_as_inference.processes.kernels import (
     DenseKernel,
     SparseKernel,
-    common_scale,
     exp_from,
-    is_small,
     log_mean_exp,
     log_to,
+    span,
 )
 from rl_as_inference.processes.tabular import TabularMDP
 
@@ -74,10 +73,11 @@ def backup(
 def _log_expect_survival(mdp: TabularMDP, value: Tensor, out: Tensor | None) -> Tensor:
     """Returns ``log E_{s'}[(1-γ) + γ e^{V(s')}]``, ``(S, A)``."""
     kernel, gamma = mdp.kernel, mdp.discount
-    plain = isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, value) and not is_small(value)
-    if plain and not isinstance(gamma, Tensor) and 0 < gamma < 1 and (scale := common_scale(value)) is not None:
+    plain = isinstance(kernel, SparseKernel) and not _tracked(kernel.probabilities, value)
+    values = span(value)
+    if plain and not isinstance(gamma, Tensor) and 0 < gamma < 1 and values.scale is not None and not values.is_small:
         # Without going to logarithms and back. What underflows against a scale of 0 is nothing beside 1-γ.
-        scale = max(scale, 0.0)
+        scale = max(values.scale, 0.0)
         factors = exp_from(scale, value).mul_(gamma).add_((1 - gamma) * math.exp(-scale))
         return log_to(scale, kernel.expect(factors, out))
     return kernel.log_expect(log_survival(gamma, value), out=out)
@@ -95,13 +95,14 @@ def backup_of_forbidden(mdp: TabularMDP, reward: Tensor, value: Tensor | None) -
 
 def soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Returns ``V(s) = log Σ_a p(a|s) e^{Q(s,a)}`` in nats; ``scratch`` is spare memory of the shape of ``q``."""
-    if is_small(q):
+    values = span(q.mT)  # in the order of a sparse kernel's answers
+    if values.is_small:
         factors = torch.expm1(q) if scratch is None else torch.expm1(q, out=scratch)
         value = torch.log1p(factors.mean(-1) if mdp.has_uniform_prior else (mdp.action_prior * factors).sum(-1))
         return torch.where(mdp.terminal, 0.0, value) if mdp.has_terminal else value
     plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
     # On large tables one scale for all states takes half the time of each state's own.
-    if plain and (scale := common_scale(q.mT)) is not None:
+    if plain and (scale := values.scale) is not None:
         factors = exp_from(scale, q, scratch)
         if mdp.has_uniform_prior:
             value = log_to(scale, factors.sum(-1).div_(mdp.num_actions))
@@ -122,7 +123,7 @@ def log_survival(discount: float | Tensor, value: Tensor) -> Tensor:
             return value
         if float(gamma) == 0.0:
             return torch.zeros_like(value)
-    if is_small(value):
+    if span(value).is_small:
         return torch.log1p(gamma * torch.expm1(value))
     # Not by log γ and log(1-γ), whose slopes have no bound where the sum's have one.
     return log_mean_exp(torch.stack([1 - gamma, gamma]), torch.stack([torch.zeros_like(value), value], -1))

@@ -19,7 +19,7 @@ from rl_as_inference.exact.linear_systems import (
     of_level_and_rest,
     solved,
 )
-from rl_as_inference.processes.kernels import WORTH_LIMIT
+from rl_as_inference.processes.kernels import WORTH_LIMIT, span
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["FixedPoint", "backup_of_rest", "check_fixed_point", "fixed_point", "solve_linear"]
@@ -240,6 +240,10 @@ def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, q: Tensor, va
     if dynamics == "causal":
         return _chain(mdp, weights, mdp.discount)
     exponent = log_survival(mdp.discount, value)
+    plain = reward.dim() == 2 and is_dense(mdp.num_states) and not torch.is_grad_enabled() and not is_deferred()
+    if plain and (scale := span(exponent).scale) is not None:  # with one exponential a state
+        chain = _chain(mdp, weights * (reward - q + scale).exp(), mdp.discount)
+        return chain * (value - scale).exp()
     ahead = value - exponent
     onward = mdp.discount * (ahead if mdp.discount > 0 else ahead.clamp(max=WORTH_LIMIT)).exp()
     factor = reward if reward.dim() == 3 else reward[..., None]

@@ -5,21 +5,20 @@ import copy
 import torch
 
 from rl_as_inference.checks import is_deferred
-from rl_as_inference.processes.kernels import SparseKernel
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["in_double"]
 
 _ENTRY_LIMIT = 4_000_000
-"""Sparse tables in single precision of up to this many entries are taken to double; twice as many bytes an entry
-take twice as long to read, and reading is all that a backward step of a larger one does."""
+"""Tables in single precision of up to this many entries are taken to double; twice as many bytes an entry take twice as
+long to read, and reading is all that a backward step of a larger one does."""
 
 
 def in_double(mdp: TabularMDP) -> TabularMDP:
     """Returns the process in double precision, in which its rows sum to one: in single the slopes of long horizons,
     and the differences of large values, have no digits left.
 
-    A larger sparse table without gradient is returned as it is.
+    A larger table without gradient is returned as it is.
     """
     own = mdp.initial_probabilities
     if own.dtype == torch.float64:
@@ -27,7 +26,7 @@ def in_double(mdp: TabularMDP) -> TabularMDP:
     tables = (mdp.kernel.probabilities, mdp.reward_table, mdp.action_prior, own)
     if is_deferred() or (torch.is_grad_enabled() and any(table.requires_grad for table in tables)):
         return mdp.to(torch.float64)
-    if isinstance(mdp.kernel, SparseKernel) and tables[0].numel() > _ENTRY_LIMIT:
+    if tables[0].numel() > _ENTRY_LIMIT:
         return mdp
     # Made once: to read and write all tables takes longer than a backward step.
     if (found := vars(mdp).get("_in_double")) is None:

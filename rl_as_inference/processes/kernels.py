@@ -7,7 +7,7 @@ nothing above needs to know which one it has. ``(S, A)`` tables are returned wit
 import math
 import warnings
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -21,18 +21,18 @@ __all__ = [
     "WORTH_LIMIT",
     "DenseKernel",
     "Kernel",
+    "Span",
     "SparseKernel",
     "Successors",
-    "common_scale",
     "cumulated",
     "drawn",
     "exp_from",
     "gathered",
     "invert",
-    "is_small",
     "log_mean_exp",
     "log_or_minus_inf",
     "log_to",
+    "span",
     "unclamped",
 ]
 
@@ -104,7 +104,7 @@ def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
     Its slope in a weight of 0 is that of what the weight would bring in, up to e^40 times what is there: without a
     limit it would be infinite, and in what weights are made from not a number.
     """
-    if is_small(exponents):
+    if span(exponents).is_small:
         return torch.log1p((weights * torch.expm1(exponents)).sum(-1))
     # Only exponents that carry weight may set the scale, or everything else underflows.
     carried = torch.where(weights > 0, exponents, -torch.inf)
@@ -115,21 +115,36 @@ def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
     return (weights * (carried - top).exp()).sum(-1).log() + top.squeeze(-1)
 
 
-def is_small(exponents: Tensor) -> bool:
-    """Returns whether all exponents are near 0, where ``log Σ w e^x``, of ``Σ w = 1``, is better had by ``e^x - 1``."""
-    return not is_deferred() and float(exponents.detach().abs().amax()) < 0.5
+class Span(NamedTuple):
+    """The least and the largest of exponents, which tell how their exponentials are best summed."""
+
+    low: float
+    top: float
+    dtype: torch.dtype
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all lie near 0, where ``log Σ w e^x``, of ``Σ w = 1``, is better had by ``e^x - 1``."""
+        return self.low > -0.5 and self.top < 0.5
+
+    @property
+    def scale(self) -> float | None:
+        """A number near which all lie, so that ``exp(exponents - number)`` keeps them; 0 if they need none; or None."""
+        widest = -0.9 * math.log(torch.finfo(self.dtype).tiny)
+        if -widest / 2 < self.low and self.top < widest / 2:
+            return 0.0
+        return self.top if self.top - self.low < widest else None
 
 
-def common_scale(exponents: Tensor) -> float | None:
-    """Returns a number near which all exponents lie, so that ``exp(exponents - number)`` keeps them; or None.
+_UNKNOWN = Span(-math.inf, math.inf, torch.float64)
 
-    It is 0 where they need no scale at all.
-    """
-    low, top = (float(bound) for bound in exponents.aminmax())
-    widest = -0.9 * math.log(torch.finfo(exponents.dtype).tiny)
-    if -widest / 2 < low and top < widest / 2:
-        return 0.0
-    return top if top - low < widest else None
+
+def span(exponents: Tensor) -> Span:
+    """Returns the span of exponents; where values cannot be looked at, one that is neither small nor has a scale."""
+    if is_deferred():
+        return _UNKNOWN
+    low, top = exponents.detach().aminmax()
+    return Span(float(low), float(top), exponents.dtype)
 
 
 def exp_from(scale: float, exponents: Tensor, out: Tensor | None = None) -> Tensor:
@@ -222,14 +237,13 @@ class _Sampler:
 
 def _log_expect(kernel: Kernel, log_values: Tensor, out: Tensor | None) -> Tensor | None:
     """Returns ``log E_{s'}[exp(log_values(s'))]`` with one exponential a state; None where they lie too far apart."""
-    if is_deferred():
+    values = span(log_values)
+    if kernel.probabilities.requires_grad and values.top - values.low > WORTH_LIMIT:
         return None
-    if kernel.probabilities.requires_grad and float((log_values.amax() - log_values.amin()).detach()) > WORTH_LIMIT:
-        return None
-    if is_small(log_values):
+    if values.is_small:
         moved = kernel.expect(torch.expm1(log_values), out)
         return moved.log1p() if moved.requires_grad else moved.log1p_()
-    if (scale := common_scale(log_values.detach())) is None:
+    if (scale := values.scale) is None:
         return None
     moved = kernel.expect(exp_from(scale, log_values), out)
     return moved.log() + scale if moved.requires_grad else log_to(scale, moved)
@@ -333,7 +347,7 @@ class SparseKernel:
         if log_factor is None and not self._tracked(log_values):
             # What underflows in single precision seldom does in double, and gathering takes far longer.
             wide = log_values.double()
-            if (scale := common_scale(wide)) is not None:
+            if (scale := span(wide).scale) is not None:
                 logs = log_to(scale, self.expect(exp_from(scale, wide)))
                 return logs.to(log_values.dtype) if out is None else out.copy_(logs)
         exponents = log_values[self.indices]
