@@ -143,13 +143,15 @@ def _ladder(mdp: MarkovDecisionProcess, horizon: int, num_moves: int, kept: floa
     def next_rung(beta: float, total: Tensor) -> float | None:
         if beta >= last:
             return None
+        # A return of -∞ is ruled out at every rung: no closer one would keep those particles.
+        least = kept * int((total > -math.inf).sum())
         low, high = beta, last
         high = min(last, beta + last / _FEWEST_RUNGS * (1 + 1e-9))
-        if effective_sample_size((high - beta) * total) >= kept * len(total):
+        if effective_sample_size((high - beta) * total) >= least:
             return high
         for _ in range(50):
             middle = (low + high) / 2
-            enough = effective_sample_size((middle - beta) * total) >= kept * len(total)
+            enough = effective_sample_size((middle - beta) * total) >= least
             low, high = (middle, high) if enough else (low, middle)
         if low <= beta:
             raise ValueError("no temperature leaves enough effective particles: is the return -inf almost everywhere?")
@@ -209,9 +211,11 @@ def _run(
 
 
 def _moments(total: Tensor, log_weight: Tensor) -> tuple[float, float]:
-    """Returns the weighted mean and variance."""
-    share = torch.softmax(log_weight, 0)
+    """Returns the mean and variance, of what has any weight."""
+    total, share = total[log_weight > -math.inf], torch.softmax(log_weight[log_weight > -math.inf], 0)
     mean = (share * total).sum()
+    if not bool(mean.isfinite()):
+        return float(mean), math.inf
     return float(mean), float((share * (total - mean).square()).sum())
 
 
