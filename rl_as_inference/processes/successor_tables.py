@@ -11,9 +11,15 @@ from rl_as_inference.checks import holds
 __all__ = ["as_floating", "check_rows", "sparse_reward", "stay_where_terminal", "successor_lists"]
 
 
-def as_floating(value: Any) -> Tensor:
-    """Returns numbers as a floating-point tensor."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+def as_floating(value: Any, name: str) -> Tensor:
+    """Returns numbers as a floating-point tensor; ValueError names the argument that holds none."""
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        mend = ""
+        if name == "transition" and isinstance(value, str):
+            mend = f"; the table of an environment is read by TabularMDP.from_gymnasium({value!r}, horizon=...)"
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {value!r:.80}{mend}") from error
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
@@ -74,7 +80,7 @@ def sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, op
     transition = transition.coalesce()
     flat = transition.values().new_zeros(math.prod(shape))
     if not (isinstance(reward, Tensor) and reward.is_sparse):
-        reward = as_floating(reward).to(**options)
+        reward = as_floating(reward, "reward").to(**options)
         if reward.shape == transition.shape:
             return flat.index_copy(0, slots, reward[tuple(transition.indices())]).view(shape)
         if reward.dim() != 2:
