@@ -23,6 +23,7 @@ from rl_as_inference.checks import (
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
 from rl_as_inference.processes.membership import check_actions, check_states
+from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
 from rl_as_inference.processes.reward_shapes import checked_reward
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
@@ -238,9 +239,7 @@ class MarkovDecisionProcess:
     ) -> Decision:
         """Returns an action drawn from ``policy`` (None for the action prior), with its log probabilities.
 
-        Args:
-            policy, state, t: as in :meth:`choose`.
-            draw: from a distribution.
+        Policy, state and t are as in :meth:`choose`.
 
         Raises:
             ValueError: as :meth:`choose` does, or if the policy gives NaN.
@@ -248,7 +247,7 @@ class MarkovDecisionProcess:
         chosen, prior = self.choose(policy, state, t)
         action = draw(chosen)
         log_prior = prior.log_prob(action)
-        log_policy = log_prior if policy is None else chosen.log_prob(action)
+        log_policy = log_prior if policy is None else log_density(chosen, prior, action)
         if not holds(~(bad := log_policy.detach().isnan())):
             done = self.has_ended(state)  # where nobody acts
             if done is None or bool((bad & ~done).any()):
