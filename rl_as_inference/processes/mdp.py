@@ -369,6 +369,7 @@ class MarkovDecisionProcess:
     def _held(self, after: Tensor, t: int) -> Tensor:
         """Returns the states after a step (-1: the first), which on the first walk are held to the state space."""
         if t >= self._steps_asked and not is_deferred():
+            self._first("state_space")  # which says so where there is none
             place = f"transition(state, action) of {self.name} at step {t}" if t >= 0 else f"initial() of {self.name}"
             check_states(after, self.state_space, place)
             self._steps_asked = t + 1
