@@ -120,9 +120,9 @@ class TestAnnealing:
         assert bool(((share - wanted).abs() <= 4.5 * error).all())
 
     def test_cold_runs_know_how_far_off_they_are(self) -> None:
-        """40 means of 8 cold runs of 20 particles, seed 0: z-scores of at most 1.3 in root mean square; 2.1 by deltas.
+        """40 means of 8 cold runs of 20 particles, seed 0: z-scores of at most 1.3 in root mean square; 4.1 by deltas.
 
-        A run's logarithm spreads by 2 nats here, so that most means of eight miss the tail.
+        A run's logarithm spreads by 4 nats here, so that most means of eight miss the tail.
         """
         mdp = small(discount=0.8, temperature=0.3)
         ladder = torch.linspace(0, 1 / 0.3, 8, dtype=F64)
