@@ -235,8 +235,7 @@ class Environments:
 
     def agent_state(self, observation: Any) -> Array:
         """Returns an observation of the environment's, or a batch of them, as states: integers count from 0."""
-        state = np.asarray(observation)
-        return state if self._is_box else as_states(state, self.state_space, self._state_start)
+        return as_states(np.asarray(observation), self.state_space, self._state_start)
 
     def environment_action(self, action: Any) -> Any:
         """Returns an action, or a batch of them, in the environment's own units, dtype and shape."""

@@ -47,8 +47,8 @@ def agent_states(space: Any, name: str) -> tuple[gymnasium.Space[Any], int]:
     )
 
 
-def as_states(observation: Array, space: Discrete, start: int) -> Array:
-    """Returns integers of the environment's as states, which count from 0.
+def as_states(observation: Array, space: gymnasium.Space[Any], start: int) -> Array:
+    """Returns what the environment gives as states: integers count from 0.
 
     Args:
         observation: one or a batch.
@@ -58,6 +58,8 @@ def as_states(observation: Array, space: Discrete, start: int) -> Array:
     Raises:
         ValueError: in the environment's numbers, if one is outside its space.
     """
+    if not isinstance(space, Discrete):
+        return observation
     states = observation - start if np.issubdtype(observation.dtype, np.integer) else observation
     if states is observation or not ((states >= 0).all() and (states < space.n).all()):
         own = Discrete(space.n, start=start)
