@@ -98,7 +98,8 @@ def mean_evidence(logs: Sequence[float]) -> Estimate:
     2014, arXiv:1307.0181), and of a normal ``s`` wide the mean's logarithm is ``s²/2`` above the middle. So how far
     that lies from the answer, and how uncertain ``s²/2`` is, ``s⁴ (n-1)/(2 (n-3) (n-5))``, are added in squares. Of
     lognormal evidences the means of eight are then off by 0.97 to 1.06 standard errors up to a spread of 2 nats, and
-    by 1.3 at 5; the delta method alone would have them off by 2.4 and 10.
+    by 1.3 at 5; the delta method alone would have them off by 2.4 and 10. Where
+    the logarithms are skewed to the left there is no such tail, and the error is up to twice too wide.
 
     Args:
         logs: log evidences in nats, two or more.
