@@ -477,7 +477,7 @@ def sweep(problems: int, large: int, first_seed: int = 0, progress: Any = None) 
                 for seed in range(first_seed, first_seed + count):
                     one(seed, dtype, errors)
                     if progress is not None:
-                        progress.advance()
+                        progress.advance(f"{kind} problems")
     return found
 
 

@@ -99,7 +99,7 @@ def draw(walks: dict[str, tuple[Tensor, Tensor]], draws: dict[str, Any], path: P
 
 
 def main(quick: bool = False, picture: Path | None = None) -> None:
-    options = {"num_draws": 60, "num_chains": 1, "num_warmup": 15} if quick else {"num_draws": 1000}
+    options = {"num_draws": 40, "num_chains": 1, "num_warmup": 12} if quick else {"num_draws": 1000}
     # A walk or two cannot say all: directions in which tastes stay at their prior are no news here.
     warnings.filterwarnings("ignore", message="the demonstrations say nothing")
     walks = {"to the café": walk(TO_THE_CAFE), "to the far doughnuts": walk(TO_THE_FAR_DOUGHNUTS)}

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import check_count, check_horizon, holds
 from rl_as_inference.state_time_network import Activation, StateTimeNetwork
 
 __all__ = ["CategoricalPolicy", "TabularPolicy"]
@@ -47,6 +47,9 @@ class CategoricalPolicy(nn.Module):
         activation: Activation = "tanh",
     ) -> None:
         super().__init__()
+        check_count("num_actions", num_actions)
+        if prior is not None and not callable(prior):
+            raise ValueError(f"prior must be a callable state -> Categorical, or None; got {prior!r}")
         self.network = StateTimeNetwork(
             state_space, num_actions, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
         )
@@ -74,6 +77,9 @@ class TabularPolicy(nn.Module):
 
     def __init__(self, num_states: int, num_actions: int, *, horizon: int | None = None) -> None:
         super().__init__()
+        check_count("num_states", num_states)
+        check_count("num_actions", num_actions)
+        horizon = check_horizon(horizon)
         shape = (num_states, num_actions) if horizon is None else (horizon, num_states, num_actions)
         self.logits = nn.Parameter(torch.zeros(shape))
 

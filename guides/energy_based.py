@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.checks import check_count, check_horizon
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
@@ -80,6 +81,8 @@ class SteinSampler(nn.Module):
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
+        check_count("action_size", action_size)
+        check_horizon(horizon)
         if not isinstance(state_space, gymnasium.spaces.Box):
             raise ValueError(f"state_space must be a Box for a sampler of continuous actions, got {state_space}")
         self.state_dims, self.action_size, self.horizon = len(state_space.shape), action_size, horizon
@@ -204,6 +207,11 @@ class EnergyBasedPolicy(nn.Module):
         takes_time: bool = False,
     ) -> None:
         super().__init__()
+        for name, given in (("q", q), ("temperature", temperature)):
+            if not callable(given):
+                raise ValueError(f"{name} must be a module, got {given!r}")
+        for name, size in (("action_size", action_size), ("num_draws", num_draws)):
+            check_count(name, size)
         self.q, self.sampler, self.temperature, self.num_draws = q, sampler, temperature, num_draws
         self.takes_time = takes_time
         self.state_dims, self.action_size = state_dims, action_size

@@ -11,8 +11,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.spaces import log_tanh_slope
-from rl_as_inference.state_time_network import Activation, StateTimeNetwork
+from rl_as_inference.state_time_network import Activation, StateTimeNetwork, check_log_scale_bounds
 
 __all__ = ["GaussianPolicy", "TanhGaussianPolicy", "TanhNormal"]
 
@@ -101,6 +102,9 @@ class GaussianPolicy(nn.Module):
         log_scale_bounds: tuple[float, float] = (-20.0, 8.0),
     ) -> None:
         super().__init__()
+        check_count("action_size", action_size)
+        check_positive("initial_scale", initial_scale)
+        check_log_scale_bounds(log_scale_bounds)
         self.network = StateTimeNetwork(
             state_space, 2 * action_size, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
         )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.checks import check_positive
 from rl_as_inference.processes.linear_gaussian import linear_gaussian_rule
 
 __all__ = ["LinearGaussianPolicy"]
@@ -55,8 +56,7 @@ class LinearGaussianPolicy(nn.Module):
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {size!r}")
-        if not 0 < initial_scale < math.inf:
-            raise ValueError(f"initial_scale must be a finite number > 0, got {initial_scale}")
+        check_positive("initial_scale", initial_scale)
         self.horizon = horizon
         steps = 1 if horizon is None else horizon
         options: Any = {"device": device, "dtype": dtype}

@@ -10,9 +10,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.checks import check_at_least, check_count
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.spaces import log_tanh_slope
-from rl_as_inference.state_time_network import Activation, StateTimeNetwork
+from rl_as_inference.state_time_network import Activation, StateTimeNetwork, check_log_scale_bounds
 
 __all__ = ["TanhGaussianMixturePolicy", "TanhNormalMixture"]
 
@@ -128,8 +129,9 @@ class TanhGaussianMixturePolicy(nn.Module):
         log_scale_bounds: tuple[float, float] = (-20.0, 2.0),
     ) -> None:
         super().__init__()
-        if num_components < 1:
-            raise ValueError(f"num_components must be >= 1, got {num_components}")
+        check_at_least("num_components", num_components)
+        check_count("action_size", action_size)
+        check_log_scale_bounds(log_scale_bounds)
         self.num_components, self.action_size = num_components, action_size
         self.log_scale_bounds = log_scale_bounds
         outputs = num_components * (1 + 2 * action_size)

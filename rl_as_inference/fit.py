@@ -16,9 +16,11 @@ from rl_as_inference.critics import SoftQ, SoftV
 from rl_as_inference.nouns import Problem, Process
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import follow
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.randomness import seeded
 from rl_as_inference.threads import one_thread_if_small
 
 __all__ = ["FitEstimator", "FitResult", "fit"]
@@ -105,6 +107,10 @@ def fit(
         estimator = "exact"
     if estimator == "exact" and not exact.is_available(process):
         raise ValueError(f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}")
+    in_parts = isinstance(process, MarkovDecisionProcess)
+    if isinstance(process, ProgramProcess) or (in_parts and isinstance(process.action_space, gymnasium.spaces.Box)):
+        with torch.no_grad(), seeded(0):
+            check_density(policy, process.rollout(policy, 2))
     if seed is not None:
         torch.manual_seed(seed)
     if critic is None and estimator in ("baseline", "advantage", "exact_sum", "n_step"):

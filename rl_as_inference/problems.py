@@ -58,7 +58,14 @@ def load_problem(
     if is_gymnasium_id(problem):  # if it is none, Gymnasium says what is wrong; it knows similar names
         _check_make_options(problem, options, own)
         given.setdefault("horizon", gymnasium.spec(problem).max_episode_steps)
-        return TabularMDP.from_gymnasium(problem, **given, **options)
+        try:
+            return TabularMDP.from_gymnasium(problem, **given, **options)
+        except ValueError as error:
+            about, colon, told = str(error).partition(": ")
+            if about != "env_id" or not colon:
+                raise
+            mend = f"; learn on it with rlai train {problem}" if "has no transition table" in told else ""
+            raise ValueError(f"PROBLEM: {told}{mend}") from error
     found = _found(problem, {**options, **given}, own)
     if isinstance(found, EnvironmentFactory):
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rl_as_inference.agents import Learner
+from rl_as_inference.agents.checkpoint import MadeOtherwiseError
 from rl_as_inference.agents.made_again import make_agent
 from rl_as_inference.agents.training import CHECKPOINT, evaluation_seed
 from rl_as_inference.checkpoints import load_policy
@@ -117,6 +118,8 @@ def load_run(
         >>> run.record.problem, run.agent.num_steps, run.process.horizon, run.comparison
         ('Pendulum-v1', 30, 200, None)
     """
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"folder must be the path of a run's folder, got {folder!r}")
     folder = Path(folder)
     record = RunRecord.read(folder, commands=("compare", "fit", "train"))
     if record.command == "train":
@@ -170,6 +173,11 @@ def _load_agent(
     agent = make_agent(record, *made, device=device, compile=False)
     try:
         agent.restore(folder / CHECKPOINT)
+    except MadeOtherwiseError as error:
+        agent.close()
+        what = "env does not fit" if env is not None else "RUN: the problem as it is now does not fit"
+        told = str(error).removeprefix("path: ").rpartition(";")[0]
+        raise ValueError(f"{what} the run in {str(folder)!r}: {told}; give the one it learned in") from error
     except ValueError as error:
         agent.close()
         raise _damaged(folder / CHECKPOINT, str(error).removeprefix("path: ")) from error

@@ -3,13 +3,23 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NUM_TIME_FEATURES", "Activation", "StateTimeNetwork", "check_hidden_sizes", "time_features"]
+from rl_as_inference.checks import check_horizon
+
+__all__ = [
+    "NUM_TIME_FEATURES",
+    "Activation",
+    "StateTimeNetwork",
+    "check_hidden_sizes",
+    "check_log_scale_bounds",
+    "time_features",
+]
 
 Activation = Literal["tanh", "relu"]
 
@@ -24,6 +34,13 @@ def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
         raise ValueError(f"hidden_sizes must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
         raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+
+
+def check_log_scale_bounds(bounds: tuple[float, float]) -> None:
+    """Raises ValueError unless they are two numbers that rise."""
+    two = isinstance(bounds, Sequence) and len(bounds) == 2 and all(isinstance(each, Real) for each in bounds)
+    if not two or not bounds[0] < bounds[1]:
+        raise ValueError(f"log_scale_bounds must be two numbers that rise, such as (-20.0, 2.0), got {bounds!r}")
 
 
 def time_features(t: int | Tensor, horizon: int, like: Tensor) -> Tensor:
@@ -79,7 +96,7 @@ class StateTimeNetwork(nn.Module):
             what = f"Discrete({state_space})" if isinstance(state_space, int) else "Box(-1, 1, (3,))"
             raise ValueError(f"state_space must be a gymnasium space such as {what}, got {state_space!r}")
         first = hidden_sizes[0] if hidden_sizes else num_outputs
-        self.horizon = horizon
+        self.horizon = horizon = check_horizon(horizon)
         self.event_dim = len(state_space.shape or ())
         self.state_layer: nn.Module
         if isinstance(state_space, gymnasium.spaces.Discrete):

@@ -197,6 +197,13 @@ class TestPython:
         assert run.agent is not None
         assert run.agent.num_steps == 30
         assert run.process.horizon == 5
+        with pytest.raises(ValueError, match=r"env does not fit the run in .* another horizon: it has 5") as no:
+            load_run(tmp_path, env=point_mass(horizon=6))
+        assert "damaged" not in str(no.value)
+        with pytest.raises(ValueError, match="another environment: it has point_mass, and this"):
+            load_run(tmp_path, env="MountainCarContinuous-v0")
+        with pytest.raises(ValueError, match="folder must be the path of a run's folder, got 3"):
+            load_run(3)  # type: ignore[arg-type]
 
     def test_a_name_can_be_given(self, tmp_path: Path) -> None:
         agent = SoftQLearning("CartPole-v1", **TINY)

@@ -17,12 +17,16 @@ from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
-__all__ = ["Saved", "Snapshot", "how_made", "load_saved", "named_environment", "save_snapshot"]
+__all__ = ["MadeOtherwiseError", "Saved", "Snapshot", "how_made", "load_saved", "named_environment", "save_snapshot"]
 
 _FORMAT = "rl-as-inference agent 3"
 
 _NOT_MADE_AGAIN = ("device", "env_kwargs", "policy")
 """Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
+
+
+class MadeOtherwiseError(ValueError):
+    """A file is whole, and of a learner made in another way than the one that is to go on from it."""
 
 
 class Snapshot(NamedTuple):
@@ -46,21 +50,21 @@ class Saved(NamedTuple):
     """What the user saved with it."""
 
     def check(self, identity: Mapping[str, Any], needed: Iterable[str]) -> None:
-        """Raises ValueError unless a learner may go on from here.
+        """Raises ValueError unless a learner may go on from here, MadeOtherwiseError if it is made otherwise.
 
         Args:
             identity: what the learner is.
             needed: the names of tensors it cannot go on without.
         """
-        if missing := sorted({*needed} - self.snapshot.tensors.keys()):
-            raise ValueError(f"path: {self.path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
         for what, wanted in identity.items():
             found = self.identity.get(what)
             if found != wanted:
                 shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
-                raise ValueError(
+                raise MadeOtherwiseError(
                     f"path: {self.path!r} was written with another {what}{shown}; make the agent the same way"
                 )
+        if missing := sorted({*needed} - self.snapshot.tensors.keys()):
+            raise ValueError(f"path: {self.path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
 
     def making(
         self, kind: str, env: EnvironmentLike | None, changes: Mapping[str, Any]

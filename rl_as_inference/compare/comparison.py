@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_n
 from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
 from rl_as_inference.objectives.rollout_elbo import Estimate
 from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
+from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
 
@@ -70,7 +70,7 @@ def compare(
     process = check_critic(as_process(process), critic)
     with torch.no_grad():
         draws, cut_off = _rollout(process, policy, num_trajectories)
-        _check_density(policy, draws)
+        check_density(policy, draws)
         alpha, scales = draws.temperature, draws.scales
         elbo = Estimate.of(draws.log_weight())
         sac = Estimate.of((scales * (draws.rewards - alpha * draws.log_policy)).sum(0))
@@ -214,24 +214,6 @@ def _largest_step(process: Process) -> float:
     """Returns the range of one step's reward in nats, which a rare event may add; 0 where it has no bound."""
     table = getattr(process, "reward_table", None)
     return 0.0 if table is None else float((table.max() - table.min()) / process.temperature)
-
-
-def _check_density(policy: Policy | None, draws: Trajectories) -> None:
-    """Says whether a policy over continuous actions has a density.
-
-    Raises:
-        ValueError: if it is a point mass.
-    """
-    if policy is None or not draws.actions.is_floating_point():
-        return
-    chosen = policy(draws.states[0], 0)
-    while isinstance(chosen, torch.distributions.Independent):
-        chosen = chosen.base_dist
-    if isinstance(chosen, dist.Delta):
-        raise ValueError(
-            "policy is a point mass (Delta) over continuous actions and has no density: its entropy and ELBO are -inf; "
-            "give it some spread, such as a Normal with a small scale"
-        )
 
 
 def _rollout(process: Process, policy: Policy | None, num_trajectories: int) -> tuple[Trajectories, Tensor]:

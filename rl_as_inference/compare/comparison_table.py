@@ -50,11 +50,11 @@ class ComparisonRow:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What :func:`compare` returns; every value that cannot be computed is None.
 
-    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0.
+    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0. At the prompt it is a line, printed it is the table.
 
     Attributes:
         problem: the process's name.
@@ -215,6 +215,15 @@ class Comparison:
         if self.optimal_elbo is not None:
             found += [title + self.reasons[about] for about, title in _TITLES.items() if about in self.reasons]
         return tuple(found)
+
+    def __repr__(self) -> str:
+        error = f" ± {self.elbo_standard_error:.2g}" if math.isfinite(self.elbo_standard_error) else ""
+        known = (("largest", self.optimal_elbo), ("log p(O)", self.log_evidence))
+        ceilings = "".join(f", {name} {number(value)}" for name, value in known if value is not None)
+        return f"<Comparison {self.problem}: ELBO {number(self.elbo)}{error}{ceilings} nats; table() shows the rest>"
+
+    def __str__(self) -> str:
+        return self.table()
 
     def table(self) -> str:
         """Returns the comparison as a table for people to read, with any broken identity beneath it."""

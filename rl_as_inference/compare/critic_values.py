@@ -15,8 +15,10 @@ def check_critic(process: Process, critic: SoftValue | None) -> Process:
     """Returns the process at the critic's temperature and discount, where it has none of its own.
 
     Raises:
-        ValueError: if the critic was learned at another temperature or discount, or for another objective.
+        ValueError: if the critic is none, or was learned at another temperature or discount, or for another objective.
     """
+    if critic is not None and not callable(critic):
+        raise ValueError(f"critic must be a callable (state, t) -> V or Q in reward units, or None; got {critic!r}")
     if not isinstance(critic, LearnedSoftValue):
         return process
     if critic.objective != "maxent":

@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import is_deferred
-from rl_as_inference.processes.kernels import (
-    DenseKernel,
-    SparseKernel,
-    exp_from,
-    log_mean_exp,
-    log_to,
-    span,
-)
+from rl_as_inference.processes.kernels import DenseKernel, SparseKernel
+from rl_as_inference.processes.log_sums import exp_from, log_mean_exp, log_to, span
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = [

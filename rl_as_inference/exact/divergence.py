@@ -12,7 +12,7 @@ from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
 from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
-from rl_as_inference.processes.kernels import log_or_minus_inf
+from rl_as_inference.processes.log_sums import log_or_minus_inf
 
 __all__ = ["Direction", "check_direction", "expected_ratio", "trajectory_kl"]
 

@@ -19,7 +19,7 @@ from rl_as_inference.exact.linear_systems import (
     of_level_and_rest,
     solved,
 )
-from rl_as_inference.processes.kernels import WORTH_LIMIT, span
+from rl_as_inference.processes.log_sums import WORTH_LIMIT, span
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["FixedPoint", "backup_of_rest", "check_fixed_point", "fixed_point", "solve_linear"]

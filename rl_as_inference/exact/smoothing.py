@@ -14,7 +14,7 @@ from torch import Tensor
 from rl_as_inference.exact.backups import Dynamics, check_dynamics, outcomes
 from rl_as_inference.exact.precision import in_double
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
-from rl_as_inference.processes.kernels import log_or_minus_inf
+from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["Step", "given_optimality", "posterior_occupancy", "posterior_return"]

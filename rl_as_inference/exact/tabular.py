@@ -28,7 +28,7 @@ from rl_as_inference.exact.backups import (
 from rl_as_inference.exact.fixed_point import backup_of_rest, check_fixed_point, fixed_point, solve_linear
 from rl_as_inference.exact.precision import in_double
 from rl_as_inference.nouns import ExactPolicy, Policy, takes_all_steps
-from rl_as_inference.processes.kernels import log_mean_exp, log_or_minus_inf
+from rl_as_inference.processes.log_sums import log_mean_exp, log_or_minus_inf
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.trajectories import Trajectories, discounts

@@ -44,6 +44,7 @@ def posterior(
     num_proposals: int | None = None,
     dynamics: exact.Dynamics = "posterior",
     critic: LookAhead = "auto",
+    progress: bool | None = None,
 ) -> "arviz.InferenceData":
     """Returns ``num_draws`` draws of trajectories given optimality, as ArviZ data.
 
@@ -80,6 +81,7 @@ def posterior(
         num_particles: of each run of ``smc`` and ``annealed``; by default as many as draws.
         num_proposals: of ``importance``; by default ten a draw.
         dynamics: of ``exact``.
+        progress: of ``nuts``, whether to show a bar; by default on a terminal.
         critic: of ``smc``, ``(state, t) -> V`` in reward units.
 
     Raises:
@@ -108,7 +110,7 @@ def posterior(
             return _data(process, method, draws, num_draws, dynamics=dynamics)
         if method == "nuts":
             with torch.enable_grad():
-                chains, statistics = nuts_with_statistics(process, num_draws)
+                chains, statistics = nuts_with_statistics(process, num_draws, progress=progress)
             return _data(process, method, chains, num_draws, statistics=statistics)
         if method == "guide":
             draws = surviving_rollout(process, policy, num_draws)

@@ -18,7 +18,7 @@ from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, Checks, NonFi
 from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.sources import made_of
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
-from rl_as_inference.processes.units import agent_actions, agent_states, finiteness, name_of, time_limit_of
+from rl_as_inference.processes.units import agent_actions, agent_states, as_states, finiteness, name_of, time_limit_of
 
 __all__ = ["Environments", "NonFiniteError", "Step", "StepError"]
 
@@ -235,8 +235,7 @@ class Environments:
 
     def agent_state(self, observation: Any) -> Array:
         """Returns an observation of the environment's, or a batch of them, as states: integers count from 0."""
-        state = np.asarray(observation)
-        return state if self._is_box else state - self._state_start
+        return as_states(np.asarray(observation), self.state_space, self._state_start)
 
     def environment_action(self, action: Any) -> Any:
         """Returns an action, or a batch of them, in the environment's own units, dtype and shape."""

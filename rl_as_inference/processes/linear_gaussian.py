@@ -230,7 +230,13 @@ def _tensors(given: dict[str, Any]) -> dict[str, Tensor]:
     if dtype is None:
         dtype = torch.get_default_dtype()
     device = arrays["A"].device if "A" in arrays else None
-    return {name: torch.as_tensor(arrays.get(name, value), dtype=dtype, device=device) for name, value in given.items()}
+    tensors = {}
+    for name, value in given.items():
+        try:
+            tensors[name] = torch.as_tensor(arrays.get(name, value), dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} must be a tensor or an array of numbers, got {value!r:.80}") from error
+    return tensors
 
 
 def _check_finite(name: str, value: Tensor) -> None:

@@ -11,9 +11,21 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import check_at_least, check_discount, check_horizon, check_temperature, holds, unvalidated
+from rl_as_inference.checks import (
+    check_at_least,
+    check_discount,
+    check_horizon,
+    check_temperature,
+    holds,
+    is_deferred,
+    unvalidated,
+)
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
+from rl_as_inference.processes.membership import check_actions, check_states
+from rl_as_inference.processes.point_masses import log_density
+from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
+from rl_as_inference.processes.reward_shapes import checked_reward
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
@@ -63,7 +75,8 @@ class MarkovDecisionProcess:
     horizon: int | None = None
     discount: float | Tensor = 1.0
     temperature: float | Tensor = 1.0
-    _asked_of_silence = False
+    _asked_of_silence = _asked_of_prior = False
+    _steps_asked = -1  # of whether their states are in the state space; -1 before the first state
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
     has_exact_answers = False
@@ -146,18 +159,20 @@ class MarkovDecisionProcess:
         first = {FIRST: self._first("state_space")}
         with pyro.plate("trajectories", num_trajectories, dim=-1):
             initial = self.initial()
-            state: Tensor = pyro.sample("state_0", initial, infer=dict(first))
+            state: Tensor = self._held(pyro.sample("state_0", initial, infer=dict(first)), -1)
             like = state if state.is_floating_point() else initial.log_prob(state)
             for t in steps(horizon, self.discount, markov=markov, like=like):
                 done = self.terminated(state)
                 if done is not None:
                     terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
-                action = self._own_action(act(f"action_{t}", self._counted(state), self.prior(state)))
-                next_state = pyro.sample(f"state_{t + 1}", self.transition(state, action), infer=dict(first))
+                prior = self._ask_of_prior(self.prior(state))
+                action = self._own_action(act(f"action_{t}", self._counted(state), prior))
+                transition = self.transition(state, action)
+                next_state = self._held(pyro.sample(f"state_{t + 1}", transition, infer=dict(first)), t)
                 # Enumerated sites stand to the left of the plate, and an action may have dimensions of its own.
                 acted = tuple(action.shape)[: action.dim() - len(self.action_space.shape or ())]
                 batch = torch.broadcast_shapes(self.batch_shape(state), acted, self.batch_shape(next_state))
-                earned = self._checked_reward(self.reward(state, action, next_state), state, batch, t)
+                earned = checked_reward(self.reward(state, action, next_state), state, batch, t, type(self).__name__)
                 reward(f"reward_{t}", earned, self.temperature)
                 state = next_state
         return self._counted(state)
@@ -172,7 +187,8 @@ class MarkovDecisionProcess:
             ValueError: if :meth:`initial` returns no distribution, or one without ``rsample`` where ``pathwise``.
         """
         initial = check_distribution(self.initial(), f"initial() of {self.name}").expand([num_trajectories])
-        return self._counted(_rsample(initial, "the initial state") if pathwise else initial.sample())
+        state = reparameterized(initial, "the initial state") if pathwise else initial.sample()
+        return self._counted(self._held(state, -1))
 
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
@@ -185,11 +201,13 @@ class MarkovDecisionProcess:
         """Returns the action prior ``p(a|s)``, of the batch shape of ``state``.
 
         Raises:
-            ValueError: if :meth:`prior` answers with something else than one distribution a state.
+            ValueError: if :meth:`prior` answers with something else than one distribution a state, or over other
+                actions than those of the action space.
         """
         prior, batch = self.prior(self._own_state(state)), self.batch_shape(state)
         if not isinstance(prior, torch.distributions.Distribution):
             raise ValueError(f"prior(state) of {self.name} must return a distribution, got {type(prior).__name__}")
+        self._ask_of_prior(prior)
         prior = unclamped(prior)
         if prior.batch_shape == batch:
             return prior
@@ -221,9 +239,7 @@ class MarkovDecisionProcess:
     ) -> Decision:
         """Returns an action drawn from ``policy`` (None for the action prior), with its log probabilities.
 
-        Args:
-            policy, state, t: as in :meth:`choose`.
-            draw: from a distribution.
+        Policy, state and t are as in :meth:`choose`.
 
         Raises:
             ValueError: as :meth:`choose` does, or if the policy gives NaN.
@@ -231,7 +247,7 @@ class MarkovDecisionProcess:
         chosen, prior = self.choose(policy, state, t)
         action = draw(chosen)
         log_prior = prior.log_prob(action)
-        log_policy = log_prior if policy is None else chosen.log_prob(action)
+        log_policy = log_prior if policy is None else log_density(chosen, prior, action)
         if not holds(~(bad := log_policy.detach().isnan())):
             done = self.has_ended(state)  # where nobody acts
             if done is None or bool((bad & ~done).any()):
@@ -253,7 +269,8 @@ class MarkovDecisionProcess:
             pathwise: draw the next state by ``rsample``, differentiable in state and action.
 
         Raises:
-            ValueError: if the next states have another shape than the states, or are NaN; if there is not one reward
+            ValueError: if the next states have another shape than the states, are NaN, or, on the first walk, not in
+                the state space; if there is not one reward
                 a trajectory, or one that counts is NaN; if ``pathwise`` is asked of a transition that is not
                 reparameterized.
         """
@@ -270,7 +287,7 @@ class MarkovDecisionProcess:
                 f"{tuple(after.shape)} at step {t}; keep the batch, and declare one state with .to_event(n)"
             )
         batch = self.batch_shape(own)
-        earned = self._checked_reward(self.reward(own, taken, after), own, batch, t)
+        earned = checked_reward(self.reward(own, taken, after), own, batch, t, type(self).__name__)
         if earned.shape != batch:
             earned = earned.expand(batch)
         if alive is not None:
@@ -280,7 +297,7 @@ class MarkovDecisionProcess:
         for what, value in (("reward", earned), ("transition", after)):
             if value.is_floating_point() and not holds(~value.detach().isnan()):
                 raise ValueError(f"{what} is NaN at step {t}; check {what}() of {type(self).__name__}")
-        return Transition(self._counted(after), earned, alive)
+        return Transition(self._counted(self._held(after, t)), earned, alive)
 
     def rollout(self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False) -> Trajectories:
         """Returns ``num_trajectories`` trajectories of ``policy``, drawn without effect handlers.
@@ -313,10 +330,10 @@ class MarkovDecisionProcess:
         batched = False
         with torch.no_grad():
             if pathwise and policy is not None:
-                _check_path(policy(state, 0), "the policy")
+                check_reparameterized(policy(state, 0), "the policy")
             elif policy is not None and takes_all_steps(policy):
                 batched = not self.choose(policy, state, 0)[0].has_rsample
-        draw = partial(_rsample, what="the policy") if pathwise else lambda chosen: chosen.sample()
+        draw = partial(reparameterized, what="the policy") if pathwise else lambda chosen: chosen.sample()
         rows = Rows()
         alive: Tensor | None = None
         for t in range(horizon):
@@ -349,22 +366,21 @@ class MarkovDecisionProcess:
             earned = torch.stack(rows.rewards)[torch.stack(rows.mask)]
             warn_of_silent_rewards(self.name, value[ended], earned.detach(), own[ended])
 
-    def _checked_reward(self, value: Any, state: Tensor, batch: torch.Size, step: int) -> Tensor:
-        """Returns a reward as floating-point numbers, of a shape that is that of the batch or expands to it."""
-        try:
-            earned = torch.as_tensor(value, device=state.device)
-            told = str(tuple(earned.shape))
-            fits = earned.shape in (batch, ()) or torch.broadcast_shapes(earned.shape, batch) == batch
-        except (TypeError, ValueError, RuntimeError):  # no number, or of shapes that do not go together
-            fits, told = False, told if isinstance(value, Tensor) else type(value).__name__
-        if not fits:
-            raise ValueError(
-                f"reward(state, action, next_state) must give one number a trajectory, of shape {tuple(batch)}, got "
-                f"{told} at step {step}; check reward() of {type(self).__name__}"
-            )
-        if not earned.is_floating_point():
-            earned = earned.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())
-        return earned
+    def _held(self, after: Tensor, t: int) -> Tensor:
+        """Returns the states after a step (-1: the first), which on the first walk are held to the state space."""
+        if t >= self._steps_asked and not is_deferred():
+            self._first("state_space")  # which says so where there is none
+            place = f"transition(state, action) of {self.name} at step {t}" if t >= 0 else f"initial() of {self.name}"
+            check_states(after, self.state_space, place)
+            self._steps_asked = t + 1
+        return after
+
+    def _ask_of_prior(self, prior: Any) -> Any:
+        """Returns an action prior, the first of which is held to the action space."""
+        if not self._asked_of_prior and isinstance(prior, torch.distributions.Distribution):
+            check_actions(prior, self.action_space, self.name)
+            self._asked_of_prior = True
+        return prior
 
     def _counted(self, state: Tensor) -> Tensor:
         """Returns states of the process's own space as policies see them: integers count from 0."""
@@ -395,7 +411,7 @@ class MarkovDecisionProcess:
             ValueError: if :meth:`transition` returns no distribution, or one without ``rsample`` where ``pathwise``.
         """
         transition = check_distribution(self.transition(state, action), f"transition(state, action) of {self.name}")
-        return _rsample(transition, "the transition") if pathwise else drawn(transition)
+        return reparameterized(transition, "the transition") if pathwise else drawn(transition)
 
     def at_temperature(self, temperature: float | Tensor) -> Self:
         """Returns a copy of the process with another temperature."""
@@ -432,17 +448,3 @@ class MarkovDecisionProcess:
         """The uniform action prior's log density in nats; None for unbounded actions."""
         bounded = isinstance(self.action_space, gymnasium.spaces.Discrete) or is_unit_box(self.action_space)
         return uniform_log_density(self.action_space) if bounded else None
-
-
-def _rsample(distribution: Any, what: str) -> Tensor:
-    _check_path(distribution, what)
-    drawn: Tensor = distribution.rsample()
-    return drawn
-
-
-def _check_path(distribution: Any, what: str) -> None:
-    if isinstance(distribution, torch.distributions.Distribution) and not distribution.has_rsample:
-        kind = type(distribution).__name__
-        raise ValueError(
-            f"pathwise gradients need reparameterized draws, but {what} is a {kind}; use the score estimator"
-        )

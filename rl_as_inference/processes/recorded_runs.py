@@ -9,6 +9,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
 from rl_as_inference.program.sites import ACTION, FIRST, REWARD, both, is_action, step_of
 from rl_as_inference.trajectories import Trajectories
@@ -92,7 +93,10 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
             counts = both(alive, msg["mask"])
             priors, policies = (
                 per_trajectory(scale_and_mask(log_prob, scale, counts))
-                for log_prob in (log_prob_of(prior_of(msg), msg["value"]), msg["fn"].log_prob(msg["value"]))
+                for log_prob in (
+                    log_prob_of(prior_of(msg), msg["value"]),
+                    log_density(msg["fn"], prior_of(msg), msg["value"]),
+                )
             )
             zero = torch.zeros_like(priors)
             if msg["is_observed"]:  # nobody chose it, so it weighs as much as the action prior gives it

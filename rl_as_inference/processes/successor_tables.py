@@ -11,6 +11,7 @@ from rl_as_inference.checks import holds, is_deferred
 __all__ = [
     "as_floating",
     "check_one_reward_each",
+    "check_successors",
     "checked_rows",
     "sparse_reward",
     "stay_where_terminal",
@@ -18,9 +19,15 @@ __all__ = [
 ]
 
 
-def as_floating(value: Any) -> Tensor:
-    """Returns numbers as a floating-point tensor."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+def as_floating(value: Any, name: str) -> Tensor:
+    """Returns numbers as a floating-point tensor; ValueError names the argument that holds none."""
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        mend = ""
+        if name == "transition" and isinstance(value, str):
+            mend = f"; the table of an environment is read by TabularMDP.from_gymnasium({value!r}, horizon=...)"
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {value!r:.80}{mend}") from error
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
@@ -85,6 +92,17 @@ def successor_lists(transition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return indices.view(shape), probabilities.view(shape), slot
 
 
+def check_successors(indices: Tensor, probabilities: Tensor) -> None:
+    """Raises ValueError unless there is a state for each probability."""
+    if indices.shape != probabilities.shape or indices.is_floating_point():
+        raise ValueError(
+            f"indices must be integers of the shape of probabilities, {tuple(probabilities.shape)}, got "
+            f"{indices.dtype} of shape {tuple(indices.shape)}"
+        )
+    if int(indices.min()) < 0 or int(indices.max()) >= len(probabilities):
+        raise ValueError(f"indices must be states 0 … {len(probabilities) - 1}")
+
+
 def check_one_reward_each(indices: Tensor, probabilities: Tensor, reward: Tensor) -> None:
     """Raises ValueError if a successor stands in several slots of a row with different rewards: r(s,a,s') is one."""
     if reward.dim() == 2 or indices.shape[-1] == 1:
@@ -108,7 +126,7 @@ def sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, op
     transition = transition.coalesce()
     flat = transition.values().new_zeros(math.prod(shape))
     if not (isinstance(reward, Tensor) and reward.is_sparse):
-        reward = as_floating(reward).to(**options)
+        reward = as_floating(reward, "reward").to(**options)
         if reward.shape == transition.shape:
             return flat.index_copy(0, slots, reward[tuple(transition.indices())]).view(shape)
         if reward.dim() != 2:

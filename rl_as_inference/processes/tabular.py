@@ -10,20 +10,14 @@ from torch import Tensor
 
 from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.nouns import Policy, takes_all_steps
-from rl_as_inference.processes.kernels import (
-    DenseKernel,
-    Kernel,
-    SparseKernel,
-    cumulated,
-    invert,
-    log_or_minus_inf,
-    unclamped,
-)
+from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, unclamped
+from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
     check_one_reward_each,
+    check_successors,
     checked_rows,
     sparse_reward,
     stay_where_terminal,
@@ -82,7 +76,7 @@ class TabularMDP(MarkovDecisionProcess):
         action_prior: Any = None,
         terminal: Any = None,
     ) -> None:
-        transition = as_floating(transition)
+        transition = as_floating(transition, "transition")
         if transition.layout not in (torch.strided, torch.sparse_coo):
             transition = transition.to_sparse_coo()
         if transition.dim() != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
@@ -104,7 +98,7 @@ class TabularMDP(MarkovDecisionProcess):
             reward = sparse_reward(reward, transition, slots, probabilities.shape, options)
         else:
             indices, probabilities = None, transition
-            reward = as_floating(reward).to(**options)
+            reward = as_floating(reward, "reward").to(**options)
         self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
         self._tell_of_silent_rewards()
 
@@ -134,22 +128,16 @@ class TabularMDP(MarkovDecisionProcess):
         Raises:
             ValueError: as the constructor does.
         """
-        probabilities = as_floating(probabilities)
+        probabilities = as_floating(probabilities, "probabilities")
         if probabilities.dim() != 3 or 0 in probabilities.shape:
             raise ValueError(f"probabilities must have shape (S, A, K), got {tuple(probabilities.shape)}")
         indices = torch.as_tensor(indices, device=probabilities.device)
-        if indices.shape != probabilities.shape or indices.is_floating_point():
-            raise ValueError(
-                f"indices must be integers of the shape of probabilities, {tuple(probabilities.shape)}, got "
-                f"{indices.dtype} of shape {tuple(indices.shape)}"
-            )
-        num_states = probabilities.shape[0]
-        if int(indices.min()) < 0 or int(indices.max()) >= num_states:
-            raise ValueError(f"indices must be states 0 … {num_states - 1}")
+        check_successors(indices, probabilities)
+        num_states = len(probabilities)
         if terminal is None:
             terminal = torch.zeros(num_states, dtype=torch.bool, device=probabilities.device)
         self = cls.__new__(cls)
-        reward = as_floating(reward).to(probabilities)
+        reward = as_floating(reward, "reward").to(probabilities)
         if reward.shape == probabilities.shape:
             check_one_reward_each(indices, probabilities, reward)
         self._build(indices, probabilities, reward, initial, terminal, action_prior, horizon, discount, temperature)
@@ -186,14 +174,14 @@ class TabularMDP(MarkovDecisionProcess):
             where = tuple(int(i) for i in (~reward.isfinite()).nonzero()[0])
             raise ValueError(f"reward must be finite; it is {float(reward[where])} at index {where}")
         options: dict[str, Any] = {"dtype": probabilities.dtype, "device": probabilities.device}
-        initial = as_floating(initial).to(**options)
+        initial = as_floating(initial, "initial").to(**options)
         if initial.shape != (num_states,):
             raise ValueError(f"initial must have shape ({num_states},), got {tuple(initial.shape)}")
         self.has_uniform_prior = action_prior is None
         if action_prior is None:
             prior = torch.full((num_states, num_actions), 1.0 / num_actions, **options)
         else:
-            prior = as_floating(action_prior).to(**options)
+            prior = as_floating(action_prior, "action_prior").to(**options)
             if prior.shape not in ((num_actions,), (num_states, num_actions)):
                 raise ValueError(
                     f"action_prior must have shape ({num_actions},) or ({num_states}, {num_actions}), got "

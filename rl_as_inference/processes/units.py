@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-__all__ = ["agent_actions", "agent_states", "finiteness", "name_of", "time_limit_of"]
+__all__ = ["agent_actions", "agent_states", "as_states", "finiteness", "name_of", "time_limit_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -45,6 +45,26 @@ def agent_states(space: Any, name: str) -> tuple[gymnasium.Space[Any], int]:
         f"observation_space of {name} is {type(space).__name__}, and Box or Discrete are supported; wrap it with "
         f"gymnasium.wrappers.FlattenObservation"
     )
+
+
+def as_states(observation: Array, space: gymnasium.Space[Any], start: int) -> Array:
+    """Returns what the environment gives as states: integers count from 0.
+
+    Args:
+        observation: one or a batch.
+        space: the agent's.
+        start: where the environment's integers start.
+
+    Raises:
+        ValueError: in the environment's numbers, if one is outside its space.
+    """
+    if not isinstance(space, Discrete):
+        return observation
+    states = observation - start if np.issubdtype(observation.dtype, np.integer) else observation
+    if states is observation or not ((states >= 0).all() and (states < space.n).all()):
+        own = Discrete(space.n, start=start)
+        raise ValueError(f"observation must be in {own}, or a batch of such, got {observation}")
+    return states
 
 
 def finiteness(space: gymnasium.Space[Any]) -> Callable[[Array], bool]:

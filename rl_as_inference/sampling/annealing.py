@@ -103,6 +103,33 @@ def annealing(
         >>> bool((annealing(mdp, 4000).draws.log_evidence - torch.tensor(2.4805)).abs() < 0.05)
         True
     """
+    return _annealed(mdp, num_particles, 1, inverse_temperatures, num_moves, kept)[0]
+
+
+@torch.no_grad()
+def repeated_annealing(mdp: Process, num_particles: int, *, num_repeats: int = 8) -> Annealing:
+    """Returns the last of several runs on one ladder, with the trajectories of all, weighed by their evidence.
+
+    The evidence of the draws is the runs' mean, and its standard error is from their spread.
+
+    Args:
+        mdp, num_particles: as in :func:`annealing`, for each run.
+        num_repeats: how many runs, ≥ 2.
+    """
+    if num_repeats < 2:
+        raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
+    runs = _annealed(mdp, num_particles, num_repeats)
+    return replace(runs[-1], draws=WeightedDraws.pooled([run.draws for run in runs]))
+
+
+def _annealed(
+    mdp: Process,
+    num_particles: int,
+    num_runs: int,
+    inverse_temperatures: Tensor | None = None,
+    num_moves: int = 4,
+    kept: float = 0.9,
+) -> list[Annealing]:
     if not isinstance(mdp, MarkovDecisionProcess):
         raise ValueError("method='annealed' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
     horizon = mdp.finite_horizon("annealing")
@@ -117,24 +144,7 @@ def annealing(
             if not math.isclose(ladder[-1], last, rel_tol=1e-6):
                 raise ValueError(f"inverse_temperatures must end at 1/α = {last:.6g}, got {ladder[-1]:.6g}")
         ladder_left = iter(ladder[1:])
-        return _run(mdp, horizon, num_particles, num_moves, lambda beta, total: next(ladder_left, None))
-
-
-def repeated_annealing(mdp: Process, num_particles: int, *, num_repeats: int = 8) -> Annealing:
-    """Returns the last of several runs on one ladder, with the trajectories of all, weighed by their evidence.
-
-    The evidence of the draws is the runs' mean, and its standard error is from their spread.
-
-    Args:
-        mdp, num_particles: as in :func:`annealing`, for each run.
-        num_repeats: how many runs, ≥ 2.
-    """
-    if num_repeats < 2:
-        raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
-    runs = [annealing(mdp, num_particles)]
-    ladder = runs[0].inverse_temperatures
-    runs += [annealing(mdp, num_particles, inverse_temperatures=ladder) for _ in range(num_repeats - 1)]
-    return replace(runs[-1], draws=WeightedDraws.pooled([run.draws for run in runs]))
+        return _run(mdp, horizon, num_particles, num_moves, lambda beta, total: next(ladder_left, None), num_runs)
 
 
 def _ladder(mdp: MarkovDecisionProcess, horizon: int, num_moves: int, kept: float, last: float) -> list[float]:
@@ -143,19 +153,21 @@ def _ladder(mdp: MarkovDecisionProcess, horizon: int, num_moves: int, kept: floa
     def next_rung(beta: float, total: Tensor) -> float | None:
         if beta >= last:
             return None
+        # A return of -∞ is ruled out at every rung: no closer one would keep those particles.
+        least = kept * int((total > -math.inf).sum())
         low, high = beta, last
         high = min(last, beta + last / _FEWEST_RUNGS * (1 + 1e-9))
-        if effective_sample_size((high - beta) * total) >= kept * len(total):
+        if effective_sample_size((high - beta) * total) >= least:
             return high
         for _ in range(50):
             middle = (low + high) / 2
-            enough = effective_sample_size((middle - beta) * total) >= kept * len(total)
+            enough = effective_sample_size((middle - beta) * total) >= least
             low, high = (middle, high) if enough else (low, middle)
         if low <= beta:
             raise ValueError("no temperature leaves enough effective particles: is the return -inf almost everywhere?")
         return low
 
-    pilot = _run(mdp, horizon, _PILOT, num_moves, next_rung)
+    (pilot,) = _run(mdp, horizon, _PILOT, num_moves, next_rung)
     return [float(beta) for beta in pilot.inverse_temperatures]
 
 
@@ -165,60 +177,79 @@ def _run(
     num_particles: int,
     num_moves: int,
     next_rung: Callable[[float, Tensor], float | None],
-) -> Annealing:
-    draws = _redraw(mdp, horizon, None, torch.full((num_particles,), -1))
-    ancestors = torch.arange(num_particles, device=draws.rewards.device)
-    beta, log_z = 0.0, 0.0
+    num_runs: int = 1,
+) -> list[Annealing]:
+    """Returns independent runs, which walk together: small tensors cost as much as their calls."""
+    count = num_runs * num_particles
+    draws = _redraw(mdp, horizon, None, torch.full((count,), -1))
+    places = torch.arange(count, device=draws.rewards.device)
+    ancestors = places
+    beta, log_z = 0.0, [0.0] * num_runs
     total = draws.rewards.sum(0)
-    log_weight = torch.zeros_like(total)
-    betas, log_zs, moments, accepted = [0.0], [0.0], [_moments(total, log_weight)], [math.nan]
+    log_weight = torch.zeros_like(total).view(num_runs, num_particles)
+    betas, log_zs, accepted = [0.0], [log_z], [[math.nan] * num_runs]
+    moments = [[_moments(*row) for row in zip(total.view_as(log_weight), log_weight, strict=True)]]
     while (rung := next_rung(beta, total)) is not None:
         if len(betas) > _LONGEST_LADDER:
             raise ValueError(f"annealing needs more than {_LONGEST_LADDER} temperatures; raise the temperature")
-        log_weight = log_weight + (rung - beta) * total
-        if not bool(torch.logsumexp(log_weight, 0).isfinite()):
+        log_weight = log_weight + (rung - beta) * total.view_as(log_weight)
+        if not bool(torch.logsumexp(log_weight, 1).isfinite().all()):
             raise ValueError(f"every particle's weight is zero at inverse temperature {rung:.4g}; use more particles")
-        if effective_sample_size(log_weight) < 0.9 * num_particles:
-            log_z += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
-            index = resample(log_weight, num_particles)
-            draws, ancestors = draws.select(index), ancestors[index]
-            log_weight = torch.zeros_like(log_weight)
-        beta, share = rung, 0.0
+        index = places.view_as(log_weight).clone()
+        log_z = list(log_z)
+        for run, weights in enumerate(log_weight):
+            if effective_sample_size(weights) < 0.9 * num_particles:
+                log_z[run] += _log_mean(weights)
+                index[run] = index[run, resample(weights, num_particles)]
+                weights.zero_()
+        draws, ancestors = draws.select(index.flatten()), ancestors[index.flatten()]
+        beta, share = rung, torch.zeros(num_runs, dtype=torch.float64, device=total.device)
         for _ in range(num_moves):
             draws, moved, fresh = _move(mdp, horizon, draws, beta)
-            share += moved / num_moves
+            share += moved.view_as(log_weight).double().mean(1) / num_moves
             # What was drawn anew from its first action on descends from nobody.
-            new = torch.arange(num_particles, device=ancestors.device) + ancestors.max() + 1
-            ancestors = torch.where(fresh, new, ancestors)
+            ancestors = torch.where(fresh, places + ancestors.max() + 1, ancestors)
         total = draws.rewards.sum(0)
         betas.append(beta)
-        log_zs.append(log_z + float(torch.logsumexp(log_weight, 0)) - math.log(num_particles))
-        moments.append(_moments(total, log_weight))
-        accepted.append(share)
+        log_zs.append([before + _log_mean(weights) for before, weights in zip(log_z, log_weight, strict=True)])
+        moments.append([_moments(*row) for row in zip(total.view_as(log_weight), log_weight, strict=True)])
+        accepted.append(share.tolist())
     draws = replace(draws, log_factors=draws.rewards / mdp.temperature)
     options: dict[str, Any] = {"dtype": total.dtype, "device": total.device}
-    mean, variance = torch.tensor(moments, **options).unbind(1)
-    return Annealing(
-        WeightedDraws(draws, log_weight, log_zs[-1], math.nan, ancestors.unique(return_inverse=True)[1]),
-        torch.tensor(betas, **options),
-        torch.tensor(log_zs, **options),
-        mean,
-        variance,
-        torch.tensor(accepted, **options),
-    )
+    found = []
+    for run, (rows, weights) in enumerate(zip(places.view_as(log_weight), log_weight, strict=True)):
+        mean, variance = torch.tensor([moment[run] for moment in moments], **options).unbind(1)
+        lines = ancestors[rows].unique(return_inverse=True)[1]
+        found.append(
+            Annealing(
+                WeightedDraws(draws.select(rows), weights, log_zs[-1][run], math.nan, lines),
+                torch.tensor(betas, **options),
+                torch.tensor([each[run] for each in log_zs], **options),
+                mean,
+                variance,
+                torch.tensor([each[run] for each in accepted], **options),
+            )
+        )
+    return found
+
+
+def _log_mean(log_weight: Tensor) -> float:
+    return float(torch.logsumexp(log_weight, 0)) - math.log(len(log_weight))
 
 
 def _moments(total: Tensor, log_weight: Tensor) -> tuple[float, float]:
-    """Returns the weighted mean and variance."""
-    share = torch.softmax(log_weight, 0)
+    """Returns the mean and variance, of what has any weight."""
+    total, share = total[log_weight > -math.inf], torch.softmax(log_weight[log_weight > -math.inf], 0)
     mean = (share * total).sum()
+    if not bool(mean.isfinite()):
+        return float(mean), math.inf
     return float(mean), float((share * (total - mean).square()).sum())
 
 
 def _move(
     mdp: MarkovDecisionProcess, horizon: int, draws: Trajectories, beta: float
-) -> tuple[Trajectories, float, Tensor]:
-    """Returns the trajectories after one Metropolis move, the share accepted, and which of those are wholly new."""
+) -> tuple[Trajectories, Tensor, Tensor]:
+    """Returns the trajectories after one Metropolis move, which were accepted, and which of those are wholly new."""
     # From -1 (the first state too) to the last step.
     start = torch.randint(-1, horizon, (draws.num_trajectories,), device=draws.rewards.device)
     proposed = _redraw(mdp, horizon, draws, start)
@@ -231,7 +262,7 @@ def _move(
 
     names = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
     changes: dict[str, Any] = {name: chosen(name) for name in names}
-    return replace(draws, **changes), float(taken.double().mean()), taken & (start <= 0)
+    return replace(draws, **changes), taken, taken & (start <= 0)
 
 
 def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, start: Tensor) -> Trajectories:

@@ -20,6 +20,7 @@ from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.processes.recorded_runs import trajectories_at
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.program.sites import is_reward
+from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.sampling.importance import check_conditions
 from rl_as_inference.trajectories import Trajectories
 
@@ -27,7 +28,7 @@ __all__ = ["nuts", "nuts_with_statistics"]
 
 
 def nuts(
-    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
+    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool | None = False
 ) -> list[Trajectories]:
     """Returns posterior draws by Pyro's NUTS, one :class:`Trajectories` a chain.
 
@@ -38,7 +39,7 @@ def nuts(
         num_draws: draws in all, over the chains.
         num_warmup: warm-up steps a chain.
         num_chains: number of chains.
-        progress: show Pyro's bar.
+        progress: show a bar; None shows it on a terminal.
 
     Raises:
         ValueError: if a site is discrete (it is named), or the discount is below 1, whose survival coins are.
@@ -50,7 +51,7 @@ def nuts(
 
 
 def nuts_with_statistics(
-    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool = False
+    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool | None = False
 ) -> tuple[list[Trajectories], dict[str, Tensor]]:
     """Returns the draws of :func:`nuts`, and what the sampler knows of each, ``(chain, draw)``, by ArviZ's names.
 
@@ -79,17 +80,16 @@ def nuts_with_statistics(
     # where Python branches on a draw, a trace would take the same branch ever after.
     static = isinstance(process, MarkovDecisionProcess) or process.is_vectorized()
     chains, noted = [], []
-    for _ in range(num_chains):
-        sampler = MCMC(
-            kernel := _Noting(white(program), max_tree_depth=8, jit_compile=static, ignore_jit_warnings=True),
-            num_samples=per_chain,
-            warmup_steps=num_warmup,
-            disable_progbar=not progress,
-        )
-        with pyro.validation_enabled(False):  # its checks would be traced too
-            sampler.run()
-        chains.append(_read_back(process, white, sampler.get_samples(), per_chain))
-        noted.append({name: torch.tensor([each[name] for each in kernel.noted]) for name in kernel.noted[0]})
+    with progress_bar("nuts", num_chains * (num_warmup + per_chain), show=progress) as bar:
+        for chain in range(num_chains):
+            kernel = _Noting(white(program), max_tree_depth=8, jit_compile=static, ignore_jit_warnings=True)
+            kernel.bar, kernel.name = bar, f"chain {chain + 1} of {num_chains}"
+            # Pyro's own bar writes on, wherever standard error leads.
+            sampler = MCMC(kernel, num_samples=per_chain, warmup_steps=num_warmup, disable_progbar=True)
+            with pyro.validation_enabled(False):  # its checks would be traced too
+                sampler.run()
+            chains.append(_read_back(process, white, sampler.get_samples(), per_chain))
+            noted.append({name: torch.tensor([each[name] for each in kernel.noted]) for name in kernel.noted[0]})
     return chains, {name: torch.stack([chain[name] for chain in noted]) for name in noted[0]}
 
 
@@ -105,7 +105,11 @@ def _instead(process: Problem) -> str:
 
 
 class _Noting(NUTS):
-    """NUTS that keeps the statistics of each draw, of which Pyro keeps means at most."""
+    """NUTS that keeps the statistics of each draw, of which Pyro keeps means at most, and moves a bar."""
+
+    bar: ProgressBar
+    name: str
+    """What the bar says of it."""
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         self.noted: list[dict[str, Any]] = []
@@ -116,6 +120,7 @@ class _Noting(NUTS):
         mean, divergences = self._mean_accept_prob, len(self._divergences)
         drawn = super().sample(params)
         count = self._t - self._warmup_steps
+        self.bar.advance(f"{self.name}{', warming up' if count <= 0 else ''}")
         if count > 0:
             self.noted.append(
                 {

@@ -926,8 +926,9 @@ def test_integers_may_start_anywhere():
     assert agent.replay.state.min() >= 0
     assert agent.replay.state.max() < 5
     assert [a + 1 for a in env.taken] == agent.replay.action.tolist()
-    with pytest.raises(ValueError, match=r"observation must be in Discrete\(5\)"):
-        agent.act(2)
+    for wrong in (2, 8, 3.0):
+        with pytest.raises(ValueError, match=rf"must be in Discrete\(5, start=3\), or a batch of such, got {wrong}"):
+            agent.act(wrong)
 
 
 def vector(mode, count):

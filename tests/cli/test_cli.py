@@ -117,7 +117,10 @@ class TestProblemNames:
         assert "FrozenLak-v1" in refused("compare", "FrozenLak-v1")
 
     def test_environment_without_table(self) -> None:
-        assert "no transition table" in refused("compare", "CartPole-v1")
+        said = refused("compare", "CartPole-v1")
+        assert "PROBLEM: 'CartPole-v1' has no transition table" in said
+        assert "rlai train CartPole-v1" in said
+        assert "env_id" not in said
 
     def test_unknown_option_of_a_model(self) -> None:
         message = refused("compare", "corridor", "--lenght", "3")

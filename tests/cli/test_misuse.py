@@ -11,7 +11,7 @@ from problems import random_mdp
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import rl_as_inference as rlai
-from rl_as_inference import exact
+from rl_as_inference import exact, guides
 from rl_as_inference.guides import TabularPolicy
 
 
@@ -32,6 +32,38 @@ class Drift(rlai.MarkovDecisionProcess):
 
     def reward(self, state, action, next_state):
         return (action[..., 0] > 0).float()
+
+
+BOX, TWO = gymnasium.spaces.Box(-1.0, 1.0, (2,)), gymnasium.spaces.Discrete(2)
+WRONG_TYPES = {
+    "num_states must be an integer": lambda: TabularPolicy("a", 2),
+    "num_actions must be an integer": lambda: TabularPolicy(2, 2.5),
+    "horizon must be an integer >= 1, or None": lambda: TabularPolicy(2, 2, horizon=0),
+    "num_actions must be an integer >= 1, got 0": lambda: guides.CategoricalPolicy(TWO, 0),
+    "prior must be a callable state": lambda: guides.CategoricalPolicy(TWO, 2, prior=3),
+    "horizon must be an integer >= 1, or None for no horizon, got 'a'": lambda: guides.CategoricalPolicy(
+        TWO, 2, horizon="a"
+    ),
+    "action_size must be an integer >= 1, got Box": lambda: guides.TanhGaussianPolicy(BOX, BOX),
+    "initial_scale must be a finite number > 0, got 0": lambda: guides.GaussianPolicy(BOX, 1, initial_scale=0),
+    "log_scale_bounds must be two numbers that rise": lambda: guides.GaussianPolicy(BOX, 1, log_scale_bounds=3),
+    "num_components must be an integer": lambda: guides.TanhGaussianMixturePolicy(BOX, 1, num_components="a"),
+    "action_size must be an integer >= 1, got 'a'": lambda: guides.SteinSampler(BOX, "a"),
+    "initial_scale must be a finite number > 0, got 'a'": lambda: guides.LinearGaussianPolicy(1, 1, initial_scale="a"),
+    "q must be a module, got 3": lambda: guides.EnergyBasedPolicy(3, None, abs, state_dims=1, action_size=1),
+    "critic must be a callable": lambda: rlai.compare(random_mdp(0), None, critic=3),
+    "got 'FrozenLake-v1'; .* read by TabularMDP.from_gymnasium\\('FrozenLake-v1'": lambda: rlai.TabularMDP(
+        "FrozenLake-v1", 0, 0
+    ),
+    "initial must be a tensor or an array": lambda: rlai.TabularMDP(torch.ones(1, 1, 1), torch.ones(1, 1), "x"),
+    "A must be a tensor or an array": lambda: rlai.LinearGaussianMDP("a", 0, 0, 0, 0, 0, 0, 0, horizon=3),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_TYPES)
+def test_an_argument_of_a_wrong_type_is_named(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WRONG_TYPES[message]()
 
 
 @pytest.mark.parametrize("kind", ["long", "bool", "float64"])

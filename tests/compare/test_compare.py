@@ -251,6 +251,14 @@ class TestReasons:
         with pytest.raises(ValueError, match="policy is a point mass"):
             rlai.compare(system, lambda state, t: dist.Delta(-state[..., :1]).to_event(1), num_trajectories=10)
 
+    def test_at_the_prompt_it_is_one_line(self) -> None:
+        found = rlai.compare(random_mdp(0), None, num_trajectories=10)
+        shown = repr(found)
+        assert len(shown) < 140
+        assert f"ELBO {found.elbo:.4f} ± {found.elbo_standard_error:.2g}" in shown
+        assert f"largest {found.optimal_elbo:.4f}, log p(O) {found.log_evidence:.4f} nats" in shown
+        assert str(found) == found.table()
+
     def test_old_records_can_be_read(self) -> None:
         """A comparison written before there were identities has none."""
         record = rlai.compare(random_mdp(0), None, num_trajectories=10).to_dict()

@@ -603,7 +603,12 @@ def test_nuts_on_the_program_finds_the_dense_posterior():
     mdp = random_process(14, ds=1, da=1, horizon=2)
     pyro.set_rng_seed(0)
     with pyro.validation_enabled(False):
-        chain = MCMC(NUTS(mdp, full_mass=True), num_samples=200, warmup_steps=100, disable_progbar=True)
+        chain = MCMC(
+            NUTS(mdp, full_mass=True, jit_compile=True, ignore_jit_warnings=True),
+            num_samples=200,
+            warmup_steps=100,
+            disable_progbar=True,
+        )
         chain.run()
     samples = chain.get_samples()
     mean, cov = Dense(mdp).posterior()

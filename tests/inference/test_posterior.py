@@ -1,5 +1,6 @@
 """Trajectory posteriors as ArviZ data, against exact marginals, and their pictures."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,11 +102,12 @@ def test_survival_coins() -> None:
     assert bool((draws.states[2:][ended] == draws.states[1:-1][ended]).all())
 
 
-def test_nuts_on_a_linear_gaussian_process() -> None:
+def test_nuts_on_a_linear_gaussian_process(capsys: pytest.CaptureFixture[str]) -> None:
     """Two chains of 100 draws, seed 0; z-scores with the effective sample sizes that ArviZ finds."""
     system = double_integrator(horizon=2)
     torch.manual_seed(0)
-    data = rlai.posterior(system, method="nuts", num_draws=200)
+    data = rlai.posterior(system, method="nuts", num_draws=200, progress=True)
+    assert re.search(r"nuts .* (\d+)/\1\b", capsys.readouterr().err.splitlines()[-2])
     assert dict(data.posterior["state"].sizes) == {"chain": 2, "draw": 100, "time": 2, "state_dim_0": 2}
     found = data.posterior["state"].mean(("chain", "draw")).values
     size = import_arviz().ess(data, var_names=["state"])["state"].values

@@ -303,8 +303,8 @@ def test_small_calibration() -> None:
         trace = pyro.poutine.trace(family).get_trace()
         process = trace.nodes["_RETURN"]["value"]
         shown = process.rollout(exact.plan(process), 10)
-        options = {"num_draws": 57, "num_chains": 1, "num_warmup": 20, "seed": seed}
-        draws = infer_agent(family, shown, **options).posterior["worth"].values[0, 2::3]
+        options = {"num_draws": 38, "num_chains": 1, "num_warmup": 20, "seed": seed}
+        draws = infer_agent(family, shown, **options).posterior["worth"].values[0, 1::2]
         ranks.append(int((draws < float(trace.nodes["worth"]["value"])).sum()))
     assert stats.chisquare(np.bincount(np.array(ranks) // 4, minlength=5)).pvalue > 1e-3
 

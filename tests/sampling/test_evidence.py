@@ -6,6 +6,7 @@ import brute_force
 import pyro
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from problems import random_mdp
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
@@ -92,7 +93,7 @@ class TestAnnealing:
     @pytest.mark.parametrize("make", [small, double_integrator])
     def test_the_free_energy_curve_is_the_exact_one(self, make) -> None:
         """8 runs of 4,000 particles on one ladder, seed 0: |z| < 4 at every temperature, by weights and by returns."""
-        mdp = make(dtype=F64) if make is double_integrator else make()
+        mdp = make(horizon=8, dtype=F64) if make is double_integrator else make()
         torch.manual_seed(0)
         first = annealing(mdp, 4000)
         runs = [annealing(mdp, 4000, inverse_temperatures=first.inverse_temperatures) for _ in range(8)]
@@ -107,16 +108,56 @@ class TestAnnealing:
         assert bool(((curve.mean(0)[1:] + truth / betas).abs() < 4 * curve.std(0)[1:] / 8**0.5).all())
 
     def test_draws_are_of_the_posterior(self) -> None:
-        """20,000 particles, seed 0: the last state's distribution, |z| < 4.5 with a third of them independent."""
+        """8 × 5,000 particles, 20,000 draws, seed 0: the last state, |z| < 4.5 with a third independent."""
         mdp = small(discount=0.8)
         torch.manual_seed(0)
-        data = rlai.posterior(mdp, method="annealed", num_draws=20_000)
+        data = rlai.posterior(mdp, method="annealed", num_draws=20_000, num_particles=5000)
         assert data.posterior.attrs["method"] == "annealed"
         last = torch.as_tensor(data.posterior["final_state"].values[0])
         share = torch.bincount(last, minlength=4).double() / len(last)
         wanted = exact.posterior_occupancy(mdp)[-1]
         error = (wanted * (1 - wanted) / (20_000 / 3)).sqrt()
         assert bool(((share - wanted).abs() <= 4.5 * error).all())
+
+    def test_cold_runs_know_how_far_off_they_are(self) -> None:
+        """40 means of 8 cold runs of 20 particles, seed 0: z-scores of at most 1.3 in root mean square; 4.1 by deltas.
+
+        A run's logarithm spreads by 4 nats here, so that most means of eight miss the tail.
+        """
+        mdp = small(discount=0.8, temperature=0.3)
+        ladder = torch.linspace(0, 1 / 0.3, 8, dtype=F64)
+        truth = float(exact.log_evidence(mdp))
+        torch.manual_seed(0)
+        runs = (annealing(mdp, 20, inverse_temperatures=ladder, num_moves=1) for _ in range(320))
+        logs = [run.draws.log_evidence for run in runs]
+        means = [mean_evidence(logs[start : start + 8]) for start in range(0, 320, 8)]
+        z = torch.tensor([(each.mean - truth) / each.standard_error for each in means])
+        assert float(z.square().mean().sqrt()) < 1.3
+
+    def test_returns_of_minus_infinity_are_ruled_out(self) -> None:
+        """Of the first action 0, in either state; 8 runs of 2,000, seed 0: |z| < 4 against the paths that are left."""
+
+        class Forbids(rlai.MarkovDecisionProcess):
+            state_space, action_space = Discrete(2), Discrete(2)
+
+            def initial(self):
+                return pyro.distributions.Categorical(torch.ones(2, dtype=F64))
+
+            def transition(self, state, action):
+                return pyro.distributions.Delta(action)
+
+            def reward(self, state, action, next_state):
+                return torch.where((state == 0) & (action == 0), -math.inf, state + action.double())
+
+        # From 0: 01 earns 1, from 1 action 0 earns 1 and 1 earns 2; three steps, each path of prior 1/16.
+        paths = [(s, a, b, c) for s in (0, 1) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+        returns = [2 * (a + b) + s + c for s, a, b, c in paths if (0, 0) not in ((s, a), (a, b), (b, c))]
+        truth = math.log(sum(math.exp(each) for each in returns) / 16)
+        torch.manual_seed(0)
+        found = rlai.estimate_log_evidence(Forbids(horizon=3), method="annealed", num_particles=2000)
+        assert abs(found.mean - truth) < 4 * found.standard_error < 0.2
+        run = annealing(Forbids(horizon=3), 500)
+        assert bool(run.draws.trajectories.returns().isfinite().all())
 
     def test_refusals(self) -> None:
         mdp = small()
@@ -188,7 +229,7 @@ class TestEstimateLogEvidence:
         assert abs(float(stated / spread) - 1) < 0.1
 
     @pytest.mark.parametrize("number", [6, 8, 16])
-    @pytest.mark.parametrize("spread", [0.05, 0.5])
+    @pytest.mark.parametrize("spread", [0.05, 0.5, 2.0])
     def test_a_mean_of_few_is_off_by_one_pooled_error(self, number: int, spread: float) -> None:
         """2,000 means of lognormal evidences of mean one, seed 0: root mean square of the z-scores 1 ± 0.15."""
         torch.manual_seed(0)
@@ -198,11 +239,17 @@ class TestEstimateLogEvidence:
         assert abs(float(z.square().mean().sqrt()) - 1) < 0.15
 
     def test_the_pooled_error_by_hand(self) -> None:
-        """Evidences 1 and 3, twice: mean 2, deviation 2/√3; four runs have the factor √3."""
+        """Evidences 1 and 3, twice: mean 2, deviation 2/√3; four runs have the factor √3.
+
+        Their logarithms have mean log(3)/2 and variance log²(3)/3; what is made of these is as of six runs.
+        """
         found = mean_evidence([0.0, math.log(3), 0.0, math.log(3)])
         assert found.mean == pytest.approx(math.log(2))
-        assert found.standard_error == pytest.approx((2 / 3**0.5) / 2 / 4**0.5 * 3**0.5)
-        assert mean_evidence([0.0, math.log(3)]).standard_error == pytest.approx(2**0.5 / 2 / 2**0.5 * 3**0.5)
+        squared = math.log(3) ** 2 / 3
+        missed, unsure = math.log(3) / 2 + squared / 2 - math.log(2), squared * (5 / 6) ** 0.5
+        by_deltas = (2 / 3**0.5) / 2 / 4**0.5 * 3**0.5
+        assert found.standard_error == pytest.approx(math.hypot(by_deltas, missed, unsure))
+        assert mean_evidence([0.7, 0.7]).standard_error == pytest.approx(0, abs=1e-12)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["few states", "rare goal", "cart"])
@@ -210,6 +257,7 @@ class TestEstimateLogEvidence:
         """200 estimates of 8 plain filters each, seed 0: root mean square of the z-scores 1 ± 0.15.
 
         Logarithms of one filter spread by 0.5, 1.2 (few particles find the goal: skewed to the left) and 0.3 nats.
+        Skewed so, they have no heavy tail above, and an error that expects a normal's is too wide: z-scores from 0.5.
         """
         mdp, particles = {
             "few states": (small(), 200),
@@ -221,7 +269,7 @@ class TestEstimateLogEvidence:
         options = {"method": "smc", "critic": None, "num_particles": particles}
         found = [rlai.estimate_log_evidence(mdp, **options) for _ in range(200)]
         z = torch.tensor([(each.mean - truth) / each.standard_error for each in found])
-        assert abs(float(z.square().mean().sqrt()) - 1) < 0.15
+        assert (0.5 if name == "rare goal" else 0.85) < float(z.square().mean().sqrt()) < 1.15
 
     def test_the_numbers_say_what_they_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Particles of each run, proposals in all; ``num_draws`` is what calls from before say for particles."""

@@ -1,0 +1,84 @@
+"""Whether what a process answers lies in the spaces that it says it has."""
+
+from typing import Any
+
+import gymnasium
+import pyro.distributions as dist
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+from torch.distributions import constraints
+
+from rl_as_inference.checks import holds
+
+__all__ = ["check_actions", "check_states"]
+
+
+def check_states(states: Tensor, space: gymnasium.Space[Any], gave: str) -> None:
+    """Raises ValueError if a Discrete space lacks one of the states; ``gave`` says what gave them, and where."""
+    if not isinstance(space, Discrete):
+        return
+    low, high = int(space.start), int(space.start + space.n) - 1
+    outside = (states < low) | (states > high)
+    if not holds(~outside):
+        raise ValueError(
+            f"{gave} is state {states[outside].flatten()[0].item():g}, and state_space {space} holds integers from "
+            f"{low} to {high}; mend it, or state_space"
+        )
+
+
+def check_actions(prior: Any, space: gymnasium.Space[Any], name: str) -> None:
+    """Raises ValueError if an action prior is over other actions than the space's, as far as its kind tells."""
+    told = None
+    shape = tuple(space.shape or ())
+    if tuple(prior.event_shape) != shape:
+        told = f"of event shape {tuple(prior.event_shape)}, and one action of it has shape {shape}"
+    elif isinstance(space, Discrete):
+        count = _count(prior)
+        if count is not None and count != int(space.n):
+            told = f"over {count:g} actions"
+    elif isinstance(space, Box) and (bounds := _bounds(prior)) is not None:
+        low, high = (torch.as_tensor(side, dtype=torch.float64).cpu() for side in (space.low, space.high))
+        # torch leaves the upper bound out, so that one that is meant is a rounding further.
+        if bool(((bounds[0] < low - 1e-6 * (1 + low.abs())) | (bounds[1] > high + 1e-6 * (1 + high.abs()))).any()):
+            told = f"over [{float(bounds[0].min()):g}, {float(bounds[1].max()):g}]"
+    if told is not None:
+        raise ValueError(f"prior(state) of {name} is {told}, and action_space is {space}; give both the same actions")
+
+
+def _support(prior: Any) -> Any:
+    """Returns the support of one number; None where the distribution does not say it."""
+    if isinstance(prior, dist.Delta | dist.MaskedMixture):
+        return None
+    try:
+        support = prior.support
+    except NotImplementedError:
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def _count(prior: Any) -> float | None:
+    """Returns how many values a discrete prior is over, infinity without end; None where it does not say."""
+    if isinstance(prior, torch.distributions.Categorical):
+        return int(prior._param.shape[-1])
+    support = _support(prior)
+    if support is None:
+        return None
+    if support is constraints.boolean:
+        return 2
+    if isinstance(support, constraints.integer_interval):
+        return int(torch.as_tensor(support.upper_bound - support.lower_bound).max()) + 1
+    return float("inf")
+
+
+def _bounds(prior: Any) -> tuple[Tensor, Tensor] | None:
+    """Returns the bounds of a continuous prior, float64; None where there are none, or it does not say."""
+    support = _support(prior)
+    if not isinstance(support, constraints.interval):
+        return None
+    low, high = (
+        torch.as_tensor(side, dtype=torch.float64).detach().cpu() for side in (support.lower_bound, support.upper_bound)
+    )
+    return low, high
