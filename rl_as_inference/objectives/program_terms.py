@@ -54,7 +54,7 @@ def read_program(run: Callable[[], Any], policy: Policy | None, pathwise: bool) 
     for msg in record(run, policy, pathwise=pathwise):
         if is_action(msg) or msg["is_observed"]:
             log_p = prior_of(msg).log_prob(msg["value"])
-            log_q = msg["fn"].log_prob(msg["value"]) if is_action(msg) else None
+            log_q = None if msg["is_observed"] else msg["fn"].log_prob(msg["value"])  # nobody chose what is observed
             terms.append(_term(msg, log_p, log_q, pathwise and msg["fn"].has_rsample, msg))
         elif torch.is_grad_enabled() and not msg["fn"].has_rsample:
             log_q = msg["fn"].log_prob(msg["value"])
@@ -101,7 +101,10 @@ def _term(site: Any, log_p: Tensor | None, log_q: Tensor | None, reparameterized
     if log_q is not None:
         scaled = scale_and_mask(log_q, drawn["scale"], drawn["mask"])
         cost = cost - scaled.detach()
-        if reparameterized and log_q.requires_grad:
+        if not reparameterized:
+            # The score reaches the draw; what is left is how much it counts, where a discount is learned.
+            scaled = scale_and_mask(log_q.detach(), drawn["scale"], drawn["mask"])
+        if scaled.requires_grad:
             differentiable.append(-scaled)
     mark = site["infer"].get(ACTION)
     action = None

@@ -238,9 +238,10 @@ class TrajectoryELBO(ELBO):
         if pathwise:
             return terms.sum(), terms.sum()
         surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()))
-        for direct in (trajectories.log_factors, trajectories.log_prior):
-            if direct.requires_grad:
-                surrogate = surrogate + (trajectories.scales * direct).sum()
+        # All that is not the draws' own: what factors and prior depend on, and the discount.
+        direct = trajectories.log_factors + trajectories.log_prior - trajectories.log_policy.detach()
+        if (scaled := trajectories.scales * direct).requires_grad:
+            surrogate = surrogate + scaled.sum()
         return terms.detach().sum(), surrogate
 
     # What both have in common.
@@ -260,7 +261,8 @@ class TrajectoryELBO(ELBO):
                 "critic: its values are in reward units, so all rewards of the program need one temperature, and "
                 "they have several or none"
             )
-        critic = over_time(self.critic, steps.states, steps.times) / steps.temperature
+        # The critic's own loss is no part of the ELBO, and none of it reaches a temperature that is learned.
+        critic = over_time(self.critic, steps.states, steps.times) / torch.as_tensor(steps.temperature).detach()
         weights = steps.weights()
         alive = weights > 0
         safe = torch.where(alive, weights, 1.0)

@@ -109,10 +109,10 @@ class Follow(Messenger):
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_action(msg):
-            self._act(msg)
-        elif msg["is_observed"]:
+        if msg["is_observed"]:  # an action too: nobody chose it
             msg["stop"] = True
+        elif is_action(msg):
+            self._act(msg)
 
     def _pyro_rlai_factors_count(self, msg: Any) -> None:
         msg["value"], msg["done"] = False, True

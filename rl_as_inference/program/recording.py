@@ -99,7 +99,7 @@ class _Recorder(Follow):
         if self.actions_left == 0:
             raise _Left
         self.actions_left -= 1
-        if not self.prior_only:
+        if not self.prior_only and not msg["is_observed"]:
             self._act(msg)
         if not self.pathwise and msg["value"] is None:
             with torch.no_grad():
