@@ -157,7 +157,8 @@ def suffix_sums(costs: list[Any]) -> list[Any]:
 
 def temperature_of(terms: list[Term]) -> Any:
     """Returns the program's temperature; None, where it has several or none, forbids a critic."""
-    found = {float(term.temperature): term.temperature for term in terms if term.temperature is not None}
+    given = [term.temperature for term in terms if term.temperature is not None]
+    found = {float(torch.as_tensor(temperature).detach()): temperature for temperature in given}
     return next(iter(found.values())) if len(found) == 1 else None
 
 

@@ -262,7 +262,8 @@ class TrajectoryELBO(ELBO):
                 "they have several or none"
             )
         # The critic's own loss is no part of the ELBO, and none of it reaches a temperature that is learned.
-        critic = over_time(self.critic, steps.states, steps.times) / torch.as_tensor(steps.temperature).detach()
+        alpha = steps.temperature.detach() if isinstance(steps.temperature, Tensor) else steps.temperature
+        critic = over_time(self.critic, steps.states, steps.times) / alpha
         weights = steps.weights()
         alive = weights > 0
         safe = torch.where(alive, weights, 1.0)

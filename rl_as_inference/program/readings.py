@@ -122,6 +122,7 @@ class Follow(Messenger):
         place = step_of(msg)
         proposal = self.policy(msg["infer"][ACTION]["state"], place["step"] or 0)
         proposal = check_answer(proposal, prior, f"at site {msg['name']!r}")
+        msg["infer"]["rlai_policy"] = proposal
         if place["alive"] is not None:
             proposal = prior_where_ended(place["alive"], proposal, prior)
         msg["infer"]["rlai_prior"] = prior
