@@ -1,6 +1,6 @@
 """What each site of a program adds to the ELBO, and how a gradient reaches its draw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,9 +174,13 @@ class Marks(Messenger):
 
 
 class DetachedActions(Messenger):
-    """Draws actions without a path for gradients."""
+    """Draws actions without a path for gradients; a guide of one's own does not say which those are."""
+
+    def __init__(self, names: Collection[str] = ()) -> None:
+        super().__init__()
+        self.names = names
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_action(msg) and msg["value"] is None:
+        if (is_action(msg) or msg["name"] in self.names) and msg["value"] is None:
             with torch.no_grad():
                 msg["value"] = msg["fn"].sample()

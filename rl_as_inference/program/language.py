@@ -96,7 +96,8 @@ def terminate(done: Tensor | bool, *, absorbing: bool = False) -> None:
             process with such endings stay where they are, and a condition on one holds to the last.
     """
     if am_i_wrapped():
-        _terminate(torch.as_tensor(done), absorbing)
+        # As a plain tensor: readings know of endings by their mask, and need not follow where they came from.
+        _terminate(torch.as_tensor(done).as_subclass(Tensor), absorbing)
 
 
 def steps(
