@@ -10,6 +10,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -186,6 +187,13 @@ def _terminate(done: Tensor, absorbing: bool) -> Tensor:
     return done
 
 
+@effectful(type="rlai_sites_so_far")
+def _sites_so_far() -> list[Any]:
+    """Returns the sites of this run before the loop, of which a recorder or one of Pyro's traces around it knows."""
+    traces = [handler.trace for handler in _PYRO_STACK if isinstance(handler, TraceMessenger)]
+    return [site for trace in traces[:1] for site in trace.nodes.values() if site["type"] == "sample"]
+
+
 class _StepScope(Messenger):
     """Scales or silences the sites of the current step, and tells action sites where they are."""
 
@@ -203,6 +211,8 @@ class _StepScope(Messenger):
         # Those around the loop speak after it, so that it has to look at them beforehand; the innermost comes first.
         self.conditions = [handler for handler in reversed(_PYRO_STACK) if isinstance(handler, ConditionMessenger)]
         self.drawn: list[str] = []  # latent sites so far, kept where there are conditions
+        for msg in _sites_so_far() if self.conditions else ():
+            self._note(msg)
 
     def begin(self, step: int) -> None:
         self.step = step
@@ -254,7 +264,11 @@ class _StepScope(Messenger):
             msg["mask"] = both(msg["mask"], self.standing() if stays else self.alive())
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not self.conditions or site_is_subsample(msg):
+        if self.conditions:
+            self._note(msg)
+
+    def _note(self, msg: Any) -> None:
+        if site_is_subsample(msg):
             return
         if not msg["is_observed"] or any(msg["name"] in condition.data for condition in self.conditions):
             self.drawn.append(msg["name"])

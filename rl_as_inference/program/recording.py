@@ -116,6 +116,9 @@ class _Recorder(Follow):
     def _pyro_rlai_factors_count(self, msg: Any) -> None:
         """Factors are what is to be recorded, so they are not silenced."""
 
+    def _pyro_rlai_sites_so_far(self, msg: Any) -> None:
+        msg["value"], msg["done"] = list(self.messages), True
+
     def _pyro_post_sample(self, msg: Any) -> None:
         self.messages.append(msg)
 
