@@ -1,10 +1,13 @@
 """How far a policy's trajectories are from the exponentiated-return distribution, by any method."""
 
 import math
+import sys
 import warnings
 from typing import Literal, get_args
 
+import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from rl_as_inference import exact
@@ -14,13 +17,19 @@ from rl_as_inference.exact.divergence import Direction, check_direction
 from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
 from rl_as_inference.processes import TabularMDP
-from rl_as_inference.processes.programs import as_process
+from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.program.readings import survival
+from rl_as_inference.program.recording import log_prob_of, policy_of, record
+from rl_as_inference.program.sites import both, is_action, step_of
 from rl_as_inference.sampling.importance import check_whole_plates, surviving_rollout
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["DivergenceMethod", "trajectory_kl"]
 
 DivergenceMethod = Literal["exact", "enumeration", "posterior", "sample"]
+
+_SINGLE_RUNS = 1000
+"""The most draws of the action prior from a program that runs for one trajectory at a time."""
 
 
 @torch.no_grad()
@@ -49,7 +58,10 @@ def trajectory_kl(
 
     By default exact where there are exact answers, else sample. Standard errors are 0 for the first two,
     and by the delta method for the last. With γ < 1 trajectories include their survival. It is infinite
-    where the first distribution reaches what the second excludes, which draws may fail to notice.
+    where the first distribution reaches what the second excludes. A policy's own draws never show what it excludes,
+    so as many draws of the action prior are asked whether the policy could have made them. If it could not,
+    the forward divergence is infinite, and the reverse one has its log evidence from the prior's draws. What the
+    prior does too rarely for that, draws do not notice.
 
     Args:
         process: a process or a Pyro program.
@@ -92,8 +104,61 @@ def trajectory_kl(
     if method == "posterior":
         return _from_posterior(process, policy, direction, num_trajectories)
     check_whole_plates(process)
-    log_weight = surviving_rollout(process, policy, num_trajectories).log_weight()
-    return _self_normalised(log_weight, direction)
+    log_weight = surviving_rollout(process, policy, num_trajectories).log_weight().double()
+    excluded = _excluded(process, policy, num_trajectories)
+    if excluded is None or bool(log_weight.isneginf().all()):  # the latter is told below
+        return _self_normalised(log_weight, direction)
+    if direction == "forward":
+        return Estimate(math.inf, 0.0)
+    # What the policy can do has its evidence from the policy's draws, and what it cannot from the prior's.
+    if bool(log_weight.isneginf().any()):
+        return Estimate(math.inf, 0.0)
+    evidence = torch.logaddexp(_log_mean(log_weight), _log_mean(excluded))
+    own = (log_weight - evidence).exp() - log_weight
+    errors = (Estimate.of(own).standard_error, Estimate.of((excluded - evidence).exp()).standard_error)
+    return Estimate(float(evidence - log_weight.mean()), math.hypot(*errors))
+
+
+def _log_mean(logs: Tensor) -> Tensor:
+    return torch.logsumexp(logs, 0) - math.log(len(logs))
+
+
+def _excluded(process: Process, policy: Policy | None, count: int) -> Tensor | None:
+    """Returns log weights of draws of the action prior, ``(N,)``, -∞ for those that the policy could have made.
+
+    None if it could have made all that meet the program: then nothing is known of what they did not do.
+    """
+    if policy is None:
+        return None
+    with pyro.validation_enabled(False):  # a distribution may be asked of what is outside of its support
+        if isinstance(process, ProgramProcess):
+            pairs = [_prior_run(process, policy, n) for n in _batches(process, count)]
+            log_weight, never = (torch.cat(column) for column in zip(*pairs, strict=True))
+        else:
+            draws = surviving_rollout(process, None, count)
+            log_weight, never = draws.log_weight(), _log_policy(process, policy, draws).isneginf().any(0)
+    excluded = torch.where(never, log_weight.double(), -torch.inf)
+    return excluded if bool((excluded > -torch.inf).any()) else None
+
+
+def _batches(process: ProgramProcess, count: int) -> list[int]:
+    return [count] if process.is_vectorized() else [1] * min(count, _SINGLE_RUNS)
+
+
+def _prior_run(process: ProgramProcess, policy: Policy, count: int) -> tuple[Tensor, Tensor]:
+    """Returns log weights of draws of the action prior, and which of them the policy excludes, ``(count,)``."""
+    process = ProgramProcess(survival(process.program), vectorized=process.vectorized)
+    draws, values = process.first_steps(None, count, sys.maxsize, {})  # all of them
+    never, plates = torch.zeros(count, dtype=torch.bool, device=draws.rewards.device), (1,) * process._nesting
+
+    def per_trajectory(value: Tensor) -> Tensor:
+        return value.expand(torch.broadcast_shapes(value.shape, (count, *plates))).reshape(count, -1).any(1)
+
+    for msg in record(process.in_plate(count), policy, values=values):
+        if is_action(msg) and not msg["is_observed"]:
+            counts = both(step_of(msg)["alive"], msg["mask"])
+            never |= per_trajectory(scale_and_mask(log_prob_of(policy_of(msg), msg["value"]), 1.0, counts).isneginf())
+    return draws.log_weight(), never
 
 
 def _enumerated(found: exact.Enumeration, direction: Direction) -> Tensor:
@@ -101,7 +166,10 @@ def _enumerated(found: exact.Enumeration, direction: Direction) -> Tensor:
     if direction == "forward":
         first, second = second, first
     possible = first > -torch.inf  # 0 log 0 = 0
-    return (first[possible].exp() * (first[possible] - second[possible])).sum()
+    first, second = first[possible], second[possible]
+    if bool(second.isneginf().any()):  # however small the probability of that is, and though it be rounded to 0
+        return torch.full_like(first.sum(), torch.inf)
+    return (first.exp() * (first - second)).sum()
 
 
 def _from_posterior(process: Process, policy: Policy | None, direction: Direction, num_draws: int) -> Estimate:
@@ -116,6 +184,8 @@ def _from_posterior(process: Process, policy: Policy | None, direction: Directio
         return Estimate.of(evidence - log_weight)
     draws = exact.sample_posterior(process, num_draws)
     log_weight = (draws.log_factors + draws.log_prior - _log_policy(process, policy, draws)).sum(0)
+    if bool(log_weight.isposinf().any()) or _excluded(process, policy, num_draws) is not None:
+        return Estimate(math.inf, 0.0)
     return Estimate.of(log_weight - evidence)
 
 
@@ -124,13 +194,13 @@ def _log_policy(process: Process, policy: Policy | None, draws: Trajectories) ->
     if policy is None:
         return draws.log_prior
     rows = []
-    for t, (state, action) in enumerate(zip(draws.states, draws.actions, strict=False)):
+    for t, (state, action) in enumerate(zip(draws.states[: draws.horizon], draws.actions, strict=True)):
         chosen = policy(state, t)
         if isinstance(process, TabularMDP):
             logits = process.log_probabilities(chosen, state, f"at step {t}")
             rows.append(logits.gather(-1, action[:, None]).squeeze(-1))
         else:
-            rows.append(chosen.log_prob(action))
+            rows.append(log_prob_of(chosen, action))
     return torch.where(draws.mask, torch.stack(rows), 0.0)
 
 
@@ -152,9 +222,11 @@ def _self_normalised(log_weight: Tensor, direction: Direction) -> Estimate:
             UserWarning,
             stacklevel=4,  # the caller of trajectory_kl, which torch wraps,
         )
-    evidence = total - math.log(size)
+    evidence = _log_mean(log_weight)
     share = (log_weight - evidence).exp()  # of mean one
     if direction == "reverse":
+        if bool(log_weight.isneginf().any()):  # the policy does what the program forbids
+            return Estimate(math.inf, 0.0)
         mean = evidence - log_weight.mean()
         influence = share - log_weight
     else:

@@ -26,7 +26,7 @@ class ActionSteps:
     """Of these, the action's own: ``log p - log π``, scaled; like what follows, asked for when needed."""
     log_policy: Tensor
     weights: Callable[[], Tensor]
-    """γ^t where the trajectory is alive, 0 elsewhere."""
+    """γ^t where the trajectory is alive, 0 elsewhere; without gradient, as a discount's own comes with the terms."""
     states: Tensor
     actions: Tensor
     times: Sequence[int]
@@ -59,7 +59,7 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
     def weights() -> Tensor:
         living = [1.0 if (alive := term.action["alive"]) is None else alive for term in acts]
         scales = [aligned(term.action["scale"]) for term in acts]
-        return torch.stack([scale * alive for scale, alive in zip(scales, living, strict=True)])
+        return torch.stack([scale * alive for scale, alive in zip(scales, living, strict=True)]).detach()
 
     return ActionSteps(
         terms=torch.stack(terms),
@@ -103,7 +103,7 @@ def steps_of_rollout(
         terms=terms,
         own_terms=lambda: (trajectories.scales * (trajectories.log_prior - trajectories.log_policy)).detach(),
         log_policy=trajectories.log_policy,
-        weights=lambda: trajectories.scales * trajectories.mask,
+        weights=lambda: (trajectories.scales * trajectories.mask).detach(),
         states=states,
         actions=trajectories.actions,
         times=range(trajectories.horizon),

@@ -1,6 +1,6 @@
 """What each site of a program adds to the ELBO, and how a gradient reaches its draw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def read_program(run: Callable[[], Any], policy: Policy | None, pathwise: bool) 
     for msg in record(run, policy, pathwise=pathwise):
         if is_action(msg) or msg["is_observed"]:
             log_p = prior_of(msg).log_prob(msg["value"])
-            log_q = msg["fn"].log_prob(msg["value"]) if is_action(msg) else None
+            log_q = None if msg["is_observed"] else msg["fn"].log_prob(msg["value"])  # nobody chose what is observed
             terms.append(_term(msg, log_p, log_q, pathwise and msg["fn"].has_rsample, msg))
         elif torch.is_grad_enabled() and not msg["fn"].has_rsample:
             log_q = msg["fn"].log_prob(msg["value"])
@@ -101,7 +101,10 @@ def _term(site: Any, log_p: Tensor | None, log_q: Tensor | None, reparameterized
     if log_q is not None:
         scaled = scale_and_mask(log_q, drawn["scale"], drawn["mask"])
         cost = cost - scaled.detach()
-        if reparameterized and log_q.requires_grad:
+        if not reparameterized:
+            # The score reaches the draw; what is left is how much it counts, where a discount is learned.
+            scaled = scale_and_mask(log_q.detach(), drawn["scale"], drawn["mask"])
+        if scaled.requires_grad:
             differentiable.append(-scaled)
     mark = site["infer"].get(ACTION)
     action = None
@@ -154,7 +157,8 @@ def suffix_sums(costs: list[Any]) -> list[Any]:
 
 def temperature_of(terms: list[Term]) -> Any:
     """Returns the program's temperature; None, where it has several or none, forbids a critic."""
-    found = {float(term.temperature): term.temperature for term in terms if term.temperature is not None}
+    given = [term.temperature for term in terms if term.temperature is not None]
+    found = {float(torch.as_tensor(temperature).detach()): temperature for temperature in given}
     return next(iter(found.values())) if len(found) == 1 else None
 
 
@@ -170,9 +174,13 @@ class Marks(Messenger):
 
 
 class DetachedActions(Messenger):
-    """Draws actions without a path for gradients."""
+    """Draws actions without a path for gradients; a guide of one's own does not say which those are."""
+
+    def __init__(self, names: Collection[str] = ()) -> None:
+        super().__init__()
+        self.names = names
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_action(msg) and msg["value"] is None:
+        if (is_action(msg) or msg["name"] in self.names) and msg["value"] is None:
             with torch.no_grad():
                 msg["value"] = msg["fn"].sample()

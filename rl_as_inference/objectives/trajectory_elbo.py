@@ -1,11 +1,13 @@
 """The trajectory ELBO as a Pyro objective: the maximum-entropy objective, with its estimators."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
 import torch
+from pyro import poutine
 from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.util import warn_if_nan
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from rl_as_inference.objectives import estimators
 from rl_as_inference.objectives.action_steps import ActionSteps, over_time, steps_of_rollout, steps_of_terms
+from rl_as_inference.objectives.jumps import Jumps
 from rl_as_inference.objectives.program_terms import (
     DetachedActions,
     Marks,
@@ -26,10 +29,13 @@ from rl_as_inference.objectives.program_terms import (
 from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.program.readings import Guide, register_module
+from rl_as_inference.program.sites import ACTION
 
 __all__ = ["Estimator", "TrajectoryELBO"]
 
 Estimator = Literal["auto", "pathwise", "full_return", "score", "baseline", "advantage", "exact_sum", "n_step"]
+
+_JUMPS = Jumps()
 
 _WITH_CRITIC = ("baseline", "advantage", "exact_sum", "n_step")
 
@@ -45,11 +51,14 @@ class TrajectoryELBO(ELBO):
 
     Estimators of the gradient (docs/mathematics.md):
 
-    - ``"auto"``: unbiased for every tagged program whose rewards, where they can be differentiated at
-      all, have no jumps besides. Pathwise where actions are reparameterized, nothing ends early and
-      rewards have slopes; else ``"baseline"`` with a critic and ``"score"`` without. For rewards
-      that are a slope plus a step function of continuous actions, say ``"score"``.
-    - ``"pathwise"``: through the actions and the dynamics, SVG(∞) (Heess et al. 2015, arXiv:1510.09142).
+    - ``"auto"``: unbiased for every tagged program. Pathwise where actions are reparameterized, nothing
+      ends early, and trial runs show no jump: that Python asks for the value of what depends on an action (``if``,
+      ``while``, ``float``, ``.item()``), that a number is made of a step function of it (a comparison in
+      ``torch.where``, ``round``, ``argmax``, an index), or that its gradient is cut off (``detach``). Else
+      ``"baseline"`` with a critic and ``"score"`` without. Where the pieces of a ``torch.where`` meet there
+      is no jump, and ``"pathwise"`` may be asked for by name.
+    - ``"pathwise"``: through the actions and the dynamics, SVG(∞) (Heess et al. 2015, arXiv:1510.09142). Jumps of
+      the same kinds are warned of.
     - ``"full_return"``: score function times the whole trajectory's return.
     - ``"score"``: score function times the return-to-go.
     - ``"baseline"``: the same less a critic's soft V, a ``(state, t)`` function in reward units.
@@ -68,6 +77,9 @@ class TrajectoryELBO(ELBO):
         lambda_: λ in [0, 1], for ``"advantage"``.
         n: the number of steps, ≥ 1, for ``"n_step"``.
         **options: Pyro's: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ….
+
+    Warns:
+        UserWarning: if ``"pathwise"`` is asked of a program that jumps as its actions move.
 
     Raises:
         ValueError: for an unknown estimator, a λ outside [0, 1], an n < 1, or a critic missing where it is
@@ -158,8 +170,15 @@ class TrajectoryELBO(ELBO):
                 continue
             pair = (self._vectorized_num_particles(fn) if vectorized else fn for fn in (model, guide))
             run, other = (partial(fn, *args, **kwargs) for fn in pair)
-            read = partial(read_program, run, guide.policy) if own else partial(self._read_pair, run, other)
-            yield self._combine(self._settle(read))
+            plain = partial(model, *args, **kwargs), partial(guide, *args, **kwargs)
+            if own:
+                read = partial(read_program, run, guide.policy)
+                look = partial(self._look, model, guide.policy, partial(read_program, plain[0], guide.policy, True))
+            else:
+                names = _JUMPS.note(model, guide).names
+                read = partial(self._read_pair, run, other, names)
+                look = partial(self._look, model, guide, partial(_run_pair, *plain, names))
+            yield self._combine(self._settle(read, look))
 
     def _is_in_parts(self, model: Any) -> bool:
         """Whether the model has a reading without handlers that gives every gradient that is wanted."""
@@ -173,26 +192,41 @@ class TrajectoryELBO(ELBO):
 
     # Programs: sites with their plates.
 
-    def _read_pair(self, model: Any, guide: Any, pathwise: bool) -> list[Term]:
+    def _read_pair(self, model: Any, guide: Any, names: set[str], pathwise: bool) -> list[Term]:
         marks = Marks()
-        guide = guide if pathwise else DetachedActions()(guide)
-        model_trace, guide_trace = self._get_trace(marks(model), guide, (), {})
+        drawing = guide if pathwise else DetachedActions(names)(guide)
+        model_trace, guide_trace = self._get_trace(marks(model), drawing, (), {})
+        if not pathwise and torch.is_grad_enabled():
+            drawn = {n: guide_trace.nodes[n]["value"] for n in _actions(marks.of) if n in guide_trace.nodes}
+            unmarked = {name for name, value in drawn.items() if value.requires_grad}
+            if unmarked - names:  # the guide did not say that these are actions; it is remembered
+                names |= unmarked
+                return self._read_pair(model, guide, names, pathwise)
         return terms_of_traces(model_trace, guide_trace, marks.of, pathwise)
 
-    def _settle(self, read: Callable[[bool], list[Term]]) -> list[Term]:
+    def _look(self, model: Any, actor: Any, trial: Callable[[], Any]) -> bool:
+        """Returns whether the model jumps as its actions move; of ``"pathwise"`` it is warned."""
+        note = _JUMPS.look(model, actor, trial)
+        if note.found is not None and self.estimator == "pathwise":
+            warnings.warn(
+                f"estimator='pathwise' does not see that the program jumps as its actions move ({note.found}), so that "
+                f"its gradient is biased unless both sides meet there; use 'auto', 'score' or 'baseline'",
+                UserWarning,
+                stacklevel=6,
+            )
+        return note.found is not None or note.ends
+
+    def _settle(self, read: Callable[[bool], list[Term]], look: Callable[[], bool]) -> list[Term]:
         """Returns the terms of one run, with actions drawn as the estimator wants them."""
         if self.estimator not in ("auto", "pathwise"):
             return read(False)
         terms = read(True)
         drawn_pathwise = any(term.action is not None and term.score is None for term in terms)
-        if self.estimator == "auto" and drawn_pathwise and torch.is_grad_enabled():
-            # Where an episode ends depends on where actions led, with a jump that no derivative sees; and a
-            # reward that is a step function has a slope of zero almost everywhere.
-            jumps = any(term.ends_early for term in terms)
-            slopes = any(term.differentiable for term in terms if term.is_factor)
-            if jumps or not slopes:
-                return read(False)
-        return terms
+        if not drawn_pathwise or not torch.is_grad_enabled():
+            return terms
+        # Where an episode ends depends on where actions led, with a jump that no derivative sees.
+        jumps = look() or any(term.ends_early for term in terms)
+        return read(False) if jumps and self.estimator == "auto" else terms
 
     def _combine(self, terms: list[Term]) -> tuple[Tensor, Tensor]:
         elbo: Any = torch.zeros(())
@@ -230,17 +264,21 @@ class TrajectoryELBO(ELBO):
         self, mdp: MarkovDecisionProcess, policy: Any, num_trajectories: int = 1
     ) -> tuple[Tensor, Tensor]:
         pathwise = self.estimator == "pathwise" or (self.estimator == "auto" and _is_smooth(mdp, policy))
+        if pathwise and torch.is_grad_enabled():
+            trial = partial(read_program, partial(mdp, min(num_trajectories, 2)), policy, True)
+            pathwise = not self._look(mdp, policy, trial) or self.estimator == "pathwise"
         trajectories = mdp.rollout(policy, num_trajectories, pathwise=pathwise)
         flat = torch.is_grad_enabled() and not trajectories.log_factors.requires_grad
-        if self.estimator == "auto" and pathwise and flat:  # rewards without slope, as in _settle
+        if self.estimator == "auto" and pathwise and flat:  # rewards without slope
             pathwise, trajectories = False, mdp.rollout(policy, num_trajectories)
         terms = trajectories.terms()
         if pathwise:
             return terms.sum(), terms.sum()
         surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()))
-        for direct in (trajectories.log_factors, trajectories.log_prior):
-            if direct.requires_grad:
-                surrogate = surrogate + (trajectories.scales * direct).sum()
+        # All that is not the draws' own: what factors and prior depend on, and the discount.
+        direct = trajectories.log_factors + trajectories.log_prior - trajectories.log_policy.detach()
+        if (scaled := trajectories.scales * direct).requires_grad:
+            surrogate = surrogate + scaled.sum()
         return terms.detach().sum(), surrogate
 
     # What both have in common.
@@ -260,7 +298,9 @@ class TrajectoryELBO(ELBO):
                 "critic: its values are in reward units, so all rewards of the program need one temperature, and "
                 "they have several or none"
             )
-        critic = over_time(self.critic, steps.states, steps.times) / steps.temperature
+        # The critic's own loss is no part of the ELBO, and none of it reaches a temperature that is learned.
+        alpha = steps.temperature.detach() if isinstance(steps.temperature, Tensor) else steps.temperature
+        critic = over_time(self.critic, steps.states, steps.times) / alpha
         weights = steps.weights()
         alive = weights > 0
         safe = torch.where(alive, weights, 1.0)
@@ -292,6 +332,19 @@ class TrajectoryELBO(ELBO):
         if critic.requires_grad:
             surrogate = surrogate - estimators.critic_loss(critic, (advantage + values) / safe, alive)
         return surrogate
+
+
+def _actions(marks: dict[str, Any]) -> list[str]:
+    return [name for name, infer in marks.items() if ACTION in (infer or ())]
+
+
+def _run_pair(model: Callable[[], Any], guide: Callable[[], Any], names: set[str]) -> None:
+    """Runs a guide and its model as a trial, twice: that a site is an action may be known from the model alone."""
+    for _ in range(2):
+        marks = Marks()
+        trace = poutine.trace(poutine.replay(marks(model), trace=poutine.trace(guide).get_trace())).get_trace()
+        trace.compute_log_prob()
+        names.update(_actions(marks.of))
 
 
 def _is_smooth(mdp: MarkovDecisionProcess, policy: Any) -> bool:

@@ -24,6 +24,10 @@ def given_return(program: Callable[..., Any], at_least: float) -> Callable[..., 
     stay as they are: for the action prior's own trajectories of such a return raise the temperature
     (``process.at_temperature(1e6)``).
 
+    A return that falls short by no more than rounding counts as reached: ten payoffs of 0.1 are a return of 1,
+    though their sum is not. Rounding is four units in the last place of every reward, ``4 ε Σ_t |r_t|`` with the ε of
+    the rewards' own type, since returns are summed in float64.
+
     Args:
         program: a process or a Pyro program that tags its rewards (:func:`rl_as_inference.reward`).
         at_least: in reward units, of the undiscounted sum over the steps that were survived.
@@ -47,7 +51,8 @@ def given_return(program: Callable[..., Any], at_least: float) -> Callable[..., 
         if rewards.total is None:
             raise ValueError("given_return: the program has no rewards; write them by reward(name, value, temperature)")
         with _InPlates(rewards.plates):
-            unit = dist.Unit(torch.where(rewards.total < at_least, -math.inf, 0.0))
+            short = rewards.total < at_least - rewards.rounding
+            unit = dist.Unit(torch.where(short, -math.inf, 0.0).to(rewards.dtype))
             mark = {"is_auxiliary": True, CONDITION: at_least}
             pyro.sample("return_at_least", unit, obs=unit.sample(), infer=mark)
         return answer
@@ -63,6 +68,8 @@ class _Rewards(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.total: Tensor | None = None
+        self.rounding: Tensor | float = 0.0
+        self.dtype = torch.get_default_dtype()
         self.plates: tuple[Any, ...] = ()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -71,7 +78,12 @@ class _Rewards(Messenger):
         value = torch.as_tensor(msg["infer"][REWARD]["value"]).detach()
         if msg["mask"] is not None:
             value = torch.where(torch.as_tensor(msg["mask"], device=value.device), value, 0.0)
+        if value.is_floating_point():
+            self.dtype = value.dtype
+        ulp = torch.finfo(self.dtype).eps
+        value = value.double()
         self.total = value if self.total is None else self.total + value
+        self.rounding = self.rounding + 4 * ulp * value.abs()
         self.plates = msg["cond_indep_stack"]  # those inside; the ones outside have yet to add themselves
 
 

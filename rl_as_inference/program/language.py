@@ -7,11 +7,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import am_i_wrapped, effectful
+from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from rl_as_inference.program.sites import ACTION, REWARD, STEP, both, is_reward
+from rl_as_inference.program.sites import ACTION, COIN, FIRST, REWARD, STEP, both
 
 __all__ = ["Rendering", "act", "reward", "steps", "terminate"]
 
@@ -82,17 +85,20 @@ def terminate(done: Tensor | bool, *, absorbing: bool = False) -> None:
     """Ends the episode where ``done`` is true: from here on rewards are silent and no action is taken.
 
     Call it inside :func:`steps`, before the step's action, once the state is known. In an ended
-    trajectory the program runs on, so that batches keep their shape, but rewards count nothing and
-    a policy under :func:`follow` leaves the action to the action prior, so that the ended part adds
-    exactly 0 to every ELBO and evidence.
+    trajectory the program runs on, so that batches keep their shape, but rewards count nothing,
+    a policy under :func:`follow` leaves the action to the action prior, and what is observed
+    (``obs=``, ``pyro.condition``) is not looked at, so that the ended part adds exactly 0 to every
+    ELBO and evidence. What is observed earlier in the step, before this call, still counts.
 
     Args:
         done: a bool, or a boolean tensor with the shape of the enclosing plates.
         absorbing: says that terminal states are never left, so that the current ``done`` alone
-            tells whether the episode has ended. ``steps(..., markov=True)`` needs this.
+            tells whether the episode has ended. ``steps(..., markov=True)`` needs this. The states of a
+            process with such endings stay where they are, and a condition on one holds to the last.
     """
     if am_i_wrapped():
-        _terminate(torch.as_tensor(done), absorbing)
+        # As a plain tensor: readings know of endings by their mask, and need not follow where they came from.
+        _terminate(torch.as_tensor(done).as_subclass(Tensor), absorbing)
 
 
 def steps(
@@ -113,6 +119,11 @@ def steps(
     - ``"survival"``: the coins are sites of the program, ``alive_1 … alive_{horizon-1}``, to be
       sampled or enumerated; once one falls, later rewards are silent. Use it wherever a log
       evidence or a posterior is wanted. :func:`survival` switches a whole program to it.
+
+    An ended episode observes nothing, whether a coin has ended it, :func:`terminate` or ``break``. So sites
+    inside the loop that are observed, by ``obs=`` or by ``pyro.condition``, count as rewards do: γ^t times, or while
+    the coins stand. (A condition that fixes everything that has been drawn so far only asks for the density of a
+    run, as Pyro's samplers do, and keeps every factor.)
 
     Args:
         horizon: the number of steps, an integer ≥ 0.
@@ -176,6 +187,13 @@ def _terminate(done: Tensor, absorbing: bool) -> Tensor:
     return done
 
 
+@effectful(type="rlai_sites_so_far")
+def _sites_so_far() -> list[Any]:
+    """Returns the sites of this run before the loop, of which a recorder or one of Pyro's traces around it knows."""
+    traces = [handler.trace for handler in _PYRO_STACK if isinstance(handler, TraceMessenger)]
+    return [site for trace in traces[:1] for site in trace.nodes.values() if site["type"] == "sample"]
+
+
 class _StepScope(Messenger):
     """Scales or silences the sites of the current step, and tells action sites where they are."""
 
@@ -189,6 +207,12 @@ class _StepScope(Messenger):
         self.scale: float | Tensor = 1.0
         self.coin: Tensor | None = None
         self.ended: Tensor | None = None
+        self.absorbing = False
+        # Those around the loop speak after it, so that it has to look at them beforehand; the innermost comes first.
+        self.conditions = [handler for handler in reversed(_PYRO_STACK) if isinstance(handler, ConditionMessenger)]
+        self.drawn: list[str] = []  # latent sites so far, kept where there are conditions
+        for msg in _sites_so_far() if self.conditions else ():
+            self._note(msg)
 
     def begin(self, step: int) -> None:
         self.step = step
@@ -201,12 +225,31 @@ class _StepScope(Messenger):
         if self.coin is not None:
             # The coin's site holds "still alive", a Markov chain, and not the single toss.
             alive = alive * self.coin
-        self.coin = pyro.sample(f"alive_{step}", dist.Bernoulli(alive))
+        self.coin = pyro.sample(f"alive_{step}", dist.Bernoulli(alive), infer={COIN: True})
+
+    def standing(self) -> Tensor | None:
+        """Which trajectories no coin has ended; None where all stand."""
+        return None if self.coin is None else self.coin.bool()
 
     def alive(self) -> Tensor | None:
-        """Which trajectories still earn and act; None where all do."""
-        standing = None if self.ended is None else ~self.ended
-        return standing if self.coin is None else both(self.coin.bool(), standing)
+        """Which trajectories still earn, act and observe; None where all do."""
+        return both(self.standing(), None if self.ended is None else ~self.ended)
+
+    def _is_observed(self, msg: Any) -> bool:
+        """Whether the program fixes a site, or a condition around it that leaves something to be drawn."""
+        if msg["is_observed"]:
+            return True
+        if COIN in msg["infer"]:
+            return False
+        inside: list[Any] = []
+        for condition in self.conditions:
+            if msg["name"] in condition.data:
+                fixed = (*inside, condition.data)
+                if not self.drawn:  # an ending before the first draw of the loop
+                    return ACTION not in msg["infer"]
+                return any(not any(name in data for data in fixed) for name in self.drawn)
+            inside.append(condition.data)
+        return False
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = msg["scale"] * self.scale
@@ -216,10 +259,21 @@ class _StepScope(Messenger):
         mark = msg["infer"].setdefault(STEP, outermost)
         mark["scale"] = mark["scale"] * self.scale
         mark["alive"] = both(mark["alive"], self.alive())
-        if is_reward(msg):
-            msg["mask"] = both(msg["mask"], self.alive())
+        if (self.coin is not None or self.ended is not None) and self._is_observed(msg):
+            stays = self.absorbing and FIRST in msg["infer"]
+            msg["mask"] = both(msg["mask"], self.standing() if stays else self.alive())
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.conditions:
+            self._note(msg)
+
+    def _note(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if not msg["is_observed"] or any(msg["name"] in condition.data for condition in self.conditions):
+            self.drawn.append(msg["name"])
 
     def _pyro_rlai_terminate(self, msg: Any) -> None:
-        done, absorbing = msg["args"]
-        self.ended = done if absorbing or self.ended is None else self.ended | done
+        done, self.absorbing = msg["args"]
+        self.ended = done if self.absorbing or self.ended is None else self.ended | done
         msg["stop"] = True

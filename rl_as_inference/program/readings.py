@@ -109,10 +109,10 @@ class Follow(Messenger):
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_action(msg):
-            self._act(msg)
-        elif msg["is_observed"]:
+        if msg["is_observed"]:  # an action too: nobody chose it
             msg["stop"] = True
+        elif is_action(msg):
+            self._act(msg)
 
     def _pyro_rlai_factors_count(self, msg: Any) -> None:
         msg["value"], msg["done"] = False, True
@@ -122,6 +122,7 @@ class Follow(Messenger):
         place = step_of(msg)
         proposal = self.policy(msg["infer"][ACTION]["state"], place["step"] or 0)
         proposal = check_answer(proposal, prior, f"at site {msg['name']!r}")
+        msg["infer"]["rlai_policy"] = proposal
         if place["alive"] is not None:
             proposal = prior_where_ended(place["alive"], proposal, prior)
         msg["infer"]["rlai_prior"] = prior

@@ -12,7 +12,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.program.readings import Follow
 from rl_as_inference.program.sites import is_action
 
-__all__ = ["log_prob_of", "prior_of", "record"]
+__all__ = ["log_prob_of", "policy_of", "prior_of", "record"]
 
 
 def record(
@@ -48,31 +48,39 @@ def prior_of(message: Any) -> Any:
     return message["infer"].get("rlai_prior", message["fn"])
 
 
+def policy_of(message: Any) -> Any:
+    """Returns what the policy answered at an action site's message, in ended trajectories too; its prior without one.
+
+    Beside the action prior that stands in for it there, probabilities of zero are clamped.
+    """
+    return message["infer"].get("rlai_policy", message["fn"])
+
+
 def log_prob_of(fn: Any, value: Tensor) -> Tensor:
-    """Returns ``log p(value)``, -∞ where the distribution was given a probability of zero.
+    """Returns ``log p(value)`` of the probabilities that a distribution was given, -∞ where that is zero.
 
     torch clamps the probabilities that a Categorical or Bernoulli is given to ε, so that its own ``log_prob``
-    calls what is impossible about 15 nats unlikely.
+    calls all that is less likely about 16 nats unlikely, or 36 in float64.
 
     Example:
         >>> import pyro.distributions as dist
-        >>> float(log_prob_of(dist.Categorical(torch.tensor([1.0, 0.0])), torch.tensor(1)))
-        -inf
+        >>> log_prob_of(dist.Categorical(torch.tensor([1.0, 0.0, 1e-9])), torch.tensor([1, 2]))
+        tensor([   -inf, -20.7233])
     """
     found: Tensor = fn.log_prob(value)
     if isinstance(fn, torch.distributions.Independent):
         base = log_prob_of(fn.base_dist, value)
         dims = tuple(range(-fn.reinterpreted_batch_ndims, 0))
-        return torch.where(base.isneginf().any(dims) if dims else base.isneginf(), -math.inf, found)
+        return base.sum(dims) if dims else base
     given: Tensor = getattr(fn, "_param", found)
     if given is not vars(fn).get("probs"):  # logits were given, which nothing clamps
         return found
     if isinstance(fn, torch.distributions.Categorical):
         shape = torch.broadcast_shapes(value.shape, given.shape[:-1])
         index = value.long().expand(shape)[..., None]
-        return torch.where(given.expand(*shape, -1).gather(-1, index)[..., 0] == 0, -math.inf, found)
+        return given.expand(*shape, -1).gather(-1, index)[..., 0].log()
     if isinstance(fn, torch.distributions.Bernoulli):
-        return torch.where(torch.where(value == 1, given, 1 - given) == 0, -math.inf, found)
+        return torch.where(value == 1, given.log(), (-given).log1p())
     return found
 
 
@@ -99,7 +107,7 @@ class _Recorder(Follow):
         if self.actions_left == 0:
             raise _Left
         self.actions_left -= 1
-        if not self.prior_only:
+        if not self.prior_only and not msg["is_observed"]:
             self._act(msg)
         if not self.pathwise and msg["value"] is None:
             with torch.no_grad():
@@ -107,6 +115,9 @@ class _Recorder(Follow):
 
     def _pyro_rlai_factors_count(self, msg: Any) -> None:
         """Factors are what is to be recorded, so they are not silenced."""
+
+    def _pyro_rlai_sites_so_far(self, msg: Any) -> None:
+        msg["value"], msg["done"] = list(self.messages), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         self.messages.append(msg)

@@ -6,7 +6,7 @@ inference ignores it.
 
 from typing import Any
 
-__all__ = ["ACTION", "CONDITION", "FIRST", "REWARD", "STEP", "both", "is_action", "is_reward", "step_of"]
+__all__ = ["ACTION", "COIN", "CONDITION", "FIRST", "REWARD", "STEP", "both", "is_action", "is_reward", "step_of"]
 
 ACTION = "rlai_action"
 """Marks an action site; holds ``{"state": what the policy may look at}``."""
@@ -17,6 +17,9 @@ REWARD = "rlai_reward"
 
 CONDITION = "rlai_condition"
 """Marks a factor that is a condition on the whole trajectory; holds the value that was asked for."""
+
+COIN = "rlai_coin"
+"""Marks a survival coin."""
 
 FIRST = "rlai_first"
 """Marks a state site; holds the integer that its space starts with, which readers take off."""

@@ -61,7 +61,8 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
 
     where ``target = (1-ε) R_max`` if the best return ``R_max`` is positive, and otherwise
     ``R_max - ε (R_max - R_min)`` with ``R_min`` the smallest return of any policy (for a best return that is
-    negative or 0, ``(1-ε) R_max`` would ask for more than the best). ``rule`` says which was used.
+    negative or 0, ``(1-ε) R_max`` would ask for more than the best). ``rule`` says which was used. A best return of
+    1e-12 of the rewards that it is summed from, ``E Σ γ^t |r_t|``, or less is rounding and counts as 0.
 
     Entropy is relative to the action prior, as it is in the ELBO: what is maximised is ``-E Σ γ^t KL(π || p)``.
     With a uniform prior and episodes of fixed length it differs from the plain entropy by a constant. Where
@@ -102,7 +103,7 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     epsilon = float(epsilon)
     mdp, unit = in_own_unit(mdp)
     top = best(mdp)
-    if top.value > 0:
+    if top.value > 1e-12 * _magnitude(mdp, top.policy):
         rule: Literal["fraction", "range"] = "fraction"
         slack = epsilon * top.value
     else:
@@ -148,3 +149,8 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     # The surplus at the lower end can be 0, but for rounding: there the bound is met with equality.
     root = low if surplus(low) <= 0 else float(brentq(surplus, low, high, xtol=1e-15, rtol=4e-15))
     return answer(math.exp(root), soft(root))
+
+
+def _magnitude(mdp: TabularMDP, policy: Tensor) -> float:
+    """Returns ``E_π Σ γ^t |r_t|``: what a return is summed from, to which its rounding is in proportion."""
+    return account(mdp.replace(reward=mdp.reward_table.abs()), policy).expected_return

@@ -3,6 +3,7 @@
 import math
 
 import brute_force
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
@@ -246,6 +247,72 @@ def test_missing_support_is_infinite():
     for method in ("exact", "enumeration"):
         assert rlai.trajectory_kl(forbidding, free, method=method).mean == math.inf
         assert math.isfinite(rlai.trajectory_kl(forbidding, free, direction="forward", method=method).mean)
+
+
+@pytest.mark.parametrize("method", ["sample", "posterior"])
+@pytest.mark.parametrize("kind", ["table", "callable", "program"])
+def test_draws_notice_what_the_policy_never_does(kind, method):
+    """Forward inf; reverse with the evidence of what it leaves out too: 20,000 draws, seed 0, |z| < 4."""
+    if kind == "program" and method == "posterior":
+        pytest.skip("exact draws need a process in parts")
+    torch.manual_seed(0)
+    mdp = random_mdp(0, discount=0.8, terminal=True)
+    stubborn = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(3, 2)
+
+    def policy(state, t):
+        return dist.Categorical(stubborn[state])
+
+    def program():
+        mdp(1)
+
+    process = program if kind == "program" else mdp
+    options = {"method": method, "num_trajectories": 20_000}
+    given = stubborn if kind == "table" else policy
+    assert rlai.trajectory_kl(process, given, direction="forward", **options).mean == math.inf
+    found = rlai.trajectory_kl(process, given, **options)
+    wanted = float(exact.trajectory_kl(mdp, stubborn))
+    assert abs(found.mean - wanted) < 4 * found.standard_error < 0.2
+    assert wanted > 0.3  # 0 by the policy's own weights, were they alone asked
+
+
+def test_a_policy_of_narrower_support_is_noticed():
+    """One push, uniform on [-1, 1] by the prior and on [-½, ½] by the policy; r = 0, so KL(π || p) = log 2 is right."""
+
+    def push():
+        action = rlai.act("action_0", torch.zeros(1), dist.Uniform(-torch.ones(1), 1.0).to_event(1))
+        rlai.reward("reward_0", 0 * action.sum(-1))
+
+    def narrow(state, t):
+        return dist.Uniform(torch.full((*state.shape[:-1], 1), -0.5), 0.5).to_event(1)
+
+    torch.manual_seed(0)
+    assert rlai.trajectory_kl(push, narrow, direction="forward", num_trajectories=2000).mean == math.inf
+    found = rlai.trajectory_kl(push, narrow, num_trajectories=20_000)
+    assert abs(found.mean - math.log(2)) < 4 * found.standard_error < 0.1
+
+
+def test_what_is_too_rare_for_a_float_is_still_reached():
+    """p* takes the worse action with probability e^-1000; the policy never does, which is infinite and not NaN."""
+    one = torch.ones(1, 2, 1, dtype=torch.float64)
+    pay = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    mdp = TabularMDP(one, pay, torch.ones(1, dtype=torch.float64), horizon=1, temperature=1e-3)
+    always = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    for method in ("enumeration", "sample"):
+        assert rlai.trajectory_kl(mdp, always, direction="forward", method=method).mean == math.inf
+    assert rlai.trajectory_kl(mdp, None, method="enumeration").mean == pytest.approx(500 - math.log(2), rel=1e-12)
+
+
+def test_rare_priors_weigh_as_they_are_given():
+    """A prior probability of 1e-9, which torch clamps to 1.2e-7 in float32: log w is -20 + log 2 for half the draws."""
+
+    def rare():
+        prior = dist.Categorical(torch.tensor([1 - 1e-9, 1e-9]))
+        rlai.act("action_0", torch.zeros(1), prior)
+
+    torch.manual_seed(0)
+    found = rlai.trajectory_kl(rare, lambda state, t: dist.Categorical(torch.tensor([0.5, 0.5])))
+    wanted = -math.log(2) - math.log(1e-9) / 2
+    assert abs(found.mean - wanted) < 4 * found.standard_error
 
 
 def test_bad_input():

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import rl_as_inference as rlai
 from rl_as_inference.models import double_integrator, gridworld
@@ -135,3 +136,43 @@ def test_a_program_may_end_when_it_likes() -> None:
     assert len(lengths.unique()) == 5
     data = rlai.posterior(pyro.condition(ends, data={"state_4": torch.tensor(0.0)}), method="importance", num_draws=20)
     assert data.posterior.sizes["time"] == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("tenths", range(1, 11))
+def test_a_return_that_is_short_by_rounding_is_reached(tenths: int, dtype: torch.dtype) -> None:
+    """Ten payoffs of 0.1 or 0: eight make 0.7999999999999999, and that is 0.8. Against the binomial law."""
+
+    def payoffs() -> None:
+        for t in rlai.steps(10):
+            action = rlai.act(
+                f"action_{t}", torch.zeros((), dtype=dtype), dist.Bernoulli(torch.tensor(0.5, dtype=dtype))
+            )
+            rlai.reward(f"reward_{t}", 0.1 * action)
+
+    def log_evidence(at_least: float) -> float:
+        program = config_enumerate(rlai.given_return(payoffs, at_least))
+        return -float(TraceEnum_ELBO(max_plate_nesting=0).loss(program, lambda: None))
+
+    def right(least: int) -> float:
+        return math.log(sum(math.comb(10, k) * math.exp(0.1 * k) for k in range(least, 11)) / 1024)
+
+    assert log_evidence(tenths / 10) == pytest.approx(right(tenths), abs=1e-6)
+    if tenths < 10:  # what is short by more than rounding stays short
+        assert log_evidence(tenths / 10 + 1e-5) == pytest.approx(right(tenths + 1), abs=1e-6)
+
+
+def test_rounding_does_not_grow_with_a_long_sum_of_whole_numbers() -> None:
+    """100,000 rewards of 1 in float32 are far from one more."""
+
+    def long(at_least: float) -> bool:
+        def program() -> None:
+            rlai.act("action_0", torch.zeros(1), dist.Bernoulli(torch.tensor(0.5)))
+            for t in range(10):
+                rlai.reward(f"reward_{t}", torch.tensor(10_000.0))
+
+        log = pyro.poutine.trace(rlai.given_return(program, at_least)).get_trace().nodes["return_at_least"]["fn"]
+        return math.isfinite(float(log.log_factor))
+
+    assert long(100_000.0)
+    assert not long(100_001.0)

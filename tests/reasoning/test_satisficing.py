@@ -286,3 +286,30 @@ def test_rewards_that_differ_by_rounding_are_tied():
 def test_temperatures_that_are_no_numbers_are_refused(bad):
     with pytest.raises(ValueError, match="temperatures must be numbers > 0, got"):
         rationality_curve(random_mdp(0), bad)
+
+
+@pytest.mark.parametrize("order", [(0.1, 0.2, -0.3), (-0.3, 0.2, 0.1)])
+def test_a_best_return_of_zero_is_told_from_rounding(order):
+    """0.1 + 0.2 - 0.3 is 2.8e-17 in one order and -2.8e-17 in the other; the answer is one, by the range of returns."""
+    moves = torch.zeros(4, 2, 4, dtype=torch.float64)
+    for state in range(4):
+        moves[state, :, min(state + 1, 3)] = 1
+    reward = torch.tensor([*order, 0.0], dtype=torch.float64)[:, None].repeat(1, 2)
+    reward[1, 1] -= 1
+    mdp = TabularMDP(moves, reward, torch.tensor([1.0, 0, 0, 0], dtype=torch.float64), horizon=3)
+    answer = satisfice(mdp, 0.1)
+    assert 0 < abs(answer.best_return) < 1e-16
+    assert answer.rule == "range"
+    assert answer.target_return == pytest.approx(-0.1, abs=1e-12)
+    assert answer.policy[1, 1, 1] == pytest.approx(0.1, abs=1e-8)  # which costs 1 with probability 0.1
+    assert answer.temperature == pytest.approx(1 / math.log(9), abs=1e-6)
+
+
+def test_a_small_best_return_is_not_taken_for_rounding():
+    bandit = TabularMDP(
+        torch.ones(1, 2, 1, dtype=torch.float64),
+        torch.tensor([[1e-9, -1.0]], dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+        horizon=1,
+    )
+    assert satisfice(bandit, 0.5).rule == "fraction"
