@@ -110,7 +110,10 @@ def fixed_point(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor) -> FixedPoi
             found = _newton(mdp, "causal", fixed, (prior, own))
         else:  # by Jensen's inequality the causal values lie below
             below = fixed_point(mdp, "causal", reward_in_nats(mdp, "causal"))
-            found = _newton(mdp, dynamics, fixed, below.rest.detach() + below.level)
+            start = below.rest.detach() + below.level.detach()
+            if not is_dense(mdp.num_states) and _grows(mdp, fixed, start):
+                raise _infinite(dynamics)
+            found = _newton(mdp, dynamics, fixed, start)
     rest, level, _ = found
     if is_deferred():
         # A last Newton step, of the size of rounding; its slope in what it starts from is the theorem's.
@@ -167,7 +170,7 @@ def _newton(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, start: Tensor |
                 coarse = coarse and (count < 2 or residual < 0.1 * last)
                 last = residual
             jacobian = _jacobian(mdp, dynamics, reward, q, rest)
-        if coarse:
+        if coarse and isinstance(jacobian, Tensor):
             jacobian, step = jacobian.float(), step.float()
         more, step = newton_step(jacobian, step, rate.to(step) if by_level else None)
         # The first step may go anywhere below the solution; after it the values can only rise.
@@ -186,11 +189,32 @@ def _newton(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, start: Tensor |
             f"residual {best:.3g} nats); check that rewards are finite and of a moderate size, or set a smaller "
             f"discount or a horizon"
         )
+    raise _infinite(dynamics)
+
+
+def _infinite(dynamics: Dynamics) -> ValueError:
     what = "log evidence" if dynamics == "posterior" else "largest ELBO"
-    raise ValueError(
+    return ValueError(
         f"no fixed point: with no horizon the {what} of this process is infinite, or too large to find; set a "
         f"horizon, a smaller discount, or a higher temperature"
     )
+
+
+def _grows(mdp: TabularMDP, reward: Tensor, value: Tensor) -> bool:
+    """Returns whether backups prove an evidence infinite: ``M e^V >= e^V`` in every state that goes on.
+
+    Systems of many states take long to solve where there is no solution, and few backups where states are soon
+    forgotten.
+    """
+    ended = torch.where(mdp.terminal, 0.0, -torch.inf).to(value)
+    own = soft_maximum(mdp, backup(mdp, "posterior", reward, ended))
+    for _ in range(200):
+        after = soft_maximum(mdp, backup(mdp, "posterior", reward, value))
+        onward = after + torch.log1p(-(own - after).exp().clamp(max=1.0))
+        if bool(((onward >= value) | mdp.terminal).all()) or not bool(after.isfinite().all()):
+            return True
+        value = after
+    return False
 
 
 def _by_level(mdp: TabularMDP, dynamics: Dynamics) -> bool:
@@ -242,8 +266,8 @@ def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, q: Tensor, va
     exponent = log_survival(mdp.discount, value)
     plain = reward.dim() == 2 and is_dense(mdp.num_states) and not torch.is_grad_enabled() and not is_deferred()
     if plain and (scale := span(exponent).scale) is not None:  # with one exponential a state
-        chain = _chain(mdp, weights * (reward - q + scale).exp(), mdp.discount)
-        return chain * (value - scale).exp()
+        weights = torch.where(mdp.terminal[:, None], 0.0, weights * (reward - q + scale).exp())
+        return mdp.kernel.under(weights) * (mdp.discount * (value - scale).exp())
     ahead = value - exponent
     onward = mdp.discount * (ahead if mdp.discount > 0 else ahead.clamp(max=WORTH_LIMIT)).exp()
     factor = reward if reward.dim() == 3 else reward[..., None]

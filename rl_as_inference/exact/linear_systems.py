@@ -166,13 +166,13 @@ class _Sparse(torch.autograd.Function):
 def _solve(system: Any, right: Any) -> Any:
     """Returns the solution, whose residual is of the size of rounding."""
     size = abs(system).sum(1).max()
-    for way in (_by_iteration, _by_incomplete_elimination, _by_elimination):
+    for way in (_by_iteration, _by_incomplete_elimination, _by_long_iteration, _by_elimination):
         try:
             approximately = way(system)
         except (RuntimeError, MemoryError):  # a pivot of 0, or too many entries
             continue
         solution, left, least = np.zeros_like(right), right, np.abs(right).max()
-        for _ in range(10):
+        for _ in range(20):
             finer = solution + approximately(left)
             left = right - system @ finer
             most = np.abs(left).max()
@@ -192,13 +192,17 @@ def _solve(system: Any, right: Any) -> Any:
 
 def _by_iteration(system: Any) -> Any:
     """Where states are soon forgotten, as on random graphs, whose factors would be dense."""
-    return lambda right: gmres(system, right, rtol=1e-8, restart=100, maxiter=1)[0]
+    return lambda right: gmres(system, right, rtol=1e-8, restart=30, maxiter=1)[0]
 
 
 def _by_incomplete_elimination(system: Any) -> Any:
     """Where news travels slowly, as along a ring, and factors are sparse."""
-    preconditioner = LinearOperator(system.shape, spilu(system.tocsc(), drop_tol=1e-6, fill_factor=20).solve)
-    return lambda right: gmres(system, right, M=preconditioner, rtol=1e-8, restart=60, maxiter=20)[0]
+    preconditioner = LinearOperator(system.shape, spilu(system.tocsc(), drop_tol=1e-6, fill_factor=10).solve)
+    return lambda right: gmres(system, right, M=preconditioner, rtol=1e-8, restart=60, maxiter=5)[0]
+
+
+def _by_long_iteration(system: Any) -> Any:
+    return lambda right: gmres(system, right, rtol=1e-8, restart=400, maxiter=1)[0]
 
 
 def _by_elimination(system: Any) -> Any:
