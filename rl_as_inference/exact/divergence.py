@@ -103,7 +103,31 @@ def _reverse(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:
     return short if dynamics == "causal" else short + tabular.plan(mdp, dynamics).objective - best.objective
 
 
+def _leaves_out(mdp: TabularMDP, log_policy: Tensor) -> bool:
+    """Returns whether the policy never takes an action that the target takes, however seldom.
+
+    Rewards are finite, so that the target does all that the process can do under its action prior; a probability of
+    e^-1000 is none in double precision, and so is asked of what is possible.
+    """
+    left_out = ((log_policy == -torch.inf) & (mdp.action_prior > 0)).any(-1) & ~mdp.terminal
+    if not bool(left_out.any()):
+        return False
+    allowed = (mdp.action_prior > 0).to(mdp.initial_probabilities.dtype)
+    here, t = mdp.initial_probabilities > 0, 0
+    while True:
+        if bool((here & (left_out if left_out.dim() == 1 else left_out[t])).any()):
+            return True
+        onward = mdp.kernel.push(here[:, None] * allowed) > 0
+        after, t = onward if mdp.horizon is not None else here | onward, t + 1
+        last = bool((after == here).all()) if mdp.horizon is None else t == mdp.horizon
+        if last or float(mdp.discount) == 0:
+            return False
+        here = after
+
+
 def _forward(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:
+    if _leaves_out(mdp, log_policy.detach()):
+        return log_policy.new_full((), torch.inf)
     if dynamics == "causal":
         target = tabular.plan(mdp, dynamics)
         flow = tabular.discounted_visits(mdp, target)[..., None] * target.policy

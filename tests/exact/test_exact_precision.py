@@ -258,3 +258,23 @@ def test_a_divergence_that_is_no_difference_of_large_numbers() -> None:
     expected = float((rlai.exact.occupancy(grid, plan)[:-1] * torch.where(grid.terminal, 0.0, spread / 2)).sum())
     assert found == pytest.approx(expected, rel=1e-4)
     assert 0 < found < 1e-10
+
+
+@pytest.mark.parametrize("horizon", [1, 4, None])
+def test_a_policy_that_leaves_out_what_hardly_happens(horizon: int | None) -> None:
+    """At α = 1e-3 the target takes the worse action with e^-1000, which is 0 in double precision: still infinite."""
+    moves = table([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    ends = torch.tensor([False, horizon is None])
+    mdp = TabularMDP(
+        moves, table([[1.0, 0.0], [0.0, 0.0]]), table([1.0, 0.0]), horizon=horizon, temperature=1e-3, terminal=ends
+    )
+    never, seldom = table([[1.0, 0.0], [0.5, 0.5]]), table([[1 - 1e-9, 1e-9], [0.5, 0.5]])
+    unreached = table([[0.5, 0.5], [1.0, 0.0]])
+    assert float(exact.trajectory_kl(mdp, never, "forward", "causal")) == math.inf
+    assert float(exact.trajectory_kl(mdp, seldom, "forward", "causal")) < 1e-8
+    # In a terminal state, or after the last step, nothing is left out.
+    finite = horizon in (1, None)
+    assert math.isfinite(float(exact.trajectory_kl(mdp, unreached, "forward", "causal"))) == finite
+    if horizon is not None:
+        assert float(exact.trajectory_kl(mdp, never, "forward")) == math.inf
+        assert float(exact.trajectory_kl(mdp, seldom, "forward")) < 1e-8
