@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.nouns import Policy
+from rl_as_inference.program.recording import log_prob_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["check_density", "log_density"]
@@ -28,7 +29,7 @@ def log_density(chosen: Any, prior: Any, action: Tensor) -> Tensor:
         >>> log_density(point, dist.Uniform(-1, 1), torch.tensor(0.5)), log_density(point, point, torch.tensor(0.5))
         (tensor(inf), tensor(0.))
     """
-    log: Tensor = chosen.log_prob(action)
+    log = log_prob_of(chosen, action)
     where = _is_point(chosen)
     if where is False or _is_point(prior) is not False or _is_discrete(prior):
         return log

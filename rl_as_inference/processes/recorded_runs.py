@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from rl_as_inference.processes.point_masses import log_density
-from rl_as_inference.program.recording import log_prob_of, prior_of, record
+from rl_as_inference.program.recording import log_prob_of, policy_of, prior_of, record
 from rl_as_inference.program.sites import ACTION, FIRST, REWARD, both, is_action, step_of
 from rl_as_inference.trajectories import Trajectories
 
@@ -95,7 +95,7 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
                 per_trajectory(scale_and_mask(log_prob, scale, counts))
                 for log_prob in (
                     log_prob_of(prior_of(msg), msg["value"]),
-                    log_density(msg["fn"], prior_of(msg), msg["value"]),
+                    log_density(policy_of(msg), prior_of(msg), msg["value"]),
                 )
             )
             zero = torch.zeros_like(priors)
