@@ -118,7 +118,7 @@ def log_evidence(mdp: Process) -> Tensor:
         >>> log_evidence(mdp)  # log((1 + e) / 2)
         tensor(0.6201)
     """
-    return plan(mdp, "posterior").objective
+    return tabular.log_evidence(mdp) if isinstance(mdp, TabularMDP) else plan(mdp, "posterior").objective
 
 
 def expected_return(mdp: Process, policy: ExactPolicy) -> Tensor:

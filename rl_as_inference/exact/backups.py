@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import is_deferred
 from rl_as_inference.processes.kernels import DenseKernel, SparseKernel
-from rl_as_inference.processes.log_sums import exp_from, log_mean_exp, log_to, span
+from rl_as_inference.processes.log_sums import change_of_sum, exp_from, log_mean_exp, log_to, span
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = [
@@ -92,7 +92,9 @@ def soft_maximum(mdp: TabularMDP, q: Tensor, scratch: Tensor | None = None) -> T
     values = span(q.mT)  # in the order of a sparse kernel's answers
     if values.is_small:
         factors = torch.expm1(q) if scratch is None else torch.expm1(q, out=scratch)
-        value = torch.log1p(factors.mean(-1) if mdp.has_uniform_prior else (mdp.action_prior * factors).sum(-1))
+        prior = mdp.action_prior
+        mean = factors.mean(-1) if mdp.has_uniform_prior else (prior * factors).sum(-1) + change_of_sum(prior)
+        value = torch.log1p(mean)
         return torch.where(mdp.terminal, 0.0, value) if mdp.has_terminal else value
     plain = isinstance(mdp.kernel, SparseKernel) and not _tracked(q, mdp.action_prior)
     # On large tables one scale for all states takes half the time of each state's own.

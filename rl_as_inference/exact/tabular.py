@@ -5,6 +5,7 @@ The recursions are those of Levine (2018, arXiv:1805.00909), sections 2.2 and 3.
 temperature, discount as survival, and terminal states.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +41,11 @@ __all__ = [
     "discounted_visits",
     "evaluate",
     "expected_return",
+    "log_evidence",
     "log_policy_table",
     "occupancy",
     "plan",
+    "reachable",
     "sample_posterior",
 ]
 
@@ -76,11 +79,15 @@ class Plan:
     def exact_log_policy(self) -> Tensor:
         """:attr:`log_policy` in the precision that the plan was computed in."""
         # Made when asked for: a plan of a large process is often wanted for its values alone.
-        return self._log_policy if isinstance(self._log_policy, Tensor) else self._log_policy()
+        if isinstance(self._log_policy, Tensor):
+            return self._log_policy
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.soft_q.requires_grad):
+            return self._log_policy()
 
     @cached_property
     def log_policy(self) -> Tensor:
-        return self.exact_log_policy.to(self.soft_v.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.soft_q.requires_grad):
+            return self.exact_log_policy.to(self.soft_v.dtype)
 
     @property
     def policy(self) -> Tensor:
@@ -118,13 +125,40 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = "causal") -> Plan:
     initial = mdp.initial_probabilities
     objective = initial @ start if dynamics == "causal" else log_mean_exp(initial, start)
     soft_v, soft_q = _to_reward_units(mdp, values), _to_reward_units(mdp, qs)
+    # As it is now: the process may be given another one before the policy is asked for.
+    temperature = mdp.temperature.clone() if isinstance(mdp.temperature, Tensor) else mdp.temperature
 
     def log_policy() -> Tensor:
         # Not soft_q - soft_v: two large numbers, each rounded, whose rows need not sum to one.
-        table = torch.log_softmax(mdp.log_action_prior + (soft_q / mdp.temperature if logits is None else logits), -1)
+        table = torch.log_softmax(mdp.log_action_prior + (soft_q / temperature if logits is None else logits), -1)
         return torch.where(mdp.terminal[:, None], mdp.log_action_prior, table) if mdp.has_terminal else table
 
     return Plan(soft_v.to(dtype), soft_q.to(dtype), objective.to(dtype), dynamics, log_policy, residual)
+
+
+def log_evidence(mdp: TabularMDP) -> Tensor:
+    """Returns ``log p(O)``, 0-dimensional, in nats; states that are never reached need not have values of their own."""
+    try:
+        return plan(mdp, "posterior").objective
+    except ValueError:
+        reached = reachable(mdp)
+        if mdp.horizon is not None or bool(reached.all()):
+            raise
+    without = copy.copy(mdp)
+    vars(without).pop("_in_double", None)
+    without.terminal, without.has_terminal, without._kernel = mdp.terminal | ~reached, True, None
+    return plan(without, "posterior").objective
+
+
+def reachable(mdp: TabularMDP) -> Tensor:
+    """Returns which states are ever reached under the action prior, ``(S,)`` bool."""
+    allowed = (mdp.action_prior.detach() > 0).to(mdp.initial_probabilities.dtype)
+    reached = mdp.initial_probabilities > 0
+    while True:
+        grown = reached | (mdp.kernel.push(reached[:, None] * allowed) > 0)
+        if bool((grown == reached).all()):
+            return reached
+        reached = grown
 
 
 def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
@@ -189,7 +223,15 @@ def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal"
     """Returns ``(soft_v_t, soft_q_t)``, ``(S,)`` and ``(S, A)`` in reward units, from ``soft_v_{t+1}``.
 
     One soft Bellman backup, for those who write their own recursion.
+
+    Raises:
+        ValueError: for unknown ``dynamics``, or values that are not ``(S,)``.
     """
+    check_dynamics(dynamics)
+    if not isinstance(soft_v, Tensor) or soft_v.shape != (mdp.num_states,):
+        raise ValueError(
+            f"soft_v must be a tensor of shape ({mdp.num_states},), got {getattr(soft_v, 'shape', soft_v)}"
+        )
     dtype, mdp = mdp.initial_probabilities.dtype, in_double(mdp)
     q = backup(mdp, dynamics, reward_in_nats(mdp, dynamics), soft_v.to(mdp.initial_probabilities) / mdp.temperature)
     value = _to_reward_units(mdp, soft_maximum(mdp, q))
@@ -318,11 +360,17 @@ def log_policy_table(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     if policy is None:
         return mdp.log_action_prior
     dtype = mdp.log_action_prior.dtype
-    if isinstance(policy, Plan):
-        return policy.exact_log_policy.to(dtype)
     shapes: list[tuple[int, ...]] = [(mdp.num_states, mdp.num_actions)]
     if mdp.horizon is not None:
         shapes.append((mdp.horizon, *shapes[0]))
+    if isinstance(policy, Plan):
+        table = policy.exact_log_policy
+        if tuple(table.shape) not in shapes:
+            raise ValueError(
+                f"policy is the plan of another process, of shape {tuple(table.shape)}; this one has "
+                f"{' or '.join(map(str, shapes))}; plan it anew"
+            )
+        return table.to(dtype)
     if isinstance(policy, Tensor):
         if tuple(policy.shape) not in shapes:
             raise ValueError(

@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from rl_as_inference.checks import is_deferred
-from rl_as_inference.processes.log_sums import WORTH_LIMIT, exp_from, log_mean_exp, log_or_minus_inf, log_to, span
+from rl_as_inference.processes.log_sums import (
+    WORTH_LIMIT,
+    change_of_sum,
+    exp_from,
+    log_mean_exp,
+    log_or_minus_inf,
+    log_to,
+    span,
+)
 
 __all__ = [
     "DenseKernel",
@@ -171,7 +179,7 @@ def _log_expect(kernel: Kernel, log_values: Tensor, out: Tensor | None) -> Tenso
         return None
     if values.is_small:
         moved = kernel.expect(torch.expm1(log_values), out)
-        return moved.log1p() if moved.requires_grad else moved.log1p_()
+        return (moved + change_of_sum(kernel.probabilities)).log1p() if moved.requires_grad else moved.log1p_()
     if (scale := values.scale) is None:
         return None
     moved = kernel.expect(exp_from(scale, log_values), out)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import is_deferred
 
-__all__ = ["WORTH_LIMIT", "Span", "exp_from", "log_mean_exp", "log_or_minus_inf", "log_to", "span"]
+__all__ = ["WORTH_LIMIT", "Span", "change_of_sum", "exp_from", "log_mean_exp", "log_or_minus_inf", "log_to", "span"]
 
 WORTH_LIMIT = 40.0
 """Nats, to which slopes in impossible transitions are limited; see :func:`log_mean_exp`."""
@@ -21,7 +21,7 @@ def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
     limit it would be infinite, and in what weights are made from not a number.
     """
     if span(exponents).is_small:
-        return torch.log1p((weights * torch.expm1(exponents)).sum(-1))
+        return torch.log1p((weights * torch.expm1(exponents)).sum(-1) + change_of_sum(weights))
     # Only exponents that carry weight may set the scale, or everything else underflows.
     carried = torch.where(weights > 0, exponents, -torch.inf)
     top = carried.detach().amax(-1, keepdim=True)
@@ -29,6 +29,11 @@ def log_mean_exp(weights: Tensor, exponents: Tensor) -> Tensor:
     if weights.requires_grad or is_deferred():
         carried = exponents.minimum(top + WORTH_LIMIT)
     return (weights * (carried - top).exp()).sum(-1).log() + top.squeeze(-1)
+
+
+def change_of_sum(weights: Tensor) -> Tensor | float:
+    """Returns 0, whose slopes are those of ``Σ w``: of ``log Σ w e^x = log(Σ w (e^x - 1) + Σ w)`` in single weights."""
+    return (weights - weights.detach()).sum(-1) if weights.requires_grad else 0.0
 
 
 class Span(NamedTuple):
