@@ -174,13 +174,30 @@ def _evidence(problem: Problem, tables: Any) -> Any:
             onward = [mpf(1) if last else (1 - gamma) + gamma * v for v in x]
             x = [mpf(1) if ended[s] else _expected(weight[s], onward) for s in states]
         return mpmath.log(_expected(tables["initial"], x))
-    going = [s for s in states if not ended[s]]
+    going = [s for s in _reached(tables, ended) if not ended[s]]
     if not going:
         return mpmath.log(mpmath.fsum(tables["initial"]))
     moves = [[gamma * weight[s][n] for n in going] for s in going]
     own = [mpmath.fsum(weight[s][n] * (1 if ended[n] else 1 - gamma) for n in states) for s in going]
     found = dict(zip(going, _chain_sums(moves, own), strict=True))
     return mpmath.log(_expected(tables["initial"], [found.get(s, mpf(1)) for s in states]))
+
+
+def _reached(tables: Any, ended: np.ndarray) -> list[int]:
+    """Returns the states that are ever visited: what the others are worth plays no part."""
+    found = {s for s, p in enumerate(tables["initial"]) if p != 0}
+    while True:
+        onward = {
+            n
+            for s in found
+            if not ended[s]
+            for a, row in enumerate(tables["transition"][s])
+            for n, p in enumerate(row)
+            if p != 0 and tables["prior"][s][a] != 0
+        }
+        if onward <= found:
+            return sorted(found)
+        found |= onward
 
 
 def _chain_sums(moves: Any, own: Any) -> Any:
@@ -329,25 +346,30 @@ def check(seed: int, dtype: torch.dtype, errors: Errors) -> None:
             action_prior=leaves["prior"],
             terminal=torch.tensor(problem.terminal),
         )
+        here = ahead = behind = None
         try:
-            ahead, here, behind = (reference(problem, reading, problem.at(step)) for step in (STEP, mpf(0), -STEP))
+            here = reference(problem, reading, problem.at(mpf(0)))
+            # What is worth infinitely much once it is possible has no slope.
+            ahead, behind = (reference(problem, reading, problem.at(step)) for step in (STEP, -STEP))
         except Infinite:
-            ahead = None
+            pass
         try:
             policy = leaves["policy"] if problem.horizon is None else leaves["policy"].expand(problem.horizon, -1, -1)
             found = exact.elbo(process, policy) if reading == "elbo" else getattr(exact, reading)(process)
         except ValueError as error:
-            if ahead is not None:
+            if here is not None:
                 errors.wrong.append(f"{seed} {dtype} {reading}: {float(here):.6g} refused: {str(error)[:60]}")
             else:
                 errors.infinite += 1
             continue
-        if ahead is None:
+        if here is None:
             errors.wrong.append(f"{seed} {dtype} {reading}: infinite, and {float(found.detach()):.6g} was said")
             continue
         errors.finite += 1
         size = _size(problem, tensors)
         errors.note(f"{reading}, value", abs(float(found.detach()) - float(here)) / max(abs(float(here)), size), seed)
+        if behind is None:
+            continue
         along = {name: torch.as_tensor(d).to(leaves[name]) for name, d in problem.direction.items()}
         slopes = torch.autograd.grad(found, leaves.values(), create_graph=True, allow_unused=True)
         parts = [(slope * along[name]).sum() for name, slope in zip(leaves, slopes, strict=True) if slope is not None]
