@@ -267,7 +267,7 @@ def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, q: Tensor, va
     plain = reward.dim() == 2 and is_dense(mdp.num_states) and not torch.is_grad_enabled() and not is_deferred()
     if plain and (scale := span(exponent).scale) is not None:  # with one exponential a state
         weights = torch.where(mdp.terminal[:, None], 0.0, weights * (reward - q + scale).exp())
-        return mdp.kernel.under(weights) * (mdp.discount * (value - scale).exp())
+        return mdp.kernel.under(weights) * (mdp.discount * (value - scale).exp() if mdp.discount > 0 else 0.0)
     ahead = value - exponent
     onward = mdp.discount * (ahead if mdp.discount > 0 else ahead.clamp(max=WORTH_LIMIT)).exp()
     factor = reward if reward.dim() == 3 else reward[..., None]
@@ -275,6 +275,8 @@ def _jacobian(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, q: Tensor, va
     exponents = factor + exponent[indices] - q[..., None]
     # What cannot happen may be worth more than the range of numbers; slopes in it are limited as those of a backup are.
     exponents = torch.where(probabilities > 0, exponents, exponents.clamp(max=WORTH_LIMIT))
+    if mdp.has_terminal:  # before the exponential, as 0 times infinity would be no slope
+        exponents = torch.where(mdp.terminal[:, None, None], 0.0, exponents)
     tilted = probabilities * exponents.exp() * onward[indices]
     if mdp.has_terminal:
         tilted = torch.where(mdp.terminal[:, None, None], 0.0, tilted)

@@ -30,11 +30,12 @@ def lonely(reward: float | torch.Tensor, **options: object) -> TabularMDP:
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_a_random_sweep(dtype: torch.dtype) -> None:
-    """30 problems, seeds 5000 to 5029, and 5 of many states, against 80 digits; benchmarks/exact_sweep.py has 2,000."""
+    """30 problems, and 5 of many states, against 80 digits; benchmarks/exact_sweep.py has 2,000."""
     errors = exact_sweep.Errors()
     with mpmath.workdps(exact_sweep.DIGITS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for seed in range(5000, 5030):
+        # The first three: states that are never reached and worth infinitely much, and γ = 0 where e^V overflows.
+        for seed in (218, 504, 456, *range(5000, 5027)):
             exact_sweep.check(seed, dtype, errors)
         assert errors.finite > 60
         assert errors.problems == 30
