@@ -206,12 +206,13 @@ def _grows(mdp: TabularMDP, reward: Tensor, value: Tensor) -> bool:
     Systems of many states take long to solve where there is no solution, and few backups where states are soon
     forgotten.
     """
-    ended = torch.where(mdp.terminal, 0.0, -torch.inf).to(value)
+    ended, eps = torch.where(mdp.terminal, 0.0, -torch.inf).to(value), torch.finfo(value.dtype).eps
     own = soft_maximum(mdp, backup(mdp, "posterior", reward, ended))
     for _ in range(200):
         after = soft_maximum(mdp, backup(mdp, "posterior", reward, value))
         onward = after + torch.log1p(-(own - after).exp().clamp(max=1.0))
-        if bool(((onward >= value) | mdp.terminal).all()) or not bool(after.isfinite().all()):
+        proved = onward - value > 8 * eps * (1 + value.abs())
+        if bool((proved | mdp.terminal).all()) or not bool(after.isfinite().all()):
             return True
         value = after
     return False
