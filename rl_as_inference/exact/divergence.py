@@ -112,17 +112,17 @@ def _leaves_out(mdp: TabularMDP, log_policy: Tensor) -> bool:
     left_out = ((log_policy == -torch.inf) & (mdp.action_prior > 0)).any(-1) & ~mdp.terminal
     if not bool(left_out.any()):
         return False
+    if float(mdp.discount) == 0:  # all that is done is done at the start
+        return bool(((mdp.initial_probabilities > 0) & (left_out if left_out.dim() == 1 else left_out[0])).any())
+    if mdp.horizon is None:
+        return bool((tabular.reachable(mdp) & left_out).any())
     allowed = (mdp.action_prior > 0).to(mdp.initial_probabilities.dtype)
-    here, t = mdp.initial_probabilities > 0, 0
-    while True:
-        if bool((here & (left_out if left_out.dim() == 1 else left_out[t])).any()):
+    here = mdp.initial_probabilities > 0
+    for missed in left_out.expand(mdp.horizon, -1):
+        if bool((here & missed).any()):
             return True
-        onward = mdp.kernel.push(here[:, None] * allowed) > 0
-        after, t = onward if mdp.horizon is not None else here | onward, t + 1
-        last = bool((after == here).all()) if mdp.horizon is None else t == mdp.horizon
-        if last or float(mdp.discount) == 0:
-            return False
-        here = after
+        here = mdp.kernel.push(here[:, None] * allowed) > 0
+    return False
 
 
 def _forward(mdp: TabularMDP, log_policy: Tensor, dynamics: Dynamics) -> Tensor:

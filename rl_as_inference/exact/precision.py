@@ -28,9 +28,15 @@ def in_double(mdp: TabularMDP) -> TabularMDP:
         return mdp.to(torch.float64)
     if tables[0].numel() > _ENTRY_LIMIT:
         return mdp
-    # Made once: to read and write all tables takes longer than a backward step.
-    if (found := vars(mdp).get("_in_double")) is None:
-        vars(mdp)["_in_double"] = found = mdp.to(torch.float64)
+    if any(table.is_inference() for table in tables):  # they keep no count of their changes
+        return mdp.to(torch.float64)
+    # Made once for tables as they are: to read and write them all takes longer than a backward step.
+    given = (mdp._given[1], mdp.reward_table, mdp.action_prior, own)
+    state = [(id(table), table._version) for table in given]
+    made, found = vars(mdp).get("_in_double", (None, mdp))
+    if made != state:
+        found = mdp.to(torch.float64)
+        vars(mdp)["_in_double"] = state, found
     double = copy.copy(found)
     double.horizon, double.discount, double.temperature = mdp.horizon, mdp.discount, mdp.temperature
     return double

@@ -336,3 +336,15 @@ def test_a_grid_of_many_states_is_soon_solved() -> None:
     assert plan.residual is not None
     assert float(plan.residual) / 0.001 < 1e-9 * float(plan.soft_v.abs().max())
     assert float(exact.occupancy(mdp, plan).sum()) * 0.001 == pytest.approx(1.0, abs=1e-9)
+
+
+def test_single_precision_tables_that_change_in_place() -> None:
+    """As an optimiser changes them: answers without gradient are those of the tables as they are."""
+    reward = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    mdp = TabularMDP(torch.ones(1, 2, 1), reward, torch.ones(1), horizon=1)
+    with torch.no_grad():
+        assert float(exact.log_evidence(mdp)) == pytest.approx(math.log((1 + math.e) / 2), rel=1e-6)
+        reward.mul_(3.0)
+        assert float(exact.log_evidence(mdp)) == pytest.approx(math.log((1 + math.e**3) / 2), rel=1e-6)
+        mdp.reward_table = torch.zeros(1, 2)
+        assert float(exact.log_evidence(mdp)) == pytest.approx(0.0, abs=1e-7)
