@@ -5,22 +5,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 from torch import nn
 
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
 from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
+from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
 from rl_as_inference.guides.mixture import TanhGaussianMixturePolicy, TanhNormalMixture
+from rl_as_inference.guides.recurrent import RecurrentPolicy
 from rl_as_inference.nouns import Process
-from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, PartiallyObservedMDP, TabularMDP
 
 __all__ = [
     "CategoricalPolicy",
     "EnergyBasedPolicy",
     "GaussianPolicy",
     "LinearGaussianPolicy",
+    "RecurrentPolicy",
     "SoftmaxPolicy",
     "SteinSampler",
     "TabularPolicy",
@@ -37,7 +39,7 @@ def amortized_policy(process: Process, *, hidden_sizes: Sequence[int] = (64, 64)
 
     Discrete actions get a :class:`CategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`,
     unbounded actions a :class:`GaussianPolicy`. A :class:`LinearGaussianMDP` gets the family that
-    holds its optimum, a :class:`LinearGaussianPolicy`.
+    holds its optimum, a :class:`LinearGaussianPolicy`; a process whose state is hidden a :class:`RecurrentPolicy`.
 
     Args:
         process: a process, or anything with ``state_space``, ``action_space`` and ``horizon``; a Pyro
@@ -54,27 +56,19 @@ def amortized_policy(process: Process, *, hidden_sizes: Sequence[int] = (64, 64)
         )
     state_space: Any = process.state_space
     action_space: Any = process.action_space
-    options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
     policy: nn.Module
-    if isinstance(action_space, gymnasium.spaces.Discrete):
+    if isinstance(process, PartiallyObservedMDP):
+        policy = RecurrentPolicy.of(process, hidden_sizes=hidden_sizes)
+    elif isinstance(process, LinearGaussianMDP):
+        spread = float(process.action_prior_cov.detach().diagonal().mean().sqrt())
+        sizes = math.prod(state_space.shape), math.prod(action_space.shape)
+        policy = LinearGaussianPolicy(*sizes, horizon=process.horizon, initial_scale=spread)
+    else:
         prior = None  # a program says its prior nowhere but in its sites
         if isinstance(process, MarkovDecisionProcess) and not process.has_uniform_prior:
             prior = process.prior_at
-        policy = CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
-    elif isinstance(action_space, gymnasium.spaces.Box):
-        size = math.prod(action_space.shape)
-        if action_space.shape == ():
-            raise ValueError("action_space Box(shape=()) has no policy here; use shape (1,), one action as an event")
-        if isinstance(process, LinearGaussianMDP):
-            spread = float(process.action_prior_cov.detach().diagonal().mean().sqrt())
-            states = math.prod(state_space.shape)
-            policy = LinearGaussianPolicy(states, size, horizon=process.horizon, initial_scale=spread)
-        elif bool((action_space.low == -1).all() and (action_space.high == 1).all()):
-            policy = TanhGaussianPolicy(state_space, size, **options)
-        else:
-            policy = GaussianPolicy(state_space, size, **options)
-    else:
-        raise ValueError(f"action_space must be Discrete or Box, got {action_space}")
+        options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": hidden_sizes}
+        policy = policy_for(state_space, action_space, prior=prior, **options)
     if not isinstance(process, MarkovDecisionProcess):
         return policy
     like = process.initial_probabilities if isinstance(process, TabularMDP) else process.begin(1)

@@ -4,17 +4,21 @@ from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.fit import FitResult, fit
+from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.processes import (
     GymnasiumProcess,
     LinearGaussianMDP,
+    LinearGaussianPOMDP,
     MarkovDecisionProcess,
+    PartiallyObservedMDP,
     TabularMDP,
+    TabularPOMDP,
     to_gymnasium,
     to_gymnasium_vector,
 )
-from rl_as_inference.program import act, follow, given_return, reward, simulate, steps, survival, terminate
+from rl_as_inference.program import act, follow, given_return, observe, reward, simulate, steps, survival, terminate
 from rl_as_inference.reasoning import (
     Satisficing,
     hyperbolic_policy,
@@ -32,14 +36,18 @@ __all__ = [
     "FitResult",
     "GradientComparison",
     "GymnasiumProcess",
+    "History",
     "LinearGaussianMDP",
+    "LinearGaussianPOMDP",
     "MarkovDecisionProcess",
+    "PartiallyObservedMDP",
     "Run",
     "Satisficing",
     "SoftActorCritic",
     "SoftPolicyIteration",
     "SoftQLearning",
     "TabularMDP",
+    "TabularPOMDP",
     "Trajectories",
     "TrajectoryELBO",
     "act",
@@ -52,11 +60,13 @@ __all__ = [
     "follow",
     "given_return",
     "guides",
+    "history",
     "hyperbolic_policy",
     "infer_agent",
     "inspect",
     "load_run",
     "models",
+    "observe",
     "posterior",
     "rationality_curve",
     "reward",

@@ -7,7 +7,7 @@ Readings take these and nothing narrower than they need. A capability is a membe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -30,7 +30,9 @@ __all__ = [
     "SoftValue",
     "has_no_time_limit",
     "is_process",
+    "seen_by",
     "takes_all_steps",
+    "what_is_seen",
 ]
 
 
@@ -146,6 +148,11 @@ class _MayBeStationary(Protocol):
     stationary: bool
 
 
+@runtime_checkable
+class _SaysWhatItSees(Protocol):
+    sees: str
+
+
 def is_process(problem: object) -> TypeGuard[Process]:
     """Returns whether a problem is a process, which has rollouts; else it is a Pyro program, or nothing we know."""
     return isinstance(problem, _HasRollouts)
@@ -159,6 +166,20 @@ def takes_all_steps(asked: object) -> bool:
         False
     """
     return isinstance(asked, _TakesAllSteps) and asked.batch_steps
+
+
+def what_is_seen(policy: object) -> str | None:
+    """Returns what a policy of a hidden state is asked with by exact answers, as its attribute ``sees`` says.
+
+    ``"belief"`` or ``"history"``; None if it does not say.
+    """
+    return policy.sees if isinstance(policy, _SaysWhatItSees) else None
+
+
+def seen_by(policy: object) -> Literal["belief", "history"]:
+    """Returns what exact answers ask a policy with where the state is hidden: what rollouts do, a history, unless it
+    says that beliefs will do."""
+    return "belief" if what_is_seen(policy) == "belief" else "history"
 
 
 def has_no_time_limit(critic: object) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import holds
+from rl_as_inference.histories import Histories, History
 
 __all__ = ["Decision", "Rows", "Trajectories", "Transition", "discounts"]
 
@@ -38,6 +39,10 @@ class Trajectories:
         discount: γ; the terms of step ``t`` count ``γ^t`` times. It is 1 where survival was
             sampled: then ``mask`` holds the coins.
         latents: whatever else the program drew once per trajectory (a hidden goal), ``(N, ...)``.
+        observations: what the agent saw where the state is hidden, ``(T+1, N, *observation)``; ``(T, N,
+            *observation)`` where nothing is seen before the first action, or after the last; None where it sees
+            the state.
+        observed_first: whether the first of them was seen before the first action.
     """
 
     states: Tensor
@@ -50,6 +55,8 @@ class Trajectories:
     temperature: float | Tensor = 1.0
     discount: float | Tensor = 1.0
     latents: dict[str, Tensor] = field(default_factory=dict)
+    observations: Tensor | None = None
+    observed_first: bool = True
 
     def __post_init__(self) -> None:
         shape = self.rewards.shape
@@ -101,13 +108,25 @@ class Trajectories:
         """Returns the number of steps before each trajectory ended, ``(N,)``."""
         return self.mask.sum(0)
 
+    def history(self) -> History:
+        """Returns what was observed and done in all steps.
+
+        Raises:
+            ValueError: if there are no observations.
+        """
+        if self.observations is None:
+            raise ValueError("Trajectories without observations have no history: their agent sees the state")
+        before = self.observations[: self.horizon] if self.observed_first else self.observations[: self.horizon - 1]
+        after = self.observations[len(before) :]
+        return History(before, self.actions[:-1]).then(self.actions[-1], after[0] if len(after) else None)
+
+    def views(self) -> Any:
+        """Returns what the policy saw before each action: states ``(T, N, *state)``, or histories where hidden."""
+        return self.states[: self.horizon] if self.observations is None else Histories(self.history())
+
     def select(self, index: Tensor) -> "Trajectories":
         """Returns the trajectories at ``index`` (a mask or integers over ``N``)."""
-        changes: dict[str, Any] = {
-            f.name: getattr(self, f.name)[:, index]
-            for f in fields(self)
-            if f.name not in ("temperature", "discount", "latents")
-        }
+        changes: dict[str, Any] = {name: value[:, index] for name, value in self._over_time().items()}
         changes["latents"] = {name: value[index] for name, value in self.latents.items()}
         return replace(self, **changes)
 
@@ -115,9 +134,7 @@ class Trajectories:
     def joined(parts: "list[Trajectories]") -> "Trajectories":
         """Returns the trajectories of several batches, of one horizon, as one batch."""
         changes: dict[str, Any] = {
-            f.name: torch.cat([getattr(part, f.name) for part in parts], 1)
-            for f in fields(Trajectories)
-            if f.name not in ("temperature", "discount", "latents")
+            name: torch.cat([getattr(part, name) for part in parts], 1) for name in parts[0]._over_time()
         }
         names = parts[0].latents
         return replace(parts[0], **changes, latents={n: torch.cat([part.latents[n] for part in parts]) for n in names})
@@ -128,13 +145,16 @@ class Trajectories:
         if missing <= 0:
             return self
         changes: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in ("temperature", "discount", "latents"):
-                continue
-            last = value[-1:] if f.name in ("states", "actions") else torch.zeros_like(value[-1:])
-            changes[f.name] = torch.cat([value, last.expand(missing, *last.shape[1:])])
+        for name, value in self._over_time().items():
+            last = value[-1:] if name in ("states", "actions", "observations") else torch.zeros_like(value[-1:])
+            changes[name] = torch.cat([value, last.expand(missing, *last.shape[1:])])
         return replace(self, **changes)
+
+    def _over_time(self) -> dict[str, Tensor]:
+        """Returns what is time first, by name."""
+        apart = ("temperature", "discount", "latents", "observed_first")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        return {name: value for name, value in values.items() if value is not None}
 
     def to(self, *args: Any, **kwargs: Any) -> "Trajectories":
         """Returns the trajectories with every tensor moved as :meth:`torch.Tensor.to` does to a device."""
@@ -148,10 +168,13 @@ class Trajectories:
     def sites(self) -> dict[str, Tensor]:
         """Returns the draws by site name, for :func:`pyro.poutine.condition` or ``replay``.
 
-        The names are those of a process's own program: ``state_t`` and ``action_t``.
+        The names are those of a process's own program: ``state_t``, ``action_t`` and ``observation_t``.
         """
         named = {f"state_{t}": state for t, state in enumerate(self.states)}
         named.update({f"action_{t}": action for t, action in enumerate(self.actions)})
+        if self.observations is not None:
+            first = 0 if self.observed_first else 1
+            named.update({f"observation_{t}": seen for t, seen in enumerate(self.observations, first)})
         return {**named, **self.latents}
 
 
@@ -210,6 +233,7 @@ class Rows:
         temperature: float | Tensor,
         discount: float | Tensor,
         lines: list[Tensor] | None = None,
+        seen: Any = None,
     ) -> Trajectories:
         """Returns the trajectories.
 
@@ -217,6 +241,7 @@ class Rows:
             final_state: after the last step, ``(N, *state)``, in the order of the answer.
             temperature, discount: of the process; a discount of 1 where survival was drawn.
             lines: for each step, which of its rows belong to the trajectories of the answer; None for all, in order.
+            seen: what a policy may look at after the last step; a :class:`History` where the state is hidden.
 
         Raises:
             ValueError: if a log probability of the policy is NaN while its trajectory is alive; the step is named.
@@ -240,4 +265,6 @@ class Rows:
             log_factors=rewards / temperature,
             temperature=temperature,
             discount=discount,
+            observations=seen.observations if isinstance(seen, History) else None,
+            observed_first=not isinstance(seen, History) or seen.observed_first,
         )

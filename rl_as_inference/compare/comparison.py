@@ -14,9 +14,9 @@ from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
-from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
+from rl_as_inference.nouns import Policy, Problem, Process, SoftValue, seen_by
 from rl_as_inference.objectives.rollout_elbo import Estimate
-from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
+from rl_as_inference.processes import GymnasiumProcess, LinearGaussianPOMDP, MarkovDecisionProcess, TabularPOMDP
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
@@ -34,7 +34,7 @@ _OF_POLICY = (
     "entropy_exact",
     "action_cost_exact",
 )
-_EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap")
+_EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap", "information_gap")
 
 
 def compare(
@@ -110,18 +110,29 @@ def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
     if not exact.is_available(process):
         reasons.update(dict.fromkeys(_EXACT, f"no exact answers for {type(process).__name__}"))
         return {**found, "rules": (), "reasons": reasons}
-    causal: Any = exact.plan(process, "causal")
-    found["optimal_elbo"] = best = float(causal.objective)
+    # What could be done, were the state seen: the same process, unless it is hidden.
+    seen = process.fully_observed if isinstance(process, TabularPOMDP | LinearGaussianPOMDP) else process
     try:
-        bent: Any = exact.plan(process, "posterior")
+        causal: Any = exact.plan(process, "causal")
+    except ValueError as error:
+        if seen is process:
+            raise
+        reasons.update(dict.fromkeys(_EXACT, str(error)))  # beliefs without end
+        return {**found, "rules": (), "reasons": reasons}
+    found["optimal_elbo"] = best = float(causal.objective)
+    reached = best if seen is process else float(exact.optimal_elbo(seen))
+    if seen is not process:
+        found["information_gap"] = reached - best
+    try:
+        bent: Any = exact.plan(seen, "posterior")
     except ValueError as error:  # with no horizon the evidence may be infinite where the ELBO is not
         bent = None
         reasons.update(dict.fromkeys(("log_evidence", "dynamics_gap"), str(error)))
     else:
         found["log_evidence"] = float(bent.objective)
-        found["dynamics_gap"] = float(bent.objective) - best
+        found["dynamics_gap"] = float(bent.objective) - reached
     try:
-        found["elbo_exact"] = elbo = float(exact.elbo(process, policy))
+        found["elbo_exact"] = elbo = float(exact.elbo(process, policy, seen_by(policy)))
     except ValueError as error:  # a policy without a linear-Gaussian form, say: its rows stay empty
         reasons.update(dict.fromkeys(_OF_POLICY, str(error)))
     else:
@@ -138,7 +149,11 @@ def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
             found["family_gap"], found["training_gap"] = best - family, family - elbo
         if (note := support_note(process, policy)) is not None:
             reasons["support"] = note
-    found["rules"] = _action_rules(process, None if found["elbo_exact"] is None else (policy,), causal, bent)
+    guide = None if found["elbo_exact"] is None else (policy,)
+    if seen is process:
+        found["rules"] = _action_rules(process, guide, causal, bent)
+    else:
+        found["rules"] = _hidden_rules(process, seen, guide, causal)
     return {**found, "reasons": reasons}
 
 
@@ -154,6 +169,18 @@ def _action_rules(
         gets = float(exact.expected_return(process, rule))
         believes = float(exact.posterior_return(process)) if name == "exact posterior" else gets
         rules.append(ActionRule(name, gets, believes, float(exact.elbo(process, rule))))
+    return tuple(rules)
+
+
+def _hidden_rules(
+    process: Process, seen: Process, guide: tuple[Policy | None] | None, causal: Any
+) -> tuple[ActionRule, ...]:
+    wanted = [] if guide is None else [("the guide", process, guide[0])]
+    wanted += [("exact, on the history", process, causal), ("exact, the state seen", seen, exact.plan(seen))]
+    rules = []
+    for name, of, rule in [*wanted, ("action prior", process, None)]:
+        gets = float(exact.expected_return(of, rule, seen_by(rule)))
+        rules.append(ActionRule(name, gets, gets, float(exact.elbo(of, rule, seen_by(rule)))))
     return tuple(rules)
 
 
@@ -173,7 +200,10 @@ def _identities(found: Comparison, process: Process, return_error: float, dtype:
         held.append(is_equal(name, scaled, found.expected_return - cost, precision, *parts))
     elbo, best, evidence = found.elbo_exact, found.optimal_elbo, found.log_evidence
     if best is not None and evidence is not None:
-        held.append(not_negative("dynamics gap >= 0", evidence - best, precision, evidence, best))
+        unseen = found.information_gap or 0.0
+        held.append(not_negative("dynamics gap >= 0", evidence - best - unseen, precision, evidence, best))
+    if best is not None and found.information_gap is not None:
+        held.append(not_negative("information gap >= 0", found.information_gap, precision, best))
     if elbo is None or best is None:
         return tuple(held)
     sac, term, earned = found.sac_exact, found.prior_term_exact, found.expected_return_exact
@@ -190,8 +220,9 @@ def _identities(found: Comparison, process: Process, return_error: float, dtype:
         name = "α ELBO = return - α KL cost (exact)"
         held.append(is_equal(name, alpha * elbo, earned - alpha * cost_exact, precision, *parts))
         if evidence is not None and found.dynamics_gap is not None:
-            total = elbo + found.dynamics_gap + gap
-            name = "log p(O) = ELBO + dynamics gap + policy gap"
+            total = elbo + found.dynamics_gap + (found.information_gap or 0.0) + gap
+            between = "" if found.information_gap is None else " + information gap"
+            name = f"log p(O) = ELBO + dynamics gap{between} + policy gap"
             held.append(is_equal(name, evidence, total, precision, elbo, best))
     held.append(not_negative("policy gap >= 0", gap, precision, elbo, best))
     if found.family_gap is not None and found.training_gap is not None:

@@ -54,7 +54,8 @@ class ComparisonRow:
 class Comparison:
     """What :func:`compare` returns; every value that cannot be computed is None.
 
-    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0. At the prompt it is a line, printed it is the table.
+    ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0; where the state is hidden
+    ``dynamics gap + information gap + policy gap``. At the prompt it is a line, printed it is the table.
 
     Attributes:
         problem: the process's name.
@@ -74,9 +75,11 @@ class Comparison:
             ``sac_objective = α elbo + prior_term``.
         expected_return: ``E Σ_t γ^t r_t``, in reward units, by the same rollouts.
         entropy: ``-E Σ_t γ^t log π(a_t|s_t)``, in nats, by the same rollouts.
-        optimal_elbo: the largest ELBO of any policy, in nats.
+        optimal_elbo: the largest ELBO of any policy, in nats; where the state is hidden, of any policy of the history.
         log_evidence: ``log p(O)``, in nats.
-        dynamics_gap: ``log p(O) - max ELBO``, in nats: the price of not bending luck.
+        dynamics_gap: ``log p(O) - max ELBO``, the state seen, in nats: the price of not bending luck.
+        information_gap: the largest ELBO with the state seen less the largest on the history, in nats: what not seeing
+            it costs. None where the state is seen.
         policy_gap: ``max ELBO - ELBO(π)``, in nats (exact): what training or the family left.
         family_gap: of the policy gap, ``max ELBO - best ELBO of the family``, in nats, where that is known
             (:func:`rl_as_inference.compare.family.best_of_family`); where it is the best that an optimiser
@@ -112,6 +115,7 @@ class Comparison:
     dynamics_gap: float | None
     policy_gap: float | None
     rules: tuple[ActionRule, ...]
+    information_gap: float | None = None
     family_gap: float | None = None
     training_gap: float | None = None
     sac_exact: float | None = None
@@ -180,9 +184,22 @@ class Comparison:
                 "nats",
                 "what the critic believes too much",
             ),
-            row("optimal_elbo", "largest ELBO (causal)", self.optimal_elbo, "nats", "what control can reach"),
+            row(
+                "optimal_elbo",
+                "largest ELBO (causal)" if self.information_gap is None else "largest ELBO on the history",
+                self.optimal_elbo,
+                "nats",
+                "what control can reach",
+            ),
             row("log_evidence", "log evidence log p(O)", self.log_evidence, "nats", "what luck could reach"),
-            row("dynamics_gap", "dynamics gap", self.dynamics_gap, "nats", "log p(O) - largest ELBO"),
+            row(
+                "dynamics_gap",
+                "dynamics gap",
+                self.dynamics_gap,
+                "nats",
+                "log p(O) - largest ELBO" + ("" if self.information_gap is None else ", the state seen"),
+            ),
+            row("information_gap", "information gap", self.information_gap, "nats", "largest ELBO, seen - hidden"),
             row("policy_gap", "policy gap", self.policy_gap, "nats", "largest ELBO - ELBO of the guide"),
             row("family_gap", "  of the family", self.family_gap, "nats", self.reasons.get("family", "")),
             row("training_gap", "  of training", self.training_gap, "nats", "best of the family - ELBO of the guide"),

@@ -1,16 +1,17 @@
 """The exact rows of a comparison: objectives by messages; entropy, return and prior cost by where the policy goes."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.exact.kalman import mean_marginals
 from rl_as_inference.exact.linear_gaussian import marginals
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
-from rl_as_inference.nouns import Policy, Process
-from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.nouns import Policy, Process, seen_by
+from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 
 __all__ = ["Parts", "exact_parts", "support_note"]
 
@@ -37,9 +38,18 @@ def exact_parts(process: Process, policy: Policy | None) -> Parts:
     """
     if isinstance(process, TabularMDP):
         return _of_table(process, policy)
+    if isinstance(process, TabularPOMDP):
+        found = exact.evaluate(process, policy, seen_by(policy))
+        earned = float(process.temperature) * float(found.expected_return)
+        return Parts(earned, float(found.entropy), float(found.prior_cost))
+    if isinstance(process, LinearGaussianPOMDP):
+        plan = exact.evaluate(process, policy, seen_by(policy))
+        parts = _of_rule(process.fully_observed, plan.rule, *mean_marginals(process, plan))
+        return Parts(float(exact.expected_return(process, plan)), *parts)
     if not isinstance(process, LinearGaussianMDP):
         raise ValueError(f"no exact parts for {type(process).__name__}: give a TabularMDP or a LinearGaussianMDP")
-    return Parts(float(exact.expected_return(process, policy)), *_of_rule(process, policy))
+    rule = exact.evaluate(process, policy)
+    return Parts(float(exact.expected_return(process, policy)), *_of_rule(process, rule, *marginals(process, rule)))
 
 
 def _of_table(mdp: TabularMDP, policy: Policy | None) -> Parts:
@@ -51,9 +61,8 @@ def _of_table(mdp: TabularMDP, policy: Policy | None) -> Parts:
     return Parts(float(exact.expected_return(mdp, policy)), entropy, prior_cost)
 
 
-def _of_rule(mdp: LinearGaussianMDP, policy: Policy | None) -> tuple[float, float]:
-    plan: Any = exact.evaluate(mdp, policy)
-    mean, cov = marginals(mdp, plan)
+def _of_rule(mdp: LinearGaussianMDP, plan: exact.LinearGaussianPlan, mean: Tensor, cov: Tensor) -> tuple[float, float]:
+    """Returns entropy and prior cost of a rule on what has these means and covariances."""
     action = (plan.gain @ mean[:-1, :, None]).squeeze(-1) + plan.offset
     second = plan.gain @ cov[:-1] @ plan.gain.mT + plan.covariance + action[:, :, None] * action[:, None, :]
     size = math.log(2 * math.pi) * mdp.action_size * len(action)

@@ -4,33 +4,41 @@ Every function takes either kind. Objectives are in nats, soft values in reward 
 them are differentiable in the process's tensors.
 """
 
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact import linear_gaussian, smoothing, tabular
+from rl_as_inference.exact import hidden, linear_gaussian, smoothing, tabular
+from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
 from rl_as_inference.exact.divergence import Direction, trajectory_kl
 from rl_as_inference.exact.enumeration import Enumeration, enumerate_trajectories
+from rl_as_inference.exact.hidden import belief
 from rl_as_inference.exact.information import PriorPlan, optimal_prior
+from rl_as_inference.exact.kalman import GaussianBelief, KalmanPlan
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_occupancy
 from rl_as_inference.exact.solvable import Solvable, is_available
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
 from rl_as_inference.nouns import ExactPolicy, Process
-from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
+    "BeliefEvaluation",
+    "BeliefPlan",
     "Direction",
     "Dynamics",
     "Enumeration",
+    "GaussianBelief",
+    "KalmanPlan",
     "LinearGaussianPlan",
     "Plan",
     "PriorPlan",
     "Solvable",
     "backward_step",
+    "belief",
     "elbo",
     "enumerate_trajectories",
     "evaluate",
@@ -48,20 +56,28 @@ __all__ = [
 ]
 
 
+Sees = Literal["belief", "history"]
+
+
 @overload
 def plan(mdp: TabularMDP, dynamics: Dynamics = ...) -> Plan: ...
 @overload
 def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = ...) -> LinearGaussianPlan: ...
 @overload
-def plan(mdp: Process, dynamics: Dynamics = ...) -> Plan | LinearGaussianPlan: ...
-def plan(mdp: Process, dynamics: Dynamics = "causal") -> Plan | LinearGaussianPlan:
+def plan(mdp: TabularPOMDP, dynamics: Dynamics = ...) -> BeliefPlan: ...
+@overload
+def plan(mdp: LinearGaussianPOMDP, dynamics: Dynamics = ...) -> KalmanPlan: ...
+@overload
+def plan(mdp: Process, dynamics: Dynamics = ...) -> Any: ...
+def plan(mdp: Process, dynamics: Dynamics = "causal") -> Any:
     """Returns the soft-optimal plan: values, policy and objective.
 
     See :func:`rl_as_inference.exact.tabular.plan` for finite and
-    :func:`rl_as_inference.exact.linear_gaussian.plan` for linear-Gaussian processes.
+    :func:`rl_as_inference.exact.linear_gaussian.plan` for linear-Gaussian processes. Where the state is hidden it
+    is the best policy of the history, a :class:`BeliefPlan` or a :class:`KalmanPlan`.
 
     Args:
-        mdp: a finite or linear-Gaussian process.
+        mdp: a finite or linear-Gaussian process, seen or partially observed.
         dynamics: ``"causal"`` (maximum-entropy control; the objective is the largest ELBO) or
             ``"posterior"`` (conditioning on optimality, luck included; the log evidence).
 
@@ -82,16 +98,29 @@ def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan: ...
 @overload
 def evaluate(mdp: LinearGaussianMDP, policy: ExactPolicy) -> LinearGaussianPlan: ...
 @overload
-def evaluate(mdp: Process, policy: ExactPolicy) -> Plan | LinearGaussianPlan: ...
-def evaluate(mdp: Process, policy: ExactPolicy) -> Plan | LinearGaussianPlan:
-    """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats."""
+def evaluate(mdp: TabularPOMDP, policy: ExactPolicy, sees: Sees | None = ...) -> BeliefEvaluation: ...
+@overload
+def evaluate(mdp: LinearGaussianPOMDP, policy: ExactPolicy, sees: Sees | None = ...) -> KalmanPlan: ...
+@overload
+def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = ...) -> Any: ...
+def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Any:
+    """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats.
+
+    Args:
+        mdp: a process with exact answers.
+        policy: a plan, a callable ``(state, t) -> Distribution``, a table of probabilities, or None.
+        sees: where the state is hidden, what the policy is asked with: a ``"belief"`` ``(n, S)`` (its mean, of a
+            linear-Gaussian process) or a ``"history"``. None asks what the policy says of itself, or gives beliefs.
+    """
+    if isinstance(mdp, TabularPOMDP | LinearGaussianPOMDP):
+        return hidden.evaluate(mdp, policy, sees)
     return _room(mdp).evaluate(mdp, policy)
 
 
-def elbo(mdp: Process, policy: ExactPolicy) -> Tensor:
+def elbo(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     """Returns the trajectory ELBO of ``policy``, 0-dimensional, in nats.
 
-    ``E_π Σ_t γ^t (r_t/α + log p(a_t|s_t) - log π(a_t|s_t))``.
+    ``E_π Σ_t γ^t (r_t/α + log p(a_t|s_t) - log π(a_t|s_t))``. Arguments as of :func:`evaluate`.
 
     Example:
         >>> import torch
@@ -99,12 +128,14 @@ def elbo(mdp: Process, policy: ExactPolicy) -> Tensor:
         >>> elbo(mdp, torch.tensor([[0.5, 0.5]]))
         tensor(0.5000)
     """
-    return evaluate(mdp, policy).objective
+    objective: Tensor = evaluate(mdp, policy, sees).objective
+    return objective
 
 
 def optimal_elbo(mdp: Process) -> Tensor:
     """Returns the largest ELBO any policy reaches, 0-dimensional, in nats."""
-    return plan(mdp, "causal").objective
+    objective: Tensor = plan(mdp, "causal").objective
+    return objective
 
 
 def log_evidence(mdp: Process) -> Tensor:
@@ -118,16 +149,20 @@ def log_evidence(mdp: Process) -> Tensor:
         >>> log_evidence(mdp)  # log((1 + e) / 2)
         tensor(0.6201)
     """
+    if isinstance(mdp, TabularPOMDP | LinearGaussianPOMDP):
+        return hidden.log_evidence(mdp)
     return tabular.log_evidence(mdp) if isinstance(mdp, TabularMDP) else plan(mdp, "posterior").objective
 
 
-def expected_return(mdp: Process, policy: ExactPolicy) -> Tensor:
+def expected_return(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t`` of ``policy`` in the process as it is, 0-dimensional, in reward units.
 
     The ELBO is linear in ``1/α`` with this as its slope.
     """
     if isinstance(mdp, TabularMDP):
         return tabular.expected_return(mdp, policy)
+    if isinstance(mdp, TabularPOMDP):
+        return mdp.temperature * hidden.evaluate(mdp, policy, sees).expected_return
     return slope_in_inverse_temperature(_solvable(mdp), lambda process: elbo(process, policy))
 
 
@@ -137,6 +172,8 @@ def posterior_return(mdp: Process) -> Tensor:
     It is the slope of the log evidence in ``1/α`` (the mean energy of statistical physics), and counts
     the luck that the posterior bends towards; no policy need reach it.
     """
+    if isinstance(mdp, TabularPOMDP | LinearGaussianPOMDP):
+        mdp = mdp.fully_observed
     if not isinstance(mdp, TabularMDP):
         return slope_in_inverse_temperature(_solvable(mdp), log_evidence)
     if mdp.horizon is not None:
@@ -164,11 +201,13 @@ def sample_posterior(mdp: Process, num_draws: int, dynamics: Dynamics = "posteri
 
 
 def _room(mdp: Process) -> Any:
-    return tabular if isinstance(_solvable(mdp), TabularMDP) else linear_gaussian
+    if isinstance(_solvable(mdp), TabularMDP):
+        return tabular
+    return linear_gaussian if isinstance(mdp, LinearGaussianMDP) else hidden
 
 
 def _solvable(mdp: Process) -> Solvable:
-    if isinstance(mdp, TabularMDP | LinearGaussianMDP):
+    if isinstance(mdp, Solvable):
         return mdp
     raise ValueError(
         f"no exact answers for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate by "

@@ -5,13 +5,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact import linear_gaussian, tabular
+from rl_as_inference.exact import hidden, linear_gaussian, tabular
 from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
-from rl_as_inference.nouns import ExactPolicy, Process
-from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.nouns import ExactPolicy, Process, seen_by
+from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 
 __all__ = ["Direction", "check_direction", "expected_ratio", "trajectory_kl"]
@@ -65,6 +65,9 @@ def trajectory_kl(
         log_policy = torch.log_softmax(tabular.log_policy_table(wide, policy), -1)
         exactly = _reverse if direction == "reverse" else _forward
         return exactly(wide, log_policy, dynamics).to(mdp.initial_probabilities.dtype)
+    if isinstance(mdp, TabularPOMDP | LinearGaussianPOMDP) and direction == "reverse":
+        target = hidden.plan(mdp).objective if dynamics == "causal" else hidden.log_evidence(mdp)
+        return target - hidden.evaluate(mdp, policy, seen_by(policy)).objective
     if not isinstance(mdp, LinearGaussianMDP):
         raise ValueError(
             f"no exact divergence for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate it "

@@ -21,11 +21,18 @@ from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
     "LinearGaussianPlan",
+    "Quadratic",
+    "Rule",
+    "as_plan",
+    "backed_up",
+    "best_rule",
     "evaluate",
     "marginals",
     "plan",
     "posterior_marginals",
+    "rules_of",
     "sample_posterior",
+    "symmetric",
 ]
 
 
@@ -94,19 +101,20 @@ def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = "causal") -> LinearGaussia
         ValueError: for unknown ``dynamics``.
     """
     check_dynamics(dynamics)
-    value = _Quadratic.zero(mdp)
+    value = Quadratic.zero(mdp)
     values, rules = [value], []
     for _ in range(mdp.finite_horizon("plan")):
-        arrived = value.after_noise(mdp) if dynamics == "causal" else value.bend(mdp.noise_scale_tril)[0]
-        rule = _best_rule(mdp, arrived)
-        value = _backup(mdp, arrived, rule)
+        noise = mdp.noise_scale_tril
+        arrived = value.after_noise(noise) if dynamics == "causal" else value.bend(noise)[0]
+        rule = best_rule(mdp, arrived)
+        value = backed_up(mdp, arrived, rule)
         rules.append(rule)
         values.append(value)
     if dynamics == "causal":
         objective = value.mean(mdp.initial_mean, mdp.initial_scale_tril)
     else:
         objective = value.bend(mdp.initial_scale_tril)[0].at(mdp.initial_mean)
-    return _as_plan(mdp, rules[::-1], values[::-1], objective, dynamics)
+    return as_plan(mdp, rules[::-1], values[::-1], objective, dynamics)
 
 
 def evaluate(mdp: LinearGaussianMDP, policy: ExactPolicy) -> LinearGaussianPlan:
@@ -122,14 +130,14 @@ def evaluate(mdp: LinearGaussianMDP, policy: ExactPolicy) -> LinearGaussianPlan:
     Raises:
         ValueError: if the policy is not linear-Gaussian (it is asked at a few states to find out).
     """
-    rules = _rules(mdp, policy)
-    value = _Quadratic.zero(mdp)
+    rules = rules_of(mdp, policy)
+    value = Quadratic.zero(mdp)
     values = [value]
     for rule in reversed(rules):
-        value = _backup(mdp, value.after_noise(mdp), rule)
+        value = backed_up(mdp, value.after_noise(mdp.noise_scale_tril), rule)
         values.append(value)
     objective = value.mean(mdp.initial_mean, mdp.initial_scale_tril)
-    return _as_plan(mdp, rules, values[::-1], objective, "causal")
+    return as_plan(mdp, rules, values[::-1], objective, "causal")
 
 
 def marginals(mdp: LinearGaussianMDP, policy: ExactPolicy) -> tuple[Tensor, Tensor]:
@@ -141,7 +149,7 @@ def marginals(mdp: LinearGaussianMDP, policy: ExactPolicy) -> tuple[Tensor, Tens
     Raises:
         ValueError: if the policy is not linear-Gaussian.
     """
-    rules = _rules(mdp, policy)
+    rules = rules_of(mdp, policy)
     return _propagate(mdp, rules, _causal_arrivals(mdp, len(rules)))
 
 
@@ -155,7 +163,7 @@ def posterior_marginals(mdp: LinearGaussianMDP, dynamics: Dynamics = "posterior"
         ValueError: for unknown ``dynamics``.
     """
     messages = plan(mdp, dynamics)
-    return _propagate(mdp, _rules(mdp, messages), _arrivals(mdp, messages))
+    return _propagate(mdp, rules_of(mdp, messages), _arrivals(mdp, messages))
 
 
 @torch.no_grad()
@@ -196,7 +204,7 @@ def sample_posterior(mdp: LinearGaussianMDP, num_draws: int, dynamics: Dynamics 
     )
 
 
-class _Quadratic(NamedTuple):
+class Quadratic(NamedTuple):
     """A message ``V(s) = -s'Ps/2 + p's + c`` in nats, with ``P`` positive semidefinite."""
 
     P: Tensor
@@ -204,7 +212,7 @@ class _Quadratic(NamedTuple):
     c: Tensor
 
     @classmethod
-    def zero(cls, mdp: LinearGaussianMDP) -> "_Quadratic":
+    def zero(cls, mdp: LinearGaussianMDP) -> "Quadratic":
         return cls(torch.zeros_like(mdp.A), torch.zeros_like(mdp.drift), mdp.drift.new_zeros(()))
 
     def at(self, s: Tensor) -> Tensor:
@@ -214,25 +222,24 @@ class _Quadratic(NamedTuple):
         """Returns ``E V(s)`` for ``s ~ N(mean, F F')``."""
         return self.at(mean) - ((self.P @ factor) * factor).sum() / 2
 
-    def after_noise(self, mdp: LinearGaussianMDP) -> "_Quadratic":
-        """Returns ``m ↦ E V(m + w)``."""
-        factor = mdp.noise_scale_tril
+    def after_noise(self, factor: Tensor) -> "Quadratic":
+        """Returns ``m ↦ E V(m + F x)``, ``x ~ N(0, I)``."""
         return self._replace(c=self.c - ((self.P @ factor) * factor).sum() / 2)
 
-    def bend(self, factor: Tensor) -> tuple["_Quadratic", "_Arrival"]:
+    def bend(self, factor: Tensor) -> tuple["Quadratic", "_Arrival"]:
         """Returns ``m ↦ log E e^{V(m + F x)}``, ``x ~ N(0, I)``, and where ``m + F x`` lands given ``e^V``.
 
         Given ``e^V`` the noise ``x`` is normal with precision ``G = I + F'PF``, never less than 1, so
         that the solves are well conditioned however small the noise is.
         """
         PF = self.P @ factor
-        G = torch.linalg.cholesky(_identity(factor) + _symmetric(factor.mT @ PF))
+        G = torch.linalg.cholesky(_identity(factor) + symmetric(factor.mT @ PF))
         pull = torch.cholesky_solve(PF.mT, G)  # given e^V the mean of x is  - pull m + push
         push = torch.cholesky_solve((factor.mT @ self.p)[:, None], G)[:, 0]
         J = _identity(factor) - factor @ pull
-        bent = _Quadratic(
+        bent = Quadratic(
             # P - PF G⁻¹ F'P as a sum of squares, which rounding cannot make indefinite.
-            _symmetric(J.mT @ self.P @ J + pull.mT @ pull),
+            symmetric(J.mT @ self.P @ J + pull.mT @ pull),
             J.mT @ self.p,
             self.c + (self.p @ factor) @ push / 2 - G.diagonal().log().sum(),
         )
@@ -251,7 +258,7 @@ class _Arrival(NamedTuple):
         return mean @ self.J.mT + self.shift + torch.randn_like(mean) @ self.spread.mT
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """One step of a linear-Gaussian policy, ``a ~ N(K s + k, L L')``."""
 
     K: Tensor
@@ -259,7 +266,7 @@ class _Rule(NamedTuple):
     L: Tensor
 
 
-def _best_rule(mdp: LinearGaussianMDP, arrived: _Quadratic) -> _Rule:
+def best_rule(mdp: LinearGaussianMDP, arrived: Quadratic) -> Rule:
     """Returns ``π(a|s) ∝ p(a) exp(r(s,a)/α + V(As + Ba + drift))``.
 
     In the action prior's own units, ``a = U u`` with ``u ~ N(0, I)``, the policy's precision ``H`` is
@@ -267,21 +274,21 @@ def _best_rule(mdp: LinearGaussianMDP, arrived: _Quadratic) -> _Rule:
     """
     U = mdp.action_prior_scale_tril
     BU = mdp.B @ U
-    H = _identity(U) + _symmetric(U.mT @ mdp.action_cost @ U) / mdp.temperature
-    H = H + _symmetric(BU.mT @ arrived.P @ BU)
+    H = _identity(U) + symmetric(U.mT @ mdp.action_cost @ U) / mdp.temperature
+    H = H + symmetric(BU.mT @ arrived.P @ BU)
     # Cholesky from the last row up: H = R R' with R upper triangular, so that H⁻¹ = R⁻ᵀ R⁻¹ has
     # the lower triangular factor R⁻ᵀ.
     R = torch.linalg.cholesky(H.flip(-2, -1)).flip(-2, -1)
     spread = torch.linalg.solve_triangular(R.mT, _identity(U), upper=False)
     push = torch.cat((-arrived.P @ mdp.A, (arrived.p - arrived.P @ mdp.drift)[:, None]), -1)
     both = U @ spread @ (spread.mT @ (BU.mT @ push))
-    return _Rule(both[:, :-1], both[:, -1], U @ spread)
+    return Rule(both[:, :-1], both[:, -1], U @ spread)
 
 
-def _backup(mdp: LinearGaussianMDP, arrived: _Quadratic, rule: _Rule) -> _Quadratic:
+def backed_up(mdp: LinearGaussianMDP, arrived: Quadratic, rule: Rule) -> Quadratic:
     """Returns ``V(s) = E_a[r(s,a)/α + V(As + Ba + drift)] - KL(π(·|s) || p)``, as sums of squares."""
     (P, p, c), (K, k, L) = arrived, rule
-    Q, R = _symmetric(mdp.state_cost) / mdp.temperature, _symmetric(mdp.action_cost) / mdp.temperature
+    Q, R = symmetric(mdp.state_cost) / mdp.temperature, symmetric(mdp.action_cost) / mdp.temperature
     U = mdp.action_prior_scale_tril
     closed, e = mdp.A + mdp.B @ K, mdp.B @ k + mdp.drift
     # The rule in the action prior's units, where the prior is N(0, I).
@@ -290,8 +297,8 @@ def _backup(mdp: LinearGaussianMDP, arrived: _Quadratic, rule: _Rule) -> _Quadra
     BL = mdp.B @ L
     log_volume = L.diagonal().log().sum() - U.diagonal().log().sum()
     spread = ((P @ BL) * BL).sum() + ((R @ L) * L).sum() + (L_u * L_u).sum() - len(k)
-    return _Quadratic(
-        _symmetric(Q + closed.mT @ P @ closed + K.mT @ R @ K + K_u.mT @ K_u),
+    return Quadratic(
+        symmetric(Q + closed.mT @ P @ closed + K.mT @ R @ K + K_u.mT @ K_u),
         closed.mT @ (p - P @ e) - K.mT @ R @ k - K_u.mT @ k_u,
         c + (p - P @ e / 2) @ e - (k @ R @ k + k_u @ k_u + spread) / 2 + log_volume,
     )
@@ -304,7 +311,7 @@ def _arrivals(mdp: LinearGaussianMDP, messages: LinearGaussianPlan) -> list[_Arr
     pieces = (messages.value_matrix, messages.value_vector, messages.value_constant)
     factors = [mdp.initial_scale_tril] + [mdp.noise_scale_tril] * len(messages.gain)
     values = zip(*(x / mdp.temperature for x in pieces), strict=True)
-    return [_Quadratic(*value).bend(factor)[1] for value, factor in zip(values, factors, strict=True)]
+    return [Quadratic(*value).bend(factor)[1] for value, factor in zip(values, factors, strict=True)]
 
 
 def _causal_arrivals(mdp: LinearGaussianMDP, horizon: int) -> list[_Arrival]:
@@ -313,23 +320,23 @@ def _causal_arrivals(mdp: LinearGaussianMDP, horizon: int) -> list[_Arrival]:
     return [arrival._replace(spread=mdp.initial_scale_tril)] + [arrival] * horizon
 
 
-def _propagate(mdp: LinearGaussianMDP, rules: list[_Rule], arrivals: list[_Arrival]) -> tuple[Tensor, Tensor]:
+def _propagate(mdp: LinearGaussianMDP, rules: list[Rule], arrivals: list[_Arrival]) -> tuple[Tensor, Tensor]:
     (J, shift, S), *transitions = arrivals
     mean, cov = J @ mdp.initial_mean + shift, S @ S.mT
     means, covs = [mean], [cov]
     for (K, k, L), (J, shift, S) in zip(rules, transitions, strict=True):
         closed, BL = mdp.A + mdp.B @ K, mdp.B @ L
         mean = J @ (closed @ mean + mdp.B @ k + mdp.drift) + shift
-        cov = _symmetric(J @ (closed @ cov @ closed.mT + BL @ BL.mT) @ J.mT + S @ S.mT)
+        cov = symmetric(J @ (closed @ cov @ closed.mT + BL @ BL.mT) @ J.mT + S @ S.mT)
         means.append(mean)
         covs.append(cov)
     return torch.stack(means), torch.stack(covs)
 
 
-def _as_plan(
+def as_plan(
     mdp: LinearGaussianMDP,
-    rules: list[_Rule],
-    values: list[_Quadratic],
+    rules: list[Rule],
+    values: list[Quadratic],
     objective: Tensor,
     dynamics: Dynamics,
 ) -> LinearGaussianPlan:
@@ -338,7 +345,7 @@ def _as_plan(
     return LinearGaussianPlan(gain, offset, scale_tril, objective, matrix, vector, constant, dynamics)
 
 
-def _rules(mdp: LinearGaussianMDP, policy: ExactPolicy) -> list[_Rule]:
+def rules_of(mdp: LinearGaussianMDP, policy: ExactPolicy) -> list[Rule]:
     """Returns the policy's steps, ``T`` of them, found by asking it at a few states."""
     horizon, ds, da = mdp.finite_horizon("evaluate"), mdp.state_size, mdp.action_size
     if isinstance(policy, LinearGaussianPlan):
@@ -347,10 +354,10 @@ def _rules(mdp: LinearGaussianMDP, policy: ExactPolicy) -> list[_Rule]:
                 f"policy: this plan's gain has shape {tuple(policy.gain.shape)}, the process needs "
                 f"{(horizon, da, ds)}; it belongs to another process"
             )
-        return [_Rule(*x) for x in zip(policy.gain, policy.offset, policy.scale_tril, strict=True)]
+        return [Rule(*x) for x in zip(policy.gain, policy.offset, policy.scale_tril, strict=True)]
     if policy is None:
         zero = mdp.B.new_zeros(da)
-        return [_Rule(torch.zeros_like(mdp.B.mT), zero, mdp.action_prior_scale_tril)] * horizon
+        return [Rule(torch.zeros_like(mdp.B.mT), zero, mdp.action_prior_scale_tril)] * horizon
     if not callable(policy):
         raise ValueError(
             f"policy must be a LinearGaussianPlan, a callable (state, t) or None, got {type(policy).__name__}"
@@ -368,7 +375,7 @@ def _rules(mdp: LinearGaussianMDP, policy: ExactPolicy) -> list[_Rule]:
     offset = mean[:, 0]
     gain = (mean[:, 1 : ds + 1] - offset[:, None]).mT
     _check_linear(probes, mean.detach(), gain.detach(), scale_tril.detach())
-    return [_Rule(*x) for x in zip(gain, offset, scale_tril[:, 0], strict=True)]
+    return [Rule(*x) for x in zip(gain, offset, scale_tril[:, 0], strict=True)]
 
 
 def _moments(answer: Any, shape: tuple[int, ...], mdp: LinearGaussianMDP) -> tuple[Tensor, Tensor]:
@@ -416,5 +423,5 @@ def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
-def _symmetric(matrix: Tensor) -> Tensor:
+def symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2

@@ -16,7 +16,7 @@ from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
 from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
-from rl_as_inference.processes import TabularMDP
+from rl_as_inference.processes import PartiallyObservedMDP, TabularMDP
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
 from rl_as_inference.program.recording import log_prob_of, policy_of, record
@@ -93,7 +93,8 @@ def trajectory_kl(
     check_at_least("num_trajectories", num_trajectories, least=2)
     process = as_process(process)
     if method is None:
-        method = "exact" if exact.is_available(process) else "sample"
+        forward_hidden = direction == "forward" and isinstance(process, PartiallyObservedMDP)
+        method = "exact" if exact.is_available(process) and not forward_hidden else "sample"
     if method == "exact":
         return Estimate(float(exact.trajectory_kl(process, policy, direction)), 0.0)
     if method == "enumeration":

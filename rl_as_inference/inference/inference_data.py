@@ -54,7 +54,9 @@ def from_trajectories(
     """Returns trajectories as ArviZ data.
 
     - ``posterior``: ``state``, ``action``, ``reward`` (chain, draw, time, …), ``final_state`` after the
-      last of them (chain, draw, …) and any latents. Vectors have ``state_dim_0`` and ``action_dim_0``.
+      last of them (chain, draw, …) and any latents. Vectors have ``state_dim_0`` and ``action_dim_0``. Where the
+      state is hidden also ``observation``, what was seen before each action; or ``observation_after``, what was
+      seen after it, where nothing is seen before the first.
     - ``sample_stats``: ``return`` (reward units), ``log_weight`` (nats), ``length`` (steps) and the bool
       ``alive`` (chain, draw, time). It is not among the posterior's variables, as ArviZ draws no bools.
     - ``log_likelihood``: ``optimality``, the factor of each step (nats).
@@ -132,6 +134,9 @@ def from_trajectories(
                 raise ValueError(f"{name}_names must name the entries of {name} vectors, {tuple(tensor.shape[2:])}")
             coords[own[0]] = list(names)
     dims["final_state"] = dims["state"][1:]
+    if first.observations is not None:
+        own = [f"observation_dim_{i}" for i in range(first.observations.dim() - 2)]
+        dims["observation"] = dims["observation_after"] = ["time", *own]
     notes = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
     with warnings.catch_warnings():
         # More chains than draws, or a chain of its own length in the prior, are as they should be.
@@ -166,6 +171,9 @@ def _variables(chains: list[Trajectories]) -> dict[str, Any]:
     }
     if len(chains[0].states) > chains[0].horizon:
         variables["final_state"] = _stack([chain.states[-1] for chain in chains])
+    seen = [chain.observations[: chain.horizon] for chain in chains if chain.observations is not None]
+    if seen:
+        variables["observation" if chains[0].observed_first else "observation_after"] = _over_draws(seen)
     for name in chains[0].latents:
         if name in variables:
             raise ValueError(f"chains: a latent is called {name!r}, which is a variable of every posterior; rename it")

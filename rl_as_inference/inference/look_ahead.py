@@ -5,6 +5,7 @@ from typing import Any, Literal
 from rl_as_inference import exact
 from rl_as_inference.critics import TableCritic
 from rl_as_inference.nouns import Policy, Process, SoftV
+from rl_as_inference.processes import LinearGaussianPOMDP, TabularPOMDP
 
 __all__ = ["LookAhead", "check_look_ahead", "proposal_and_look_ahead"]
 
@@ -34,7 +35,11 @@ def proposal_and_look_ahead(
         return policy, critic
     if not exact.is_available(process) or process.horizon is None:
         return policy, None
+    if isinstance(process, TabularPOMDP | LinearGaussianPOMDP):
+        # A look-ahead weighs particles, whose states it may see; a proposal acts, and may not.
+        _, look_ahead = proposal_and_look_ahead(process.fully_observed, None, "auto")
+        return exact.plan(process) if policy is None else policy, look_ahead
     plan: Any = exact.plan(process, "posterior")
     # A table is indexed by step and state; a linear-Gaussian plan has the value as a function.
-    look_ahead: SoftV = plan.soft_v if callable(plan.soft_v) else TableCritic(plan.soft_v)
+    look_ahead = plan.soft_v if callable(plan.soft_v) else TableCritic(plan.soft_v)
     return plan if policy is None else policy, look_ahead

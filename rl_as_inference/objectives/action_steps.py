@@ -83,12 +83,12 @@ def _stack_states(states: list[Any]) -> Any:
 def steps_of_rollout(
     mdp: MarkovDecisionProcess, policy: Policy, trajectories: Trajectories, terms: Tensor
 ) -> ActionSteps:
-    states = trajectories.states[: trajectories.horizon]
+    states, seen = trajectories.states[: trajectories.horizon], trajectories.views()
 
     def distributions() -> tuple[Any, Any]:
         if takes_all_steps(policy):
-            return policy(states, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior_at(states)
-        return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(states)])), mdp.prior_at(states)
+            return policy(seen, _time_tensor(range(len(states)), states, terms.dim())), mdp.prior_at(seen)
+        return _Logits(torch.stack([policy(s, t).logits for t, s in enumerate(seen)])), mdp.prior_at(seen)
 
     def categorical() -> tuple[Any, Any]:
         pair = distributions()

@@ -27,7 +27,7 @@ from rl_as_inference.objectives.program_terms import (
     terms_of_traces,
 )
 from rl_as_inference.objectives.soft_critics import exact_soft_value
-from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes import MarkovDecisionProcess, PartiallyObservedMDP
 from rl_as_inference.program.readings import Guide, register_module
 from rl_as_inference.program.sites import ACTION
 
@@ -355,6 +355,9 @@ def _is_smooth(mdp: MarkovDecisionProcess, policy: Any) -> bool:
         state = mdp.begin(1)
         if mdp.has_ended(state) is not None:
             return False
-        action = policy(state, 0)
+        seen = mdp.view(state)
+        action = policy(seen, 0)
         # Its actions are continuous, and so are its states, or the transition has no rsample.
-        return bool(action.has_rsample and mdp.transition(state, action.sample()).has_rsample)
+        if not (action.has_rsample and mdp.transition(state, action.sample()).has_rsample):
+            return False
+        return not isinstance(mdp, PartiallyObservedMDP) or mdp.sees_smoothly(state, action.sample())

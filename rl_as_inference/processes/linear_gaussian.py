@@ -11,7 +11,14 @@ from torch import Tensor
 from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 
-__all__ = ["LinearGaussianMDP", "linear_gaussian_rule", "step_index"]
+__all__ = [
+    "LinearGaussianMDP",
+    "as_tensors",
+    "check_finite",
+    "check_positive_definite",
+    "linear_gaussian_rule",
+    "step_index",
+]
 
 
 class LinearGaussianMDP(MarkovDecisionProcess):
@@ -102,7 +109,7 @@ class LinearGaussianMDP(MarkovDecisionProcess):
         }
         if drift is not None:
             given["drift"] = drift
-        tensors = _tensors(given)
+        tensors = as_tensors(given)
         A, B = tensors["A"], tensors["B"]
         if A.dim() != 2 or A.shape[0] != A.shape[1] or 0 in A.shape:
             raise ValueError(f"A must be square, (ds, ds) with ds >= 1, got shape {tuple(A.shape)}")
@@ -128,11 +135,11 @@ class LinearGaussianMDP(MarkovDecisionProcess):
                     f"{tuple(B.shape)}; got {tuple(tensors[name].shape)}"
                 )
         for name, tensor in tensors.items():
-            _check_finite(name, tensor)
+            check_finite(name, tensor)
         for name in ("state_cost", "action_cost"):
             _check_positive_semidefinite(name, tensors[name])
         self._factors = {
-            name: _check_positive_definite(name, tensors[name])
+            name: check_positive_definite(name, tensors[name])
             for name in ("noise_cov", "initial_cov", "action_prior_cov")
         }
         self.A, self.B, self.drift = A, B, tensors["drift"]
@@ -220,16 +227,16 @@ def step_index(t: int | Tensor, length: int) -> int | Tensor:
     return t
 
 
-def _tensors(given: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns everything as floating tensors of one type and device."""
+def as_tensors(given: dict[str, Any], like: Tensor | None = None) -> dict[str, Tensor]:
+    """Returns everything as floating tensors of one type and device, those of ``like`` if it is given."""
     arrays = {n: torch.as_tensor(v) for n, v in given.items() if isinstance(v, Tensor | np.ndarray)}
-    dtype: torch.dtype | None = None
-    for value in arrays.values():
+    dtype: torch.dtype | None = None if like is None else like.dtype
+    for value in arrays.values() if like is None else ():
         if value.is_floating_point():
             dtype = value.dtype if dtype is None else torch.promote_types(dtype, value.dtype)
     if dtype is None:
         dtype = torch.get_default_dtype()
-    device = arrays["A"].device if "A" in arrays else None
+    device = arrays["A"].device if "A" in arrays else None if like is None else like.device
     tensors = {}
     for name, value in given.items():
         try:
@@ -239,7 +246,7 @@ def _tensors(given: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_finite(name: str, value: Tensor) -> None:
+def check_finite(name: str, value: Tensor) -> None:
     finite = value.detach().isfinite()
     if not holds(finite):
         where = tuple(int(i) for i in (~finite).nonzero()[0])
@@ -271,7 +278,7 @@ def _check_positive_semidefinite(name: str, matrix: Tensor) -> None:
         )
 
 
-def _check_positive_definite(name: str, matrix: Tensor) -> Tensor:
+def check_positive_definite(name: str, matrix: Tensor) -> Tensor:
     """Returns the Cholesky factor, without gradient."""
     matrix = matrix.detach()
     _check_symmetric(name, matrix)

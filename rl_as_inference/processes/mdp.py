@@ -20,7 +20,9 @@ from rl_as_inference.checks import (
     is_deferred,
     unvalidated,
 )
+from rl_as_inference.histories import Histories, History
 from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.processes.in_spaces import InSpaces
 from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
 from rl_as_inference.processes.membership import check_actions, check_states
 from rl_as_inference.processes.point_masses import log_density
@@ -31,7 +33,7 @@ from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.program.sites import FIRST
 from rl_as_inference.randomness import seeded
-from rl_as_inference.spaces import first_of, is_unit_box, uniform_log_density
+from rl_as_inference.spaces import is_unit_box
 from rl_as_inference.trajectories import Decision, Rows, Trajectories, Transition
 
 __all__ = ["MarkovDecisionProcess", "unvalidated"]
@@ -40,7 +42,7 @@ _UNSET: Any = object()
 _NAN = "policy gives NaN as a log probability at step {}; check its parameters"
 
 
-class MarkovDecisionProcess:
+class MarkovDecisionProcess(InSpaces):
     """A reinforcement-learning problem given by its parts.
 
     Override :meth:`initial`, :meth:`transition` and :meth:`reward`, and optionally :meth:`prior`
@@ -70,8 +72,6 @@ class MarkovDecisionProcess:
         tensor([[2., 2., 1., 2.]])
     """
 
-    state_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
     horizon: int | None = None
     discount: float | Tensor = 1.0
     temperature: float | Tensor = 1.0
@@ -102,15 +102,6 @@ class MarkovDecisionProcess:
         self.temperature = self.temperature if temperature is _UNSET else temperature
         check_discount(self.discount)
         check_temperature(self.temperature)
-
-    @property
-    def name(self) -> str:
-        """What tables and pictures call the process: its class's name, unless set."""
-        return getattr(self, "_name", type(self).__name__)
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._name = name
 
     def initial(self) -> Any:
         """Returns the distribution of ``s_0``, of batch shape ``()``."""
@@ -161,12 +152,13 @@ class MarkovDecisionProcess:
             initial = self.initial()
             state: Tensor = self._held(pyro.sample("state_0", initial, infer=dict(first)), -1)
             like = state if state.is_floating_point() else initial.log_prob(state)
+            action: Tensor | None = None
             for t in steps(horizon, self.discount, markov=markov, like=like):
                 done = self.terminated(state)
                 if done is not None:
                     terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
-                prior = self._ask_of_prior(self.prior(state))
-                action = self._own_action(act(f"action_{t}", self._counted(state), prior))
+                seen, prior = self._seen_by_program(state, action, t)
+                action = self._own_action(act(f"action_{t}", seen, self._ask_of_prior(prior)))
                 transition = self.transition(state, action)
                 next_state = self._held(pyro.sample(f"state_{t + 1}", transition, infer=dict(first)), t)
                 # Enumerated sites stand to the left of the plate, and an action may have dimensions of its own.
@@ -175,7 +167,13 @@ class MarkovDecisionProcess:
                 earned = checked_reward(self.reward(state, action, next_state), state, batch, t, type(self).__name__)
                 reward(f"reward_{t}", earned, self.temperature)
                 state = next_state
+                if t == horizon - 1:
+                    self._seen_by_program(state, action, horizon)
         return self._counted(state)
+
+    def _seen_by_program(self, state: Tensor, action: Tensor | None, t: int) -> tuple[Any, Any]:
+        """Returns what the policy may look at in a run of the program, and the action prior; after it nothing."""
+        return (self._counted(state), self.prior(state)) if t != self.horizon else (None, None)
 
     # One step, for all who walk. What follows counts integers from 0, as policies and critics do; the methods that a
     # process overrides speak the values of its own spaces.
@@ -189,6 +187,28 @@ class MarkovDecisionProcess:
         initial = check_distribution(self.initial(), f"initial() of {self.name}").expand([num_trajectories])
         state = reparameterized(initial, "the initial state") if pathwise else initial.sample()
         return self._counted(self._held(state, -1))
+
+    def view(
+        self,
+        state: Tensor,
+        action: Tensor | None = None,
+        before: Any = None,
+        kept: tuple[Tensor, Tensor] | None = None,
+        *,
+        pathwise: bool = False,
+    ) -> Any:
+        """Returns what a policy may look at: the state; where it is hidden, what has been seen and done.
+
+        All that walk trajectories forward ask the policy with this.
+
+        Args:
+            state: ``(N, *state)``.
+            action: what led to it, ``(N, *action)``; None for first states.
+            before: the view before that; None for first states.
+            kept: which trajectories, bool ``(N,)``, see given observations, ``(N, *observation)``, and no new ones.
+            pathwise: draw what is seen by ``rsample``.
+        """
+        return state
 
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""
@@ -229,10 +249,13 @@ class MarkovDecisionProcess:
         prior = self.prior_at(state)
         if policy is None:
             return prior, prior
-        chosen = unclamped(check_answer(policy(state, t), prior, f"at step {t}", prior.batch_shape))
+        chosen = unclamped(check_answer(self._ask(policy, state, t), prior, f"at step {t}", prior.batch_shape))
         if isinstance(chosen, torch.distributions.Categorical) and not holds(~chosen.logits.detach().isnan()):
             raise ValueError(_NAN.format(t))
         return chosen, prior
+
+    def _ask(self, policy: Policy, state: Any, t: Any) -> Any:
+        return policy(state, t)
 
     def decide(
         self, policy: Policy | None, state: Tensor, t: int, *, draw: Callable[[Any], Tensor] = drawn
@@ -325,37 +348,40 @@ class MarkovDecisionProcess:
 
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         state = self.begin(num_trajectories, pathwise=pathwise)
+        seen = self.view(state, pathwise=pathwise)
         # Whether log π of all steps may be had afterwards, from the actions. A squashed one cannot be unsquashed
         # near its bounds, so such a policy is asked while it remembers the draw.
         batched = False
         with torch.no_grad():
             if pathwise and policy is not None:
-                check_reparameterized(policy(state, 0), "the policy")
+                check_reparameterized(self._ask(policy, seen, 0), "the policy")
             elif policy is not None and takes_all_steps(policy):
-                batched = not self.choose(policy, state, 0)[0].has_rsample
+                batched = not self.choose(policy, seen, 0)[0].has_rsample
         draw = partial(reparameterized, what="the policy") if pathwise else lambda chosen: chosen.sample()
         rows = Rows()
         alive: Tensor | None = None
         for t in range(horizon):
             if batched:
                 with torch.no_grad():
-                    action = draw(self.choose(policy, state, t)[0])
+                    action = draw(self.choose(policy, seen, t)[0])
                 logs: tuple[Tensor, ...] = ()
             else:
-                action, *logs_ = self.decide(policy, state, t, draw=draw)
+                action, *logs_ = self.decide(policy, seen, t, draw=draw)
                 logs = tuple(logs_)
             step = self.advance(state, action, t, alive, pathwise=pathwise)
             rows.add(state, action, step.reward, step.alive, *logs)
             state, alive = step.next_state, step.alive
+            seen = self.view(state, action, seen, pathwise=pathwise)
         if not self._asked_of_silence and not bool(rows.mask[-1].all()):
             self._asked_of_silence = True
             self._ask_of_silence(rows)
         if batched and policy is not None:
-            states, actions = torch.stack(rows.states), torch.stack(rows.actions)
+            every = Histories(seen) if isinstance(seen, History) else torch.stack(rows.states)
+            actions = torch.stack(rows.actions)
             times = torch.arange(horizon, device=state.device)[:, None].expand(horizon, num_trajectories)
-            rows.log_prior = list(self.prior_at(states).log_prob(actions))
-            rows.log_policy = list(unclamped(policy(states, times)).log_prob(actions))
-        return rows.trajectories(state, self.temperature, self.discount)
+            rows.log_prior = list(self.prior_at(every).log_prob(actions))
+            rows.log_policy = list(unclamped(self._ask(policy, every, times)).log_prob(actions))
+        return rows.trajectories(state, self.temperature, self.discount, seen=seen)
 
     def _ask_of_silence(self, rows: Rows) -> None:
         """Asks, of the first trajectories that ended, whether the process rewards what is over."""
@@ -381,24 +407,6 @@ class MarkovDecisionProcess:
             check_actions(prior, self.action_space, self.name)
             self._asked_of_prior = True
         return prior
-
-    def _counted(self, state: Tensor) -> Tensor:
-        """Returns states of the process's own space as policies see them: integers count from 0."""
-        return state - first if (first := self._first("state_space")) else state
-
-    def _own_state(self, state: Tensor) -> Tensor:
-        return state + first if (first := self._first("state_space")) else state
-
-    def _own_action(self, action: Tensor) -> Tensor:
-        """Returns actions that count from 0 as values of the action space."""
-        return action + first if (first := self._first("action_space")) else action
-
-    def _first(self, name: str) -> int:
-        """Returns what a space starts with."""
-        space = getattr(self, name, None)
-        if space is None:
-            raise ValueError(f"{name} of {type(self).__name__} is not set; give it a gymnasium.spaces space")
-        return first_of(space)
 
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         """Returns a draw from the transition; a process with a faster way than its distribution has it here.
@@ -430,21 +438,8 @@ class MarkovDecisionProcess:
         logs = (initial.log_prob(state), transition.log_prob(transition.sample()))
         return any(log.requires_grad for log in logs)
 
-    def batch_shape(self, state: Tensor) -> torch.Size:
-        """Returns ``state``'s shape without that of a single state."""
-        self._first("state_space")
-        self._first("action_space")
-        event = len(self.state_space.shape or ())
-        return state.shape[: state.dim() - event]
-
     def finite_horizon(self, wanted: str) -> int:
         """Returns the horizon; ValueError says that ``wanted`` needs one."""
         if self.horizon is None:
             raise ValueError(f"horizon is None, and {wanted} needs one: set horizon to a number of steps")
         return self.horizon
-
-    @property
-    def uniform_log_density(self) -> float | None:
-        """The uniform action prior's log density in nats; None for unbounded actions."""
-        bounded = isinstance(self.action_space, gymnasium.spaces.Discrete) or is_unit_box(self.action_space)
-        return uniform_log_density(self.action_space) if bounded else None

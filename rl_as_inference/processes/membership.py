@@ -11,10 +11,21 @@ from torch.distributions import constraints
 
 from rl_as_inference.checks import holds
 
-__all__ = ["check_actions", "check_states"]
+__all__ = ["check_actions", "check_observations", "check_states"]
 
 
-def check_states(states: Tensor, space: gymnasium.Space[Any], gave: str) -> None:
+def check_observations(seen: Tensor, space: gymnasium.Space[Any], batch: torch.Size, gave: str) -> None:
+    """Raises ValueError unless there is one observation of the space to each state; ``gave`` says what gave them."""
+    shape = (*batch, *(space.shape or ()))
+    if tuple(seen.shape) != shape:
+        raise ValueError(
+            f"{gave} gives observations of shape {tuple(seen.shape)}, and a batch {tuple(batch)} of observation_space "
+            f"{space} has {shape}; keep the batch, and declare one observation with .to_event(n)"
+        )
+    check_states(seen, space, gave, "observation")
+
+
+def check_states(states: Tensor, space: gymnasium.Space[Any], gave: str, what: str = "state") -> None:
     """Raises ValueError if a Discrete space lacks one of the states; ``gave`` says what gave them, and where."""
     if not isinstance(space, Discrete):
         return
@@ -22,8 +33,8 @@ def check_states(states: Tensor, space: gymnasium.Space[Any], gave: str) -> None
     outside = (states < low) | (states > high)
     if not holds(~outside):
         raise ValueError(
-            f"{gave} is state {states[outside].flatten()[0].item():g}, and state_space {space} holds integers from "
-            f"{low} to {high}; mend it, or state_space"
+            f"{gave} is {what} {states[outside].flatten()[0].item():g}, and {what}_space {space} holds integers from "
+            f"{low} to {high}; mend it, or {what}_space"
         )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.nouns import Policy, Problem, Process, is_process
-from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run
+from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run, seen_state
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
-from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_reward, step_of
+from rl_as_inference.program.sites import CONDITION, REWARD, is_action, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["ProgramProcess", "as_process"]
@@ -199,7 +199,7 @@ class ProgramProcess:
         Raises:
             ValueError: if it is an integer that no single site draws, so that its range is unknown.
         """
-        state = next(msg for msg in self._sample_run if is_action(msg))["infer"][ACTION]["state"]
+        state = seen_state(next(msg for msg in self._sample_run if is_action(msg)))
         if state.is_floating_point():
             constant = self._state_dims is not None and state.dim() < self._state_dims
             shape = tuple(state.shape if constant else state.shape[1 + self._nesting :])
@@ -277,8 +277,7 @@ class ProgramProcess:
         """
         try:
             shapes = [
-                [msg["infer"][ACTION]["state"].shape for msg in record(self.in_plate(n), None) if is_action(msg)]
-                for n in (2, 3)
+                [seen_state(msg).shape for msg in record(self.in_plate(n), None) if is_action(msg)] for n in (2, 3)
             ]
         except _OF_BATCHES:
             return None

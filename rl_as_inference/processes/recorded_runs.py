@@ -9,9 +9,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from rl_as_inference.histories import History
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.program.recording import log_prob_of, policy_of, prior_of, record
-from rl_as_inference.program.sites import ACTION, FIRST, REWARD, both, is_action, step_of
+from rl_as_inference.program.sites import ACTION, FIRST, REWARD, both, is_action, is_observation, step_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["RecordedRun", "join_runs", "read_run", "trajectories_at"]
@@ -33,6 +34,8 @@ class RecordedRun:
     latents: dict[str, Tensor] = field(default_factory=dict)
     temperature: Any = None
     discount: Any = 1.0
+    observations: list[Tensor] = field(default_factory=list)
+    observed_first: bool = False
     sites: list[set[str]] = field(default_factory=lambda: [set()])  # up to each action, and after the last
 
 
@@ -43,7 +46,7 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
     def per_trajectory(value: Tensor) -> Tensor:
         return value.expand(torch.broadcast_shapes(value.shape, batch)).reshape(count, -1).sum(1)
 
-    dims = [msg["infer"][ACTION]["state"].dim() for msg in messages if is_action(msg) and _is_tensor_state(msg)]
+    dims = [state.dim() for msg in messages if is_action(msg) and isinstance(state := seen_state(msg), Tensor)]
     most = max(dims, default=0) if state_dims is None else state_dims
 
     def leading(value: Any) -> Tensor:
@@ -67,6 +70,9 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
         if site_is_subsample(msg):
             continue
         run.sites[-1].add(msg["name"])
+        if is_observation(msg):
+            run.observed_first = run.observed_first or not run.rows
+            run.observations.append(leading(msg["value"]))
         if is_action(msg):
             run.sites.append(set())
         place, row = step_of(msg), run.rows[-1] if run.rows else head
@@ -75,10 +81,10 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
         discount = place["discount"] if is_action(msg) else run.discount
         scale = _beyond(msg["scale"], discount**index)
         if is_action(msg):
-            state = msg["infer"][ACTION]["state"]
+            state = seen_state(msg)
             if not isinstance(state, Tensor):
                 raise ValueError(
-                    f"act({msg['name']!r}): state must be a tensor for trajectories to be recorded, got "
+                    f"act({msg['name']!r}): state must be a tensor or history() for trajectories to be recorded, got "
                     f"{type(state).__name__}"
                 )
             if place["step"] is not None and place["step"] == last_step:
@@ -177,18 +183,31 @@ def join_runs(runs: list[RecordedRun]) -> Trajectories:
                 column.append(filler)
             columns[name].append(torch.stack(column + [filler] * missing))
     tables = {name: torch.cat(parts, 1) for name, parts in columns.items()}
+    first = runs[0]
+    if all(len(run.observations) - len(run.rows) in (0, 1) for run in runs):  # one before each action, or after it
+        most = max(len(run.observations) for run in runs)
+        rows = [run.observations + [run.observations[-1]] * (most - len(run.observations)) for run in runs]
+        tables["observations"] = torch.cat([torch.stack(row) for row in rows], 1)
     latents = {
         name: torch.cat([run.latents[name] for run in runs])
         for name in runs[0].latents
         if all(name in run.latents for run in runs)
     }
-    first = runs[0]
     return Trajectories(
         **tables,
+        observed_first=first.observed_first,
         temperature=1.0 if first.temperature is None else first.temperature,
         discount=first.discount,
         latents=latents,
     )
+
+
+def seen_state(msg: Any) -> Any:
+    """Returns what the policy looks at: of a history what was seen last, or 0 where nothing was."""
+    state = msg["infer"][ACTION]["state"]
+    if isinstance(state, History):
+        return state.latest if state.latest is not None else torch.zeros(())
+    return state
 
 
 def _counted(msg: Any) -> Tensor:
@@ -196,10 +215,6 @@ def _counted(msg: Any) -> Tensor:
     first = msg["infer"].get(FIRST, 0)
     value: Tensor = msg["value"]
     return value - first if first else value
-
-
-def _is_tensor_state(msg: Any) -> bool:
-    return isinstance(msg["infer"][ACTION]["state"], Tensor)
 
 
 def _beyond(scale: Any, step_scale: Any) -> Any:

@@ -16,10 +16,11 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
+from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.randomness import RandomStream, seeded
 from rl_as_inference.spaces import first_of
 
-__all__ = ["ProcessEnv", "ProcessVectorEnv", "to_gymnasium", "to_gymnasium_vector"]
+__all__ = ["ProcessEnv", "ProcessVectorEnv", "observation_space_of", "to_gymnasium", "to_gymnasium_vector"]
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +28,9 @@ Array = np.ndarray[Any, Any]
 def to_gymnasium(process: MarkovDecisionProcess) -> ProcessEnv:
     """Returns a process in parts as a :class:`gymnasium.Env`.
 
-    Spaces are the process's own and rewards are in its reward units. Terminal states terminate, the
+    Spaces are the process's own and rewards are in its reward units. Where the state is hidden, observations are what
+    the agent sees; before the first action, where nothing is seen, one more integer of a Discrete space, or zeros.
+    Terminal states terminate, the
     horizon truncates. The discount and the temperature are the learner's: no survival coin is tossed
     here. Draws are the environment's own; torch's global generator is neither used nor moved.
 
@@ -75,7 +78,7 @@ class ProcessEnv(gymnasium.Env[Any, Any]):
     def __init__(self, process: MarkovDecisionProcess) -> None:
         self._stepper = _Stepper(process, 1)
         self.process = process
-        self.observation_space, self.action_space = process.state_space, process.action_space
+        self.observation_space, self.action_space = observation_space_of(process), process.action_space
         self.max_episode_steps = process.horizon
         self.spec = _spec(process, ProcessEnv)
 
@@ -85,15 +88,15 @@ class ProcessEnv(gymnasium.Env[Any, Any]):
         if seed is not None or self._stepper.random is None:
             self._stepper.seed(self.np_random)
         self._stepper.start()
-        return self._observation(self._stepper.states), {}
+        return self._observation(self._stepper.seen), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Returns what Gymnasium's ``step`` does; in a terminal state nothing happens and nothing is earned."""
         final, reward, terminated, truncated = self._stepper.step(np.asarray(action)[None])
         return self._observation(final), float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
-    def _observation(self, states: Tensor) -> Any:
-        first = self._stepper.observations(states)[0]
+    def _observation(self, seen: Tensor) -> Any:
+        first = self._stepper.observations(seen)[0]
         return first if isinstance(self.observation_space, gymnasium.spaces.Box) else np.int64(first)
 
 
@@ -106,7 +109,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._stepper = _Stepper(process, int(num_envs))
         self.process, self.num_envs = process, int(num_envs)
         self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space, self.single_action_space = process.state_space, process.action_space
+        self.single_observation_space, self.single_action_space = observation_space_of(process), process.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.max_episode_steps = process.horizon
@@ -118,7 +121,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         if seed is not None or self._stepper.random is None:
             self._stepper.seed(self.np_random)
         self._stepper.start()
-        return self._stepper.observations(self._stepper.states), {}
+        return self._stepper.observations(self._stepper.seen), {}
 
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Returns what Gymnasium's ``step`` does, in its mode ``SAME_STEP``."""
@@ -131,13 +134,14 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
             return self._stepper.observations(final), rewards, terminated, truncated, {}
         self._stepper.start(ended)
         info = {"final_obs": self._stepper.observations(final), "_final_obs": ended}
-        return self._stepper.observations(self._stepper.states), rewards, terminated, truncated, info
+        return self._stepper.observations(self._stepper.seen), rewards, terminated, truncated, info
 
     def snapshot(self) -> dict[str, Array]:
         """Returns states, times and the state of the generator, from which :meth:`restore` goes on exactly."""
         stepper = self._stepper
         return {
             "process_states": stepper.states.cpu().numpy().copy(),
+            "process_seen": stepper.seen.cpu().numpy().copy(),
             "process_times": stepper.times.copy(),
             "process_generator": self._stream().states[-1].numpy().copy(),
         }
@@ -148,13 +152,14 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: if the snapshot is of another number of environments, or lacks something.
         """
-        names = ("process_states", "process_times", "process_generator")
+        names = ("process_states", "process_seen", "process_times", "process_generator")
         if any(name not in arrays for name in names) or len(arrays["process_times"]) != self.num_envs:
             raise ValueError(
                 f"arrays must hold {', '.join(names)} of {self.num_envs} environments: a snapshot() of them"
             )
         stepper = self._stepper
         stepper.states = torch.tensor(arrays["process_states"], device=stepper.device)
+        stepper.seen = torch.tensor(arrays["process_seen"], device=stepper.device)
         stepper.times = np.array(arrays["process_times"])
         stream = self._stream()
         stream.states = [*stream.states[:-1], torch.tensor(arrays["process_generator"])]
@@ -173,13 +178,17 @@ class _Stepper:
     def __init__(self, process: MarkovDecisionProcess, count: int) -> None:
         _check_process(process)
         self.process, self.count = process, count
-        self.states = torch.empty(0)
+        self.states = self.seen = torch.empty(0)
         self.times = np.zeros(count, np.int64)
         with seeded(0), torch.no_grad():
             example = process.begin(1)
         self.device: torch.device = example.device
         self.random: RandomStream | None = None
-        self.first_state, self.first_action = first_of(process.state_space), first_of(process.action_space)
+        self.hidden = process if isinstance(process, PartiallyObservedMDP) else None
+        self.space = observation_space_of(process)
+        # Observations of a hidden state are of their own space as they are.
+        self.first_seen = 0 if self.hidden else first_of(process.state_space)
+        self.first_action = first_of(process.action_space)
         # Actions of a process are of its own precision, whatever its action space is declared in.
         self._action_dtype = torch.get_default_dtype()
         if isinstance(process.action_space, gymnasium.spaces.Discrete):
@@ -201,22 +210,26 @@ class _Stepper:
         if which is None:
             with self._own_draws():
                 self.states = self.process.begin(self.count)
+                self.seen = self._see(self.states, None)
             self.times[:] = 0
             return
         index = torch.as_tensor(np.flatnonzero(which), device=self.device)
         with self._own_draws():
             fresh = self.process.begin(len(index))
+            seen = self._see(fresh, None)
         self.states = self.states.index_copy(0, index, fresh)
+        self.seen = self.seen.index_copy(0, index, seen)
         self.times[which] = 0
 
     def step(self, actions: Array) -> tuple[Tensor, Array, Array, Array]:
-        """Returns the states reached, the rewards, and which episodes terminated and were truncated."""
+        """Returns what was seen of the states reached, the rewards, and which episodes terminated and were truncated."""
         if not len(self.states):
             raise ValueError("step() before reset(): reset() the environment first")
         action = torch.as_tensor(actions - self.first_action, dtype=self._action_dtype, device=self.device)
         with self._own_draws():
             step = self.process.advance(self.states, action, int(self.times.max()))
             after = self.process.has_ended(step.next_state)
+            self.seen = self._see(step.next_state, action)
         self.states = step.next_state
         self.times += 1
         # An episode may begin in a terminal state, which Gymnasium can only hear about now.
@@ -225,11 +238,36 @@ class _Stepper:
             terminated = terminated | after.cpu().numpy()
         horizon = self.process.horizon
         truncated = np.zeros(self.count, bool) if horizon is None else self.times >= horizon
-        return self.states, step.reward.cpu().numpy().astype(np.float64), terminated, truncated
+        return self.seen, step.reward.cpu().numpy().astype(np.float64), terminated, truncated
 
-    def observations(self, states: Tensor) -> Array:
-        """Returns states as observations of the process's space, in memory of their own."""
-        return np.array(states.cpu().numpy() + self.first_state, dtype=self.process.state_space.dtype)
+    def _see(self, states: Tensor, action: Tensor | None) -> Tensor:
+        """Returns what is seen of states; of those that are not hidden all."""
+        if self.hidden is None:
+            return states
+        taken = None if action is None else self.hidden._own_action(action)
+        seen = self.hidden.draw_observation(self.hidden._own_state(states), taken)
+        if seen is not None:
+            return seen
+        space, batch = self.space, self.hidden.batch_shape(states)
+        nothing = float(space.start + space.n - 1) if isinstance(space, gymnasium.spaces.Discrete) else 0.0
+        like = torch.long if isinstance(space, gymnasium.spaces.Discrete) else torch.get_default_dtype()
+        return torch.full((*batch, *(space.shape or ())), nothing, dtype=like, device=states.device)
+
+    def observations(self, seen: Tensor) -> Array:
+        """Returns what was seen as observations of the environment's space, in memory of their own."""
+        return np.array(seen.cpu().numpy() + self.first_seen, dtype=self.space.dtype)
+
+
+def observation_space_of(process: MarkovDecisionProcess) -> gymnasium.Space[Any]:
+    """Returns the space of what an environment gives: states; where they are hidden, observations."""
+    if not isinstance(process, PartiallyObservedMDP):
+        return process.state_space
+    space = process.observation_space
+    if not isinstance(space, gymnasium.spaces.Discrete):
+        return space
+    with seeded(0), torch.no_grad():
+        sees_first = process.view(process.begin(1)).observed_first
+    return space if sees_first else gymnasium.spaces.Discrete(int(space.n) + 1, start=int(space.start))
 
 
 def _check_process(process: Any) -> None:
@@ -238,7 +276,8 @@ def _check_process(process: Any) -> None:
             f"process must be a MarkovDecisionProcess, got {type(process).__name__}; a Pyro program runs whole "
             f"trajectories and cannot be stepped: give the problem in parts"
         )
-    for name in ("state_space", "action_space"):
+    hidden = isinstance(process, PartiallyObservedMDP)
+    for name in ("state_space", "action_space", *(("observation_space",) if hidden else ())):
         space = getattr(process, name, None)
         if not isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.Discrete):
             raise ValueError(f"{name} of {type(process).__name__} must be a gymnasium Box or Discrete, got {space}")

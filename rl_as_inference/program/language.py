@@ -1,4 +1,4 @@
-"""The four words that turn a Pyro program into a reinforcement-learning problem."""
+"""The words that turn a Pyro program into a reinforcement-learning problem."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from rl_as_inference.program.sites import ACTION, COIN, FIRST, REWARD, STEP, both
+from rl_as_inference.histories import kept_history, note_action, note_observation
+from rl_as_inference.program.sites import ACTION, COIN, FIRST, OBSERVATION, REWARD, STEP, both
 
-__all__ = ["Rendering", "act", "reward", "steps", "terminate"]
+__all__ = ["Rendering", "act", "observe", "reward", "steps", "terminate"]
 
 Rendering = Literal["scaled", "survival"]
 
@@ -29,7 +30,8 @@ def act(name: str, state: Any, prior: Any) -> Tensor:
 
     Args:
         name: the site's name, unique within the program (``f"action_{t}"``).
-        state: what the policy may look at: a tensor, or whatever the policy understands.
+        state: what the policy may look at: a tensor; :func:`history` where the agent does not see the state; or
+            whatever the policy understands.
         prior: the action prior, a Pyro distribution. Several action dimensions that make one
             action belong to its event: ``dist.Uniform(low, high).to_event(1)``.
 
@@ -47,6 +49,37 @@ def act(name: str, state: Any, prior: Any) -> Tensor:
             f"not {type(prior).__name__}"
         )
     value: Tensor = pyro.sample(name, prior, infer={ACTION: {"state": state}})
+    note_action(value)
+    return value
+
+
+def observe(name: str, distribution: Any) -> Tensor:
+    """Returns what the agent sees at this site, drawn from ``distribution``, and adds it to :func:`history`.
+
+    It is ``pyro.sample(name, distribution)``, part of the dynamics to every reading, which ``pyro.condition`` fixes:
+    then posteriors are filters and smoothers.
+
+    Args:
+        name: the site's name, unique within the program (``f"observation_{t}"``).
+        distribution: ``p(y|s)``, a Pyro distribution. Several numbers that are seen together belong to its event.
+
+    Raises:
+        ValueError: if ``distribution`` is not one; outside of :func:`steps`; or for a second observation without an
+            action in between.
+
+    Example:
+        >>> _ = pyro.set_rng_seed(0)
+        >>> for t in steps(1):
+        ...     print(observe("observation_0", dist.Bernoulli(0.9)))
+        tensor(1.)
+    """
+    if not isinstance(distribution, torch.distributions.Distribution):
+        raise ValueError(
+            f"observe({name!r}): distribution must be a Pyro distribution such as dist.Normal(state, 1.0), "
+            f"not {type(distribution).__name__}"
+        )
+    value: Tensor = pyro.sample(name, distribution, infer={OBSERVATION: True})
+    note_observation(name, value)
     return value
 
 
@@ -158,10 +191,11 @@ def _steps(horizon: int, discount: float | Tensor, rendering: Rendering, markov:
     if not am_i_wrapped():
         # Nobody listens, so there is nothing to mark; and a scope left behind by an exception in
         # the loop's body could not be cleared away by an outer handler.
-        yield from range(horizon)
+        with kept_history():
+            yield from range(horizon)
         return
     times = pyro.markov(range(horizon)) if markov else range(horizon)
-    with _StepScope(discount, _rendering(rendering), like) as scope:
+    with kept_history(), _StepScope(discount, _rendering(rendering), like) as scope:
         for t in times:
             scope.begin(t)
             yield t

@@ -6,7 +6,20 @@ inference ignores it.
 
 from typing import Any
 
-__all__ = ["ACTION", "COIN", "CONDITION", "FIRST", "REWARD", "STEP", "both", "is_action", "is_reward", "step_of"]
+__all__ = [
+    "ACTION",
+    "COIN",
+    "CONDITION",
+    "FIRST",
+    "OBSERVATION",
+    "REWARD",
+    "STEP",
+    "both",
+    "is_action",
+    "is_observation",
+    "is_reward",
+    "step_of",
+]
 
 ACTION = "rlai_action"
 """Marks an action site; holds ``{"state": what the policy may look at}``."""
@@ -17,6 +30,9 @@ REWARD = "rlai_reward"
 
 CONDITION = "rlai_condition"
 """Marks a factor that is a condition on the whole trajectory; holds the value that was asked for."""
+
+OBSERVATION = "rlai_observation"
+"""Marks what the agent sees."""
 
 COIN = "rlai_coin"
 """Marks a survival coin."""
@@ -45,6 +61,11 @@ def is_action(site: Any) -> bool:
 def is_reward(site: Any) -> bool:
     """Whether a Pyro message is a reward factor, written by :func:`rl_as_inference.reward`."""
     return site["type"] == "sample" and REWARD in (site["infer"] or ())
+
+
+def is_observation(site: Any) -> bool:
+    """Whether a Pyro message is something the agent sees, written by :func:`rl_as_inference.observe`."""
+    return site["type"] == "sample" and OBSERVATION in (site["infer"] or ())
 
 
 def step_of(site: Any) -> dict[str, Any]:

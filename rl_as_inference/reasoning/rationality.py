@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.checks import check_temperature
-from rl_as_inference.processes import TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
 __all__ = ["RationalityCurve", "rationality_curve"]
@@ -64,7 +64,7 @@ def rationality_curve(mdp: exact.Solvable, temperatures: Any = None) -> Rational
         >>> [round(float(bits), 3) for bits in curve.bits]
         [0.999, 0.16]
     """
-    if not exact.is_available(mdp):
+    if not isinstance(mdp, TabularMDP | LinearGaussianMDP):
         raise ValueError(
             f"rationality_curve needs a TabularMDP or a LinearGaussianMDP, got {type(mdp).__name__}; other processes "
             f"have no exact answers"

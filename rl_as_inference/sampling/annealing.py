@@ -260,7 +260,8 @@ def _move(
         new, old = getattr(proposed, name), getattr(draws, name)
         return torch.where(taken.reshape(1, -1, *(1,) * (new.dim() - 2)), new, old)
 
-    names = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
+    names = ["states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors"]
+    names += [] if draws.observations is None else ["observations"]
     changes: dict[str, Any] = {name: chosen(name) for name in names}
     return replace(draws, **changes), taken, taken & (start <= 0)
 
@@ -274,10 +275,11 @@ def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, 
     state = mdp.begin(len(start))
     if old is not None:
         state = _where(start < 0, state, old.states[0])
+    seen = mdp.view(state, kept=_seen_before(old, 0, start))
     rows, alive = Rows(), torch.ones(len(start), dtype=torch.bool, device=state.device)
     for t in range(horizon):
         new = start <= t
-        action, log_p, _ = mdp.decide(None, state, t)
+        action, log_p, _ = mdp.decide(None, seen, t)
         if old is not None:
             # A coin is kept with the step before it.
             alive = torch.where(start < t, alive, old.mask[t])
@@ -290,9 +292,18 @@ def _redraw(mdp: MarkovDecisionProcess, horizon: int, old: Trajectories | None, 
             after, earned = _where(new, after, old.states[t + 1]), torch.where(new, earned, old.rewards[t])
         rows.add(state, action, earned, taken, log_p, log_p)
         state, alive = after, taken
+        seen = mdp.view(state, action, seen, _seen_before(old, t + 1, start))
         if gamma < 1 and t < horizon - 1:
             alive = alive & (torch.rand(len(start), device=state.device) < gamma)
-    return rows.trajectories(state, mdp.temperature, 1.0)
+    return rows.trajectories(state, mdp.temperature, 1.0, seen=seen)
+
+
+def _seen_before(old: Trajectories | None, t: int, start: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns which trajectories keep their old observation of time ``t``, and the old ones."""
+    if old is None or old.observations is None:
+        return None
+    index = t if old.observed_first else t - 1
+    return (start < t, old.observations[index]) if 0 <= index < len(old.observations) else None
 
 
 def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ def _filter(
         return value
 
     state = mdp.begin(num_particles)
+    seen = mdp.view(state)
     rows, ancestors = Rows(), []
     alive: Tensor | None = None
     expected: Tensor | float = 0.0  # of the present states, in the weights already
@@ -132,7 +133,7 @@ def _filter(
     log_evidence = 0.0
     everyone = torch.arange(num_particles, device=state.device)
     for t in range(horizon):
-        action, log_p, log_q = mdp.decide(policy, state, t)
+        action, log_p, log_q = mdp.decide(policy, seen, t)
         step = mdp.advance(state, action, t, alive)
         alive = step.alive
         rows.add(state, action, step.reward, alive, log_p, log_q)
@@ -154,7 +155,9 @@ def _filter(
             index = resample(log_weight, num_particles)
             log_weight = torch.zeros_like(log_weight)
         ancestors.append(index)
+        seen = mdp.view(step.next_state, action, seen)
         state, alive = step.next_state[index], None if alive is None else alive[index]
+        seen = seen if index is everyone else seen[index]
         expected = expected_after[index] if isinstance(expected_after, Tensor) else expected_after
     assert log_weight is not None
     log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
@@ -164,7 +167,7 @@ def _filter(
         line = index[line]
         lines.append(line)
     lines.reverse()
-    trajectories = rows.trajectories(state, mdp.temperature, 1.0, lines)
+    trajectories = rows.trajectories(state, mdp.temperature, 1.0, lines, seen)
     return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
 
 

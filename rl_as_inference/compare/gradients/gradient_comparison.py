@@ -15,7 +15,7 @@ from rl_as_inference.compare.gradients.finite_problem import FiniteProblem, Tabl
 from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem, QuadraticValues
 from rl_as_inference.compare.gradients.gradient_table import GradientComparison, GradientRow
 from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
-from rl_as_inference.processes import TabularMDP
+from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.progress import ProgressBar, progress_bar
 
@@ -121,7 +121,7 @@ def compare_gradients(
 
 
 def _problem(process: Process, policy: Policy) -> tuple[GradientProblem, list[Tensor]]:
-    if not exact.is_available(process):
+    if not isinstance(process, TabularMDP | LinearGaussianMDP):
         raise ValueError(
             f"process: compare_gradients measures against the exact gradient, which {type(process).__name__} does not "
             f"have; give a TabularMDP or a LinearGaussianMDP, or train by TrajectoryELBO, which takes any"
