@@ -222,7 +222,7 @@ class _Stepper:
         self.times[which] = 0
 
     def step(self, actions: Array) -> tuple[Tensor, Array, Array, Array]:
-        """Returns what was seen of the states reached, the rewards, and which episodes terminated and were truncated."""
+        """Returns what was seen of where it led, the rewards, and which episodes terminated and were truncated."""
         if not len(self.states):
             raise ValueError("step() before reset(): reset() the environment first")
         action = torch.as_tensor(actions - self.first_action, dtype=self._action_dtype, device=self.device)
