@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rl_as_inference.guides.belief import BeliefPolicy
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
 from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
@@ -18,6 +19,7 @@ from rl_as_inference.nouns import Process
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, PartiallyObservedMDP, TabularMDP
 
 __all__ = [
+    "BeliefPolicy",
     "CategoricalPolicy",
     "EnergyBasedPolicy",
     "GaussianPolicy",

@@ -35,6 +35,8 @@ class RecurrentPolicy(nn.Module):
         memory_size: numbers that it remembers.
         hidden_sizes: widths of the hidden layers between memory and action.
         prior: the action prior of discrete actions, ``history -> Categorical``; uniform by default.
+        head: what is put upon the memory, a callable ``(memory, t)``; a network for the action space by default. (A
+            critic as a head, :class:`rl_as_inference.critics.SoftV` say, makes a critic of histories.)
 
     Raises:
         ValueError: for other spaces, or sizes below 1.
@@ -58,6 +60,7 @@ class RecurrentPolicy(nn.Module):
         memory_size: int = 32,
         hidden_sizes: Sequence[int] = (32,),
         prior: Callable[[Any], Any] | None = None,
+        head: Callable[[Tensor, Any], Any] | None = None,
     ) -> None:
         super().__init__()
         check_count("memory_size", memory_size)
@@ -67,7 +70,8 @@ class RecurrentPolicy(nn.Module):
         # A flag beside each: nothing may have been seen, and before the first action none was done.
         self.network = nn.GRU(sum(sizes) + 2, memory_size)
         memory = gymnasium.spaces.Box(-1.0, 1.0, (memory_size,), dtype=np.float32)
-        self.head = policy_for(memory, action_space, horizon=horizon, hidden_sizes=hidden_sizes)
+        own = {"horizon": horizon, "hidden_sizes": hidden_sizes}
+        self.head = policy_for(memory, action_space, **own) if head is None else head
 
     @classmethod
     def of(cls, process: PartiallyObservedMDP, **options: Any) -> Self:

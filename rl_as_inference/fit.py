@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least, check_positive
 from rl_as_inference.critics import SoftQ, SoftV
-from rl_as_inference.nouns import Problem, Process
+from rl_as_inference.guides import BeliefPolicy, RecurrentPolicy
+from rl_as_inference.guides.belief import belief_space
+from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
-from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes import MarkovDecisionProcess, PartiallyObservedMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import follow
@@ -30,6 +32,9 @@ FitEstimator = Estimator | Literal["exact"]
 _EXACT_LIMIT = 4_000_000
 """``estimator="auto"`` takes the exact gradient of finite processes up to ``T·S·A·K`` of this size."""
 
+_MEMORY = 32
+"""Numbers that a critic of histories remembers."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -39,6 +44,8 @@ class FitResult:
         policy: the trained policy (the one passed in, trained in place).
         elbo: the ELBO of the policy before each step, ``(steps,)`` in nats: exact for
             ``estimator="exact"``, else an estimate from that step's trajectories.
+        temperature: at which each was taken, ``(steps,)``, in reward units per nat: the process's own, but for the
+            steps of a tempered start.
         estimator: the gradient estimator that was used.
         critic: the critic, trained alongside if it is a module.
         seconds: wall time.
@@ -46,6 +53,7 @@ class FitResult:
 
     policy: nn.Module
     elbo: Tensor
+    temperature: Tensor
     estimator: str
     critic: Any
     seconds: float
@@ -62,6 +70,7 @@ def fit(
     num_trajectories: int = 256,
     learning_rate: float = 2e-2,
     anneal: bool = True,
+    tempering: float | None = None,
     seed: int | None = None,
     progress: bool | None = None,
     callback: Callable[[int, float], None] | None = None,
@@ -70,7 +79,8 @@ def fit(
 
     Adam on minus the ELBO. A finite process takes the gradient of its exact ELBO by default, as
     there is nothing to estimate; every other process and program takes :class:`TrajectoryELBO`'s
-    unbiased estimator over ``num_trajectories`` rollouts.
+    unbiased estimator over ``num_trajectories`` rollouts. Where the state is hidden and actions are discrete it has a
+    baseline, on the belief of a :class:`rl_as_inference.TabularPOMDP` and on the history elsewhere.
 
     Args:
         process: a process, or a Pyro program without arguments.
@@ -83,6 +93,10 @@ def fit(
         num_trajectories: rollouts a gradient.
         learning_rate: Adam's, at the start.
         anneal: let the learning rate fall to a twentieth along a cosine, so that the end settles.
+        tempering: begin at this many times the process's temperature, and cool to it over the first half of the
+            steps; 1 for none. At a low temperature a policy may learn to dread what only pays once something else is
+            known, before it knows it. None is 1 where the state is seen, and where it is hidden what makes the returns
+            of the action prior differ by about one nat. For processes in parts.
         seed: seeds PyTorch's generators.
         progress: show a progress bar; None shows it on a terminal.
         callback: called as ``callback(step, elbo)`` after every step.
@@ -105,6 +119,9 @@ def fit(
     process = as_process(process)
     if estimator == "auto" and critic is None and _has_cheap_exact_gradient(process):
         estimator = "exact"
+    if estimator == "auto" and critic is None and isinstance(process, PartiallyObservedMDP):
+        # What is hidden makes single returns far noisier than what the agent can know of them.
+        estimator = "baseline" if isinstance(process.action_space, gymnasium.spaces.Discrete) else "auto"
     if estimator == "exact" and not exact.is_available(process):
         raise ValueError(f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}")
     in_parts = isinstance(process, MarkovDecisionProcess)
@@ -118,6 +135,9 @@ def fit(
     if isinstance(critic, nn.Module):
         parameters += list(critic.parameters())
 
+    factor = _tempering(process, policy, tempering)
+    own = float(torch.as_tensor(process.temperature).detach())
+    temperatures = own * factor ** (1 - 2 * torch.arange(steps, dtype=torch.float64) / steps).clamp(min=0)
     loss = _loss(process, policy, estimator, critic, lambda_, num_trajectories)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
@@ -128,6 +148,9 @@ def fit(
     with progress_bar("fit", steps, show=progress) as bar, one_thread_if_small(size):
         for step in range(steps):
             optimizer.zero_grad(set_to_none=True)
+            if factor != 1:
+                tempered = process if temperatures[step] == own else _at(process, float(temperatures[step]))
+                loss = _loss(tempered, policy, estimator, critic, lambda_, num_trajectories)
             value = loss()
             if value.requires_grad:
                 value.backward()
@@ -143,17 +166,55 @@ def fit(
             bar.advance(f"ELBO {elbo:.3f} nats")
             if callback is not None:
                 callback(step, elbo)
-    return FitResult(policy, history, estimator, critic, time.perf_counter() - started)
+    return FitResult(policy, history, temperatures, estimator, critic, time.perf_counter() - started)
+
+
+def _tempering(process: Process, policy: Policy, asked: float | None) -> float:
+    """Returns by what the temperature is multiplied at the start."""
+    if asked is not None:
+        check_positive("tempering", asked)
+        if asked != 1 and not isinstance(process, MarkovDecisionProcess):
+            raise ValueError(
+                f"tempering needs a process in parts, whose temperature can be changed, got {type(process).__name__}; "
+                f"leave it out"
+            )
+        return float(asked)
+    if not isinstance(process, PartiallyObservedMDP) or process.horizon is None:
+        return 1.0
+    with torch.no_grad(), seeded(0):
+        spread = float(process.rollout(None, 1000).returns(discounted=True).std())
+    return max(1.0, spread / float(process.temperature))
+
+
+def _at(process: Process, temperature: float) -> Process:
+    assert isinstance(process, MarkovDecisionProcess)
+    return process.at_temperature(temperature)
 
 
 def _new_critic(process: Process, estimator: str) -> nn.Module:
     # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
     scale = float(torch.as_tensor(process.temperature))
+    if isinstance(process, PartiallyObservedMDP):
+        return _critic_of_hidden(process, estimator, scale)
     if estimator not in ("exact_sum", "n_step"):
         return SoftV(process.state_space, horizon=process.horizon, scale=scale)
     if not isinstance(process.action_space, gymnasium.spaces.Discrete):
         raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
     return SoftQ(process.state_space, int(process.action_space.n), horizon=process.horizon, scale=scale)
+
+
+def _critic_of_hidden(process: PartiallyObservedMDP, estimator: str, scale: float) -> nn.Module:
+    """Returns a critic on the belief where that is exact, else on the history."""
+    exact_belief = isinstance(process, TabularPOMDP)
+    space = belief_space(process) if exact_belief else gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,))
+    head: nn.Module
+    if estimator not in ("exact_sum", "n_step"):
+        head = SoftV(space, horizon=process.horizon, scale=scale)
+    elif isinstance(process.action_space, gymnasium.spaces.Discrete):
+        head = SoftQ(space, int(process.action_space.n), horizon=process.horizon, scale=scale)
+    else:
+        raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
+    return BeliefPolicy(process, head) if exact_belief else RecurrentPolicy.of(process, head=head, memory_size=_MEMORY)
 
 
 def _has_cheap_exact_gradient(process: Process) -> bool:

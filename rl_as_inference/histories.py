@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class History:
         self.observation: Tensor | None = None
         """What was seen after it, ``(*batch, *observation)``; None for nothing."""
         self.batch_shape = torch.Size(batch_shape)
-        """As it was given: of a batch of which nothing is known yet."""
+        """As it was given, of a batch of which nothing is known yet; else ``()``."""
         self._previous: History | None = None
         self._length = 0
         self._memories: dict[Any, Any] = {}
@@ -81,7 +81,7 @@ class History:
             action: ``(*batch, *action)``; None for what is seen before the first one.
             observation: ``(*batch, *observation)``; None for nothing.
         """
-        longer = History(batch_shape=self.batch_shape)
+        longer = History()
         longer.action, longer.observation, longer._previous = action, observation, self
         longer._length = self._length + (action is not None)
         return longer
@@ -151,7 +151,7 @@ class History:
                 one._memories[key] = move(memory, one.action, one.observation)
         return self._memories[key] if key in self._memories else start(None)
 
-    def __getitem__(self, index: Any) -> History:
+    def select(self, index: Any) -> History:
         """Returns the histories at ``index`` of the batch's first dimension, with what is remembered of them."""
         chosen = History(batch_shape=torch.empty(self.batch_shape)[index].shape if self.batch_shape else ())
         for one in reversed(list(self._line())[:-1]):
@@ -180,7 +180,14 @@ class Histories:
 
 
 def _map(memory: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return tuple(change(x) for x in memory) if isinstance(memory, tuple) else change(memory)
+    if not isinstance(memory, tuple):
+        return change(memory)
+    changed = [change(x) for x in memory]
+    return memory._replace(**dict(zip(memory._fields, changed, strict=True))) if _is_named(memory) else tuple(changed)
+
+
+def _is_named(memory: tuple[Any, ...]) -> TypeGuard[Any]:
+    return hasattr(memory, "_fields")
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact import hidden, linear_gaussian, smoothing, tabular
+from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
 from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
 from rl_as_inference.exact.divergence import Direction, trajectory_kl
 from rl_as_inference.exact.enumeration import Enumeration, enumerate_trajectories
@@ -37,6 +38,7 @@ __all__ = [
     "Plan",
     "PriorPlan",
     "Solvable",
+    "StationaryBeliefPlan",
     "backward_step",
     "belief",
     "elbo",
@@ -64,7 +66,7 @@ def plan(mdp: TabularMDP, dynamics: Dynamics = ...) -> Plan: ...
 @overload
 def plan(mdp: LinearGaussianMDP, dynamics: Dynamics = ...) -> LinearGaussianPlan: ...
 @overload
-def plan(mdp: TabularPOMDP, dynamics: Dynamics = ...) -> BeliefPlan: ...
+def plan(mdp: TabularPOMDP, dynamics: Dynamics = ...) -> BeliefPlan | StationaryBeliefPlan: ...
 @overload
 def plan(mdp: LinearGaussianPOMDP, dynamics: Dynamics = ...) -> KalmanPlan: ...
 @overload

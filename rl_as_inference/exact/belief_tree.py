@@ -23,7 +23,7 @@ from rl_as_inference.processes.kernels import unclamped
 from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
 from rl_as_inference.program.readings import check_answer
 
-__all__ = ["BeliefEvaluation", "BeliefPlan", "evaluate", "plan"]
+__all__ = ["BeliefEvaluation", "BeliefPlan", "evaluate", "find", "merged", "plan"]
 
 _ENTRIES = 40_000_000
 """Numbers that the beliefs of one step may hold."""
@@ -95,7 +95,7 @@ class BeliefPlan:
         flat = seen.detach().double().reshape(-1, seen.shape[-1])
         if bool((flat < -1e-9).any()) or bool(((flat.sum(-1) - 1).abs() > 1e-4).any()):
             raise ValueError("belief must hold probabilities >= 0 that sum to one over states")
-        node = _find(flat, self.beliefs[step].double())
+        node = find(flat, self.beliefs[step].double())
         logits = self.log_policy[step][node.clamp(min=0)]
         if bool((elsewhere := node < 0).any()):  # no history leads there; what is best from there on is planned anew
             logits = logits.clone()
@@ -104,7 +104,7 @@ class BeliefPlan:
 
     def _planned_from(self, beliefs: Tensor, step: int) -> Tensor:
         tables = tables_of(self._pomdp).detached()
-        roots, index = _merged(beliefs.clamp(min=0) / beliefs.clamp(min=0).sum(-1, keepdim=True))
+        roots, index = merged(beliefs.clamp(min=0) / beliefs.clamp(min=0).sum(-1, keepdim=True))
         levels = list(_grown(tables, roots, len(self.beliefs), first=step))
         return _backward(tables, levels)[1][0][index]
 
@@ -211,7 +211,7 @@ def evaluate(
     log_policies = []
     seen: Any = None
     for t, level in enumerate(levels):
-        if policy is None:
+        if policy is None or not len(level.beliefs):
             log_policies.append(prior.expand(len(level.beliefs), -1))
             continue
         if kind == "belief":
@@ -223,7 +223,7 @@ def evaluate(
             before = levels[t - 1].child
             assert before is not None
             parent, action, observation = (before >= 0).nonzero().unbind(-1)
-            seen = seen[parent].then(action, observation)
+            seen = seen.select(parent).then(action, observation)
         own = dist.Categorical(logits=prior.expand(len(level.beliefs), -1))
         answer = pomdp._ask(policy, seen, t) if kind == "history" else policy(seen, t)
         answer = unclamped(check_answer(answer, own, f"at step {t}", own.batch_shape))
@@ -240,7 +240,7 @@ def _tree(tables: BeliefTables, horizon: int, merge: bool = True) -> tuple[list[
     beliefs = joint[possible] / sums[possible][:, None]
     index = torch.arange(len(beliefs), device=beliefs.device)
     if merge:
-        beliefs, index = _merged(beliefs)
+        beliefs, index = merged(beliefs)
     roots = torch.full_like(sums, -1, dtype=torch.long)
     roots[possible] = index
     return list(_grown(tables, beliefs, horizon, merge=merge)), sums, roots
@@ -273,7 +273,7 @@ def _grown(
         found = found / found.sum(-1, keepdim=True)
         index = torch.arange(len(found), device=found.device)
         if merge:
-            found, index = _merged(found)
+            found, index = merged(found)
         child = torch.full_like(mass, -1, dtype=torch.long)
         child[possible] = index
         yield Level(beliefs, child, mass)
@@ -328,7 +328,7 @@ def _flow(
     return BeliefEvaluation(earned, entropy, cost, torch.stack(occupied))
 
 
-def _merged(beliefs: Tensor) -> tuple[Tensor, Tensor]:
+def merged(beliefs: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the different ones among beliefs ``(n, S)``, and which of them each is, ``(n,)``."""
     if len(beliefs) < 2:
         return beliefs, torch.zeros(len(beliefs), dtype=torch.long, device=beliefs.device)
@@ -341,7 +341,7 @@ def _merged(beliefs: Tensor) -> tuple[Tensor, Tensor]:
     return line[new], index
 
 
-def _find(wanted: Tensor, among: Tensor) -> Tensor:
+def find(wanted: Tensor, among: Tensor) -> Tensor:
     """Returns which of the beliefs ``(n, S)`` each wanted one is, ``(m,)``; -1 for none."""
     if not len(among):
         return torch.full((len(wanted),), -1, dtype=torch.long, device=wanted.device)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.exact.precision import in_double
+from rl_as_inference.histories import History
 from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
 
-__all__ = ["BeliefTables", "belief", "first_beliefs", "next_belief", "tables_of"]
+__all__ = ["BeliefFilter", "BeliefTables", "belief", "first_beliefs", "next_belief", "tables_of"]
 
 
 class BeliefTables(NamedTuple):
@@ -77,6 +78,37 @@ def next_belief(tables: BeliefTables, belief: Tensor, action: Tensor, observatio
     joint = after * tables.observation[action, :, observation]
     mass = joint.sum(-1)
     return joint / mass[:, None], mass
+
+
+class BeliefFilter:
+    """The belief, moved on one step at a time, as :meth:`rl_as_inference.History.recall` asks for; ``(*batch, S)``."""
+
+    def __init__(self, pomdp: TabularPOMDP) -> None:
+        self.dtype = pomdp.observation_table.dtype
+        self.tables = tables_of(pomdp).detached()
+        joint, sums = first_beliefs(self.tables)
+        self.first = joint / sums[:, None]
+
+    def start(self, observation: Tensor | None) -> Tensor:
+        """Returns the belief after the first observation, ``(*batch,)``."""
+        return self.first[0] if observation is None else self.first[observation]
+
+    def move(self, belief: Tensor, action: Tensor, observation: Tensor | None) -> Tensor:
+        """Returns the belief one step on."""
+        assert observation is not None
+        batch = torch.broadcast_shapes(belief.shape[:-1], action.shape, observation.shape)
+        flat, taken, seen = belief.expand(*batch, -1).flatten(0, -2), action.expand(batch), observation.expand(batch)
+        after, mass = next_belief(self.tables, flat, taken.flatten(), seen.flatten())
+        # Where the episode has ended nothing is believed, and nothing asked.
+        return torch.where(mass[:, None] > 0, after, flat).reshape(*batch, -1)
+
+    def features(self, belief: Tensor) -> Tensor:
+        """Returns a belief in the process's own precision."""
+        return belief.to(self.dtype)
+
+    def belief_of(self, history: History) -> Tensor:
+        """Returns the belief after a history, ``(*batch, S)``."""
+        return self.features(history.recall(self, self.start, self.move))
 
 
 def belief(pomdp: TabularPOMDP, observations: Tensor, actions: Tensor) -> Tensor:

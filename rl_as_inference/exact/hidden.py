@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact import belief_tree, beliefs, kalman, linear_gaussian, tabular
+from rl_as_inference.exact import belief_grid, belief_tree, beliefs, kalman, linear_gaussian, tabular
 from rl_as_inference.exact.backups import Dynamics, check_dynamics
+from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
 from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
 from rl_as_inference.exact.kalman import GaussianBelief, KalmanPlan
 from rl_as_inference.histories import History
@@ -21,12 +22,11 @@ Hidden = TabularPOMDP | LinearGaussianPOMDP
 """Processes of a hidden state that have exact answers."""
 
 
-def plan(pomdp: Hidden, dynamics: Dynamics = "causal") -> BeliefPlan | KalmanPlan:
+def plan(pomdp: Hidden, dynamics: Dynamics = "causal") -> BeliefPlan | StationaryBeliefPlan | KalmanPlan:
     """Returns the plan of the largest ELBO that a policy of the history reaches.
 
     Raises:
-        ValueError: for ``dynamics="posterior"``, which no policy of the history stands for; without a horizon; or for
-            too many beliefs.
+        ValueError: for ``dynamics="posterior"``, which no policy of the history stands for, or for too many beliefs.
     """
     check_dynamics(dynamics)
     if dynamics == "posterior":
@@ -34,7 +34,9 @@ def plan(pomdp: Hidden, dynamics: Dynamics = "causal") -> BeliefPlan | KalmanPla
             "dynamics='posterior' is a policy of the state, which is hidden: exact.plan(pomdp.fully_observed, "
             "'posterior') is the plan, and exact.log_evidence(pomdp) its objective"
         )
-    return belief_tree.plan(pomdp) if isinstance(pomdp, TabularPOMDP) else kalman.plan(pomdp)
+    if not isinstance(pomdp, TabularPOMDP):
+        return kalman.plan(pomdp)
+    return belief_grid.plan(pomdp) if pomdp.horizon is None else belief_tree.plan(pomdp)
 
 
 def evaluate(

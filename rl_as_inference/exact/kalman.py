@@ -26,10 +26,10 @@ from rl_as_inference.histories import History
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes.linear_gaussian_pomdp import LinearGaussianPOMDP
 
-__all__ = ["GaussianBelief", "KalmanPlan", "belief", "evaluate", "mean_marginals", "plan"]
+__all__ = ["GaussianBelief", "KalmanFilter", "KalmanPlan", "belief", "evaluate", "mean_marginals", "plan"]
 
 
-class _Filter(NamedTuple):
+class Gains(NamedTuple):
     """The filter's gains, which do not depend on what is seen; one of each for every time."""
 
     gain: Tensor
@@ -49,7 +49,7 @@ class GaussianBelief(NamedTuple):
     """``(T+1, ds, ds)``, the same whatever was seen."""
 
 
-def _filter(pomdp: LinearGaussianPOMDP) -> _Filter:
+def filter_gains(pomdp: LinearGaussianPOMDP) -> Gains:
     mdp, C = pomdp.fully_observed, pomdp.observation_matrix
     before = symmetric(mdp.initial_cov)
     rows = []
@@ -61,7 +61,7 @@ def _filter(pomdp: LinearGaussianPOMDP) -> _Filter:
         after = symmetric(left @ before @ left.mT + gain @ pomdp.observation_cov @ gain.mT)
         rows.append((gain, after, gain @ factor))
         before = symmetric(mdp.A @ after @ mdp.A.mT + mdp.noise_cov)
-    return _Filter(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    return Gains(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def belief(pomdp: LinearGaussianPOMDP, observations: Tensor, actions: Tensor) -> GaussianBelief:
@@ -85,32 +85,49 @@ def belief(pomdp: LinearGaussianPOMDP, observations: Tensor, actions: Tensor) ->
         )
     if len(seen) > pomdp.finite_horizon("the Kalman filter") + 1:
         raise ValueError(f"observations must be at most {pomdp.horizon + 1 if pomdp.horizon else 0}, got {len(seen)}")
-    gains = _filter(pomdp)
+    gains = filter_gains(pomdp)
     history = History(seen, taken[: len(seen) - 1])
-    means = [_mean_of(pomdp, gains, one, "mean") for one in history.prefixes()]
+    track = KalmanFilter(pomdp, gains)
+    means = [track.mean_of(one) for one in history.prefixes()]
     return GaussianBelief(torch.stack(means), gains.covariance[: len(seen)])
 
 
-def _mean_of(pomdp: LinearGaussianPOMDP, gains: _Filter, history: History, key: Any) -> Tensor:
-    """Returns the mean after a history, moved on from that of the one before."""
-    mdp, C = pomdp.fully_observed, pomdp.observation_matrix
+class KalmanFilter:
+    """The mean of the belief, moved on one step at a time, as :meth:`rl_as_inference.History.recall` asks for.
 
-    def updated(mean: Tensor, observation: Tensor, t: Tensor) -> Tensor:
-        return mean + torch.einsum("...ij,...j->...i", gains.gain[t], observation - mean @ C.mT)
+    A memory is the mean ``(*batch, ds)`` and the number of its step.
+    """
 
-    # A memory has a time of its own, so that it can be indexed like a batch.
-    def start(observation: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __init__(self, pomdp: LinearGaussianPOMDP, gains: Gains | None = None) -> None:
+        self.pomdp = pomdp
+        self.gains = filter_gains(pomdp) if gains is None else gains
+
+    def start(self, observation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the memory after the first observation, ``(*batch, do)``."""
         assert observation is not None
-        t = torch.zeros(observation.shape[:-1], dtype=torch.long, device=observation.device)
-        return updated(mdp.initial_mean.expand(*observation.shape[:-1], -1), observation, t), t
+        step = torch.zeros(observation.shape[:-1], dtype=torch.long, device=observation.device)
+        mean = self.pomdp.fully_observed.initial_mean
+        return self._updated(mean.expand(*observation.shape[:-1], -1), observation, step), step
 
-    def move(memory: tuple[Tensor, Tensor], action: Tensor, observation: Tensor | None) -> tuple[Tensor, Tensor]:
-        mean, t = memory
-        mean = mdp.next_mean(mean, action)
-        return (mean if observation is None else updated(mean, observation, t + 1)), t + 1
+    def move(self, memory: tuple[Tensor, Tensor], action: Tensor, observation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the memory one step on."""
+        mean, step = memory
+        mean = self.pomdp.fully_observed.next_mean(mean, action)
+        return (mean if observation is None else self._updated(mean, observation, step + 1)), step + 1
 
-    mean: Tensor = history.recall(key, start, move)[0]
-    return mean
+    def features(self, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns the mean of a memory."""
+        return memory[0]
+
+    def mean_of(self, history: History) -> Tensor:
+        """Returns the mean after a history, ``(*batch, ds)``."""
+        return self.features(history.recall(self, self.start, self.move))
+
+    def _updated(self, mean: Tensor, observation: Tensor, step: Tensor) -> Tensor:
+        # One step for the whole batch, unless histories of several were put together.
+        same = step.numel() > 0 and bool((step == step.flatten()[0]).all())
+        gain = self.gains.gain[step.flatten()[0] if same else step]
+        return mean + torch.einsum("...ij,...j->...i", gain, observation - mean @ self.pomdp.observation_matrix.mT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +145,7 @@ class KalmanPlan:
 
     rule: LinearGaussianPlan
     covariances: Tensor
-    _pomdp: LinearGaussianPOMDP = field(repr=False)
-    _gains: _Filter = field(repr=False)
+    _track: KalmanFilter = field(repr=False)
     dynamics = "causal"
     sees = "belief"
 
@@ -145,8 +161,7 @@ class KalmanPlan:
 
     def __call__(self, seen: Any, t: int | Tensor) -> Any:
         """Returns the distribution over actions, of the batch shape of the history or of the means."""
-        mean = _mean_of(self._pomdp, self._gains, seen, self) if isinstance(seen, History) else seen
-        return self.rule(mean, t)
+        return self.rule(self._track.mean_of(seen) if isinstance(seen, History) else seen, t)
 
 
 def plan(pomdp: LinearGaussianPOMDP) -> KalmanPlan:
@@ -170,7 +185,7 @@ def evaluate(pomdp: LinearGaussianPOMDP, policy: ExactPolicy) -> KalmanPlan:
 
 
 def _planned(pomdp: LinearGaussianPOMDP, rules: list[Rule] | None) -> KalmanPlan:
-    mdp, gains = pomdp.fully_observed, _filter(pomdp)
+    mdp, gains = pomdp.fully_observed, filter_gains(pomdp)
     horizon = pomdp.finite_horizon("plan")
     value = Quadratic.zero(mdp)
     values, used = [value], []
@@ -185,7 +200,7 @@ def _planned(pomdp: LinearGaussianPOMDP, rules: list[Rule] | None) -> KalmanPlan
         values.append(value)
     objective = value.mean(mdp.initial_mean, gains.spread[0])
     found = as_plan(mdp, used[::-1], values[::-1], objective, "causal")
-    return KalmanPlan(found, gains.covariance, pomdp, gains)
+    return KalmanPlan(found, gains.covariance, KalmanFilter(pomdp, gains))
 
 
 def mean_marginals(pomdp: LinearGaussianPOMDP, policy: ExactPolicy) -> tuple[Tensor, Tensor]:
@@ -194,7 +209,7 @@ def mean_marginals(pomdp: LinearGaussianPOMDP, policy: ExactPolicy) -> tuple[Ten
     Args:
         policy: as for :func:`evaluate`.
     """
-    mdp, gains = pomdp.fully_observed, _filter(pomdp)
+    mdp, gains = pomdp.fully_observed, filter_gains(pomdp)
     rules = rules_of(mdp, policy.rule if isinstance(policy, KalmanPlan) else policy)
     mean, cov = mdp.initial_mean, gains.spread[0] @ gains.spread[0].mT
     means, covs = [mean], [cov]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.histories import Histories
+from rl_as_inference.nouns import Policy, takes_all_steps, what_is_seen
 from rl_as_inference.objectives.program_terms import Term
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.trajectories import Trajectories
@@ -28,6 +29,8 @@ class ActionSteps:
     weights: Callable[[], Tensor]
     """γ^t where the trajectory is alive, 0 elsewhere; without gradient, as a discount's own comes with the terms."""
     states: Tensor
+    views: Any
+    """What the policy saw: the states, or histories where they are hidden."""
     actions: Tensor
     times: Sequence[int]
     temperature: Any
@@ -66,7 +69,8 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
         own_terms=lambda: torch.stack([aligned(term.cost) for term in acts]),
         log_policy=torch.stack(scores),
         weights=weights,
-        states=_stack_states([term.action["state"] for term in acts]),
+        states=(states := _stack_states([term.action["state"] for term in acts])),
+        views=states,
         actions=torch.stack([term.action["value"].detach() for term in acts]),
         times=[term.action["step"] or 0 for term in acts],
         temperature=temperature,
@@ -105,6 +109,7 @@ def steps_of_rollout(
         log_policy=trajectories.log_policy,
         weights=lambda: (trajectories.scales * trajectories.mask).detach(),
         states=states,
+        views=seen,
         actions=trajectories.actions,
         times=range(trajectories.horizon),
         temperature=trajectories.temperature,
@@ -112,8 +117,17 @@ def steps_of_rollout(
     )
 
 
-def over_time(critic: Callable[[Any, Any], Tensor], states: Any, times: Sequence[int]) -> Tensor:
-    """Returns the critic at every step, asked once where it takes all steps at once."""
+def over_time(critic: Callable[[Any, Any], Tensor], states: Any, times: Sequence[int], views: Any = None) -> Tensor:
+    """Returns the critic at every step, asked once where it takes all steps at once.
+
+    A critic that says what it sees (:func:`rl_as_inference.nouns.what_is_seen`) is asked with the views that the
+    policy had, others with the states: a baseline may see what is hidden from the policy.
+    """
+    if views is not None and what_is_seen(critic) is not None:
+        if takes_all_steps(critic) and isinstance(views, Histories):
+            like = views.history.actions
+            return critic(views, torch.arange(len(views), device=like.device)[:, None].expand(like.shape[:2]))
+        states = list(views)
     if takes_all_steps(critic) and isinstance(states, Tensor):
         return critic(states, _time_tensor(times, states, 2))
     return torch.stack([critic(state, t) for t, state in zip(times, states, strict=True)])

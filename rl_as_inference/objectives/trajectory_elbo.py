@@ -300,7 +300,7 @@ class TrajectoryELBO(ELBO):
             )
         # The critic's own loss is no part of the ELBO, and none of it reaches a temperature that is learned.
         alpha = steps.temperature.detach() if isinstance(steps.temperature, Tensor) else steps.temperature
-        critic = over_time(self.critic, steps.states, steps.times) / alpha
+        critic = over_time(self.critic, steps.states, steps.times, steps.views) / alpha
         weights = steps.weights()
         alive = weights > 0
         safe = torch.where(alive, weights, 1.0)

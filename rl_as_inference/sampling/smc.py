@@ -1,10 +1,12 @@
 """Sequential Monte Carlo over the steps of a process."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rl_as_inference.histories import History
 from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
@@ -157,7 +159,7 @@ def _filter(
         ancestors.append(index)
         seen = mdp.view(step.next_state, action, seen)
         state, alive = step.next_state[index], None if alive is None else alive[index]
-        seen = seen if index is everyone else seen[index]
+        seen = seen if index is everyone else _selected(seen, index)
         expected = expected_after[index] if isinstance(expected_after, Tensor) else expected_after
     assert log_weight is not None
     log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
@@ -169,6 +171,11 @@ def _filter(
     lines.reverse()
     trajectories = rows.trajectories(state, mdp.temperature, 1.0, lines, seen)
     return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
+
+
+def _selected(seen: Any, index: Tensor) -> Any:
+    """Returns the views of the particles at ``index``."""
+    return seen.select(index) if isinstance(seen, History) else seen[index]
 
 
 def repeated_filters(
