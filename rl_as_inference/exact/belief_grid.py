@@ -91,6 +91,11 @@ def plan(pomdp: TabularPOMDP) -> StationaryBeliefPlan:
     """
     tables = tables_of(pomdp).detached()
     going = tables.going.nonzero()[:, 0]
+    if len(going) > _POINTS or len(tables.initial) * (first_beliefs(tables)[1] > 0).sum() > _UNKNOWNS:
+        raise ValueError(
+            f"transition: {len(going)} states, or what may be seen of them first, are too many for a grid of "
+            f"beliefs; give the process a horizon, or fit a guides.BeliefPolicy"
+        )
     best, upper, resolution = _below(tables), torch.inf, 1
     # The number of ways to share the resolution out among the states.
     while len(going) and math.comb(resolution + len(going) - 1, resolution) <= _POINTS:
@@ -101,11 +106,6 @@ def plan(pomdp: TabularPOMDP) -> StationaryBeliefPlan:
         if upper - best.objective <= _CLOSE * (1 + abs(upper)):
             break
         resolution *= 2
-    if upper == torch.inf and len(going):
-        raise ValueError(
-            f"transition: a grid over the beliefs of {len(going)} states takes more than {_POINTS} points; give the "
-            f"process a horizon, or fit a guides.BeliefPolicy"
-        )
     upper = upper if len(going) else 0.0
     dtype, alpha = pomdp.observation_table.dtype, pomdp.temperature
     objective = tables.initial.new_tensor(best.objective)
@@ -192,7 +192,7 @@ def _above(tables: BeliefTables, beliefs: Tensor, points: Tensor, going: Tensor,
     shares = torch.where(mass[..., None] > 0, joint / mass.clamp(min=1e-300)[..., None], 0.0)[..., going]
     shares[..., 0] += mass == 0
     index, weights = _interpolated(shares.flatten(0, 2), points, resolution)
-    n, actions, seen = mass.shape
+    n, actions, _ = mass.shape
     index = index.view(n, actions, -1)
     chances = (mass.flatten(0, 2)[:, None] * weights).view(n, actions, -1)
     # One more state is the end of the episode.

@@ -12,7 +12,7 @@ from torch import Tensor
 from rl_as_inference.histories import History
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.program.recording import log_prob_of, policy_of, prior_of, record
-from rl_as_inference.program.sites import ACTION, FIRST, REWARD, both, is_action, is_observation, step_of
+from rl_as_inference.program.sites import ACTION, COIN, FIRST, REWARD, both, is_action, is_observation, step_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["RecordedRun", "join_runs", "read_run", "trajectories_at"]
@@ -63,6 +63,7 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
     def leading_action(action: Tensor) -> Tensor:
         return _spread(action, count, most_of_actions) if action.dim() < most_of_actions else leading(action)
 
+    hidden = any(is_action(msg) and isinstance(msg["infer"][ACTION]["state"], History) for msg in messages)
     head: dict[str, Tensor] = {}  # what is observed before the first action
     drawn_since: list[Tensor] = []
     states: list[Tensor] = []
@@ -73,6 +74,8 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
         if is_observation(msg):
             run.observed_first = run.observed_first or not run.rows
             run.observations.append(leading(msg["value"]))
+            if hidden:  # what the policy looks at is what stands for its state
+                drawn_since.append(msg["value"])
         if is_action(msg):
             run.sites.append(set())
         place, row = step_of(msg), run.rows[-1] if run.rows else head
@@ -122,11 +125,12 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
                 run.temperature = mark["temperature"]
                 value = torch.as_tensor(mark["value"]).to(factor)
                 row["rewards"] = row.get("rewards", 0.0) + per_trajectory(scale_and_mask(value, 1.0, msg["mask"]))
-            elif isinstance(msg["value"], Tensor):
+            elif isinstance(msg["value"], Tensor) and not hidden:
                 drawn_since.append(_counted(msg))  # a last state that is conditioned on
-        else:
-            drawn_since.append(_counted(msg))
-            if place["step"] is None:
+        elif not is_observation(msg) and COIN not in msg["infer"]:
+            if not hidden:
+                drawn_since.append(_counted(msg))
+            if place["step"] is None or hidden:  # of a hidden state every one, by its name
                 run.latents[msg["name"]] = msg["value"]
     if not run.rows:
         raise ValueError("the program has no actions: draw them by act(name, state, prior)")

@@ -409,11 +409,11 @@ class TestStationary:
         )
         options = {"discount": 0.9, "temperature": 10.0}
         plan = exact.plan(TabularPOMDP(*given, few.observation_table, **options))
-        right = float(exact.optimal_elbo(TabularPOMDP(*given, few.observation_table, horizon=150, **options)))
-        assert float(plan.objective) - 1e-4 <= right <= float(plan.objective + plan.error) + 1e-4
+        tree = exact.plan(TabularPOMDP(*given, few.observation_table, horizon=150, **options))
+        assert float(plan.objective) - 1e-4 <= float(tree.objective) <= float(plan.objective + plan.error) + 1e-4
         assert float(plan.error) < 1e-3
-        belief = torch.tensor([[0.5, 0.5], [0.999, 0.001]], dtype=F)
-        assert plan.policy(belief, 0).probs.argmax(-1).tolist() == [0, 2]  # listen; then the door that is safe
+        belief = torch.tensor([[0.5, 0.5], [0.97, 0.03], [0.2, 0.8]], dtype=F)
+        assert torch.allclose(plan.policy(belief, 0).probs, tree.policy(belief, 0).probs, atol=2e-3)
 
     def test_many_states_are_refused(self) -> None:
         states = 700
