@@ -420,21 +420,26 @@ def check_large(seed: int, dtype: torch.dtype, errors: Errors) -> None:
         temperature=temperature,
         terminal=torch.tensor(terminal),
     )
-    wide = process.to(torch.float64)
-    chances = wide.kernel.rows()[1].detach().numpy().astype(np.longdouble)
-    indices = wide.kernel.rows()[0].numpy()
-    nats = wide.reward_table.detach().numpy().astype(np.longdouble) / np.longdouble(temperature)
+    if (
+        dtype == torch.float32
+    ):  # what the rounded tables mean is answered in double, and that answer held to its equations
+        with torch.no_grad():
+            wide = process.to(torch.float64)
+        leaf32, leaf = leaf, wide.reward_table.clone().requires_grad_()
+        wide.reward_table = leaf
+        own, certain = exact.plan(process), exact.plan(wide)
+        scale = certain.soft_v.detach().abs().max()
+        errors.note("plan, value", float((own.soft_v.detach() - certain.soft_v.detach()).abs().max() / scale), seed)
+        (slope,) = torch.autograd.grad(own.objective, leaf32)
+        (expected,) = torch.autograd.grad(certain.objective, leaf)
+        errors.note("plan, slope", float((slope - expected).abs().sum() / expected.abs().sum()), seed)
+        process = wide
+    chances = process.kernel.rows()[1].detach().numpy().astype(np.longdouble)
+    indices = process.kernel.rows()[0].numpy()
+    nats = process.reward_table.detach().numpy().astype(np.longdouble) / np.longdouble(temperature)
     errors.problems += 1
     plan = exact.plan(process)
-    if dtype == torch.float32:  # against the answer in double precision, which is held to its own equations
-        with torch.no_grad():
-            certain = exact.plan(wide)
-        (slope,) = torch.autograd.grad(plan.objective, leaf)
-        (expected,) = torch.autograd.grad(exact.plan(wide).objective, leaf)
-        scale = certain.soft_v.abs().max()
-        errors.note("plan, value", float((plan.soft_v.detach() - certain.soft_v).abs().max() / scale), seed)
-        errors.note("plan, slope", float((slope - expected).abs().sum() / expected.abs().sum()), seed)
-        return
+    kind = "" if dtype == torch.float64 else "in double: "
     found = plan.soft_v.detach().numpy().astype(np.longdouble) / np.longdouble(temperature)
     level, steps = np.longdouble(discount), horizon or 1
     value = np.zeros(states, dtype=np.longdouble) if horizon else found
@@ -447,10 +452,10 @@ def check_large(seed: int, dtype: torch.dtype, errors: Errors) -> None:
     if horizon is None:  # a contraction: no value is further off than this
         off = np.abs(value - found).max() / (1 - level)
         assert plan.residual is not None
-        errors.note("plan, residual / (nats of V · ε)", float(plan.residual) / (float(scale) * 2.2e-16), seed)
+        errors.note(f"{kind}plan, residual / (nats of V · ε)", float(plan.residual) / (float(scale) * 2.2e-16), seed)
     else:
         off = np.abs(value - found[0]).max()
-    errors.note("plan, value", float(off / scale), seed)
+    errors.note(f"{kind}plan, value", float(off / scale), seed)
     (slope,) = torch.autograd.grad(plan.objective, leaf)
     visits = slope.double().numpy() * temperature
     if horizon is None:
@@ -464,11 +469,11 @@ def check_large(seed: int, dtype: torch.dtype, errors: Errors) -> None:
         left = (np.where(terminal, 0.0, initial) + arrived - flow).astype(float)
         moves = csr_matrix((moved.astype(float).ravel(), (indices.ravel(), rows.ravel())), (states, states))
         off, _ = gmres(identity(states) - moves, left, rtol=1e-3, restart=100, maxiter=20)
-        errors.note("plan, slope", float(abs(off).sum() / flow.sum()), seed)
+        errors.note(f"{kind}plan, slope", float(abs(off).sum() / flow.sum()), seed)
     else:
         occupied = exact.occupancy(process, plan).detach().double().numpy()[:-1]
         expected = (discount ** np.arange(horizon)[:, None] * occupied * ~terminal).sum(0)
-        errors.note("plan, slope", float(np.abs(visits.sum(-1) - expected).sum() / expected.sum()), seed)
+        errors.note(f"{kind}plan, slope", float(np.abs(visits.sum(-1) - expected).sum() / expected.sum()), seed)
     if horizon is None:
         # The spectral radius lies between the least and the largest sum of a row.
         factor = (discount * np.exp(np.clip(nats, None, 700)).mean(-1))[~terminal]
@@ -486,7 +491,7 @@ def check_large(seed: int, dtype: torch.dtype, errors: Errors) -> None:
     total = float(exact.occupancy(process, plan).detach().double().sum())
     if not terminal.any():
         expected_total = 1 / (1 - discount) if horizon is None else horizon + 1.0
-        errors.note("occupancy, sum", abs(total / expected_total - 1), seed)
+        errors.note(f"{kind}occupancy, sum", abs(total / expected_total - 1), seed)
 
 
 def sweep(problems: int, large: int, first_seed: int = 0, progress: Any = None) -> dict[str, Errors]:
@@ -521,13 +526,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def failures(kind: str, errors: Errors) -> list[str]:
     """Returns what is beyond its tolerance."""
-    tolerance = TOLERANCE[torch.float32 if kind.endswith("32") else torch.float64]
     limits = {"curvature": CURVATURE, "(nats of V · ε)": 1e4}
-    beyond = [
-        f"{what}: {error:.3g}, seed {errors.where[what]}"
-        for what, error in errors.largest.items()
-        if not error <= next((x for end, x in limits.items() if what.endswith(end)), tolerance)
-    ]
+    beyond = []
+    for what, error in errors.largest.items():
+        single = kind.endswith("32") and not what.startswith("in double")
+        tolerance = TOLERANCE[torch.float32 if single else torch.float64]
+        if not error <= next((x for end, x in limits.items() if what.endswith(end)), tolerance):
+            beyond.append(f"{what}: {error:.3g}, seed {errors.where[what]}")
     return beyond + errors.wrong
 
 
