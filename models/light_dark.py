@@ -95,8 +95,8 @@ def light_dark(
         r   = exp(-|s'|²/(2 width²)) - action_cost |a|²
 
     Home is the origin, and pays for being there, not for being near. So the way to it leads away from it first: to the
-    light, to learn where one is. No policy that trusts the filter's mean alone finds that, since how sharp it is depends
-    on the way; in :func:`light_dark_linear` the light is the same everywhere, and everything is exact.
+    light, to learn where one is. A policy that trusts a filter's mean alone does not find that, since how sharp it is
+    depends on the way; in :func:`light_dark_linear` the light is the same everywhere, and everything is exact.
 
     Source: Platt, Tedrake, Kaelbling & Lozano-Pérez, "Belief space planning assuming maximum likelihood observations",
     Robotics: Science and Systems 2010; the noise and the start are theirs, their cost (of the path, and of not knowing
