@@ -7,6 +7,8 @@
                feed
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,7 @@ def crying_baby(
         "cries_to_song": cries_to_song,
     }.items():
         check_probability(name, value)
-    options = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+    options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     left_alone = torch.tensor([[1 - becomes_hungry, becomes_hungry], [0.0, 1.0]], **options)
     fed = torch.tensor([[1.0, 0.0], [1.0, 0.0]], **options)
     cries = torch.tensor([[cries_sated, cries_hungry], [cries_sated, cries_hungry], [0.0, cries_to_song]], **options)

@@ -7,6 +7,7 @@
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def machine_wear(
     check_integer("parts", parts, 1)
     check_probability("breaks", breaks)
     check_probability("spoils", spoils)
-    options = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+    options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     levels = range(parts + 1)
     worn = torch.tensor([[_binomial(parts - i, j - i, breaks) for j in levels] for i in levels], **options)
     renewed = torch.eye(parts + 1, **options)[:1].expand(parts + 1, -1)

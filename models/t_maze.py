@@ -8,6 +8,8 @@
             └─────┘
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def t_maze(
     check_integer("horizon", horizon, 1)
     check_probability("reward_probability", reward_probability)
     check_probability("cue_validity", cue_validity)
-    options = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+    options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     transition = torch.zeros(4, 2, 4, 4, 2, **options)  # place, context, action, next place, next context
     seen = torch.zeros(4, 2, 7, **options)
     reward = torch.zeros(4, 2, **options)

@@ -6,6 +6,8 @@
 └───────┘ └───────┘      open right   likewise
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def tiger(
     """
     check_integer("horizon", horizon, 1)
     check_probability("accuracy", accuracy)
-    options = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+    options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     half = torch.full((2,), 0.5, **options)
     transition = half.expand(2, 3, 2).clone()
     transition[:, LISTEN] = torch.eye(2, **options)

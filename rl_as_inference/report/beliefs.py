@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_as_inference import exact
+from rl_as_inference.exact import kalman
 from rl_as_inference.exact.beliefs import first_beliefs, next_belief, tables_of
 from rl_as_inference.nouns import Process
 from rl_as_inference.processes import LinearGaussianPOMDP, PartiallyObservedMDP, TabularPOMDP
@@ -59,7 +59,7 @@ def beliefs_of(process: Process, data: "arviz.InferenceData", index: Any) -> np.
     if isinstance(process, TabularPOMDP):
         found = _shares(process, before, after, taken)
     elif isinstance(process, LinearGaussianPOMDP):
-        belief = exact.belief(process, seen, taken[: horizon - 1])
+        belief = kalman.belief(process, seen, taken[: horizon - 1])
         deviation = belief.covariance.diagonal(dim1=-2, dim2=-1).sqrt()[:, None]
         at = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(QUANTILES)).to(deviation)
         found = belief.mean[..., None] + deviation[..., None] * at
