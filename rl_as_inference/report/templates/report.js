@@ -154,7 +154,7 @@ function series(panel) {
 const drawing = { grid, index, series }[view.kind];
 
 // The agent's belief, of the picked draw: shares of few states as bars, of more as a heatmap, real ones as a fan.
-const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
+const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"];
 function shares(panel, i) {
   const belief = panel.draws.belief[i], length = panel.draws.length[i];
   const times = belief[0].slice(0, length).map((_, t) => t);
@@ -168,7 +168,8 @@ function shares(panel, i) {
     : [{ type: "heatmap", z: belief.map((row) => row.slice(0, length)), zmin: 0, zmax: 1, showscale: false,
       colorscale: shade(panel.source.colour), hovertemplate: "step %{x}, state %{y}: %{z:.3f}<extra></extra>" }];
   traces.push({ ...point(truth.map((_, t) => t), truth), showlegend: false });
-  const up = few ? { title: { text: "belief" }, range: [0, 1] } : { title: { text: "state believed" }, tickformat: "d" };
+  const up = few ? { title: { text: "belief" }, range: [0, 1] }
+    : { title: { text: "state believed" }, tickformat: "d", ...(belief.length <= 12 ? { dtick: 1 } : {}) };
   return { traces, layout: { barmode: "stack", bargap: 0.08, yaxis: { ...up, fixedrange: true, zeroline: false } } };
 }
 
