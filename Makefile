@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers clean
+.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers active-inference clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,12 +53,15 @@ curves: $(STAMP)  ## the learning curves of benchmarks/results/curves, but the l
 .SECONDEXPANSION:
 $(PEERS)/%/.installed: benchmarks/peers/requirements-$$(subst _,-,$$*).txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $<)"
+	grep '^torch==' $< | xargs -r $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 bench-peers: $(STAMP) $(PEERS)/stable_baselines3/.installed $(PEERS)/sbx/.installed  ## soft actor-critic against other libraries
 	$(BIN)/python -m benchmarks.peers.run
+
+active-inference: $(STAMP) $(PEERS)/pymdp/.installed  ## pymdp in the T-maze, beside the belief optimum
+	$(BIN)/python -m benchmarks.peers.against_pymdp
 
 clean:           ## remove what make made
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

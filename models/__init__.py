@@ -6,26 +6,38 @@ without arguments.
 
 from rl_as_inference.models.cliff import cliff
 from rl_as_inference.models.corridor import corridor
+from rl_as_inference.models.crying_baby import crying_baby
 from rl_as_inference.models.double_integrator import double_integrator
 from rl_as_inference.models.frozen_lake import frozen_lake
 from rl_as_inference.models.gridworld import gridworld
 from rl_as_inference.models.hidden_goal import hidden_goal
+from rl_as_inference.models.light_dark import light_dark
+from rl_as_inference.models.light_dark_linear import light_dark_linear
+from rl_as_inference.models.machine_wear import machine_wear
 from rl_as_inference.models.point_mass import point_mass
 from rl_as_inference.models.procrastination import procrastination
 from rl_as_inference.models.random_mdp import random_mdp
 from rl_as_inference.models.restaurants import restaurants
+from rl_as_inference.models.t_maze import t_maze
+from rl_as_inference.models.tiger import tiger
 from rl_as_inference.models.uncertain_slip import uncertain_slip
 
 __all__ = [
     "cliff",
     "corridor",
+    "crying_baby",
     "double_integrator",
     "frozen_lake",
     "gridworld",
     "hidden_goal",
+    "light_dark",
+    "light_dark_linear",
+    "machine_wear",
     "point_mass",
     "procrastination",
     "random_mdp",
     "restaurants",
+    "t_maze",
+    "tiger",
     "uncertain_slip",
 ]

@@ -1,6 +1,7 @@
 """Every example runs in quick form, and prints what it claims."""
 
 import importlib.util
+import json
 import math
 import re
 from pathlib import Path
@@ -318,3 +319,39 @@ def test_amortized_wants(run):
     assert abs(other - mean) < deviation
     assert 0.5 < spread / deviation < 2
     assert numbers(text, "difference of means")[0] == pytest.approx((other - mean) / deviation, abs=0.05)
+
+
+def test_active_inference(run):
+    text = run("active_inference")
+    matters, idle = text.split("The cue tells what does not", 1)
+    named = {
+        "best": "belief optimum, no epistemic prior",
+        "gain": "EFE: information gain",
+        "kl": "KL control: plans, no epistemic prior",
+    }
+    sharp = "EFE: information gain, γ = 16"
+    for part in (matters, idle):
+        best = cells(part, named["best"])
+        others = [cells(part, name) for name in (named["kl"], named["gain"], sharp, "EFE: risk and ambiguity")]
+        assert best[2] >= max(row[2] for row in others)
+        assert best[2] < cells(part, "maximum entropy, context seen")[2] + 1e-9
+        for reward, bits, elbo, _ in (best, *others):  # α = 0.25
+            assert elbo == pytest.approx(reward / 0.25 - bits * math.log(2), abs=5e-4)
+    assert cells(matters, named["kl"])[3] == 0.25, "no worth in the cue"
+    assert cells(matters, named["gain"])[3] > 0.28
+    assert cells(matters, named["best"])[3] > 0.8
+    assert cells(idle, sharp)[3] > 0.99, "reads what does not matter"
+    assert cells(idle, named["best"])[3] < 0.2
+
+
+def test_pymdps_agent_is_the_program_with_epistemic_priors():
+    """The rows that were measured with pymdp itself, against those that the example computes."""
+    data = json.loads((FOLDER.parent / "benchmarks" / "results" / "active_inference.json").read_text())
+    example = load("active_inference")
+    for measured in data["mazes"]:
+        rows = {row["who"]: [row[name] for name in ("reward", "bits", "elbo", "cue")] for row in measured["rows"]}
+        for who, row in example.rows(example.maze_of(measured["maze"])).items():
+            assert list(row) == pytest.approx(rows[who], abs=1e-6)
+        version = data["versions"]["inferactively-pymdp"]
+        for ours, theirs in (("EFE: information gain", "γ = 1"), ("EFE: information gain, γ = 16", "γ = 16")):
+            assert rows[ours] == pytest.approx(rows[f"pymdp {version}, {theirs}"], abs=1e-4)

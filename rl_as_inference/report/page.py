@@ -72,6 +72,7 @@ def render_report(
         number=number,
         gaps=gaps is not None,
         view=embedded["view"],
+        latents=list(embedded["sources"][0]["draws"]["latents"]),
         # A program's draws have tossed its coins, and no longer tell its discount.
         survival=float(sources[0].data.constant_data["discount"]) if comparison is None else comparison.discount,
         sources=sources,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_as_inference.nouns import Process
+from rl_as_inference.report.beliefs import belief_kind, belief_size, beliefs_of
 from rl_as_inference.report.sources import Source
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
     ``"series"`` for states of real numbers. A draw's states, actions and rewards end where it ends. Numbers are rounded
     to about four digits; what is not finite is None.
 
+    Where the state is hidden, ``view["belief"]`` says how beliefs are drawn, and a draw has those before each action:
+    ``"shares"`` of every state, or a ``"fan"`` of five quantiles a dimension.
+
     At most 200 draws of a source are kept, evenly spaced, fewer where trajectories are long; ``returns`` has all.
     """
     states = [_states(source.data) for source in sources]
     view = _view(process, sources, states)
     arrays = [(path, *_steps(source.data)) for source, path in zip(sources, states, strict=True)]
     per_draw = max(sum(math.prod(array.shape[1:]) for array in each) for each in arrays)
+    if view["belief"] is not None:
+        per_draw += view["horizon"] * belief_size(process, states[0].shape[2])
     most = max(_FEWEST_DRAWS, min(_MOST_DRAWS, _MOST_NUMBERS // (per_draw * len(sources))))
     return {
         "view": view,
@@ -50,7 +56,7 @@ def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
                 "label": source.label,
                 "colour": source.colour,
                 "returns": _plain(_rounded(source.returns, 6)),
-                "draws": _draws(source.data, most, view, path, actions, rewards),
+                "draws": _draws(process, source.data, most, view, path, actions, rewards),
             }
             for source, (path, actions, rewards) in zip(sources, arrays, strict=True)
         ],
@@ -64,7 +70,7 @@ def _view(process: Process, sources: Sequence[Source], states: list[Array]) -> d
         min(int(source.data.sample_stats["length"].max()), path.shape[1] - 1)
         for source, path in zip(sources, states, strict=True)
     )
-    view: dict[str, Any] = {"horizon": horizon}
+    view: dict[str, Any] = {"horizon": horizon, "belief": belief_kind(process)}
     layout = getattr(process, "layout", None)
     if finite and layout is not None and layout.size <= _MOST_CELLS:
         letters = np.asarray(layout).astype(str)
@@ -108,7 +114,13 @@ def _flat(values: Any) -> Array:
 
 
 def _draws(
-    data: "arviz.InferenceData", most: int, view: dict[str, Any], states: Array, actions: Array, rewards: Array
+    process: Process,
+    data: "arviz.InferenceData",
+    most: int,
+    view: dict[str, Any],
+    states: Array,
+    actions: Array,
+    rewards: Array,
 ) -> dict[str, Any]:
     count = len(states)
     # Evenly spaced and not the first ones: draws that were resampled stand in the order of their proposals.
@@ -128,6 +140,8 @@ def _draws(
         if "time" not in values.dims and name != "final_state"
         if (flat := np.asarray(values.values).reshape(count, -1)).shape[1] <= _MOST_LATENT_VALUES
     }
+    hidden = view["belief"] is not None
+    beliefs = _plain(_rounded(beliefs_of(process, data, index)[..., : view["horizon"]])) if hidden else None
     return {
         "number": index.tolist(),
         "return": _plain(_rounded(stats["return"], 6)),
@@ -137,6 +151,7 @@ def _draws(
         "action": [_plain(a[:n, 0] if single else a[:n]) for a, n in zip(actions, lengths, strict=True)],
         "reward": [_plain(r[:n]) for r, n in zip(rewards, lengths, strict=True)],
         "latents": latents,
+        "belief": beliefs,
     }
 
 

@@ -101,7 +101,7 @@ function index(panel) {
       height: 300, margin: { l: 48, r: 8, t: 4, b: 40 }, shapes: [now()],
       xaxis: { title: { text: "time (steps)" }, range: [-0.5, view.horizon + 0.5], fixedrange: true, zeroline: false },
       yaxis: { title: { text: "state" }, range: [-0.5, view.num_states - 0.5], fixedrange: true, zeroline: false,
-        tickformat: "d" },
+        tickformat: "d", ...(view.num_states <= 12 ? { dtick: 1 } : {}) },
     },
   };
 }
@@ -153,6 +153,65 @@ function series(panel) {
 
 const drawing = { grid, index, series }[view.kind];
 
+// The agent's belief, of the picked draw: shares of few states as bars, of more as a heatmap, real ones as a fan.
+const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"];
+function shares(panel, i) {
+  const belief = panel.draws.belief[i], length = panel.draws.length[i];
+  const times = belief[0].slice(0, length).map((_, t) => t);
+  const path = panel.draws.state[i].slice(0, Math.min(choice.time + 1, length));
+  const few = belief.length <= PALETTE.length;
+  const middle = (state, t) => belief.slice(0, state).reduce((sum, row) => sum + row[t], 0) + belief[state][t] / 2;
+  const truth = few ? path.map(middle) : path;
+  const traces = few
+    ? belief.map((row, state) => ({ type: "bar", x: times, y: row.slice(0, length), name: `state ${state}`,
+      marker: { color: PALETTE[state] }, hovertemplate: "%{y:.3f}" }))
+    : [{ type: "heatmap", z: belief.map((row) => row.slice(0, length)), zmin: 0, zmax: 1, showscale: false,
+      colorscale: shade(panel.source.colour), hovertemplate: "step %{x}, state %{y}: %{z:.3f}<extra></extra>" }];
+  traces.push({ ...point(truth.map((_, t) => t), truth), showlegend: false });
+  const up = few ? { title: { text: "belief" }, range: [0, 1] }
+    : { title: { text: "state believed" }, tickformat: "d", ...(belief.length <= 12 ? { dtick: 1 } : {}) };
+  return { traces, layout: { barmode: "stack", bargap: 0.08, yaxis: { ...up, fixedrange: true, zeroline: false } } };
+}
+
+function fan(panel, i) {
+  const which = choice.y === "time" ? choice.x : choice.y;
+  const dimension = which === "time" ? 0 : Number(which), length = panel.draws.length[i];
+  const rows = panel.draws.belief[i][dimension].map((row) => row.slice(0, length)), times = rows[0].map((_, t) => t);
+  const path = panel.draws.state[dimension][i].slice(0, Math.min(choice.time + 1, length));
+  const band = (low, high, opacity) => [
+    { type: "scatter", mode: "lines", x: times, y: rows[low], line: { width: 0 }, hoverinfo: "skip" },
+    { type: "scatter", mode: "lines", x: times, y: rows[high], line: { width: 0 }, hoverinfo: "skip", fill: "tonexty",
+      fillcolor: panel.source.colour + opacity }];
+  const traces = [...band(0, 4, "33"), ...band(1, 3, "66"),
+    { type: "scatter", mode: "lines", x: times, y: rows[2], line: { color: panel.source.colour, width: 2 }, hoverinfo: "x+y" },
+    line(path.map((_, t) => t), path), point(path.map((_, t) => t).slice(-1), path.slice(-1))];
+  const shown = panels.filter((other) => other.shown).map((other) => [other, picked(other)]).filter(([, k]) => k !== undefined);
+  const [low, high] = extent(shown.flatMap(([other, k]) => other.draws.belief[k][dimension].flat()));
+  const pad = 0.05 * (high - low) || 0.5;
+  return { traces, layout: { showlegend: false,
+    yaxis: { title: { text: view.names[dimension] }, range: [low - pad, high + pad], fixedrange: true, zeroline: false } } };
+}
+
+function believe(panel) {
+  const element = panel.element.querySelector(".belief"), i = picked(panel);
+  if (element === null) return;
+  const { traces, layout } = i === undefined ? { traces: [], layout: {} } : { shares, fan }[view.belief](panel, i);
+  Plotly.react(element, traces, {
+    height: 220, margin: { l: 52, r: 8, t: 4, b: 40 }, font: FONT, dragmode: false, autosize: true, shapes: [now()],
+    showlegend: true, legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, font: { size: 11 } },
+    xaxis: { title: { text: "time (steps)" }, range: [-0.5, view.horizon + 0.5], fixedrange: true, zeroline: false },
+    ...layout,
+  }, { displayModeBar: false, responsive: true });
+}
+
+// What a program draws once a trajectory.
+function latents() {
+  for (const element of document.querySelectorAll(".latent")) {
+    const name = element.dataset.latent;
+    distribution(element, (panel) => panel.kept.flatMap((i) => [panel.draws.latents[name][i]].flat()), name, 280);
+  }
+}
+
 const steps = (count) => `${count} step${count === 1 ? "" : "s"}`;
 
 function describe(panel) {
@@ -172,13 +231,18 @@ function describe(panel) {
   caption.textContent = `${whole} Step ${t}: ${where}${act}; return before it ${text(earned)}.`;
 }
 
+function believed(draws, i, state, t) {
+  const chance = draws.belief?.[i][state]?.[t];
+  return chance === undefined || chance === null ? "" : ` (believed with probability ${text(chance)})`;
+}
+
 function place(draws, i, t) {
   if (view.kind === "series") {
     const values = draws.state.slice(0, 4).map((paths) => text(at(paths[i], t)));
     return `state ${values.join(", ")}${view.num_dimensions > 4 ? ", …" : ""}`;
   }
   const state = at(draws.state[i], t);
-  if (view.kind === "index") return `state ${state}`;
+  if (view.kind === "index") return `state ${state}${believed(draws, i, state, t)}`;
   const columns = view.letters[0].length;
   return `row ${Math.floor(state / columns)}, column ${state % columns}`;
 }
@@ -190,41 +254,41 @@ function action(value) {
 
 const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
 
-// Bars where returns have few values, else steps over bins: of all draws, over the range of what is shown.
-function returns() {
-  const shown = data.sources.filter((source, i) => panels[i].shown);
-  const everything = shown.flatMap((source) => source.returns), [low, high] = extent(everything);
+// Bars where there are few values, else steps over bins: over the range of what is shown.
+function distribution(element, valuesOf, name, height) {
+  const everything = panels.filter((panel) => panel.shown).flatMap(valuesOf), [low, high] = extent(everything);
   const levels = [...new Set(everything)].sort((a, b) => a - b), few = levels.length <= 12;
   const bins = 40, width = (high - low) / bins || 1;
-  const share = (source, member) => source.returns.filter(member).length / source.returns.length;
-  const traces = data.sources.map((source, i) => {
-    const mean = source.returns.reduce((sum, value) => sum + value, 0) / source.returns.length;
-    const common = { name: `${escape(source.label)}, mean ${text(mean)}`, visible: panels[i].shown ? true : "legendonly" };
+  const traces = panels.map((panel) => {
+    const { source } = panel, values = valuesOf(panel), total = Math.max(values.length, 1);
+    const mean = values.reduce((sum, value) => sum + value, 0) / total;
+    const common = { name: `${escape(source.label)}, mean ${text(mean)}`, visible: panel.shown ? true : "legendonly" };
     if (few) {
-      const y = levels.map((level) => share(source, (value) => value === level));
+      const y = levels.map((level) => values.filter((value) => value === level).length / total);
       const labels = levels.length <= 4 && window.innerWidth > 600
         ? { text: y.map(percent), textposition: "outside", textangle: 0, cliponaxis: false } : {};
       return { ...common, type: "bar", x: levels.map(text), y, marker: { color: source.colour }, ...labels,
-        hovertemplate: `return %{x}: %{y:.1%}<extra>${escape(source.label)}</extra>` };
+        hovertemplate: `${escape(name)} %{x}: %{y:.1%}<extra>${escape(source.label)}</extra>` };
     }
     const counts = new Array(bins).fill(0);
-    for (const value of source.returns) {
+    for (const value of values) {
       const bin = Math.floor((value - low) / width);
       if (value !== null && value >= low && value <= high) counts[Math.min(bin, bins - 1)] += 1;
     }
     return { ...common, type: "scatter", mode: "lines", x: [...counts, 0].map((_, k) => low + k * width),
-      y: [...counts, 0].map((count) => count / source.returns.length), line: { shape: "hv", color: source.colour, width: 2 },
-      hovertemplate: `return from %{x:.4g}: %{y:.1%}<extra>${escape(source.label)}</extra>` };
+      y: [...counts, 0].map((count) => count / total), line: { shape: "hv", color: source.colour, width: 2 },
+      hovertemplate: `${escape(name)} from %{x:.4g}: %{y:.1%}<extra>${escape(source.label)}</extra>` };
   });
-  Plotly.react("returns", traces, {
-    height: 340, font: { ...FONT, size: 13 }, dragmode: false, bargap: 0.25, showlegend: true,
+  Plotly.react(element, traces, {
+    height, font: { ...FONT, size: 13 }, dragmode: false, bargap: 0.25, showlegend: true,
     margin: { l: 60, r: 12, t: 20, b: 48 },
     legend: { orientation: "h", yanchor: "bottom", y: 1.04, x: 0, xanchor: "left" },
-    xaxis: { title: { text: "return (reward units)" }, type: few ? "category" : "linear", showgrid: false, zeroline: false,
+    xaxis: { title: { text: escape(name) }, type: few ? "category" : "linear", showgrid: false, zeroline: false,
       showline: true, fixedrange: true },
     yaxis: { title: { text: "share of trajectories" }, tickformat: ".0%", rangemode: "tozero", fixedrange: true },
   }, { displayModeBar: false, responsive: true });
 }
+const returns = () => distribution(find("returns"), (panel) => panel.source.returns, "return (reward units)", 340);
 
 // Plotly's labels know some tags.
 function escape(label) { return label.replace(/[<>&]/g, (sign) => ({ "<": "&lt;", ">": "&gt;", "&": "&amp;" })[sign]); }
@@ -235,6 +299,7 @@ function show(panel) {
   const { traces, layout } = drawing(panel);
   Plotly.react(panel.plot, traces, { showlegend: false, font: FONT, dragmode: false, autosize: true, ...layout },
     { displayModeBar: false, responsive: true });
+  believe(panel);
   describe(panel);
 }
 
@@ -254,6 +319,7 @@ function filter() {
   find("rank").max = most;
   find("rank").value = choice.rank + 1;
   showAll();
+  latents();
 }
 
 function step(time) {
@@ -307,6 +373,7 @@ for (const toggle of document.querySelectorAll(".toggles input")) {
     panels.find((panel) => panel.source.key === toggle.dataset.source).shown = toggle.checked;
     showAll();
     returns();
+    latents();
   });
 }
 for (const [id, name] of [["cells", "cells"], ["axis-x", "x"], ["axis-y", "y"]]) {
