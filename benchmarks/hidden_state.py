@@ -2,8 +2,8 @@
 
     python -m benchmarks.hidden_state            five seeds each; writes results/hidden_state.json
 
-Gaps are exact: the largest ELBO of any policy of the history, by the tree of beliefs, less the ELBO of the policy that was
-learned, by all histories (or by Kalman's filter). Everything is at its default but what a row says.
+Gaps are exact: the largest ELBO of any policy of the history, by the tree of beliefs, less the ELBO of the policy that
+was learned, by all histories (or by Kalman's filter). Everything is at its default but what a row says.
 """
 
 import argparse

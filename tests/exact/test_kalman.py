@@ -223,8 +223,10 @@ class TestBadInput:
 
 
 def test_conditions_on_what_was_seen_smooth_as_dense_algebra_does() -> None:
-    """20,000 weighted runs, seed 0: means of the states given all observations (the smoother of Rauch, Tung & Striebel),
-    within 5 standard errors."""
+    """20,000 weighted runs, seed 0: the states given all observations, within 5 standard errors.
+
+    That is the smoother of Rauch, Tung & Striebel.
+    """
     one = torch.ones(1, 1, dtype=F)
     zero = 0 * one
     pomdp = LinearGaussianPOMDP(
