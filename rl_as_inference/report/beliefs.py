@@ -38,8 +38,10 @@ def belief_size(process: Process, dimensions: int) -> int:
     return process.num_states if isinstance(process, TabularPOMDP) else dimensions * len(QUANTILES)
 
 
-def beliefs_of(process: Process, data: "arviz.InferenceData", index: Any) -> np.ndarray[Any, Any]:
+def beliefs_of(process: Process, data: "arviz.InferenceData", index: Any) -> np.ndarray[Any, Any] | None:
     """Returns beliefs before each action of draws: ``(n, S, T)`` probabilities, or ``(n, d, 5, T)`` of a fan.
+
+    None where the draws do not have what was observed.
 
     The fan is at :data:`QUANTILES`: exact for linear-Gaussian processes, else of 500 particles. NaN where the episode
     has ended, or the filter has no particle left.
@@ -49,7 +51,8 @@ def beliefs_of(process: Process, data: "arviz.InferenceData", index: Any) -> np.
         data: draws with what was observed.
         index: which draws, ``(n,)``.
     """
-    assert isinstance(process, PartiallyObservedMDP)
+    if not isinstance(process, PartiallyObservedMDP) or not {"observation", "observation_after"} & set(data.posterior):
+        return None
     first = "observation" in data.posterior
     seen = _of_draws(data.posterior["observation" if first else "observation_after"].values, index)
     taken = _of_draws(data.posterior["action"].values, index)
@@ -65,6 +68,7 @@ def beliefs_of(process: Process, data: "arviz.InferenceData", index: Any) -> np.
         found = belief.mean[..., None] + deviation[..., None] * at
     else:
         found = _quantiles(process, before, after, taken, alive)
+    found = found.cpu()
     found = torch.where(alive.reshape(alive.shape + (1,) * (found.dim() - 2)), found.double(), torch.nan)
     return found.movedim(0, -1).numpy()
 
@@ -78,11 +82,12 @@ def _of_draws(values: Any, index: Any) -> Tensor:
 def _shares(process: TabularPOMDP, first: Tensor | None, after: Tensor, taken: Tensor) -> Tensor:
     """Returns ``(T, n, S)``; unlike :func:`exact.belief` it goes on where one of the episodes has ended."""
     tables = tables_of(process).detached()
+    device = tables.initial.device
     joint, sums = first_beliefs(tables)
     at = torch.zeros(taken.shape[1], dtype=torch.long) if first is None else first
     rows = [joint[at] / sums[at][:, None]]
     for action, observation in zip(taken[:-1], after, strict=False):
-        rows.append(next_belief(tables, rows[-1], action, observation)[0])
+        rows.append(next_belief(tables, rows[-1], action.to(device), observation.to(device))[0])
     return torch.stack(rows)
 
 
@@ -97,7 +102,8 @@ def _quantiles(
     particles = ParticleFilter(process, _NUM_PARTICLES)
     going = torch.arange(count)
     with seeded(0):  # the same run gives the same page
-        belief = particles.start(first, count)
+        device = process.begin(1).device
+        belief = particles.start(None if first is None else first.to(device), count)
         found[0] = _weighted_quantiles(belief)
         for t in range(1, len(taken)):
             kept = alive[t, going]
@@ -105,7 +111,7 @@ def _quantiles(
             if not len(going):
                 break
             try:
-                belief = particles.move(belief, taken[t - 1, going], after[t - 1, going])
+                belief = particles.move(belief, *(x[t - 1, going].to(device) for x in (taken, after)))
             except ValueError:  # luck that no particle had
                 break
             found[t, going] = _weighted_quantiles(belief)
@@ -116,6 +122,8 @@ def _weighted_quantiles(belief: ParticleBelief) -> Tensor:
     """Returns ``(n, d, 5)``."""
     values, order = belief.states.double().movedim(1, -1).sort(-1)
     weight = belief.log_weight.double().exp()[:, None].expand(values.shape).gather(-1, order)
-    wanted = torch.tensor(QUANTILES, dtype=torch.float64).expand(*values.shape[:-1], -1).contiguous()
+    wanted = (
+        torch.tensor(QUANTILES, dtype=torch.float64, device=values.device).expand(*values.shape[:-1], -1).contiguous()
+    )
     place = torch.searchsorted(weight.cumsum(-1).contiguous(), wanted).clamp(max=values.shape[-1] - 1)
-    return values.gather(-1, place)
+    return values.gather(-1, place).cpu()

@@ -140,8 +140,7 @@ def _draws(
         if "time" not in values.dims and name != "final_state"
         if (flat := np.asarray(values.values).reshape(count, -1)).shape[1] <= _MOST_LATENT_VALUES
     }
-    hidden = view["belief"] is not None
-    beliefs = _plain(_rounded(beliefs_of(process, data, index)[..., : view["horizon"]])) if hidden else None
+    believed = None if view["belief"] is None else beliefs_of(process, data, index)
     return {
         "number": index.tolist(),
         "return": _plain(_rounded(stats["return"], 6)),
@@ -151,7 +150,7 @@ def _draws(
         "action": [_plain(a[:n, 0] if single else a[:n]) for a, n in zip(actions, lengths, strict=True)],
         "reward": [_plain(r[:n]) for r, n in zip(rewards, lengths, strict=True)],
         "latents": latents,
-        "belief": beliefs,
+        "belief": None if believed is None else _plain(_rounded(believed[..., : view["horizon"]])),
     }
 
 

@@ -78,6 +78,9 @@ def test_what_is_embedded_fits() -> None:
     assert found["view"]["belief"] == "fan"
     belief = found["sources"][0]["draws"]["belief"]
     assert (len(belief), len(belief[0]), len(belief[0][0]), len(belief[0][0][0])) == (30, 2, 5, 6)
+    (prior, *_) = draw_sources(process, None, method="guide", num_draws=5)
+    prior.data.posterior = prior.data.posterior.drop_vars("observation")
+    assert embed(process, [prior])["sources"][0]["draws"]["belief"] is None
     seen = embed(as_process(hidden_goal()), draw_sources(hidden_goal(), None, method="guide", num_draws=5))
     assert seen["view"]["belief"] is None
     assert seen["sources"][0]["draws"]["belief"] is None

@@ -185,7 +185,7 @@ function fan(panel, i) {
   const traces = [...band(0, 4, "33"), ...band(1, 3, "66"),
     { type: "scatter", mode: "lines", x: times, y: rows[2], line: { color: panel.source.colour, width: 2 }, hoverinfo: "x+y" },
     line(path.map((_, t) => t), path), point(path.map((_, t) => t).slice(-1), path.slice(-1))];
-  const shown = panels.filter((other) => other.shown).map((other) => [other, picked(other)]).filter(([, k]) => k !== undefined);
+  const shown = panels.filter((other) => other.shown && other.draws.belief).map((other) => [other, picked(other)]).filter(([, k]) => k !== undefined);
   const [low, high] = extent(shown.flatMap(([other, k]) => other.draws.belief[k][dimension].flat()));
   const pad = 0.05 * (high - low) || 0.5;
   return { traces, layout: { showlegend: false,
@@ -194,7 +194,7 @@ function fan(panel, i) {
 
 function believe(panel) {
   const element = panel.element.querySelector(".belief"), i = picked(panel);
-  if (element === null) return;
+  if (element === null || !panel.draws.belief) return;
   const { traces, layout } = i === undefined ? { traces: [], layout: {} } : { shares, fan }[view.belief](panel, i);
   Plotly.react(element, traces, {
     height: 220, margin: { l: 52, r: 8, t: 4, b: 40 }, font: FONT, dragmode: false, autosize: true, shapes: [now()],
