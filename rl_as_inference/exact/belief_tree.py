@@ -363,8 +363,8 @@ def _find(wanted: Tensor, among: Tensor) -> Tensor:
 
 def _projected(beliefs: Tensor) -> Tensor:
     """Returns beliefs on a line in general position, so that equal ones stand side by side once sorted."""
-    direction = (1.0 + torch.arange(beliefs.shape[-1], dtype=beliefs.dtype, device=beliefs.device)).sqrt().frac()
-    return beliefs @ (direction + 0.5)
+    # No two sines of whole numbers, nor any means of them, are equal; square roots of squares would be.
+    return beliefs @ (1.0 + torch.arange(beliefs.shape[-1], dtype=beliefs.dtype, device=beliefs.device)).sin()
 
 
 class _Once(torch.autograd.Function):

@@ -31,6 +31,10 @@ class Edges(NamedTuple):
     """Of the edge of a belief, an action and an observation, ``(n, A, O)``; -1 for none."""
     first: Tensor
     """One edge to each belief of the next step, ``(n',)``."""
+    row: Tensor
+    """Of the belief and the action among all pairs of them."""
+    view: Tensor
+    """Of the action and the observation, likewise."""
 
 
 class Planned(NamedTuple):
@@ -100,9 +104,8 @@ class BeliefGraph:
             q = beliefs[t] @ tables.reward
             if value is not None:
                 edges = self.edges[t]
-                onward = mass[t] * value[edges.child]
-                row = edges.parent * q.shape[1] + edges.action
-                q = q + tables.discount * onward.new_zeros(q.numel()).index_add(0, row, onward).reshape(q.shape)
+                onward = mass[t] * value.index_select(0, edges.child)
+                q = q + tables.discount * onward.new_zeros(q.numel()).index_add(0, edges.row, onward).reshape(q.shape)
             logits = tables.log_prior + q
             value = torch.logsumexp(logits, -1)
             log_policy.append(logits - value[:, None])
@@ -130,7 +133,9 @@ class BeliefGraph:
             number = torch.full_like(level.child, -1)
             number[parent, action, observation] = order = torch.arange(len(child), device=child.device)
             first = child.new_zeros(size).index_put((child.flip(0),), order.flip(0))
-            self.edges.append(Edges(parent, action, observation, child, number, first))
+            _, actions, seen = level.child.shape
+            row, view = parent * actions + action, action * seen + observation
+            self.edges.append(Edges(parent, action, observation, child, number, first, row, view))
         self._grown = True
 
     @property
@@ -146,12 +151,12 @@ class BeliefGraph:
         first = torch.arange(len(self.roots), device=self.roots.device)[self.roots >= 0]
         order = first.new_zeros(self.sizes[0]).index_put((self.roots[first],), first)
         beliefs, mass = [_divided(joint[order])], []
+        states, moves, views = joint.shape[1], tables.transition.flatten(1), tables.observation.mT.flatten(0, 1)
         for edges in self.edges:
-            after = (beliefs[-1] @ tables.transition.flatten(1)).unflatten(-1, tables.transition.shape[1:])
-            arrived = after[edges.parent, edges.action] * tables.going
-            arrived = arrived * tables.observation.mT[edges.action, edges.observation]
+            after = (beliefs[-1] @ moves).reshape(-1, states) * tables.going
+            arrived = after.index_select(0, edges.row) * views.index_select(0, edges.view)
             mass.append(arrived.sum(-1))
-            beliefs.append(_divided(arrived[edges.first]))
+            beliefs.append(_divided(arrived.index_select(0, edges.first)))
         return beliefs, start, mass
 
     def edges_along(self, observations: Tensor, actions: Tensor, sees_first: bool) -> tuple[Tensor, Tensor]:

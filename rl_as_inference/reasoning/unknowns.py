@@ -174,7 +174,7 @@ class Unknowns:
 
     def _points(self) -> Tensor:
         """Returns some vectors to try the family at, ``(D, size)``."""
-        return self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
+        return self.prior_u()[: 3 if self.size else 1] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
 
     def _check_gradient(self) -> None:
         """Raises ValueError where the density is random, or where its gradient is not its slope.
