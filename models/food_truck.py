@@ -19,7 +19,10 @@ from rl_as_inference.checks import holds
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularPOMDP
 
-__all__ = ["FAR", "TRUCKS", "food_truck"]
+__all__ = ["CAMPUS", "FAR", "TRUCKS", "food_truck"]
+
+CAMPUS = ("....F", ".###.", "N.S..")
+"""A letter a cell, as in the picture above."""
 
 TRUCKS = ("Korean", "Lebanese", "Mexican")
 """What the entries of ``utility`` are the utilities of."""
@@ -27,7 +30,6 @@ TRUCKS = ("Korean", "Lebanese", "Mexican")
 FAR = (*TRUCKS, "nothing")
 """What the entries of ``belief`` are the probabilities of."""
 
-_MAP = ("....F", ".###.", "N.S..")
 _STEPS = ((0, -1), (1, 0), (0, 1), (-1, 0))
 _EAT = len(_STEPS)
 _UNSEEN = len(FAR)
@@ -81,7 +83,7 @@ def food_truck(
         (49, 61)
         >>> from rl_as_inference import exact
         >>> exact.plan(campus).num_beliefs
-        516
+        329
     """
     check_integer("horizon", horizon, 1)
     utility = torch.tensor([1.0, 0.5, 2.0]) if utility is None else utility
@@ -122,7 +124,7 @@ def food_truck(
 def _campus(near: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the first states by what stands at the far spot ``(4,)``; where actions lead ``(S, A)``; what is seen in
     each state ``(S,)``; and which truck it can be eaten from, ``(S,)``, -1 for none."""
-    letters = np.array([list(row) for row in _MAP])
+    letters = np.array([list(row) for row in CAMPUS])
     cells = [(int(row), int(column)) for row, column in np.argwhere(letters != "#")]
     start, near_spot, far_spot = (cells.index(tuple(np.argwhere(letters == letter)[0].tolist())) for letter in "SNF")
     count = len(cells)

@@ -21,7 +21,7 @@ from rl_as_inference.processes.programs import as_process
 F64 = torch.float64
 PROGRAMS = ("corridor", "hidden_goal", "uncertain_slip")
 TABULAR = ("cliff", "frozen_lake", "gridworld", "procrastination", "random_mdp", "restaurants")
-PROCESSES = (*TABULAR, "double_integrator", "point_mass")
+PROCESSES = (*TABULAR, "double_integrator", "food_truck", "point_mass")
 
 
 def make(name, **arguments):
