@@ -290,11 +290,14 @@ def _to_arviz(
     def arrays(group: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
         return {name: value.detach().cpu().numpy() for name, value in group.items()}
 
+    seen = {"state": unknowns.data.states, "action": unknowns.data.actions}
+    if unknowns.data.observations is not None:
+        seen["observation"] = unknowns.data.observations
     groups: dict[str, Any] = {
         "posterior": arrays(values),
         "sample_stats": arrays(stats),
         "log_likelihood": arrays({"demonstration": likelihood}),
-        "observed_data": arrays({"state": unknowns.data.states, "action": unknowns.data.actions}),
+        "observed_data": arrays(seen),
         "constant_data": arrays({"mask": unknowns.data.mask}),
     }
     if unknowns.prior:
