@@ -8,7 +8,7 @@ rational functions of the tables, and agree there only if they do everywhere. Th
 members of the family, and their plans are sums and products on one graph, which has slopes and can be batched.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class BeliefGraph:
         if self._mixture is None:
             self._mixture = numbers
             return
-        mixed = []
+        mixed: list[Any] = []
         for index, (old, new) in enumerate(zip(self._mixture, numbers, strict=True)):
             # Nearly equal weights, no two of which are in a simple ratio.
             weight = (0.5 + (2**0.5 * self._count + 3**0.5 * index) % 1) / self._count

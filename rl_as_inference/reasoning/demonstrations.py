@@ -70,9 +70,13 @@ class Demonstrations:
 
     def to(self, device: torch.device) -> Self:
         """Returns the demonstrations on a device."""
-        seen = None if self.observations is None else self.observations.to(device)
-        moved = (self.states.to(device), self.actions.to(device), self.mask.to(device), seen)
-        return replace(self, **dict(zip(("states", "actions", "mask", "observations"), moved, strict=True)))
+        return replace(
+            self,
+            states=self.states.to(device),
+            actions=self.actions.to(device),
+            mask=self.mask.to(device),
+            observations=None if self.observations is None else self.observations.to(device),
+        )
 
     def prepare(self, process: MarkovDecisionProcess, acting: Acting) -> None:
         """Takes note of an agent of the family, before anything is asked of the demonstrations."""
@@ -187,6 +191,7 @@ class Demonstrations:
         Raises:
             ValueError: if the policy does not answer for states of the process.
         """
+        assert not isinstance(policy, TabularPOMDP)
         if not isinstance(process, TabularMDP):
             t, n = self.action_seen.nonzero(as_tuple=True)
             if isinstance(policy, exact.LinearGaussianPlan):
@@ -203,7 +208,6 @@ class Demonstrations:
             ]
             logs = torch.cat([part.sum(-1) if part.dim() > 1 else part for part in parts])
             return torch.where(self.ended(process)[t, n], 0.0, logs)
-        assert not isinstance(policy, TabularPOMDP)
         table = log_policy_table(process, policy)
         cells, _ = self.cells
         seen = table[cells[:, 1], cells[:, 2]] if table.dim() == 2 else table[cells[:, 0], cells[:, 1], cells[:, 2]]

@@ -137,7 +137,7 @@ class HiddenDemonstrations(Demonstrations):
         if bool(self.complete.all()):
             return logs
         assert isinstance(process, TabularPOMDP)
-        return torch.cat([logs, self._forward(process, plan)])
+        return torch.cat([logs, self._summed_over(process, plan)])
 
     def _possible(self, plan: Planned) -> tuple[Tensor, Tensor]:
         """Returns the belief before each action ``(T, N)``, and whether the agent held all until then for possible."""
@@ -174,7 +174,7 @@ class HiddenDemonstrations(Demonstrations):
             logs.append(log.sum(-1) if log.dim() > 1 else log)
         return torch.stack(logs)[self.mask.nonzero(as_tuple=True)]
 
-    def _forward(self, process: TabularPOMDP, plan: Planned) -> Tensor:
+    def _summed_over(self, process: TabularPOMDP, plan: Planned) -> Tensor:
         """Returns log p(what was seen) of the demonstrations that are not complete, by the forward algorithm."""
         partial = ~self.complete
         world = tables_of(process)
