@@ -231,8 +231,8 @@ class TestWhole:
         }
 
     def test_moments_by_quadrature(self) -> None:
-        """100 draws of one chain of NUTS, seed 0: within 4 errors at an effective sample size of 40."""
-        draws = infer_agent(believer, HEARD, num_draws=100, num_chains=1, num_warmup=20)
+        """120 draws of one chain of NUTS, seed 0: within 4 errors at an effective sample size of 40."""
+        draws = infer_agent(believer, HEARD, num_draws=120, num_chains=1)
         for name, (mean, spread) in self.moments().items():
             found = draws.posterior[name].values
             assert abs(found.mean() - mean) < 4 / math.sqrt(40) * spread
