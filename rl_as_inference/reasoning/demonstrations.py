@@ -143,8 +143,13 @@ class Demonstrations:
                     f"outside 0 … {size - 1}; -1 stands for what was not seen"
                 )
 
-    def refuted(self, process: MarkovDecisionProcess, acting: Acting) -> str | None:
-        """Returns what the demonstrations do that a finite process cannot; None where there is nothing."""
+    def refuted(self, process: MarkovDecisionProcess, acting: Acting, logs: Tensor) -> str | None:
+        """Returns what the demonstrations do that a finite process cannot; None where there is nothing.
+
+        Args:
+            process, acting: what the family returned.
+            logs: their :meth:`log_probabilities`.
+        """
         return self._refuted_moves(process) if isinstance(process, TabularMDP) else None
 
     def _refuted_moves(self, process: TabularMDP) -> str | None:

@@ -84,7 +84,7 @@ class HiddenDemonstrations(Demonstrations):
                     f"{tuple(values.shape)}"
                 )
 
-    def refuted(self, process: MarkovDecisionProcess, acting: Acting) -> str | None:
+    def refuted(self, process: MarkovDecisionProcess, acting: Acting, logs: Tensor) -> str | None:
         """Returns what the demonstrations do that the world cannot, or that the agent holds to be impossible."""
         if not isinstance(process, TabularPOMDP):
             return None
@@ -102,7 +102,7 @@ class HiddenDemonstrations(Demonstrations):
                 f"{int(state[i])} of the family's process; mend the demonstration or the process's observation, or "
                 f"write -1 for what is not known"
             )
-        if not isinstance(acting, TabularPOMDP):
+        if not isinstance(acting, TabularPOMDP) or not bool((logs == -torch.inf).any()):
             return None
         plan = self.graph.plan(tables_of(acting), acting.finite_horizon("the tree of beliefs"))
         possible = self._possible(plan)[1] | ~self.mask | ~self.complete

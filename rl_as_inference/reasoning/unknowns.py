@@ -138,8 +138,8 @@ class Unknowns:
                             "family: its process has another horizon in other runs, and the demonstrations go past the "
                             "shortest; give it one horizon, or cut the demonstrations"
                         )
-                    refuted[-1].append(self._shown.refuted(process, policy))
                     logs = self._shown.log_probabilities(process, policy)
+                    refuted[-1].append(self._shown.refuted(process, policy, logs))
                     self.num_backups = (process.horizon or 1) * len(self.combinations)
                     self.num_entries = self.num_backups * (
                         self._shown.width(process) or _width(process, self._dynamics)
