@@ -8,6 +8,7 @@ from rl_as_inference.models.cliff import cliff
 from rl_as_inference.models.corridor import corridor
 from rl_as_inference.models.crying_baby import crying_baby
 from rl_as_inference.models.double_integrator import double_integrator
+from rl_as_inference.models.food_truck import food_truck
 from rl_as_inference.models.frozen_lake import frozen_lake
 from rl_as_inference.models.gridworld import gridworld
 from rl_as_inference.models.hidden_goal import hidden_goal
@@ -27,6 +28,7 @@ __all__ = [
     "corridor",
     "crying_baby",
     "double_integrator",
+    "food_truck",
     "frozen_lake",
     "gridworld",
     "hidden_goal",

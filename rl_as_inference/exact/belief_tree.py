@@ -23,7 +23,7 @@ from rl_as_inference.processes.kernels import unclamped
 from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
 from rl_as_inference.program.readings import check_answer
 
-__all__ = ["BeliefEvaluation", "BeliefPlan", "evaluate", "find", "merged", "plan"]
+__all__ = ["BeliefEvaluation", "BeliefPlan", "Level", "evaluate", "find", "merged", "plan", "tree"]
 
 _ENTRIES = 40_000_000
 """Numbers that the beliefs of one step may hold."""
@@ -68,6 +68,11 @@ class BeliefPlan:
     _roots: Tensor = field(repr=False)  # by the first observation
     dynamics = "causal"
     sees = "belief"
+
+    @property
+    def pomdp(self) -> TabularPOMDP:
+        """The process that it is the plan of."""
+        return self._pomdp
 
     @property
     def policy(self) -> "BeliefPlan":
@@ -126,7 +131,7 @@ def plan(pomdp: TabularPOMDP) -> BeliefPlan:
     horizon = pomdp.finite_horizon("the tree of beliefs")
     tables = tables_of(pomdp)
     numbers = tables.detached()
-    levels, starts, roots = _tree(numbers, horizon)
+    levels, starts, roots = tree(numbers, horizon)
     values, log_policies = _backward(numbers, levels)
     weights = first_beliefs(numbers)[1]
     objective = (weights * values[0][roots]).where(weights > 0, 0.0).sum() if len(values[0]) else weights.sum()
@@ -206,7 +211,7 @@ def evaluate(
         raise ValueError(f"sees must be 'belief' or 'history', got {kind!r}")
     tables = tables_of(pomdp)
     numbers = tables.detached()
-    levels, starts, roots = _tree(numbers, horizon, merge=kind == "belief" or policy is None)
+    levels, starts, roots = tree(numbers, horizon, merge=kind == "belief" or policy is None)
     prior = numbers.log_prior.expand(1, -1)
     log_policies = []
     seen: Any = None
@@ -233,7 +238,7 @@ def evaluate(
     return _flow(tables, levels, starts, roots, log_policies)
 
 
-def _tree(tables: BeliefTables, horizon: int, merge: bool = True) -> tuple[list[Level], Tensor, Tensor]:
+def tree(tables: BeliefTables, horizon: int, merge: bool = True) -> tuple[list[Level], Tensor, Tensor]:
     """Returns the beliefs of all steps; the first ones' probabilities; and which they are, by the first observation."""
     joint, sums = first_beliefs(tables)
     possible = sums > 0
@@ -358,8 +363,8 @@ def find(wanted: Tensor, among: Tensor) -> Tensor:
 
 def _projected(beliefs: Tensor) -> Tensor:
     """Returns beliefs on a line in general position, so that equal ones stand side by side once sorted."""
-    direction = (1.0 + torch.arange(beliefs.shape[-1], dtype=beliefs.dtype, device=beliefs.device)).sqrt().frac()
-    return beliefs @ (direction + 0.5)
+    # No two sines of whole numbers, nor any means of them, are equal; square roots of squares would be.
+    return beliefs @ (1.0 + torch.arange(beliefs.shape[-1], dtype=beliefs.dtype, device=beliefs.device)).sin()
 
 
 class _Once(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """Demonstrations of behaviour: read in any form, checked against a process, and their likelihood."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,10 +10,13 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.nouns import DemonstrationsLike, ExactPolicy
-from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, TabularPOMDP
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["Demonstrations", "read_demonstrations"]
+__all__ = ["Acting", "Demonstrations", "read_demonstrations", "was_seen"]
+
+Acting: TypeAlias = ExactPolicy | TabularPOMDP
+"""How an agent acts: by a policy, or by the exact plan of its own model of a hidden state."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Demonstrations:
         states: ``(T+1, N, *state)``; -1 (integers) or NaN where a state was not seen.
         actions: ``(T, N, *action)``; likewise.
         mask: ``(T, N)`` bool, true while the demonstration lasts.
+        observations: what the agent saw, ``(T+1, N, *observation)``, likewise; None where nothing is known of it.
     """
 
     states: Tensor
     actions: Tensor
     mask: Tensor
+    observations: Tensor | None = None
 
     @property
     def num(self) -> int:
@@ -38,12 +43,12 @@ class Demonstrations:
     @cached_property
     def state_seen(self) -> Tensor:
         """``(T+1, N)`` bool."""
-        return _seen(self.states)
+        return was_seen(self.states)
 
     @cached_property
     def action_seen(self) -> Tensor:
         """``(T, N)`` bool."""
-        return _seen(self.actions) & self.mask
+        return was_seen(self.actions) & self.mask
 
     @cached_property
     def complete(self) -> Tensor:
@@ -63,20 +68,30 @@ class Demonstrations:
         counts.index_put_((n, which), torch.ones(len(n), **options), accumulate=True)
         return cells, counts
 
-    def to(self, device: torch.device) -> "Demonstrations":
+    def to(self, device: torch.device) -> Self:
         """Returns the demonstrations on a device."""
-        return Demonstrations(self.states.to(device), self.actions.to(device), self.mask.to(device))
+        return replace(
+            self,
+            states=self.states.to(device),
+            actions=self.actions.to(device),
+            mask=self.mask.to(device),
+            observations=None if self.observations is None else self.observations.to(device),
+        )
+
+    def prepare(self, process: MarkovDecisionProcess, acting: Acting) -> None:
+        """Takes note of an agent of the family, before anything is asked of the demonstrations."""
+
+    def width(self, process: MarkovDecisionProcess) -> int | None:
+        """Returns how many numbers a step of planning goes through; None where that is the process's to say."""
+        return None
 
     def check(self, process: MarkovDecisionProcess) -> None:
         """Raises ValueError where the demonstrations are not of ``process``."""
-        if isinstance(process, TabularMDP):
-            self._check_finite(process)
-        else:
-            self._check_continuous(process)
+        self._check_values(process)
         steps, horizon = len(self.mask), process.horizon
         if horizon is None or steps <= horizon:
             return
-        ended = self._ended(process)
+        ended = self.ended(process)
         over = ended.cummax(0).values
         wrong = self.mask[horizon:] & (~over[horizon:-1] | (self.state_seen[horizon + 1 :] & ~ended[horizon + 1 :]))
         if bool(wrong.any()):
@@ -85,24 +100,36 @@ class Demonstrations:
                 f"its horizon to {steps} or more, or cut them: past the horizon they may only stay in a terminal state"
             )
 
-    def within(self, process: MarkovDecisionProcess) -> "Demonstrations":
+    def within(self, process: MarkovDecisionProcess) -> Self:
         """Returns the demonstrations without what follows the horizon of a process that they are of."""
         horizon = process.horizon
         if horizon is None or len(self.mask) <= horizon:
             return self
-        return Demonstrations(self.states[: horizon + 1], self.actions[:horizon], self.mask[:horizon])
+        return replace(
+            self,
+            states=self.states[: horizon + 1],
+            actions=self.actions[:horizon],
+            mask=self.mask[:horizon],
+            observations=None if self.observations is None else self.observations[: horizon + 1],
+        )
 
-    def _ended(self, process: MarkovDecisionProcess) -> Tensor:
+    def ended(self, process: MarkovDecisionProcess) -> Tensor:
         """Returns which states were seen and are terminal, ``(T+1, N)`` bool: no action is taken there."""
         states = torch.where(_as_wide(self.state_seen, self.states), self.states, torch.zeros_like(self.states))
         ended = process.terminated(states)
         return torch.zeros_like(self.state_seen) if ended is None else ended & self.state_seen
 
-    def _check_finite(self, process: TabularMDP) -> None:
-        for name, values, seen, size in (
-            ("state", self.states, self.state_seen, process.num_states),
-            ("action", self.actions, self.action_seen, process.num_actions),
-        ):
+    def _check_values(self, process: MarkovDecisionProcess) -> None:
+        if isinstance(process, TabularMDP):
+            self._check_finite(
+                ("state", self.states, self.state_seen, process.num_states),
+                ("action", self.actions, self.action_seen, process.num_actions),
+            )
+        else:
+            self._check_continuous(process)
+
+    def _check_finite(self, *parts: tuple[str, Tensor, Tensor, int]) -> None:
+        for name, values, seen, size in parts:
             if values.is_floating_point() or values.dim() != 2:
                 raise ValueError(
                     f"demonstrations: the family's process is finite, so {name}s must be one integer a step, got "
@@ -116,10 +143,16 @@ class Demonstrations:
                     f"outside 0 … {size - 1}; -1 stands for what was not seen"
                 )
 
-    def refuted(self, process: MarkovDecisionProcess) -> str | None:
-        """Returns what the demonstrations do that a finite process cannot; None where there is nothing."""
-        if not isinstance(process, TabularMDP):
-            return None
+    def refuted(self, process: MarkovDecisionProcess, acting: Acting, logs: Tensor) -> str | None:
+        """Returns what the demonstrations do that a finite process cannot; None where there is nothing.
+
+        Args:
+            process, acting: what the family returned.
+            logs: their :meth:`log_probabilities`.
+        """
+        return self._refuted_moves(process) if isinstance(process, TabularMDP) else None
+
+    def _refuted_moves(self, process: TabularMDP) -> str | None:
         known = self.state_seen[:-1] & self.state_seen[1:] & self.action_seen
         t, n = known.nonzero(as_tuple=True)
         state, action, after = self.states[t, n], self.actions[t, n], self.states[t + 1, n]
@@ -153,7 +186,7 @@ class Demonstrations:
                 f"in finite processes only; leave the step's action out too (NaN)"
             )
 
-    def log_probabilities(self, process: MarkovDecisionProcess, policy: ExactPolicy) -> Tensor:
+    def log_probabilities(self, process: MarkovDecisionProcess, policy: Acting) -> Tensor:
         """Returns the log probabilities of what was seen, in nats: see :meth:`weights` for the order.
 
         Of a finite process, those of ``cells`` and then those of each demonstration with something
@@ -163,6 +196,7 @@ class Demonstrations:
         Raises:
             ValueError: if the policy does not answer for states of the process.
         """
+        assert not isinstance(policy, TabularPOMDP)
         if not isinstance(process, TabularMDP):
             t, n = self.action_seen.nonzero(as_tuple=True)
             if isinstance(policy, exact.LinearGaussianPlan):
@@ -178,7 +212,7 @@ class Demonstrations:
                 if bool(seen.any())
             ]
             logs = torch.cat([part.sum(-1) if part.dim() > 1 else part for part in parts])
-            return torch.where(self._ended(process)[t, n], 0.0, logs)
+            return torch.where(self.ended(process)[t, n], 0.0, logs)
         table = log_policy_table(process, policy)
         cells, _ = self.cells
         seen = table[cells[:, 1], cells[:, 2]] if table.dim() == 2 else table[cells[:, 0], cells[:, 1], cells[:, 2]]
@@ -244,29 +278,40 @@ def read_demonstrations(given: DemonstrationsLike) -> Demonstrations:
         ValueError: if they have none of these forms, or there is nothing in them.
     """
     if isinstance(given, Trajectories):
-        states = given.states
+        states, seen = given.states, given.observations
         if len(states) == given.horizon:
             states = torch.cat([states, _unseen(states[:1])])
-        return _checked(Demonstrations(states, given.actions, given.mask).to(torch.device("cpu")))
+        if seen is not None and len(seen) == given.horizon:
+            nothing = _unseen(seen[:1])
+            seen = torch.cat([seen, nothing] if given.observed_first else [nothing, seen])
+        return _checked(Demonstrations(states, given.actions, given.mask, seen).to(torch.device("cpu")))
     try:
-        pairs = [(_on_host(states), _on_host(actions)) for states, actions in _as_pairs(given)]
+        given = [tuple(_on_host(part) for part in one) for one in _as_lists(given)]
+        if wrong := [len(one) for one in given if len(one) not in (2, 3)]:
+            raise ValueError(f"got {wrong[0]} parts of one")
     except (TypeError, ValueError) as problem:
         raise ValueError(
             "demonstrations must be Trajectories, a pair of tensors (states, actions) with time first and "
-            f"demonstration second, or a list of such pairs with one demonstration each ({problem})"
+            f"demonstration second, or a list of such pairs with one demonstration each; where the state is hidden, "
+            f"(states, actions, observations) ({problem})"
         ) from None
-    if not pairs:
+    if not given:
         raise ValueError("demonstrations: there are none; give at least one")
-    longest = max(len(actions) for _, actions in pairs)
+    longest = max(len(one[1]) for one in given)
+    observing = [one[2] for one in given if len(one) == 3]
     columns = []
-    for n, (states, actions) in enumerate(pairs):
-        if len(states) - len(actions) not in (0, 1) or len(actions) == 0:
-            raise ValueError(
-                f"demonstrations: demonstration {n} has {len(states)} states and {len(actions)} actions; it needs one "
-                f"or more actions, and as many states or one more"
-            )
+    for n, (states, actions, *observed) in enumerate(given):
+        for name, values in (("states", states), *(("observations", values) for values in observed)):
+            if len(values) - len(actions) not in (0, 1) or len(actions) == 0:
+                raise ValueError(
+                    f"demonstrations: demonstration {n} has {len(values)} {name} and {len(actions)} actions; it needs "
+                    f"one or more actions, and as many {name} or one more"
+                )
         mask = torch.arange(longest) < len(actions)
-        columns.append((_padded(states, longest + 1), _padded(actions, longest), mask))
+        parts = [_padded(states, longest + 1), _padded(actions, longest), mask]
+        if observing:
+            parts.append(_padded(observed[0] if observed else _unseen(observing[0][:1]), longest + 1))
+        columns.append(parts)
     try:
         return _checked(Demonstrations(*(torch.stack(parts, 1) for parts in zip(*columns, strict=True))))
     except RuntimeError as problem:
@@ -278,12 +323,14 @@ def _on_host(values: Any) -> Tensor:
     return tensor.long() if tensor.dtype == torch.bool else tensor
 
 
-def _as_pairs(given: Any) -> Any:
-    if isinstance(given, tuple) and len(given) == 2 and all(getattr(part, "ndim", 0) >= 2 for part in given):
-        states, actions = (torch.as_tensor(part) for part in given)
-        if states.shape[1] != actions.shape[1]:
-            raise ValueError(f"states are of {states.shape[1]} demonstrations, actions of {actions.shape[1]}")
-        return [(states[:, n], actions[:, n]) for n in range(states.shape[1])]
+def _as_lists(given: Any) -> Any:
+    if isinstance(given, tuple) and len(given) in (2, 3) and all(getattr(part, "ndim", 0) >= 2 for part in given):
+        parts = [torch.as_tensor(part) for part in given]
+        names = ("states", "actions", "observations")
+        for name, part in zip(names[1:], parts[1:], strict=False):
+            if part.shape[1] != parts[0].shape[1]:
+                raise ValueError(f"states are of {parts[0].shape[1]} demonstrations, {name} of {part.shape[1]}")
+        return [tuple(part[:, n] for part in parts) for n in range(parts[0].shape[1])]
     return given
 
 
@@ -297,7 +344,8 @@ def _as_wide(seen: Tensor, values: Tensor) -> Tensor:
     return seen.reshape(seen.shape + (1,) * (values.dim() - seen.dim()))
 
 
-def _seen(values: Tensor) -> Tensor:
+def was_seen(values: Tensor) -> Tensor:
+    """Returns which of the values ``(T, N, ...)`` are neither -1 (integers) nor NaN, ``(T, N)`` bool."""
     seen = ~values.isnan() if values.is_floating_point() else values != -1
     return seen.flatten(2).all(-1) if values.dim() > 2 else seen
 

@@ -55,29 +55,39 @@ def infer_agent(
     policy of the family's process gives it. The planning is differentiable, so that the posterior is had by
     gradients, and batched over chains. Discrete unknowns are summed over, and drawn given the rest.
 
+    Where the agent does not see the state, what it believes is inferred beside what it wants, as by Baker,
+    Jara-Ettinger, Saxe & Tenenbaum (Nature Human Behaviour 1, 2017): an action has the probability that the best plan
+    on the agent's own belief gives it, after what the agent has seen and done.
+
     The answer has the groups ``posterior`` and ``prior`` (the family's sites, by name), ``sample_stats``
     (``lp``, the log density in nats; ``diverging``; ``probability_NAME`` of each value of a discrete unknown given
-    the rest), ``log_likelihood`` (``demonstration``, nats), ``observed_data`` (``state``, ``action``) and
-    ``constant_data`` (``mask``).
+    the rest), ``log_likelihood`` (``demonstration``, nats), ``observed_data`` (``state``, ``action``, and
+    ``observation`` where the state is hidden) and ``constant_data`` (``mask``).
 
     Args:
-        family: a Pyro program without arguments. It draws what is unknown and returns a TabularMDP or
-            LinearGaussianMDP built from that, whose agent plans exactly; or a pair ``(process, policy)`` where the
-            agent plans otherwise (wrong beliefs, hyperbolic discounting, a neural policy given the unknowns):
-            ``policy`` is a plan, a table ``(T, S, A)`` or ``(S, A)`` of probabilities, or a callable
-            ``(state, t) -> Distribution``. It must depend on its draws alone: its tensor operations are recorded,
-            and replayed at other values. Planning happens on the device of the process, one launch after the other:
-            a GPU gains where tables are large.
-        demonstrations: :class:`Trajectories`; a pair of tensors ``(states, actions)`` of shapes
-            ``(T or T+1, N, ...)`` and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may
-            differ in length. Write -1 (finite) or NaN for what was not seen. Where something was not seen, the
-            forward algorithm sums over it with the process's dynamics; where all was, transitions say nothing
-            about the agent and only actions count. In a terminal state no action is taken: what is written down there,
-            as padding is, counts for nothing, and past the horizon it is left out.
+        family: a Pyro program without arguments. It draws what is unknown and returns a TabularMDP or LinearGaussianMDP
+            built from that, whose agent plans exactly; or a pair ``(process, policy)`` where the agent plans otherwise
+            (wrong beliefs, hyperbolic discounting, a neural policy given the unknowns): ``policy`` is a plan, a table
+            ``(T, S, A)`` or ``(S, A)`` of probabilities, or a callable ``(state, t) -> Distribution``. Or, of a hidden
+            state, a TabularPOMDP or LinearGaussianPOMDP, whose agent plans exactly; a pair ``(world, model)`` of
+            TabularPOMDPs where the model that the agent plans and believes by is not the world; or ``(process,
+            policy)`` with a policy ``(history, t) -> Distribution``. It must depend on its draws alone: its tensor
+            operations are recorded, and replayed at other values. Planning happens on the device of the process, one
+            launch after the other: a GPU gains where tables are large.
+        demonstrations: :class:`Trajectories`; a pair of tensors ``(states, actions)`` of shapes ``(T or T+1, N, ...)``
+            and ``(T, N, ...)``; or a list of pairs with one demonstration each, which may differ in length; or, where
+            the state is hidden, Trajectories with observations, or ``(states, actions, observations)`` with
+            observations of shape ``(T or T+1, N, ...)`` from the start on. Write -1 (finite) or NaN for what was not
+            seen. Where something was not seen, the forward algorithm sums over it with the process's dynamics; where
+            all was, transitions say nothing about the agent and only actions count. Of a TabularPOMDP observations are
+            summed over likewise, where they are not given or -1, unless the agent acts by a policy of the history. In a
+            terminal state no action is taken: what is written down there, as padding is, counts for nothing, and past
+            the horizon it is left out.
         method: ``"nuts"``; ``"svi"``, a Gaussian in unconstrained coordinates fitted to the posterior by its ELBO;
             or ``"map"``, the single most probable value of the sites (of their own density, by L-BFGS).
-        dynamics: ``"causal"``, or ``"posterior"`` for an agent that believes in its luck: it acts as the posterior
-            given optimality does. They agree where dynamics are deterministic, and only there in general.
+        dynamics: ``"causal"``, or ``"posterior"`` for an agent that believes in its luck, and sees the state: it acts
+            as the posterior given optimality does. They agree where dynamics are deterministic, and only there in
+            general.
         num_draws: draws in all, over the chains.
         num_chains: chains of NUTS, in lockstep: their gradients are one batched evaluation where the family can be run
             under ``torch.func.vmap`` (its Python does not look at the unknowns' values), and several times faster.
@@ -90,8 +100,9 @@ def infer_agent(
     Raises:
         ValueError: if the method is unknown; the family draws nothing or returns no process, draws a site in some runs
             only or from a support that varies, or loses an unknown's gradient on the way to its density; or the
-            demonstrations have the wrong shape, a transition that no value of the unknowns allows, or an action that
-            the policy gives no probability.
+            demonstrations have the wrong shape, a transition that no value of the unknowns allows, an observation that
+            the agent holds to be impossible, or an action that the policy gives no probability; or where what the
+            agent saw is not known, and cannot be summed over.
 
     Warns:
         UserWarning: where more than one mode is found; and where the demonstrations leave an unknown, or a joint
@@ -290,11 +301,14 @@ def _to_arviz(
     def arrays(group: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
         return {name: value.detach().cpu().numpy() for name, value in group.items()}
 
+    seen = {"state": unknowns.data.states, "action": unknowns.data.actions}
+    if unknowns.data.observations is not None:
+        seen["observation"] = unknowns.data.observations
     groups: dict[str, Any] = {
         "posterior": arrays(values),
         "sample_stats": arrays(stats),
         "log_likelihood": arrays({"demonstration": likelihood}),
-        "observed_data": arrays({"state": unknowns.data.states, "action": unknowns.data.actions}),
+        "observed_data": arrays(seen),
         "constant_data": arrays({"mask": unknowns.data.mask}),
     }
     if unknowns.prior:

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from rl_as_inference import exact
 from rl_as_inference.checks import all_hold, deferred, holds
 from rl_as_inference.exact import Dynamics
-from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.kernels import DenseKernel
-from rl_as_inference.reasoning.demonstrations import Demonstrations
+from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
+from rl_as_inference.reasoning.demonstrations import Acting, Demonstrations
+from rl_as_inference.reasoning.hidden_demonstrations import as_hidden
+from rl_as_inference.reasoning.returned_agents import agent_of
 
-__all__ = ["Unknowns", "agent_of"]
+__all__ = ["Unknowns"]
 
 _SOMETIMES = (
     "family: {name!r} is drawn in some runs and not in others; draw it always, and use it where it counts "
@@ -26,18 +27,6 @@ _SOMETIMES = (
 )
 _LIMIT = 1_000
 """Joint values of discrete unknowns that are summed over, one plan each."""
-
-
-def agent_of(returned: Any, dynamics: Dynamics) -> tuple[MarkovDecisionProcess, ExactPolicy]:
-    """Returns the process and the policy that a family's return value stands for."""
-    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], MarkovDecisionProcess):
-        return returned
-    if exact.is_available(returned):
-        return returned, exact.plan(returned, dynamics)
-    raise ValueError(
-        f"family must return a TabularMDP or a LinearGaussianMDP, whose agent plans exactly, or a pair (process, "
-        f"policy) where it plans otherwise; it returned {type(returned).__name__}"
-    )
 
 
 class Unknowns:
@@ -131,9 +120,10 @@ class Unknowns:
 
     def _check(self) -> None:
         """Raises ValueError where the demonstrations are impossible in the family, and notes for which joint values."""
-        given, lengths, best = self.data, set(), torch.full((), -torch.inf)
+        lengths, best = set(), torch.full((), -torch.inf)
         refuted: list[list[str | None]] = []
         self.eps = max([torch.finfo(like.dtype).eps for _, _, like in self._sites.values()], default=0.0)
+        given = self._met()
         for row in self._points():
             refuted.append([])
             for values in self.combinations:
@@ -148,10 +138,12 @@ class Unknowns:
                             "family: its process has another horizon in other runs, and the demonstrations go past the "
                             "shortest; give it one horizon, or cut the demonstrations"
                         )
-                    self.num_backups = (process.horizon or 1) * len(self.combinations)
-                    self.num_entries = self.num_backups * _width(process, self._dynamics)
-                    refuted[-1].append(self._shown.refuted(process))
                     logs = self._shown.log_probabilities(process, policy)
+                    refuted[-1].append(self._shown.refuted(process, policy, logs))
+                    self.num_backups = (process.horizon or 1) * len(self.combinations)
+                    self.num_entries = self.num_backups * (
+                        self._shown.width(process) or _width(process, self._dynamics)
+                    )
                     self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
                     if refuted[-1][-1] is None:
                         best = torch.maximum(best, logs.double().cpu())
@@ -166,9 +158,23 @@ class Unknowns:
                 what = f"demonstration {n}, of which a part is unseen, has no probability under the family"
             raise ValueError(f"demonstrations: {what}; mend the demonstration, or give the action an action_prior > 0")
 
+    def _met(self) -> Demonstrations:
+        """Returns the demonstrations, as agents of the family's kind are told by, which have met some of them."""
+        rows = self._points()
+        if not self.prior:  # where all unknowns are 0, much may be equal by chance
+            rows = torch.cat([rows, torch.linspace(0.3, 1.7, self.size, dtype=rows.dtype)[None].sqrt()])
+        with torch.no_grad():
+            process, acting, _ = self._run(rows[0], self.combinations[0])
+            given = as_hidden(self.data, process)
+            for row in rows if isinstance(process, PartiallyObservedMDP) else ():
+                for values in self.combinations:
+                    process, acting, _ = self._run(row, values)
+                    given.prepare(process, acting)
+        return given
+
     def _points(self) -> Tensor:
         """Returns some vectors to try the family at, ``(D, size)``."""
-        return self.prior_u()[:3] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
+        return self.prior_u()[: 3 if self.size else 1] if self.prior else torch.zeros(1, self.size, dtype=torch.float64)
 
     def _check_gradient(self) -> None:
         """Raises ValueError where the density is random, or where its gradient is not its slope.
@@ -238,7 +244,7 @@ class Unknowns:
         ]
         return torch.cat(rows, 1) if rows else torch.zeros(count, 0, dtype=torch.float64)
 
-    def _run(self, u: Tensor, values: dict[str, Tensor]) -> tuple[MarkovDecisionProcess, ExactPolicy, Tensor]:
+    def _run(self, u: Tensor, values: dict[str, Tensor]) -> tuple[MarkovDecisionProcess, Acting, Tensor]:
         discrete = {name: value.to(self._devices[name]) for name, value in values.items()}
         data = {**self.constrained(u)[0], **discrete}
         with pyro.poutine.block():
@@ -249,7 +255,7 @@ class Unknowns:
         process, policy = agent_of(trace.nodes["_RETURN"]["value"], self._dynamics)
         return process, policy, torch.as_tensor(trace.log_prob_sum()).double().cpu()
 
-    def _seen(self, process: MarkovDecisionProcess, policy: ExactPolicy) -> Tensor:
+    def _seen(self, process: MarkovDecisionProcess, policy: Acting) -> Tensor:
         """Returns the log probabilities of what was seen, ``(M,)`` in nats."""
         return self._shown.log_probabilities(process, policy).double().cpu()
 

@@ -21,7 +21,7 @@ from rl_as_inference.processes.programs import as_process
 F64 = torch.float64
 PROGRAMS = ("corridor", "hidden_goal", "uncertain_slip")
 TABULAR = ("cliff", "frozen_lake", "gridworld", "procrastination", "random_mdp", "restaurants")
-BELIEFS = ("crying_baby", "machine_wear", "t_maze", "tiger")
+BELIEFS = ("crying_baby", "food_truck", "machine_wear", "t_maze", "tiger")
 HIDDEN = (*BELIEFS, "light_dark", "light_dark_linear")
 PROCESSES = (*TABULAR, *HIDDEN, "double_integrator", "point_mass")
 
