@@ -177,6 +177,14 @@ class LearnerOptions(TypedDict, total=False):
     n_step: Annotated[
         int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
     ]
+    history: Annotated[
+        int,
+        _Row(
+            1,
+            "observations, with the actions between them, that are the state; more than 1 where one does not tell it",
+            check_count,
+        ),
+    ]
     compile: Annotated[
         bool | Literal["auto"], _Row("auto", "compile the update, once; 'auto' where it repays", _compile)
     ]
