@@ -51,6 +51,8 @@ class Arena:
         count = 1 if given else seeds * options["num_envs"]
         envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
         self.observation_space, length = envs.state_space, options["history"]
+        if options["memory"] is not None:
+            length = options["burn_in"] + options["sequence_length"]
         self.window = None if length == 1 else Window(envs.state_space, envs.action_space, length)
         self.envs = self.windowed(envs)
         if self.envs.num_envs % seeds:
@@ -58,11 +60,12 @@ class Arena:
                 f"env has {self.envs.num_envs} environments, which do not share out to {options['seeds']} seeds"
             )
         self.num_envs = self.envs.num_envs // seeds
-        if self.envs.num_envs > 1 and (options["n_step"] > 1 or seeds > 1) and self.envs.skips_steps:
+        needs_rows = options["n_step"] > 1 or seeds > 1 or options["memory"] is not None
+        if self.envs.num_envs > 1 and needs_rows and self.envs.skips_steps:
             raise ValueError(
                 "env is a vector environment that resets in a step of its own, which leaves rows out of replay, and "
-                "n_step > 1 or seeds > 1 needs a row of every environment at every step; pass the environment's id, or "
-                "make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
+                "n_step > 1, seeds > 1 or memory needs a row of every environment at every step; pass the "
+                "environment's id, or make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
             )
         self.task = self._task(options, device)
 

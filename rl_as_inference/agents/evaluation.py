@@ -69,9 +69,7 @@ def mode_of(distribution: Any) -> Tensor:
     return best
 
 
-def play(
-    envs: Environments | WindowedEnvironments, choose: Callable[[Any, Any], Any], num_episodes: int
-) -> Evaluation:
+def play(envs: Environments | WindowedEnvironments, choose: Callable[[Any, Any], Any], num_episodes: int) -> Evaluation:
     """Returns ``num_episodes`` whole episodes; each environment plays its share, so that short ones count no more.
 
     Args:

@@ -355,7 +355,8 @@ class Learner:
     def _look_at_temperatures(self) -> None:
         """Says so where α runs away."""
         if self._watch is not None:
-            self._watch.look(self.temperatures, self.task.latest(self.replay.latest_states(_LATEST)))
+            states = self.replay.latest_states(_LATEST)
+            self._watch.look(self.temperatures, states if self._loop.stores_latest else self.task.latest(states))
 
     def _check_whole(self) -> None:
         if not self.is_whole:

@@ -25,6 +25,7 @@ __all__ = [
     "ActionPrior",
     "ActorGradient",
     "LearnerOptions",
+    "Memory",
     "Objective",
     "Option",
     "Sampler",
@@ -42,6 +43,7 @@ ActionPrior = Literal["uniform", "flat"]
 Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg"]
 ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
 Sampler = Literal["stein", "resampling"]
+Memory = Literal["gru"]
 
 Check = Callable[[str, Any], object]
 """``(name, value)``: raises ValueError for a value that may not be."""
@@ -184,6 +186,13 @@ class LearnerOptions(TypedDict, total=False):
             "observations, with the actions between them, that are the state; more than 1 where one does not tell it",
             check_count,
         ),
+    ]
+    memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
+    sequence_length: Annotated[
+        int, _Row(16, "with memory: successive steps that are learned from together", partial(check_count, least=2))
+    ]
+    burn_in: Annotated[
+        int, _Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
     ]
     compile: Annotated[
         bool | Literal["auto"], _Row("auto", "compile the update, once; 'auto' where it repays", _compile)

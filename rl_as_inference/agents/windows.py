@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from rl_as_inference.processes.environments import Environments, Step
 __all__ = ["EpisodeWindow", "Window", "WindowedEnvironments"]
 
 Array = np.ndarray[Any, Any]
+Kind = TypeVar("Kind", bound="Tensor | Array")
 
 
 class Window:
@@ -33,6 +35,8 @@ class Window:
     Attributes:
         space: of the states, ``Box`` of shape ``(k · o + (k - 1) · (a + 1),)``, float32, where an observation is ``o``
             numbers and an action ``a``.
+        observation_size: ``o``.
+        action_size: ``a``.
 
     Example:
         >>> window = Window(Box(-1, 1, (1,)), Discrete(2), 3)
@@ -50,8 +54,9 @@ class Window:
         seen, done, marks = self._observations.size, self._actions.size, length - 1
         low = [np.minimum(self._observations.low, 0)] * length + [self._actions.low] * marks
         high = [np.maximum(self._observations.high, 0)] * length + [self._actions.high] * marks
-        ends = np.concatenate([*low, np.zeros(marks)]), np.concatenate([*high, np.ones(marks)])
-        self.space = Box(*(end.astype(np.float32) for end in ends), dtype=np.float32)
+        least, most = np.concatenate([*low, np.zeros(marks)]), np.concatenate([*high, np.ones(marks)])
+        self.space = Box(least.astype(np.float32), most.astype(np.float32), dtype=np.float32)
+        self.observation_size, self.action_size = seen, done
         self.latest_columns = slice((length - 1) * seen, length * seen)
         # A step is one gather, of the window with what is new put behind it.
         edges = np.cumsum([0, length * seen, marks * done, marks, seen, done, 1])
@@ -79,12 +84,31 @@ class Window:
         seen, done = self._observations.rows(observation), self._actions.rows(action)
         return np.concatenate([state, seen, done, np.ones_like(seen[..., :1])], -1).take(self._shift, -1)
 
-    def latest(self, state: Tensor) -> Tensor:
+    def latest(self, state: Kind) -> Kind:
         """Returns the last observation of states ``(*batch, width)``, as the environment gives it."""
-        rows = state[..., self.latest_columns]
-        if isinstance(self.observation_space, Discrete):
-            return rows.argmax(-1)
-        return rows.reshape(*rows.shape[:-1], *(self.observation_space.shape or ()))
+        rows: Any = state[..., self.latest_columns]
+        is_integer, shape = isinstance(self.observation_space, Discrete), self.observation_space.shape or ()
+        latest: Kind = rows.argmax(-1) if is_integer else rows.reshape(*rows.shape[:-1], *shape)
+        return latest
+
+    def parts(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the parts of states ``(*batch, width)``, oldest first: observations, actions and marks.
+
+        Their shapes are ``(k, *batch, o)``, ``(k - 1, *batch, a)`` and ``(k - 1, *batch, 1)``.
+        """
+        between, batch = self.length - 1, state.shape[:-1]
+        sizes = [self.length * self.observation_size, between * self.action_size, between]
+        parts = zip(state.split(sizes, -1), (self.length, between, between), strict=True)
+        seen, done, marks = (part.reshape(*batch, count, -1).movedim(-2, 0) for part, count in parts)
+        return seen, done, marks
+
+    def observation_rows(self, observation: Tensor) -> Tensor:
+        """Returns observations ``(*batch, *observation)`` as they are in states, ``(*batch, o)``."""
+        return self._observations.tensor_rows(observation)
+
+    def action_rows(self, action: Tensor) -> Tensor:
+        """Returns actions ``(*batch, *action)`` as they are in states, ``(*batch, a)``."""
+        return self._actions.tensor_rows(action)
 
 
 class _Code:
@@ -108,6 +132,12 @@ class _Code:
             return self._one_hot[elements]
         rows = elements.reshape(*elements.shape[: elements.ndim - self._dims], self.size)
         return rows.astype(np.float32, copy=False)
+
+    def tensor_rows(self, elements: Tensor) -> Tensor:
+        """Returns ``(*batch, size)``; of integers in torch's default precision."""
+        if self._one_hot is None:
+            return elements.reshape(*elements.shape[: elements.dim() - self._dims], self.size)
+        return (elements[..., None] == torch.arange(self.size, device=elements.device)).to(torch.get_default_dtype())
 
 
 class WindowedEnvironments:
