@@ -25,6 +25,7 @@ from rl_as_inference.agents.windows import EpisodeWindow
 from rl_as_inference.checks import check_count
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.environments import NonFiniteError
+from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.threads import one_thread_if_small
@@ -50,7 +51,7 @@ class Learner:
         envs: the environments, ``num_seeds · num_envs`` of them.
         compile_seconds: what tracing and compiling the update took.
         recent: of each seed, the means of the reported numbers in the last row of ``history``.
-        replay: the transitions.
+        replay: the transitions; with a memory, of single observations.
     """
 
     def __init__(self, arena: Arena, algorithm: Algorithm, options: LearnerOptions) -> None:
@@ -73,10 +74,11 @@ class Learner:
         self.modules, self.replay, self.constraint = self._loop.modules, self._loop.replay, self._loop.constraint
         self._random, self._update = self._loop.random, self._loop.update
         self._observation, self._action = self._loop.observation, self._loop.action
+        masks = task.is_discrete and not isinstance(task.prior_of, PartiallyObservedMDP)  # which depends on no state
         self._watch = (
             None
             if task.target_entropy is None
-            else TemperatureWatch(task.target_entropy, task.temperature, task.prior_of if task.is_discrete else None)
+            else TemperatureWatch(task.target_entropy, task.temperature, task.prior_of if masks else None)
         )
         self._episode = None if arena.window is None else EpisodeWindow(arena.window)
         self.compile_seconds = 0.0

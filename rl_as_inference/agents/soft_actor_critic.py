@@ -268,10 +268,17 @@ class SoftActorCritic(Learner):
     all at the parameters before it, and moves the target critics by ``target_average``. Discrete
     actions are summed over exactly. :class:`ActorCritic` is that update.
 
+    Where one observation does not tell the state, ``history=k`` makes the state of the last ``k`` observations and the
+    actions between them, and ``memory="gru"`` puts a recurrent encoder before policy and critics, learned from
+    sequences as in R2D2 (:class:`~rl_as_inference.agents.recurrent.Recurrent`): its update is compiled as others are,
+    which takes minutes, and runs traced with ``compile=False``. ``policy`` is in both cases a guide on windows of
+    observations, and :meth:`begin_episode` says to :meth:`act` where another episode begins.
+
     Args:
         env: a Gymnasium id, an environment, a factory of environments, a vector environment, or a
-            process in parts. The horizon of a process is part of the model: reaching it is an ending, and policy
-            and critics see the time. The time limit of any other environment only cuts episodes off.
+            process in parts (of which the learner is given what the agent sees). The horizon of a process is part
+            of the model: reaching it is an ending, and policy and critics see the time. The time limit of any other
+            environment only cuts episodes off.
         OPTIONS
 
     Raises:

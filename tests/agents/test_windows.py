@@ -256,6 +256,24 @@ def test_the_action_prior_is_asked_with_the_last_observation() -> None:
     assert not ((agent.replay.action == 2) & (states[:, 5] == 1)).any()  # which the prior forbids
 
 
+def test_a_hidden_process_with_an_action_prior_of_its_own() -> None:
+    """More observations than states, none of which may be taken for one."""
+    observation = torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5]])
+    transition, prior = torch.full((2, 3, 2), 0.5), torch.tensor([0.5, 0.5, 0.0])
+    process = TabularPOMDP(
+        transition,
+        torch.ones(2, 3),
+        torch.ones(2) / 2,
+        observation,
+        horizon=5,
+        action_prior=prior,
+        terminal=[False] * 2,
+    )
+    agent = sql(process, history=2, temperature="auto", target_entropy=0.5)
+    agent.learn(40)
+    assert agent.replay.action.max() == 1
+
+
 # What is refused, and the command line.
 
 
