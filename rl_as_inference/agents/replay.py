@@ -196,10 +196,12 @@ class Replay:
         starts = (size - (length - 1) * self.num_envs).clamp(min=1)
         draws = torch.rand(count, dtype=torch.float64, device=storage.device)
         age = torch.minimum((draws * starts).long(), starts - 1)
-        steps = self.num_envs * torch.arange(length, device=storage.device)[:, None]
+        age = age + self.num_envs * torch.arange(length, device=storage.device)[:, None]
         # The ring's oldest row stands at the position written next, once it is full.
-        first = torch.where(size == self.capacity, position, torch.zeros_like(position)) + age
-        rows = storage.index_select(0, ((first + steps) % self.capacity).flatten()).unflatten(0, (length, count))
+        oldest = torch.where(size == self.capacity, position, torch.zeros_like(position))
+        # While tracing there are no rows yet, and one that was never written must not be read.
+        index = torch.where(age < size, (oldest + age) % self.capacity, 0)
+        rows = storage.index_select(0, index.flatten()).unflatten(0, (length, count))
         action = rows[..., self.columns["action"]].reshape(length, count, *self.action_shape)
         ended = rows[..., self.columns["terminated"].start : self.columns["truncated"].stop].amax(-1)
         times = self._times(rows)

@@ -240,7 +240,7 @@ def test_what_was_seen_earlier_is_remembered_by_a_window_alone(make: Any) -> Non
     returns = {}
     for length in (1, 3):
         agent = make(hidden(), history=length, updates_per_step=0.25, target_average=0.05, **options)
-        agent.learn(1500)
+        agent.learn(1000)
         returns[length] = agent.evaluate(100).mean
     assert returns[3] == 1
     assert abs(returns[1]) < 0.5
