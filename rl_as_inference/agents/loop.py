@@ -39,6 +39,7 @@ class Loop:
         ledger: what was done so far.
         constraint: what tunes α to a return, or None.
         random: everything random but the environments.
+        stores_latest: whether replay holds the last observation of each state in its place.
         is_whole: false after an interruption inside a step, of which nothing can be kept.
     """
 
