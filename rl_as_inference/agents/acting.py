@@ -16,7 +16,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.randomness import drawn_from_logits
 
-__all__ = ["choose", "prior_actions"]
+__all__ = ["checked_states", "choose", "prior_actions"]
 
 Array = np.ndarray[Any, Any]
 
@@ -27,15 +27,7 @@ def choose(task: Task, policy: Policy, state: Any, time: Any, *, deterministic: 
     Raises:
         ValueError: if a state has another shape, is not finite, or the time is past the model's horizon.
     """
-    array, shape = np.asarray(state), task.state_shape
-    if array.shape[array.ndim - len(shape) :] != shape:
-        raise ValueError(f"observation must have shape {shape}, or be a batch of such, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError("observation has NaN or infinite entries; act on finite ones")
-    if isinstance(task.state_space, gymnasium.spaces.Discrete) and not (
-        np.issubdtype(array.dtype, np.integer) and (array >= 0).all() and (array < task.state_space.n).all()
-    ):
-        raise ValueError(f"observation must be in {task.state_space}, or a batch of such, got {state}")
+    array = checked_states(state, task.state_space)
     states = torch.as_tensor(array, device=task.device).to(task.state_dtype)
     with torch.no_grad(), unvalidated():
         chosen = policy(states, _times(task, states, time))
@@ -46,6 +38,24 @@ def choose(task: Task, policy: Policy, state: Any, time: Any, *, deterministic: 
             action = log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy)
     acted: Array = action.cpu().numpy()
     return acted
+
+
+def checked_states(state: Any, space: gymnasium.Space[Any]) -> Array:
+    """Returns states of ``space``, one or a batch, as an array.
+
+    Raises:
+        ValueError: if a state has another shape, or is not finite.
+    """
+    array, shape = np.asarray(state), tuple(space.shape or ())
+    if array.shape[array.ndim - len(shape) :] != shape:
+        raise ValueError(f"observation must have shape {shape}, or be a batch of such, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("observation has NaN or infinite entries; act on finite ones")
+    if isinstance(space, gymnasium.spaces.Discrete) and not (
+        np.issubdtype(array.dtype, np.integer) and (array >= 0).all() and (array < space.n).all()
+    ):
+        raise ValueError(f"observation must be in {space}, or a batch of such, got {state}")
+    return array
 
 
 def _times(task: Task, states: Tensor, time: Any) -> Tensor | int:

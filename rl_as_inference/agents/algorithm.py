@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rl_as_inference.agents.functional import Networks
-from rl_as_inference.agents.replay import Batch
+from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.nouns import Policy
@@ -56,6 +56,10 @@ class Algorithm(ABC):
         Raises:
             ValueError: if the policy, or an option, does not fit the task.
         """
+
+    def batch(self, replay: Replay, storage: Tensor, size: Tensor, position: Tensor, count: int) -> Batch:
+        """Returns transitions to learn from, by a pure function of replay's tensors: see :meth:`Replay.batch`."""
+        return replay.batch(storage, size, position, count, self.task.n_step)
 
     @abstractmethod
     def loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

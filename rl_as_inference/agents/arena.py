@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.task import Task
+from rl_as_inference.agents.windows import Window, WindowedEnvironments
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments
@@ -30,6 +31,8 @@ class Arena:
 
     Attributes:
         process: the source, if it is a process in parts.
+        observation_space: of what the environments give, in the agent's units.
+        window: how that is put together to states; None where it is a state.
         envs: the environments, of all seeds.
         num_envs: of each seed.
         task: what an algorithm is told.
@@ -46,17 +49,23 @@ class Arena:
         device = _device(options["device"])
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
-        self.envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        self.observation_space, length = envs.state_space, options["history"]
+        if options["memory"] is not None:
+            length = options["burn_in"] + options["sequence_length"]
+        self.window = None if length == 1 else Window(envs.state_space, envs.action_space, length)
+        self.envs = self.windowed(envs)
         if self.envs.num_envs % seeds:
             raise ValueError(
                 f"env has {self.envs.num_envs} environments, which do not share out to {options['seeds']} seeds"
             )
         self.num_envs = self.envs.num_envs // seeds
-        if self.envs.num_envs > 1 and (options["n_step"] > 1 or seeds > 1) and self.envs.skips_steps:
+        needs_rows = options["n_step"] > 1 or seeds > 1 or options["memory"] is not None
+        if self.envs.num_envs > 1 and needs_rows and self.envs.skips_steps:
             raise ValueError(
                 "env is a vector environment that resets in a step of its own, which leaves rows out of replay, and "
-                "n_step > 1 or seeds > 1 needs a row of every environment at every step; pass the environment's id, or "
-                "make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
+                "n_step > 1, seeds > 1 or memory needs a row of every environment at every step; pass the "
+                "environment's id, or make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
             )
         self.task = self._task(options, device)
 
@@ -89,9 +98,14 @@ class Arena:
             n_step=options["n_step"],
             device=device,
             dtype=options["dtype"],
+            window=self.window,
         )
 
-    def another(self, num_envs: int, *, seed: int, **make_kwargs: Any) -> Environments:
+    def windowed(self, envs: Environments) -> Environments | WindowedEnvironments:
+        """Returns environments with states as the policy knows them."""
+        return envs if self.window is None else WindowedEnvironments(envs, self.window)
+
+    def another(self, num_envs: int, *, seed: int, **make_kwargs: Any) -> Environments | WindowedEnvironments:
         """Returns environments beside those that are being learned in.
 
         Raises:
@@ -102,9 +116,10 @@ class Arena:
                 "evaluate needs an environment of its own, and env is one that is being learned in; make the agent "
                 "with the environment's id or a factory, lambda: make_my_environment()"
             )
-        return Environments.make(self.source, num_envs=num_envs, seed=seed, **{**self.env_kwargs, **make_kwargs})
+        options = {**self.env_kwargs, **make_kwargs}
+        return self.windowed(Environments.make(self.source, num_envs=num_envs, seed=seed, **options))
 
-    def carry_statistics(self, envs: Environments, seed_index: int = 0) -> None:
+    def carry_statistics(self, envs: Environments | WindowedEnvironments, seed_index: int = 0) -> None:
         """Gives other environments the running statistics that a seed's policy learned under, to keep as they are."""
         own = range(seed_index * self.num_envs, (seed_index + 1) * self.num_envs)
         envs.load_statistics(self.envs.statistics(), frozen=True, sources=own)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.agents.windows import WindowedEnvironments
 from rl_as_inference.processes.environments import Environments
 
 __all__ = ["Evaluation", "mean_interval", "mode_of", "play"]
@@ -68,7 +69,7 @@ def mode_of(distribution: Any) -> Tensor:
     return best
 
 
-def play(envs: Environments, choose: Callable[[Any, Any], Any], num_episodes: int) -> Evaluation:
+def play(envs: Environments | WindowedEnvironments, choose: Callable[[Any, Any], Any], num_episodes: int) -> Evaluation:
     """Returns ``num_episodes`` whole episodes; each environment plays its share, so that short ones count no more.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rl_as_inference.agents.acting import choose
+from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
@@ -21,9 +21,11 @@ from rl_as_inference.agents.loop import Loop
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.agents.windows import EpisodeWindow
 from rl_as_inference.checks import check_count
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.environments import NonFiniteError
+from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.threads import one_thread_if_small
@@ -49,7 +51,7 @@ class Learner:
         envs: the environments, ``num_seeds · num_envs`` of them.
         compile_seconds: what tracing and compiling the update took.
         recent: of each seed, the means of the reported numbers in the last row of ``history``.
-        replay: the transitions.
+        replay: the transitions; with a memory, of single observations.
     """
 
     def __init__(self, arena: Arena, algorithm: Algorithm, options: LearnerOptions) -> None:
@@ -72,11 +74,13 @@ class Learner:
         self.modules, self.replay, self.constraint = self._loop.modules, self._loop.replay, self._loop.constraint
         self._random, self._update = self._loop.random, self._loop.update
         self._observation, self._action = self._loop.observation, self._loop.action
+        masks = task.is_discrete and not isinstance(task.prior_of, PartiallyObservedMDP)  # which depends on no state
         self._watch = (
             None
             if task.target_entropy is None
-            else TemperatureWatch(task.target_entropy, task.temperature, task.prior_of if task.is_discrete else None)
+            else TemperatureWatch(task.target_entropy, task.temperature, task.prior_of if masks else None)
         )
+        self._episode = None if arena.window is None else EpisodeWindow(arena.window)
         self.compile_seconds = 0.0
         self.recent: list[dict[str, float]] = [{} for _ in range(self.num_seeds)]
         self._compiles = self.compile is True
@@ -214,6 +218,9 @@ class Learner:
     def act(self, observation: Any, deterministic: bool = False, t: Any = 0) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
 
+        With ``history=k`` above 1 it remembers what it was given and has answered, of one running episode or of a
+        batch of them; :meth:`begin_episode` says where another begins. The first call begins one.
+
         Args:
             observation: as the environment gives it, or a batch of such.
             deterministic: the policy's mode instead of a draw.
@@ -221,11 +228,29 @@ class Learner:
                 process that was learned has a horizon.
 
         Raises:
-            ValueError: if the observation has another shape, or is not finite, or the time is past the horizon.
+            ValueError: if the observation has another shape, or is not finite, or the time is past the horizon; or if
+                these are not as many observations as the episodes that run.
         """
         state = self.envs.agent_state(observation)
+        if self._episode is not None:
+            state = self._episode.seen(checked_states(state, self.arena.observation_space))
         with self._random, self.threads():
-            return self.envs.environment_action(self.chooser(self.policy, deterministic=deterministic)(state, t))
+            action = self.chooser(self.policy, deterministic=deterministic)(state, t)
+        if self._episode is not None:
+            self._episode.done(state, action)
+        return self.envs.environment_action(action)
+
+    def begin_episode(self, which: Any = None) -> None:
+        """Has the next observation that :meth:`act` is given begin an episode; that matters with ``history`` above 1.
+
+        Args:
+            which: of a batch of running episodes, those that begin anew, ``(batch,)`` bool; all by default.
+
+        Raises:
+            ValueError: if ``which`` is not one flag for each running episode.
+        """
+        if self._episode is not None:
+            self._episode.begin(which)
 
     def chooser(self, policy: Policy, *, deterministic: bool) -> Callable[[Any, Any], Any]:
         """Returns ``(states, times) -> actions`` of a policy, in the agent's units, for :func:`play`."""
@@ -332,7 +357,8 @@ class Learner:
     def _look_at_temperatures(self) -> None:
         """Says so where α runs away."""
         if self._watch is not None:
-            self._watch.look(self.temperatures, self.replay.latest_states(_LATEST))
+            states = self.replay.latest_states(_LATEST)
+            self._watch.look(self.temperatures, states if self._loop.stores_latest else self.task.latest(states))
 
     def _check_whole(self) -> None:
         if not self.is_whole:
@@ -364,5 +390,6 @@ class Learner:
             "dtype": str(self.dtype),
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
+            **({} if self.task.window is None else {"history": self.task.window.length}),
             **self.algorithm.identity(),
         }

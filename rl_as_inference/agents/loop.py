@@ -39,6 +39,7 @@ class Loop:
         ledger: what was done so far.
         constraint: what tunes α to a return, or None.
         random: everything random but the environments.
+        stores_latest: whether replay holds the last observation of each state in its place.
         is_whole: false after an interruption inside a step, of which nothing can be kept.
     """
 
@@ -60,8 +61,10 @@ class Loop:
             with torch.no_grad():
                 first = self.envs.reset()
         self._check_policy(first)
+        # With a memory windows are for acting alone: replay holds their last observations, of which sequences are made.
+        self.stores_latest = options["memory"] is not None
         self.replay = Replay(
-            task.state_space,
+            arena.observation_space if self.stores_latest else task.state_space,
             task.action_space,
             capacity=options["buffer_size"],
             num_learners=self.num_seeds,
@@ -82,7 +85,6 @@ class Loop:
             self.time,
             self.action,
             batch_size=options["batch_size"],
-            n_step=options["n_step"],
             learning_rate=options["learning_rate"],
             target_average=options["target_average"],
         )
@@ -106,7 +108,8 @@ class Loop:
         if timed:  # the model's own horizon, which is an ending
             step = step._replace(terminated=step.terminated | step.truncated, truncated=np.zeros_like(step.truncated))
         self.is_whole = False
-        self.replay.add(state, action, step.reward, step.next_state, step.terminated, step.truncated, step.valid, time)
+        state, after = self._stored(state), self._stored(step.next_state)
+        self.replay.add(state, action, step.reward, after, step.terminated, step.truncated, step.valid, time)
         ledger.add(step)
         self._observe(step.state)
         self._hold_return(step)
@@ -119,6 +122,11 @@ class Loop:
                 ledger.num_updates += 1
                 self._action_is_fresh = True
         self.is_whole = True
+
+    def _stored(self, state: Any) -> Any:
+        """Returns what replay holds of states."""
+        window = self.task.window
+        return state if window is None or not self.stores_latest else window.latest(state)
 
     def _hold_return(self, step: Step) -> None:
         """Moves α by the episodes that ended, where a return is held."""

@@ -25,6 +25,7 @@ __all__ = [
     "ActionPrior",
     "ActorGradient",
     "LearnerOptions",
+    "Memory",
     "Objective",
     "Option",
     "Sampler",
@@ -42,6 +43,7 @@ ActionPrior = Literal["uniform", "flat"]
 Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg"]
 ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
 Sampler = Literal["stein", "resampling"]
+Memory = Literal["gru"]
 
 Check = Callable[[str, Any], object]
 """``(name, value)``: raises ValueError for a value that may not be."""
@@ -176,6 +178,21 @@ class LearnerOptions(TypedDict, total=False):
     num_envs: Annotated[int, _Row(1, "environments stepped together, for each seed", check_count)]
     n_step: Annotated[
         int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
+    ]
+    history: Annotated[
+        int,
+        _Row(
+            1,
+            "observations, with the actions between them, that are the state; more than 1 where one does not tell it",
+            check_count,
+        ),
+    ]
+    memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
+    sequence_length: Annotated[
+        int, _Row(16, "with memory: successive steps that are learned from together", partial(check_count, least=2))
+    ]
+    burn_in: Annotated[
+        int, _Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
     ]
     compile: Annotated[
         bool | Literal["auto"], _Row("auto", "compile the update, once; 'auto' where it repays", _compile)

@@ -129,7 +129,7 @@ def perturb(
             f"reward: {agent.envs.name} has an action prior of its own, against which the worst reward cannot be told "
             f"here; perturb observations, actions or physics"
         )
-    if name == "observation" and not isinstance(agent.state_space, gymnasium.spaces.Box):
+    if name == "observation" and not isinstance(agent.arena.observation_space, gymnasium.spaces.Box):
         raise ValueError(f"observation: noise can be added to arrays only, and {agent.envs.name} observes integers")
     spread: Any = 0.0
     returns = []
@@ -168,7 +168,7 @@ def _returns(
     rows = []
     for index, policy in enumerate(agent.policies):
         made: list[_Perturbed] = []
-        envs = Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed)
+        envs = agent.arena.windowed(Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed))
         agent.arena.carry_statistics(envs, index)
         try:
             with RandomStream(seed, agent.device), agent.threads():
@@ -192,7 +192,7 @@ def _charged(agent: Learner, policy: Policy, envs: list[_Perturbed], state: Any,
     action = distribution.sample()
     log_prior: Any = uniform_log_density(agent.action_space)
     if isinstance(agent.process, TabularMDP):
-        log_prior = agent.process.log_action_prior[states, action].to(agent.device)
+        log_prior = agent.process.log_action_prior[agent.task.latest(states), action].to(agent.device)
     charges = agent.temperature * (distribution.log_prob(action) - log_prior)
     for env, charge in zip(envs, charges.tolist(), strict=True):
         env.charge = charge

@@ -186,6 +186,37 @@ class Replay:
             **self._times(rows),
         )
 
+    def sequences(self, storage: Tensor, size: Tensor, position: Tensor, count: int, length: int) -> Batch:
+        """Returns ``count`` sequences of ``length`` successive steps of an environment each, from one learner's rows.
+
+        They go on across the ends of episodes. All fields of the batch begin with ``(length, count)``, and ``alive`` is
+        0 where an episode ended with the step. A pure function, as :meth:`batch`; the rows in use must be as many as
+        ``length`` steps of all environments.
+        """
+        starts = (size - (length - 1) * self.num_envs).clamp(min=1)
+        draws = torch.rand(count, dtype=torch.float64, device=storage.device)
+        age = torch.minimum((draws * starts).long(), starts - 1)
+        age = age + self.num_envs * torch.arange(length, device=storage.device)[:, None]
+        # The ring's oldest row stands at the position written next, once it is full.
+        oldest = torch.where(size == self.capacity, position, torch.zeros_like(position))
+        # While tracing there are no rows yet, and one that was never written must not be read.
+        index = torch.where(age < size, (oldest + age) % self.capacity, 0)
+        rows = storage.index_select(0, index.flatten()).unflatten(0, (length, count))
+        action = rows[..., self.columns["action"]].reshape(length, count, *self.action_shape)
+        ended = rows[..., self.columns["terminated"].start : self.columns["truncated"].stop].amax(-1)
+        times = self._times(rows)
+        if times:
+            times["time"] = rows[..., self.columns["time"].start].long()
+        return Batch(
+            state=self._states(rows[..., self.columns["state"]]),
+            action=action.to(self.action_dtype),
+            rewards=rows[..., self.columns["reward"].start],
+            next_states=self._states(rows[..., self.columns["next_state"]]),
+            alive=1 - ended,
+            terminated=rows[..., self.columns["terminated"].start],
+            **times,
+        )
+
     def _times(self, rows: Tensor) -> dict[str, Tensor]:
         """Returns a batch's times, of rows ``(n, B, width)``; nothing where time is not looked at."""
         if self.horizon is None:

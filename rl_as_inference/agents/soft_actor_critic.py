@@ -22,6 +22,7 @@ from rl_as_inference.agents.options import (
     filled,
     takes_options,
 )
+from rl_as_inference.agents.recurrent import Recurrent, remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -267,10 +268,17 @@ class SoftActorCritic(Learner):
     all at the parameters before it, and moves the target critics by ``target_average``. Discrete
     actions are summed over exactly. :class:`ActorCritic` is that update.
 
+    Where one observation does not tell the state, ``history=k`` makes the state of the last ``k`` observations and the
+    actions between them, and ``memory="gru"`` puts a recurrent encoder before policy and critics, learned from
+    sequences as in R2D2 (:class:`~rl_as_inference.agents.recurrent.Recurrent`): its update is compiled as others are,
+    which takes minutes, and runs traced with ``compile=False``. ``policy`` is in both cases a guide on windows of
+    observations, and :meth:`begin_episode` says to :meth:`act` where another episode begins.
+
     Args:
         env: a Gymnasium id, an environment, a factory of environments, a vector environment, or a
-            process in parts. The horizon of a process is part of the model: reaching it is an ending, and policy
-            and critics see the time. The time limit of any other environment only cuts episodes off.
+            process in parts (of which the learner is given what the agent sees). The horizon of a process is part
+            of the model: reaching it is an ending, and policy and critics see the time. The time limit of any other
+            environment only cuts episodes off.
         OPTIONS
 
     Raises:
@@ -287,8 +295,11 @@ class SoftActorCritic(Learner):
 
     def __init__(self, env: EnvironmentLike, **config: Unpack[SoftActorCriticOptions]) -> None:
         options = _without_entropy(filled(SoftActorCriticOptions, config, by="SoftActorCritic"))
+        if options["memory"] is not None and options["policy"] is not None:
+            raise ValueError("policy is a guide on states, and with memory these are made here; leave one of them out")
         arena = Arena(env, options)
-        super().__init__(arena, ActorCritic(arena.task, options), options)
+        algorithm = remembering(lambda task: ActorCritic(task, options), arena, options)
+        super().__init__(arena, algorithm, options)
         self.objective, self.value_network = options["objective"], options["value_network"]
         self.num_critics, self.policy_components = options["num_critics"], options["policy_components"]
         self.exploration_noise = options["exploration_noise"]
@@ -296,6 +307,7 @@ class SoftActorCritic(Learner):
     @property
     def actor_gradient(self) -> ActorGradient:
         """How the actor's expectation is taken."""
-        assert isinstance(self.algorithm, ActorCritic)
-        assert self.algorithm.actor_gradient is not None
-        return self.algorithm.actor_gradient
+        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent) else self.algorithm
+        assert isinstance(algorithm, ActorCritic)
+        assert algorithm.actor_gradient is not None
+        return algorithm.actor_gradient

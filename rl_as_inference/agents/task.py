@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_as_inference.agents.entropy import TargetEntropy
 from rl_as_inference.agents.options import ActionPrior
+from rl_as_inference.agents.windows import Window
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.spaces import uniform_log_density
 
@@ -30,6 +31,7 @@ class Task:
         temperature: α, in reward units per nat, at the start.
         learns_temperature: whether it is tuned.
         target_entropy: what to tune it to; None if not to an entropy.
+        window: how observations are put together to states; None where each is a state.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Task:
     n_step: int
     device: torch.device
     dtype: torch.dtype
+    window: Window | None = None
 
     @property
     def is_discrete(self) -> bool:
@@ -80,10 +83,14 @@ class Task:
         """Returns the times to ask policies and critics with: these, or 0 where time is not looked at."""
         return 0 if self.horizon is None else t
 
+    def latest(self, state: Tensor) -> Tensor:
+        """Returns the last observation of states, which are that themselves where there is no window."""
+        return state if self.window is None else self.window.latest(state)
+
     def prior(self, state: Tensor) -> Any:
         """Returns the action prior of the process that has one of its own, in states that count from 0."""
         assert self.prior_of is not None
-        return self.prior_of.prior_at(state)
+        return self.prior_of.prior_at(self.latest(state))
 
     def log_prior(self, state: Tensor, action: Tensor | None = None) -> Tensor:
         """Returns ``log p(a|s)`` in nats, of an action, or of all discrete ones; it may broadcast."""

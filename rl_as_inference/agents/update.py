@@ -35,7 +35,7 @@ class Update:
         algorithm: whose loss and draw it is.
         replay: where batches come from.
         observation, time, action: what acting reads and writes, ``(num_seeds, num_envs, ...)``.
-        batch_size, n_step: of a batch.
+        batch_size: transitions of a batch.
         learning_rate: Adam's.
         target_average: how far targets move.
 
@@ -55,12 +55,11 @@ class Update:
         action: Tensor,
         *,
         batch_size: int,
-        n_step: int,
         learning_rate: float,
         target_average: float,
     ) -> None:
         self.algorithm, targeted, metrics = algorithm, algorithm.targeted, algorithm.metrics
-        self.replay, self.batch_size, self.n_step = replay, batch_size, n_step
+        self.replay, self.batch_size = replay, batch_size
         self.learning_rate, self.target_average = learning_rate, target_average
         # Called on given parameters only, so its own never count.
         self.template = {name: copy.deepcopy(module) for name, module in modules[0].items()}
@@ -139,7 +138,7 @@ class Update:
         position: Tensor,
     ) -> tuple[Tensor, ...]:
         """Returns one seed's learned numbers after a step, and its next actions; a pure function."""
-        batch = self.replay.batch(storage, size, position, self.batch_size, self.n_step)
+        batch = self.algorithm.batch(self.replay, storage, size, position, self.batch_size)
         target_networks = Networks(self.template, self.target_layout.unflatten(targets))
 
         def loss(tree: Tree) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ def record_videos(
                 name_prefix="film",
             )
 
-        envs = Environments.make(filmed, seed=seed)
+        envs = agent.arena.windowed(Environments.make(filmed, seed=seed))
         try:
             # The policy has learned under the wrappers' running statistics, and knows no others.
             agent.arena.carry_statistics(envs)

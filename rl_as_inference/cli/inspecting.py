@@ -53,6 +53,11 @@ def inspect_command(
         inspected.data  # noqa: B018 - to be read is to be checked
     except ValueError as error:
         print(f"rlai: warning: the run's draws are damaged ({error}); the page draws anew", file=sys.stderr)
+    if inspected.agent is not None and inspected.agent.task.window is not None:
+        raise ValueError(
+            "RUN: the policy is asked with windows of observations (--history), and a page is drawn of policies that "
+            "are asked with one; rlai evaluate plays its episodes"
+        )
     process, simulates = inspected.process, isinstance(inspected.process, GymnasiumProcess)
     torch.manual_seed(inspected.record.seed)
     count = num_draws or (_NUM_EPISODES if simulates else _NUM_DRAWS)

@@ -104,7 +104,7 @@ def _parse(text: str) -> tuple[str, tuple[float, ...]]:
 
 def _usual(agent: Any) -> list[tuple[str, tuple[float, ...]]]:
     """Returns what is perturbed where nothing is said."""
-    noise = ["action"] if agent.envs.state_space.shape == () else ["observation", "action"]
+    noise = ["action"] if agent.arena.observation_space.shape == () else ["observation", "action"]
     grids: list[tuple[str, tuple[float, ...]]] = [(name, _NOISE_GRID) for name in noise]
     grids += [("reward", _REWARD_GRID)] if has_charge(agent) else []
     return grids + [(name, _PHYSICS_GRID) for name in physics_of(agent)]
