@@ -70,7 +70,7 @@ class RecurrentPolicy(nn.Module):
         # A flag beside each: nothing may have been seen, and before the first action none was done.
         self.network = nn.GRU(sum(sizes) + 2, memory_size)
         memory = gymnasium.spaces.Box(-1.0, 1.0, (memory_size,), dtype=np.float32)
-        own = {"horizon": horizon, "hidden_sizes": hidden_sizes}
+        own: dict[str, Any] = {"horizon": horizon, "hidden_sizes": hidden_sizes}
         self.head = policy_for(memory, action_space, **own) if head is None else head
 
     @classmethod

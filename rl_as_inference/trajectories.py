@@ -158,7 +158,7 @@ class Trajectories:
 
     def to(self, *args: Any, **kwargs: Any) -> "Trajectories":
         """Returns the trajectories with every tensor moved as :meth:`torch.Tensor.to` does to a device."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(*args, **kwargs)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from rl_as_inference.exact import hidden, linear_gaussian, smoothing, tabular
+from rl_as_inference.exact import belief_tree, hidden, linear_gaussian, smoothing, tabular
 from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
 from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
 from rl_as_inference.exact.divergence import Direction, trajectory_kl
@@ -164,7 +164,7 @@ def expected_return(mdp: Process, policy: ExactPolicy, sees: Sees | None = None)
     if isinstance(mdp, TabularMDP):
         return tabular.expected_return(mdp, policy)
     if isinstance(mdp, TabularPOMDP):
-        return mdp.temperature * hidden.evaluate(mdp, policy, sees).expected_return
+        return mdp.temperature * belief_tree.evaluate(mdp, policy, sees=sees).expected_return
     return slope_in_inverse_temperature(_solvable(mdp), lambda process: elbo(process, policy))
 
 

@@ -1,6 +1,6 @@
 """Beliefs over the hidden state of a finite process: Bayes' rule, step by step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ class BeliefTables(NamedTuple):
 
     def detached(self) -> "BeliefTables":
         """Returns the tables as numbers."""
-        return BeliefTables(*(x.detach() if isinstance(x, Tensor) else x for x in self))
+        numbers: Any = (x.detach() if isinstance(x, Tensor) else x for x in self)
+        return BeliefTables(*numbers)
 
 
 def tables_of(pomdp: TabularPOMDP) -> BeliefTables:

@@ -1,6 +1,5 @@
 """Exact answers where the state is hidden: finite processes by their beliefs, linear-Gaussian ones by Kalman's."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,6 @@ from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
 from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
 from rl_as_inference.exact.kalman import GaussianBelief, KalmanPlan
-from rl_as_inference.histories import History
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianPOMDP, TabularPOMDP
 from rl_as_inference.trajectories import Trajectories
@@ -84,12 +82,7 @@ def sample_posterior(pomdp: Hidden, num_draws: int, dynamics: Dynamics = "poster
     """
     check_dynamics(dynamics)
     if dynamics == "causal":
-        draws = pomdp.rollout(plan(pomdp), num_draws)
-        return replace(draws, discount=draws.discount)
+        return pomdp.rollout(plan(pomdp), num_draws)
     mdp = pomdp.fully_observed
     room: Any = tabular if isinstance(pomdp, TabularPOMDP) else linear_gaussian
-    draws = room.sample_posterior(mdp, num_draws, dynamics)
-    seen: History = pomdp.view(draws.states[0])
-    for state, action in zip(draws.states[1:], draws.actions, strict=True):
-        seen = pomdp.view(state, action, seen)
-    return replace(draws, observations=seen.observations, observed_first=seen.observed_first)
+    return pomdp.with_observations(room.sample_posterior(mdp, num_draws, dynamics))

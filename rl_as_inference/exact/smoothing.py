@@ -16,6 +16,7 @@ from rl_as_inference.exact.precision import in_double
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.tabular import TabularMDP
+from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
 
 __all__ = ["Step", "given_optimality", "posterior_occupancy", "posterior_return"]
 
@@ -51,16 +52,23 @@ def given_optimality(mdp: TabularMDP) -> tuple[Tensor, Iterator[Step]]:
     return start, _forward(mdp, messages, values, start)
 
 
-def posterior_occupancy(mdp: TabularMDP, dynamics: Dynamics = "posterior") -> Tensor:
+def posterior_occupancy(mdp: TabularMDP | TabularPOMDP, dynamics: Dynamics = "posterior") -> Tensor:
     """Returns the distribution of the state at each time given optimality, ``(T+1, S)``; rows sum to one.
 
     For ``"posterior"`` the smoothed marginals ``p(s_t | O)``, luck included; a trajectory that does
     not survive its discount stays where it was. For ``"causal"`` the occupancy of the causal plan.
 
     Raises:
-        ValueError: with no horizon, or for unknown dynamics.
+        ValueError: with no horizon, for unknown dynamics, or if the process is not finite.
     """
     check_dynamics(dynamics)
+    if isinstance(mdp, TabularPOMDP) and dynamics == "posterior":  # where it goes given O is not the policy's to know
+        mdp = mdp.fully_observed
+    if not isinstance(mdp, TabularMDP):
+        raise ValueError(
+            f"posterior_occupancy needs a TabularMDP, got {type(mdp).__name__}; where the state is "
+            f"hidden exact.evaluate(pomdp, plan).occupancy is that of a plan"
+        )
     mdp.finite_horizon("posterior_occupancy")
     if dynamics == "causal":
         return occupancy(mdp, plan(mdp, dynamics))

@@ -228,6 +228,8 @@ def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal"
         ValueError: for unknown ``dynamics``, or values that are not ``(S,)``.
     """
     check_dynamics(dynamics)
+    if not isinstance(mdp, TabularMDP):
+        raise ValueError(f"backward_step needs a TabularMDP, got {type(mdp).__name__}")
     if not isinstance(soft_v, Tensor) or soft_v.shape != (mdp.num_states,):
         raise ValueError(
             f"soft_v must be a tensor of shape ({mdp.num_states},), got {getattr(soft_v, 'shape', soft_v)}"

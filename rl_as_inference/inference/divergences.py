@@ -101,7 +101,8 @@ def trajectory_kl(
         return Estimate(float(_enumerated(exact.enumerate_trajectories(process, policy), direction)), 0.0)
     if isinstance(policy, Tensor):
         # A table, checked and as a callable; its soft values are not needed.
-        policy = exact.evaluate(process, policy)
+        evaluated: Policy = exact.evaluate(process, policy)
+        policy = evaluated
     if method == "posterior":
         return _from_posterior(process, policy, direction, num_trajectories)
     check_whole_plates(process)
@@ -195,7 +196,7 @@ def _log_policy(process: Process, policy: Policy | None, draws: Trajectories) ->
     if policy is None:
         return draws.log_prior
     rows = []
-    for t, (state, action) in enumerate(zip(draws.states[: draws.horizon], draws.actions, strict=True)):
+    for t, (state, action) in enumerate(zip(draws.views(), draws.actions, strict=True)):
         chosen = policy(state, t)
         if isinstance(process, TabularMDP):
             logits = process.log_probabilities(chosen, state, f"at step {t}")

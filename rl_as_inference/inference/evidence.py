@@ -7,7 +7,7 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
-from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
@@ -87,6 +87,7 @@ def estimate_log_evidence(
     if method == "importance":
         weighted = importance_sampling(process, policy, num_proposals or num_particles * num_repeats)
     elif method == "smc":
+        process = filtered_process(process, policy)
         proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
         weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats)
     else:

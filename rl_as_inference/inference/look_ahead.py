@@ -7,7 +7,7 @@ from rl_as_inference.critics import TableCritic
 from rl_as_inference.nouns import Policy, Process, SoftV
 from rl_as_inference.processes import LinearGaussianPOMDP, TabularPOMDP
 
-__all__ = ["LookAhead", "check_look_ahead", "proposal_and_look_ahead"]
+__all__ = ["LookAhead", "check_look_ahead", "filtered_process", "proposal_and_look_ahead"]
 
 LookAhead = SoftV | None | Literal["auto"]
 """A soft value ``(state, t)`` in reward units, None for none, or ``"auto"``."""
@@ -19,6 +19,17 @@ def check_look_ahead(critic: LookAhead, method: str) -> None:
         raise ValueError(f"critic must be a callable (state, t) -> V, None or 'auto', got {critic!r}")
     if critic not in (None, "auto") and method != "smc":
         raise ValueError(f"critic is the look-ahead of method='smc', and method is {method!r}; leave one out")
+
+
+def filtered_process(process: Process, policy: Policy | None) -> Process:
+    """Returns what a filter of the posterior runs on: where the state is hidden, the same with it seen.
+
+    What is seen on the way says nothing more of success, and a proposal that knows the state is the better one. (A
+    policy of the history needs the process as it is.)
+    """
+    if isinstance(process, TabularPOMDP | LinearGaussianPOMDP) and policy is None:
+        return process.fully_observed
+    return process
 
 
 def proposal_and_look_ahead(
@@ -36,9 +47,8 @@ def proposal_and_look_ahead(
     if not exact.is_available(process) or process.horizon is None:
         return policy, None
     if isinstance(process, TabularPOMDP | LinearGaussianPOMDP):
-        # A look-ahead weighs particles, whose states it may see; a proposal acts, and may not.
-        _, look_ahead = proposal_and_look_ahead(process.fully_observed, None, "auto")
-        return exact.plan(process) if policy is None else policy, look_ahead
+        # It weighs particles, and may see their states.
+        return policy, proposal_and_look_ahead(process.fully_observed, None, "auto")[1]
     plan: Any = exact.plan(process, "posterior")
     # A table is indexed by step and state; a linear-Gaussian plan has the value as a function.
     look_ahead = plan.soft_v if callable(plan.soft_v) else TableCritic(plan.soft_v)

@@ -1,6 +1,7 @@
 """Which trajectories explain success: posterior draws by any method, as ArviZ data."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -8,10 +9,11 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.inference.inference_data import from_trajectories
-from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, proposal_and_look_ahead
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.inference.pareto import pareto_k
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.sampling import (
     WeightedDraws,
@@ -129,8 +131,11 @@ def posterior(
             least = float(run.acceptance[1:].min())
             return _resampled(process, method, run.draws, num_draws, least_acceptance=least)
         if method == "smc":
-            proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
-            filters = repeated_filters(process, proposal, particles, critic=look_ahead)
+            filtered = filtered_process(process, policy)
+            proposal, look_ahead = proposal_and_look_ahead(filtered, policy, critic)
+            filters = repeated_filters(filtered, proposal, particles, critic=look_ahead)
+            if filtered is not process and isinstance(process, PartiallyObservedMDP):
+                filters = replace(filters, trajectories=process.with_observations(filters.trajectories))
             return _resampled(process, method, filters, num_draws)
         weighted = importance_sampling(process, policy, proposals)
         # Proposals of the prior are draws of it, if there are enough.

@@ -217,7 +217,7 @@ class MarkovDecisionProcess(InSpaces):
             return done
         return torch.as_tensor(done, device=state.device).bool().expand(batch)
 
-    def prior_at(self, state: Tensor) -> Any:
+    def prior_at(self, state: Any) -> Any:
         """Returns the action prior ``p(a|s)``, of the batch shape of ``state``.
 
         Raises:
@@ -376,7 +376,7 @@ class MarkovDecisionProcess(InSpaces):
             self._asked_of_silence = True
             self._ask_of_silence(rows)
         if batched and policy is not None:
-            every = Histories(seen) if isinstance(seen, History) else torch.stack(rows.states)
+            every: Any = Histories(seen) if isinstance(seen, History) else torch.stack(rows.states)
             actions = torch.stack(rows.actions)
             times = torch.arange(horizon, device=state.device)[:, None].expand(horizon, num_trajectories)
             rows.log_prior = list(self.prior_at(every).log_prob(actions))

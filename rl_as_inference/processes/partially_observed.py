@@ -1,5 +1,6 @@
 """Decision processes whose state is hidden, in parts: what the agent sees is drawn from it."""
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from rl_as_inference.processes.membership import check_observations
 from rl_as_inference.processes.reparameterized import reparameterized
 from rl_as_inference.program import observe
 from rl_as_inference.randomness import seeded
+from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["PartiallyObservedMDP"]
 
@@ -145,6 +147,14 @@ class PartiallyObservedMDP(MarkovDecisionProcess):
             return None, None
         seen = history()
         return seen, self.prior(seen)
+
+    @torch.no_grad()
+    def with_observations(self, draws: Trajectories) -> Trajectories:
+        """Returns trajectories of the state with what was seen on the way, drawn."""
+        seen = self.view(draws.states[0])
+        for state, action in zip(draws.states[1:], draws.actions, strict=True):
+            seen = self.view(state, action, seen)
+        return replace(draws, observations=seen.observations, observed_first=seen.observed_first)
 
     def _ask(self, policy: Policy, state: Any, t: Any) -> Any:
         try:

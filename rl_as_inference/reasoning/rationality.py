@@ -96,7 +96,7 @@ def rationality_curve(mdp: exact.Solvable, temperatures: Any = None) -> Rational
     return RationalityCurve(torch.tensor(alphas, dtype=torch.float64), columns[0], columns[1], columns[2], top, prior)
 
 
-def _at(mdp: exact.Solvable, alpha: float) -> tuple[float, float, float]:
+def _at(mdp: TabularMDP | LinearGaussianMDP, alpha: float) -> tuple[float, float, float]:
     if isinstance(mdp, TabularMDP):
         process = mdp.at_temperature(alpha)
         return account(process, exact.plan(process).policy)
