@@ -198,9 +198,11 @@ def _above(tables: BeliefTables, beliefs: Tensor, points: Tensor, going: Tensor,
     # One more state is the end of the episode.
     over = torch.full((n, actions, 1), n, device=index.device)
     ended = (1 - chances.sum(-1, keepdim=True)).clamp(min=0)
-    indices = torch.cat([torch.cat([index, over], -1), torch.full((1, actions, index.shape[-1] + 1), n)])
+    indices = torch.cat(
+        [torch.cat([index, over], -1), torch.full((1, actions, index.shape[-1] + 1), n, device=index.device)]
+    )
     chances = torch.cat([chances, ended], -1)
-    chances = torch.cat([chances, torch.full((1, actions, chances.shape[-1]), 1 / chances.shape[-1]).to(chances)])
+    chances = torch.cat([chances, chances.new_full((1, actions, chances.shape[-1]), 1 / chances.shape[-1])])
     initial = tables.initial.new_zeros(n + 1)
     first, sums = first_beliefs(tables)
     possible = sums > 0
@@ -208,7 +210,7 @@ def _above(tables: BeliefTables, beliefs: Tensor, points: Tensor, going: Tensor,
     initial.index_add_(0, corner.flatten(), (sums[possible][:, None] * weight).flatten())
     initial[n] += (1 - initial.sum()).clamp(min=0)
     reward = torch.cat([beliefs @ tables.reward, tables.reward.new_zeros(1, actions)])
-    mdp = _process(indices, chances, reward, initial, tables, torch.arange(n + 1) == n)
+    mdp = _process(indices, chances, reward, initial, tables, torch.arange(n + 1, device=index.device) == n)
     return tabular.plan(mdp).objective
 
 
