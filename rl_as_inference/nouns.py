@@ -39,6 +39,8 @@ __all__ = [
 class Policy(Protocol):
     """``π(a|s, t)``: what says how to act, normally a module from ``guides``.
 
+    Where the state is hidden it is asked with a :class:`rl_as_inference.History` in its place, and may say by an
+    attribute ``sees`` what exact answers should ask it with, ``"history"`` or ``"belief"``; see :func:`what_is_seen`.
     One that can also be asked for many steps at once, with states ``(T, N, *state)`` and times ``(T, N)``, says so
     by an attribute ``batch_steps = True``; see :func:`takes_all_steps`.
     """
