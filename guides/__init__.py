@@ -17,6 +17,7 @@ from rl_as_inference.guides.mixture import TanhGaussianMixturePolicy, TanhNormal
 from rl_as_inference.guides.recurrent import RecurrentPolicy
 from rl_as_inference.nouns import Process
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, PartiallyObservedMDP, TabularMDP
+from rl_as_inference.processes.programs import ProgramProcess
 
 __all__ = [
     "BeliefPolicy",
@@ -56,11 +57,16 @@ def amortized_policy(process: Process, *, hidden_sizes: Sequence[int] = (64, 64)
         raise ValueError(
             "process must have state_space and action_space for a policy to be chosen; pass a policy of your own"
         )
-    state_space: Any = process.state_space
+    hidden = isinstance(process, ProgramProcess) and process.sees_history
+    state_space: Any = None if hidden else process.state_space
     action_space: Any = process.action_space
     policy: nn.Module
     if isinstance(process, PartiallyObservedMDP):
         policy = RecurrentPolicy.of(process, hidden_sizes=hidden_sizes)
+    elif hidden and isinstance(process, ProgramProcess):
+        policy = RecurrentPolicy(
+            process.observation_space, action_space, horizon=process.horizon, hidden_sizes=hidden_sizes
+        )
     elif isinstance(process, LinearGaussianMDP):
         spread = float(process.action_prior_cov.detach().diagonal().mean().sqrt())
         sizes = math.prod(state_space.shape), math.prod(action_space.shape)

@@ -122,7 +122,11 @@ class RecurrentPolicy(nn.Module):
     def _run(self, inputs: Tensor, memory: Tensor | None = None) -> Tensor:
         """Returns memories after each of ``(T, *batch, inputs)``."""
         batch, size = inputs.shape[1:-1], self.network.hidden_size
-        start = None if memory is None else memory.expand(*batch, size).reshape(1, -1, size).contiguous()
+        start = None
+        if memory is not None:  # enumerated sites may have given it dimensions of its own
+            batch = torch.broadcast_shapes(batch, memory.shape[:-1])
+            inputs = inputs.expand(len(inputs), *batch, -1)
+            start = memory.expand(*batch, size).reshape(1, -1, size).contiguous()
         out: Tensor = self.network(inputs.reshape(len(inputs), -1, inputs.shape[-1]), start)[0]
         return out.reshape(len(inputs), *batch, size)
 

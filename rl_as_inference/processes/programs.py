@@ -15,10 +15,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from rl_as_inference.checks import check_at_least
+from rl_as_inference.histories import History
 from rl_as_inference.nouns import Policy, Problem, Process, is_process
 from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run, seen_state
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
-from rl_as_inference.program.sites import CONDITION, REWARD, is_action, is_reward, step_of
+from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_observation, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["ProgramProcess", "as_process"]
@@ -210,6 +211,35 @@ class ProgramProcess:
         raise ValueError(
             "the range of the program's integer state is unknown, as no site draws it; pass a policy of your own, or "
             "give act() a floating-point state"
+        )
+
+    @property
+    def sees_history(self) -> bool:
+        """Whether the policy looks at a history, by :func:`rl_as_inference.history`."""
+        first = next(msg for msg in self._sample_run if is_action(msg))
+        return isinstance(first["infer"][ACTION]["state"], History)
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]:
+        """The space of what is seen, read off the first site of :func:`rl_as_inference.observe`.
+
+        Raises:
+            ValueError: if nothing is ever seen, or an integer whose range its distribution does not tell.
+        """
+        seen = next((msg for msg in self._sample_run if is_observation(msg)), None)
+        if seen is None:
+            raise ValueError("the program has no observations: draw them by observe(name, distribution)")
+        event = tuple(seen["fn"].event_shape)
+        if seen["value"].is_floating_point() and not getattr(seen["fn"].support, "is_discrete", False):
+            return gymnasium.spaces.Box(-np.inf, np.inf, event)
+        support = seen["fn"].support
+        if event == () and hasattr(support, "upper_bound"):
+            return gymnasium.spaces.Discrete(int(torch.as_tensor(support.upper_bound).max()) + 1)
+        if event == () and support is torch.distributions.constraints.boolean:
+            return gymnasium.spaces.Discrete(2)
+        raise ValueError(
+            f"observe({seen['name']!r}): the range of its {type(seen['fn']).__name__} is unknown; pass a policy of "
+            f"your own"
         )
 
     @property

@@ -10,13 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference import History, PartiallyObservedMDP, TabularPOMDP, TrajectoryELBO, exact, follow
 from rl_as_inference.guides import BeliefPolicy, CategoricalPolicy, RecurrentPolicy
 from rl_as_inference.histories import Histories
+from rl_as_inference.processes.programs import as_process
 from rl_as_inference.sampling.particle_filter import ParticleFilter, ProgramFilter
 
 F = torch.float64
@@ -330,6 +331,46 @@ class TestPolicies:
             RecurrentPolicy.of(process)(torch.zeros(3), 0)
         with pytest.raises(ValueError, match="must be a PartiallyObservedMDP"):
             BeliefPolicy(process.fully_observed)  # type: ignore[arg-type]
+
+
+class TestFreePrograms:
+    """A program of one's own with observe() and history(), which is a process of tables too."""
+
+    see = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=F)
+
+    def program(self) -> None:
+        place = pyro.sample("place", dist.Categorical(torch.ones(2, dtype=F)))
+        for t in rlai.steps(3, discount=0.9):
+            rlai.observe(f"seen_{t}", dist.Categorical(self.see[place]))
+            action = rlai.act(f"action_{t}", rlai.history(), dist.Categorical(torch.ones(2, dtype=F)))
+            rlai.reward(f"reward_{t}", (action == place).double(), temperature=0.5)
+
+    def tables(self) -> TabularPOMDP:
+        stay = torch.eye(2, dtype=F)[:, None].expand(2, 2, 2)
+        half, payoff = torch.tensor([0.5, 0.5], dtype=F), torch.eye(2, dtype=F)
+        return TabularPOMDP(stay, payoff, half, self.see, horizon=3, discount=0.9, temperature=0.5)
+
+    def test_enumeration_is_exact(self) -> None:
+        """TraceEnum_ELBO sums over all that is hidden and seen, with a policy that has a memory."""
+        torch.manual_seed(0)
+        policy = rlai.guides.amortized_policy(as_process(self.program)).double()
+        assert isinstance(policy, RecurrentPolicy)
+        for parameter in policy.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        pyro.clear_param_store()
+        loss = TraceEnum_ELBO(max_plate_nesting=0).loss(self.program, config_enumerate(follow(self.program, policy)))
+        assert abs(-loss - float(exact.elbo(self.tables(), policy).detach())) < 1e-10
+
+    def test_fit(self) -> None:
+        policy = rlai.guides.amortized_policy(as_process(self.program)).double()
+        rlai.fit(self.program, policy, steps=100, seed=0, num_trajectories=200, progress=False)
+        assert float((exact.optimal_elbo(self.tables()) - exact.elbo(self.tables(), policy)).detach()) < 0.05
+
+    def test_posteriors_have_what_is_hidden(self) -> None:
+        torch.manual_seed(0)
+        for method, policy in (("guide", lambda h, t: dist.Categorical(torch.ones(2, dtype=F))), ("smc", None)):
+            data = rlai.posterior(self.program, policy, method=method, num_draws=50)  # type: ignore[arg-type]
+            assert {"place", "observation", "action"} <= set(data.posterior)
 
 
 class TestLanguage:
