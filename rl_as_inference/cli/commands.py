@@ -1,5 +1,6 @@
 """The commands on problems: ``compare``, ``fit``; and ``bench``."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -141,7 +142,10 @@ def fit_command(
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
     print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
     if run.folder is not None:
-        best = float(exact.optimal_elbo(run.process)) if exact.is_available(run.process) else None
+        best = None
+        if exact.is_available(run.process):
+            with contextlib.suppress(ValueError):  # too many beliefs, say
+                best = float(exact.optimal_elbo(run.process))
         run.write_training(fitted, best)
         run.finish()
 
@@ -218,9 +222,8 @@ class _GuideRun:
         with self.folder.writing("policy.safetensors", "the trained guide") as path:
             save_policy(fitted.policy, path, problem=self.record.problem, **self.record.settings)
         self.folder.write_json("history.json", "the ELBO at every step, in nats", fitted.elbo.tolist())
-        self.picture(
-            "training.png", "the ELBO over training", plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo)
-        )
+        drawn = plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo, temperature=fitted.temperature)
+        self.picture("training.png", "the ELBO over training", drawn)
 
     def write_pictures(self, fitted: FitResult, comparison: Comparison, draws: Any, count: int) -> None:
         process, policy = self.process, fitted.policy

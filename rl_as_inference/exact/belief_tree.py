@@ -89,6 +89,8 @@ class BeliefPlan:
         if not 0 <= step < len(self.beliefs):
             raise ValueError(f"t must be in 0 … {len(self.beliefs) - 1}, got {t}")
         if isinstance(seen, History):
+            if len(seen) != step:
+                raise ValueError(f"t must be the number of actions taken, {len(seen)} in this history, got {t}")
             before = sum(map(len, self.beliefs[:step]))
             node = seen.recall(self, self._first_node, self._next_node) - before
             # Where the episode has ended nothing is believed, and nothing asked.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rl_as_inference.compare import Comparison
-from rl_as_inference.inspect.plots import BLUE, GREEN, GREY, ORANGE
+from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 __all__ = ["gaps_figure"]
 
@@ -18,11 +18,13 @@ def gaps_figure(comparison: Comparison) -> dict[str, Any] | None:
         return None
     from plotly import graph_objects  # imported when first needed: it is slow
 
-    reached = best - policy_gap
+    reached, unseen = best - policy_gap, comparison.information_gap
+    told = best + (unseen or 0.0)
     bars = [
         (f"ELBO of the guide<br><b>{reached:,.2f}</b>", 0.0, reached, BLUE),
         (f"policy gap<br><b>{policy_gap:+,.2f}</b>", reached, policy_gap, ORANGE),
-        (f"dynamics gap<br><b>{evidence - best:+,.2f}</b>", best, evidence - best, GREEN),
+        *([] if unseen is None else [(f"information gap<br><b>{unseen:+,.2f}</b>", best, unseen, PURPLE)]),
+        (f"dynamics gap<br><b>{evidence - told:+,.2f}</b>", told, evidence - told, GREEN),
         (f"log evidence<br><b>{evidence:,.2f}</b>", 0.0, evidence, GREY),
     ]
     names, bases, widths, colours = map(list, zip(*bars, strict=True))
@@ -37,7 +39,7 @@ def gaps_figure(comparison: Comparison) -> dict[str, Any] | None:
     figure = graph_objects.Figure(bar)
     figure.update_layout(
         template="simple_white",
-        height=260,
+        height=260 if unseen is None else 310,
         margin={"l": 8, "r": 16, "t": 8, "b": 44},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1a1a1a"},
         dragmode=False,

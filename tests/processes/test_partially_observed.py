@@ -471,3 +471,30 @@ class TestParts:
 
         with pytest.raises(ValueError, match="must return a distribution"):
             Wrong(small()).rollout(None, 5)
+
+
+class TestPictures:
+    def test_the_gaps_add_up(self) -> None:
+        """The information gap lies between the policy's and the dynamics', on paper and on the page."""
+        from rl_as_inference.inspect import plots
+        from rl_as_inference.report.figures import gaps_figure
+
+        torch.manual_seed(0)
+        found = rlai.compare(small(), lean, num_trajectories=100)
+        assert found.information_gap is not None
+        assert found.policy_gap is not None
+        bars = plots.plot_gaps(found).patches
+        widths = [bar.get_width() for bar in bars]  # type: ignore[attr-defined]
+        assert np.allclose(widths[1:4], [found.policy_gap, found.information_gap, found.dynamics_gap])
+        assert np.isclose(sum(widths[:4]), widths[4])
+        page = gaps_figure(found)
+        assert page is not None
+        assert np.allclose(page["data"][0]["x"], widths)
+
+    def test_training_at_higher_temperatures_is_drawn_apart(self) -> None:
+        from rl_as_inference.inspect import plots
+
+        ax = plots.plot_elbo_history([-9.0, -5.0, -3.0, -2.0], temperature=[4.0, 2.0, 1.0, 1.0])
+        apart, own = ax.get_lines()
+        assert list(apart.get_xdata()) == [0, 1]
+        assert list(own.get_xdata()) == [2, 3]

@@ -9,7 +9,7 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.inspect.plots.occupancy import plot_occupancy
 from rl_as_inference.processes import TabularMDP
-from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, new_axes, tidy
+from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, PURPLE, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ __all__ = ["plot_dynamics_gap", "plot_gaps"]
 def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     """Draws how the log evidence splits: the ELBO, the policy gap and the dynamics gap, in nats.
 
+    Where the state is hidden the information gap lies between the two.
+
     Raises:
         ValueError: if the comparison has no exact values.
     """
@@ -29,11 +31,13 @@ def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     if evidence is None or best is None or comparison.policy_gap is None:
         raise ValueError("plot_gaps needs a comparison with exact values (a finite or linear-Gaussian process)")
     ax = new_axes(ax, 7.2, 2.8)
-    reached = best - comparison.policy_gap
+    reached, unseen = best - comparison.policy_gap, comparison.information_gap
+    told = best + (unseen or 0.0)
     bars = [
         ("ELBO of the guide", 0.0, reached, BLUE, f"{reached:,.2f}"),
         ("policy gap", reached, comparison.policy_gap, ORANGE, f"{comparison.policy_gap:+,.2f}"),
-        ("dynamics gap", best, evidence - best, GREEN, f"{evidence - best:+,.2f}"),
+        *([] if unseen is None else [("information gap", best, unseen, PURPLE, f"{unseen:+,.2f}")]),
+        ("dynamics gap", told, evidence - told, GREEN, f"{evidence - told:+,.2f}"),
         ("log evidence", 0.0, evidence, GREY, f"{evidence:,.2f}"),
     ]
     span = max(abs(x) for _, left, width, _, _ in bars for x in (left, left + width)) or 1.0
@@ -45,7 +49,8 @@ def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
     ax.margins(x=0.14)
-    return tidy(ax, "nats", "", f"{comparison.problem}: log evidence = ELBO + policy gap + dynamics gap")
+    between = "" if unseen is None else " + information gap"
+    return tidy(ax, "nats", "", f"{comparison.problem}: log evidence = ELBO + policy gap{between} + dynamics gap")
 
 
 @torch.no_grad()

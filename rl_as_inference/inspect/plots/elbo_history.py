@@ -12,11 +12,24 @@ if TYPE_CHECKING:
 __all__ = ["plot_elbo_history"]
 
 
-def plot_elbo_history(elbo: Any, *, optimal_elbo: float | None = None, ax: "Axes | None" = None) -> "Axes":
-    """Draws the ELBO over training steps, in nats, under its ceiling where that is known."""
+def plot_elbo_history(
+    elbo: Any, *, optimal_elbo: float | None = None, temperature: Any = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Draws the ELBO over training steps, in nats, under its ceiling where that is known.
+
+    Args:
+        elbo: ``(steps,)``, in nats.
+        optimal_elbo: the ceiling, in nats.
+        temperature: at which each was taken, ``(steps,)``; what was not at the last one's is drawn apart.
+        ax: where to draw.
+    """
     ax = new_axes(ax)
-    values = np.asarray(elbo)
-    ax.plot(np.arange(len(values)), values, color=BLUE, linewidth=1.4, label="ELBO of the guide")
+    values, steps = np.asarray(elbo), np.arange(len(elbo))
+    own = np.full(len(values), True) if temperature is None else np.isclose(temperature, temperature[-1])
+    if not own.all():
+        ax.plot(steps[~own], values[~own], color=GREY, linewidth=1.0, label="at higher temperatures")
+    steps, values = steps[own], values[own]
+    ax.plot(steps, values, color=BLUE, linewidth=1.4, label="ELBO of the guide")
     if optimal_elbo is not None:
         ax.axhline(optimal_elbo, color=GREY, linestyle="--", linewidth=1, label="largest ELBO")
         # The first steps can be very low, and would flatten everything that follows.
