@@ -142,8 +142,11 @@ def fit(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
     history = torch.empty(steps, dtype=torch.float64)
-    # Exact messages are long chains of small operations, however many numbers they are.
-    size = 0 if estimator == "exact" else sys.maxsize
+    size = sys.maxsize
+    if estimator == "exact":  # messages are long chains of small operations, however many numbers they are
+        size = 0
+    elif isinstance(process, PartiallyObservedMDP):  # as are memories, moved on step by step
+        size = num_trajectories * sum(parameter.numel() for parameter in parameters)
     started = time.perf_counter()
     with progress_bar("fit", steps, show=progress) as bar, one_thread_if_small(size):
         for step in range(steps):
