@@ -34,7 +34,8 @@ def plot_elbo_history(
         ax.axhline(optimal_elbo, color=GREY, linestyle="--", linewidth=1, label="largest ELBO")
         # The first steps can be very low, and would flatten everything that follows.
         low = min(float(np.quantile(values, 0.02)), optimal_elbo)
-        pad = 0.05 * max(optimal_elbo - low, 1e-9)
-        ax.set_ylim(low - pad, optimal_elbo + pad)
+        high = max(float(np.quantile(values, 0.98)), optimal_elbo)  # an estimate may lie above
+        pad = 0.05 * max(high - low, 1e-9)
+        ax.set_ylim(low - pad, high + pad)
     ax.legend(frameon=False, loc="lower right")
     return tidy(ax, "gradient step", "ELBO (nats)")
