@@ -30,6 +30,12 @@ _FIXED_STEPS = 16
 _MOST_STEPS = 1_000
 """Newton steps otherwise. A chain whose rule changes in one state at a time takes as many as it is long."""
 
+_LOOKS = frozenset({8, 16, 32, 64, 128, 256, 512})
+"""Newton steps after which it is asked whether there is anything to find."""
+
+_BACKUPS = 20
+"""Backups that are tried to prove that there is nothing to find."""
+
 _LAST_STEP = 1e-8
 """Relative size of the last of a fixed number; as the method converges quadratically, what is left is rounding."""
 
@@ -170,6 +176,9 @@ def _newton(mdp: TabularMDP, dynamics: Dynamics, reward: Tensor, start: Tensor |
                 coarse = coarse and (count < 2 or residual < 0.1 * last)
                 last = residual
             jacobian = _jacobian(mdp, dynamics, reward, q, rest)
+            # Where there is no fixed point the values may rise by a nat a step, for ever.
+            if dynamics == "posterior" and not is_deferred() and count in _LOOKS and _grows(mdp, reward, rest):
+                break
         if coarse and isinstance(jacobian, Tensor):
             jacobian, step = jacobian.float(), step.float()
         more, step = newton_step(jacobian, step, rate.to(step) if by_level else None)
@@ -201,20 +210,33 @@ def _infinite(dynamics: Dynamics) -> ValueError:
 
 
 def _grows(mdp: TabularMDP, reward: Tensor, value: Tensor) -> bool:
-    """Returns whether backups prove an evidence infinite: ``M e^V >= e^V`` in every state that goes on.
+    """Returns whether backups prove an evidence infinite: ``M e^V > e^V`` in some states, by what these lead to alone.
 
-    Systems of many states take long to solve where there is no solution, and few backups where states are soon
-    forgotten.
+    Then the spectral radius of ``M`` is above 1 (Collatz and Wielandt). All is kept as logarithms: ``V`` may be of any
+    size. Newton's method may take for ever to see it, and systems of many states are slow to solve where there is no
+    solution.
     """
-    ended, eps = torch.where(mdp.terminal, 0.0, -torch.inf).to(value), torch.finfo(value.dtype).eps
+    eps = torch.finfo(value.dtype).eps
+    ended = torch.where(mdp.terminal, 0.0, -torch.inf).to(value)
     own = soft_maximum(mdp, backup(mdp, "posterior", reward, ended))
-    for _ in range(200):
+
+    def onward(value: Tensor) -> Tensor:
+        """Returns ``log M e^V``, what is earned by going on."""
         after = soft_maximum(mdp, backup(mdp, "posterior", reward, value))
-        onward = after + torch.log1p(-(own - after).exp().clamp(max=1.0))
-        proved = onward - value > 8 * eps * (1 + value.abs())
-        if bool((proved | mdp.terminal).all()) or not bool(after.isfinite().all()):
-            return True
-        value = after
+        return after + torch.log1p(-(own - after).exp().clamp(max=1.0))
+
+    for _ in range(_BACKUPS):
+        after = onward(value)
+        if not bool(after.isfinite().any()):
+            return False
+        growing = (after - value > 8 * eps * (1 + value.abs())) & ~mdp.terminal
+        while bool(growing.any()):
+            inside = torch.where(growing, value, -torch.inf)
+            still = growing & (onward(inside) - value > 8 * eps * (1 + value.abs()))
+            if bool((still == growing).all()):
+                return True
+            growing = still
+        value = torch.maximum(value, soft_maximum(mdp, backup(mdp, "posterior", reward, value)))
     return False
 
 
