@@ -30,7 +30,7 @@ def lonely(reward: float | torch.Tensor, **options: object) -> TabularMDP:
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_a_random_sweep(dtype: torch.dtype) -> None:
-    """18 problems, others of each precision, and 5 of many states, against 80 digits; benchmarks/exact_sweep.py has 2,000."""
+    """18 problems and 5 of many states against 80 digits, 15 not the other precision's; exact_sweep.py has 2,000."""
     errors = exact_sweep.Errors()
     first = 5000 if dtype == F64 else 5015
     with mpmath.workdps(exact_sweep.DIGITS), warnings.catch_warnings():
