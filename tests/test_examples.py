@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import rl_as_inference as rlai
+
 FOLDER = Path(__file__).parent.parent / "examples"
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 
@@ -281,7 +283,11 @@ def test_robustness(run):
     assert soft[1] == pytest.approx(soft[0] / 2, abs=0.1)
 
 
-def test_restaurant(run):
+def test_restaurant(run, monkeypatch):
+    """20 draws after 6 of warm-up for each of the two questions, seed 0."""
+    infer = rlai.infer_agent
+    fewer = {"num_draws": 20, "num_warmup": 6}
+    monkeypatch.setattr(rlai, "infer_agent", lambda *args, **options: infer(*args, **{**options, **fewer}))
     text = run("restaurant")
     doughnuts, vegetarian, noodles = (numbers(text, f"{name} ")[0] for name in ("doughnuts", "vegetarian", "noodles"))
     assert vegetarian > max(doughnuts, noodles) + 0.8, "he walked past the doughnuts"

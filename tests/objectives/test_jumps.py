@@ -178,7 +178,10 @@ def test_a_guide_that_does_not_mark_its_actions():
 
 
 def test_fit_finds_the_best_of_a_program_that_breaks():
-    """Two steps, `break` over ½, 2 for each step less a²: the default ends where the score does, seed 0."""
+    """Two steps, `break` over ½, 2 for each step: the default ends near the largest exact ELBO, seed 0.
+
+    Within 0.05 nats, by the noise of 16 trajectories a step; the pathwise gradient ends 0.2 below.
+    """
 
     def program():
         for t in steps(2):
@@ -197,19 +200,24 @@ def test_fit_finds_the_best_of_a_program_that_breaks():
             return dist.Normal(self.loc[t] + 0 * state, self.log_scale[t].exp())
 
     def elbo(policy):
-        loc, scale = float(policy.loc[0].detach()), float(policy.log_scale[0].exp().detach())
-        stays = 0.5 * (1 + math.erf((0.5 - loc) / scale / math.sqrt(2)))
-        second = torch.distributions.kl_divergence(policy(0 * ONE, 1), dist.Normal(0 * ONE, 1.0))
-        first = torch.distributions.kl_divergence(policy(0 * ONE, 0), dist.Normal(0 * ONE, 1.0))
-        return 2 - float(first) + stays * (2 - float(second))
+        stays = dist.Normal(policy.loc[0], policy.log_scale[0].exp()).cdf(ONE / 2)
+        first, second = (
+            torch.distributions.kl_divergence(policy(0 * ONE, t), dist.Normal(0 * ONE, 1.0)) for t in range(2)
+        )
+        return 2 - first + stays * (2 - second)
 
-    found = {}
-    for estimator in ("auto", "score"):
-        policy = Learned()
-        rlai.fit(program, policy, steps=120, num_trajectories=16, learning_rate=0.05, estimator=estimator, seed=0)
-        found[estimator] = elbo(policy)
-    assert found["auto"] == pytest.approx(found["score"], abs=0.02)
-    assert found["auto"] > elbo(Learned()) + 0.1
+    best = Learned()
+    adam = torch.optim.Adam(best.parameters(), lr=0.05)
+    for _ in range(300):
+        adam.zero_grad()
+        (-elbo(best)).backward()
+        adam.step()
+    largest, least = float(elbo(best).detach()), float(elbo(Learned()).detach())
+    policy = Learned()
+    rlai.fit(program, policy, steps=120, num_trajectories=16, learning_rate=0.05, seed=0)
+    found = float(elbo(policy).detach())
+    assert largest - 0.05 < found <= largest + 1e-6
+    assert found > least + 0.1
 
 
 # What counts and what does not.

@@ -87,7 +87,10 @@ def test_map_with_a_flat_prior_is_maximum_causal_entropy_irl() -> None:
 
 
 def test_posterior_of_a_bandit_against_quadrature() -> None:
-    """One unknown, eight and two choices: moments of 600 draws by NUTS, 4,000 by SVI, seed 0, within 4 errors."""
+    """One unknown, eight and two choices: moments of 300 draws by NUTS, 4,000 by SVI, seed 0, within 4 errors.
+
+    A third of SVI's draws count as independent, and of NUTS's as many as ArviZ finds.
+    """
 
     def family() -> TabularMDP:
         worth = pyro.sample("worth", dist.Normal(torch.zeros((), dtype=F64), 1.0))
@@ -102,10 +105,13 @@ def test_posterior_of_a_bandit_against_quadrature() -> None:
     moments = [integrate.quad(density, -8, 8, args=(power,), epsabs=1e-12)[0] for power in range(3)]
     mean = moments[1] / moments[0]
     spread = math.sqrt(moments[2] / moments[0] - mean**2)
-    for method, draws in (("nuts", 600), ("svi", 4_000)):
-        found = infer_agent(family, shown, method=method, num_draws=draws).posterior["worth"].values
-        assert abs(found.mean() - mean) < 4 * spread / math.sqrt(draws / 3) + (0.03 if method == "svi" else 0)
-        assert abs(found.std() - spread) < 4 * spread / math.sqrt(draws / 3) + (0.03 if method == "svi" else 0)
+    for method, draws in (("nuts", 300), ("svi", 4_000)):
+        answer = infer_agent(family, shown, method=method, num_draws=draws, num_warmup=50).posterior
+        size = float(az.ess(answer)["worth"]) if method == "nuts" else draws / 3
+        assert size > 100
+        found = answer["worth"].values
+        assert abs(found.mean() - mean) < 4 * spread / math.sqrt(size) + (0.03 if method == "svi" else 0)
+        assert abs(found.std() - spread) < 4 * spread / math.sqrt(size) + (0.03 if method == "svi" else 0)
 
 
 def goals(goal: Tensor, slip: float = 0.1) -> TabularMDP:
@@ -290,7 +296,7 @@ def test_no_horizon_is_differentiated_at_the_fixed_point() -> None:
 
 
 def test_small_calibration() -> None:
-    """40 data sets of 10 choices each, seeds 0 …: the truth's rank among 19 draws is uniform (chi-square p > 1e-3)."""
+    """40 data sets of 10 choices each, seeds 0 …: the truth's rank among 9 draws is uniform (chi-square p > 1e-3)."""
     one = torch.ones((), dtype=F64)
 
     def family() -> TabularMDP:
@@ -303,10 +309,10 @@ def test_small_calibration() -> None:
         trace = pyro.poutine.trace(family).get_trace()
         process = trace.nodes["_RETURN"]["value"]
         shown = process.rollout(exact.plan(process), 10)
-        options = {"num_draws": 38, "num_chains": 1, "num_warmup": 20, "seed": seed}
+        options = {"num_draws": 18, "num_chains": 1, "num_warmup": 10, "seed": seed}
         draws = infer_agent(family, shown, **options).posterior["worth"].values[0, 1::2]
         ranks.append(int((draws < float(trace.nodes["worth"]["value"])).sum()))
-    assert stats.chisquare(np.bincount(np.array(ranks) // 4, minlength=5)).pvalue > 1e-3
+    assert stats.chisquare(np.bincount(np.array(ranks) // 2, minlength=5)).pvalue > 1e-3
 
 
 def test_the_committed_calibration_covers() -> None:
@@ -455,7 +461,7 @@ class TestHyperbolic:
         process, policy = agent(torch.tensor(2.0, dtype=F64), torch.tensor(3.0, dtype=F64), False)
         pyro.set_rng_seed(0)
         shown = process.rollout(lambda s, t: dist.Categorical(policy[t, s]), 40)
-        found = infer_agent(family, shown, num_draws=100, num_warmup=50, num_chains=1)
+        found = infer_agent(family, shown, num_draws=60, num_warmup=25, num_chains=1)
         assert float(found.sample_stats["probability_sophisticated"].values[..., 1].mean()) < 0.2
         for name, true in (("k", 2.0), ("reward", 3.0)):
             draws = found.posterior[name].values
@@ -553,20 +559,22 @@ class TestFamiliesThatCannotBeInferred:
             infer_agent(family, chose(8, 2))
 
     def test_its_mend_is_right(self) -> None:
-        """The same unknown from a fixed support, against quadrature: 1,000 draws, seed 0, z < 4 with an ESS of 200."""
+        """The same unknown from a fixed support, against quadrature: 500 draws, seed 0, z < 4 by ArviZ's ESS."""
 
         def family() -> TabularMDP:
             width = pyro.sample("width", dist.Uniform(torch.tensor(1.0, dtype=F64), 3.0))
             share = pyro.sample("share", dist.Uniform(torch.tensor(0.0, dtype=F64), 1.0))
             return choice(width * share)
 
-        draws = infer_agent(family, chose(30, 0), num_draws=1_000).posterior
+        draws = infer_agent(family, chose(30, 0), num_draws=500, num_warmup=60).posterior
+        sizes = az.ess(draws)
         width, share = np.meshgrid(np.linspace(1, 3, 801), np.linspace(0, 1, 801), indexing="ij")
         weight = (1 / (1 + np.exp(-width * share))) ** 30
         for name, values in (("width", width), ("share", share)):
             mean = (weight * values).sum() / weight.sum()
             spread = math.sqrt((weight * (values - mean) ** 2).sum() / weight.sum())
-            assert abs(float(draws[name].mean()) - mean) < 4 * spread / math.sqrt(200)
+            assert float(sizes[name]) > 150
+            assert abs(float(draws[name].mean()) - mean) < 4 * spread / math.sqrt(float(sizes[name]))
 
     @pytest.mark.parametrize("discrete", [True, False])
     def test_a_site_on_a_branch(self, discrete: bool) -> None:
@@ -670,7 +678,7 @@ def test_several_modes_are_warned_of_and_chains_start_at_each() -> None:
         return choice((x**2 - 1) / 0.2)
 
     with pytest.warns(UserWarning, match="more than one mode, and chains of NUTS start at different ones"):
-        draws = infer_agent(family, chose(18, 2), num_draws=100).posterior["x"].values
+        draws = infer_agent(family, chose(18, 2), num_draws=40, num_warmup=30).posterior["x"].values
     assert sorted(np.sign(draws.mean(1)).tolist()) == [-1, 1]
     with pytest.warns(UserWarning, match="more than one mode, and the Gaussian is fitted at the highest alone"):
         infer_agent(family, chose(18, 2), method="svi", num_draws=10)
@@ -690,7 +698,7 @@ def test_gradients_are_had_where_the_caller_has_none() -> None:
 
 
 def test_a_family_reads_the_callers_parameters_by_every_method() -> None:
-    """Worth 3 w: posterior mean and sd of w by quadrature, for SVI and 800 NUTS draws."""
+    """Worth 3 w: posterior mean and sd of w by quadrature, for 800 draws by SVI and 300 by NUTS."""
     pyro.param("factor", torch.tensor(1.0, dtype=F64)).data.fill_(3.0)
     pyro.param("AutoMultivariateNormal.loc", torch.ones(5))
 
@@ -701,8 +709,8 @@ def test_a_family_reads_the_callers_parameters_by_every_method() -> None:
     weight = norm.pdf(w) / (1 + np.exp(-3 * w)) ** 8 / (1 + np.exp(3 * w)) ** 2
     mean = (w * weight).sum() / weight.sum()
     spread = math.sqrt(((w - mean) ** 2 * weight).sum() / weight.sum())
-    for method in ("nuts", "svi"):
-        found = infer_agent(family, chose(8, 2), method=method, num_draws=800).posterior["w"].values
+    for method, draws in (("nuts", 300), ("svi", 800)):
+        found = infer_agent(family, chose(8, 2), method=method, num_draws=draws, num_warmup=50).posterior["w"].values
         assert abs(found.mean() - mean) < 0.25 * spread
         assert abs(found.std() / spread - 1) < 0.2
     assert set(pyro.get_param_store().keys()) == {"factor", "AutoMultivariateNormal.loc"}
