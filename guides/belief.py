@@ -16,6 +16,7 @@ from rl_as_inference.exact.kalman import KalmanFilter
 from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
 from rl_as_inference.histories import Histories, History
+from rl_as_inference.nouns import takes_all_steps
 from rl_as_inference.processes import LinearGaussianPOMDP, PartiallyObservedMDP, TabularPOMDP
 from rl_as_inference.sampling.particle_filter import ParticleBelief, ParticleFilter
 
@@ -51,7 +52,6 @@ class BeliefPolicy(nn.Module):
                 [0.2000, 0.8000]])
     """
 
-    batch_steps = True
     sees = "belief"
 
     def __init__(
@@ -68,25 +68,39 @@ class BeliefPolicy(nn.Module):
                 f"process must be a PartiallyObservedMDP, got {type(process).__name__}; where the state is seen use "
                 f"guides.amortized_policy(process)"
             )
-        self.process = process
-        self._tracker: BeliefFilter | KalmanFilter | _Particles
         if num_particles is not None:
             check_at_least("num_particles", num_particles, least=2)
-            self._tracker = _Particles(process, num_particles)
-        elif isinstance(process, TabularPOMDP):
-            self._tracker = BeliefFilter(process)
-        elif isinstance(process, LinearGaussianPOMDP):
-            self._tracker = KalmanFilter(process)
-        else:
-            self._tracker = _Particles(process, 100)
-        self.exact = not isinstance(self._tracker, _Particles)
+        self.process = process
+        self.exact = num_particles is None and isinstance(process, TabularPOMDP | LinearGaussianPOMDP)
+        self._num_particles = num_particles or 100
+        self._made: tuple[Any, BeliefFilter | KalmanFilter | _Particles] | None = None
         self.head = _default(process, self.exact, hidden_sizes) if head is None else head
+        self.batch_steps = takes_all_steps(self.head)
+
+    def _tracker(self) -> "BeliefFilter | KalmanFilter | _Particles":
+        """Returns what moves beliefs on, by the process's tensors as they are now."""
+        tensors = _tensors_of(self.process) if self.exact else []
+        state = [(id(tensor), tensor._version) for tensor in tensors]
+        learned = any(tensor.requires_grad for tensor in tensors)  # whose graph is gone after a step
+        if self._made is None or self._made[0] != state or learned:
+            made: BeliefFilter | KalmanFilter | _Particles = _Particles(self.process, self._num_particles)
+            if self.exact and isinstance(self.process, TabularPOMDP):
+                made = BeliefFilter(self.process)
+            elif self.exact and isinstance(self.process, LinearGaussianPOMDP):
+                made = KalmanFilter(self.process)
+            self._made = state, made
+        return self._made[1]
 
     def belief(self, history: History) -> Tensor:
-        """Returns what the network sees of a history's belief, ``(*batch, size)``."""
+        """Returns what the network sees of a history's belief, ``(*batch, size)``.
+
+        Of a linear-Gaussian process it is differentiable in observations and actions; others' beliefs are numbers.
+        """
+        tracker = self._tracker()
+        if isinstance(tracker, KalmanFilter):
+            return tracker.mean_of(history)
         with torch.no_grad():
-            memory = history.recall(self._tracker, self._tracker.start, self._tracker.move)
-            return self._tracker.features(memory)
+            return tracker.features(history.recall(tracker, tracker.start, tracker.move))
 
     def forward(self, state: Any, t: int | Tensor) -> Any:
         if isinstance(state, History):
@@ -96,7 +110,8 @@ class BeliefPolicy(nn.Module):
             state = torch.stack(torch.broadcast_tensors(*rows))
         elif not isinstance(state, Tensor):
             raise ValueError(f"BeliefPolicy needs a History or a belief, got {type(state).__name__}")
-        return self.head(state, t)
+        like = next(self.head.parameters(), None) if isinstance(self.head, nn.Module) else None
+        return self.head(state if like is None else state.to(like), t)
 
 
 def _default(process: PartiallyObservedMDP, exact: bool, hidden_sizes: Sequence[int]) -> nn.Module:
@@ -123,6 +138,17 @@ def belief_space(process: PartiallyObservedMDP) -> gymnasium.spaces.Box:
     return gymnasium.spaces.Box(-np.inf, np.inf, (2 * math.prod(states.shape or ()),), dtype=np.float32)
 
 
+def _tensors_of(process: PartiallyObservedMDP) -> list[Tensor]:
+    """Returns what exact beliefs depend on."""
+    if isinstance(process, TabularPOMDP):
+        mdp = process.fully_observed
+        return [mdp._given[1], mdp.initial_probabilities, process.observation_table]
+    assert isinstance(process, LinearGaussianPOMDP)
+    seen = process.fully_observed
+    own = [seen.A, seen.B, seen.noise_cov, seen.initial_mean, seen.initial_cov, seen.drift]
+    return [*own, process.observation_matrix, process.observation_cov]
+
+
 class _ConstantPrior:
     """The action prior of a finite process, whatever is believed."""
 
@@ -137,7 +163,8 @@ class _Particles:
     """Beliefs of any process."""
 
     def __init__(self, process: PartiallyObservedMDP, num_particles: int) -> None:
-        self.filter, self.space = ParticleFilter(process, num_particles), process.state_space
+        # One history that no particle explains does not end the others.
+        self.filter, self.space = ParticleFilter(process, num_particles, keep_lost=True), process.state_space
 
     def start(self, observation: Tensor | None) -> ParticleBelief:
         return self.filter.start(observation)
@@ -148,4 +175,4 @@ class _Particles:
     def features(self, belief: ParticleBelief) -> Tensor:
         if isinstance(self.space, gymnasium.spaces.Discrete):
             return belief.probabilities(int(self.space.n))
-        return torch.cat([x.flatten(1) for x in (belief.mean, belief.variance.sqrt())], -1)
+        return torch.cat([x.reshape(len(x), -1) for x in (belief.mean, belief.variance.sqrt())], -1)

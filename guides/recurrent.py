@@ -14,7 +14,8 @@ from torch.nn.functional import one_hot
 from rl_as_inference.checks import check_count
 from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.histories import Histories, History
-from rl_as_inference.processes import PartiallyObservedMDP
+from rl_as_inference.nouns import takes_all_steps
+from rl_as_inference.processes import PartiallyObservedMDP, TabularPOMDP
 from rl_as_inference.spaces import first_of
 
 __all__ = ["RecurrentPolicy"]
@@ -48,7 +49,6 @@ class RecurrentPolicy(nn.Module):
         torch.Size([2, 3])
     """
 
-    batch_steps = True
     sees = "history"
 
     def __init__(
@@ -72,13 +72,26 @@ class RecurrentPolicy(nn.Module):
         memory = gymnasium.spaces.Box(-1.0, 1.0, (memory_size,), dtype=np.float32)
         own: dict[str, Any] = {"horizon": horizon, "hidden_sizes": hidden_sizes}
         self.head = policy_for(memory, action_space, **own) if head is None else head
+        self.batch_steps = takes_all_steps(self.head)
 
     @classmethod
     def of(cls, process: PartiallyObservedMDP, **options: Any) -> Self:
-        """Returns a policy for a process; options as of the constructor."""
+        """Returns a policy for a process, in its precision; options as of the constructor.
+
+        Raises:
+            ValueError: if the process sees its state, and as the constructor does.
+        """
+        if not isinstance(process, PartiallyObservedMDP):
+            raise ValueError(
+                f"process must be a PartiallyObservedMDP, got {type(process).__name__}; where the state is seen use "
+                f"guides.amortized_policy(process)"
+            )
         discrete = isinstance(process.action_space, gymnasium.spaces.Discrete)
-        prior = process.prior_at if discrete and not process.has_uniform_prior else None
-        return cls(process.observation_space, process.action_space, horizon=process.horizon, prior=prior, **options)
+        own = discrete and not process.has_uniform_prior and options.get("head") is None
+        prior = process.prior_at if own else None
+        made = cls(process.observation_space, process.action_space, horizon=process.horizon, prior=prior, **options)
+        like = process.observation_table if isinstance(process, TabularPOMDP) else process.begin(1)
+        return made.to(device=like.device, dtype=like.dtype) if like.is_floating_point() else made.to(like.device)
 
     def forward(self, state: Any, t: int | Tensor) -> Any:
         if isinstance(state, Histories):
@@ -95,7 +108,9 @@ class RecurrentPolicy(nn.Module):
 
     def _key(self) -> Any:
         """Returns whose memory it is, at the present parameters: a remembered gradient is of these."""
-        return self, torch.is_grad_enabled(), tuple(parameter._version for parameter in self.network.parameters())
+        parameters = list(self.network.parameters())
+        kept = tuple((parameter._version, parameter.dtype, parameter.device) for parameter in parameters)
+        return self, torch.is_grad_enabled(), kept
 
     def _start(self, observation: Tensor | None) -> Tensor:
         if observation is None:

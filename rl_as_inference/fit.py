@@ -199,25 +199,26 @@ def _new_critic(process: Process, estimator: str) -> nn.Module:
     scale = float(torch.as_tensor(process.temperature))
     if isinstance(process, PartiallyObservedMDP):
         return _critic_of_hidden(process, estimator, scale)
-    if estimator not in ("exact_sum", "n_step"):
-        return SoftV(process.state_space, horizon=process.horizon, scale=scale)
-    if not isinstance(process.action_space, gymnasium.spaces.Discrete):
-        raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
-    return SoftQ(process.state_space, int(process.action_space.n), horizon=process.horizon, scale=scale)
+    if isinstance(process, ProgramProcess) and process.sees_history:
+        head = _head(gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,)), process, estimator, scale)
+        return RecurrentPolicy(process.observation_space, process.action_space, head=head, memory_size=_MEMORY)
+    return _head(process.state_space, process, estimator, scale)
 
 
 def _critic_of_hidden(process: PartiallyObservedMDP, estimator: str, scale: float) -> nn.Module:
     """Returns a critic on the belief where that is exact, else on the history."""
     exact_belief = isinstance(process, TabularPOMDP)
     space = belief_space(process) if exact_belief else gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,))
-    head: nn.Module
-    if estimator not in ("exact_sum", "n_step"):
-        head = SoftV(space, horizon=process.horizon, scale=scale)
-    elif isinstance(process.action_space, gymnasium.spaces.Discrete):
-        head = SoftQ(space, int(process.action_space.n), horizon=process.horizon, scale=scale)
-    else:
-        raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
+    head = _head(space, process, estimator, scale)
     return BeliefPolicy(process, head) if exact_belief else RecurrentPolicy.of(process, head=head, memory_size=_MEMORY)
+
+
+def _head(space: gymnasium.Space[Any], process: Process, estimator: str, scale: float) -> nn.Module:
+    if estimator not in ("exact_sum", "n_step"):
+        return SoftV(space, horizon=process.horizon, scale=scale)
+    if not isinstance(process.action_space, gymnasium.spaces.Discrete):
+        raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
+    return SoftQ(space, int(process.action_space.n), horizon=process.horizon, scale=scale)
 
 
 def _has_cheap_exact_gradient(process: Process) -> bool:

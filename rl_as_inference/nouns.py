@@ -20,6 +20,7 @@ __all__ = [
     "DemonstrationsLike",
     "EnvironmentLike",
     "ExactPolicy",
+    "HasBeliefs",
     "LearnedSoftValue",
     "Policy",
     "Problem",
@@ -28,9 +29,10 @@ __all__ = [
     "SoftQ",
     "SoftV",
     "SoftValue",
+    "asked_in_rollouts",
     "has_no_time_limit",
     "is_process",
-    "seen_by",
+    "keeps_beliefs",
     "takes_all_steps",
     "what_is_seen",
 ]
@@ -155,6 +157,19 @@ class _SaysWhatItSees(Protocol):
     sees: str
 
 
+class HasBeliefs(Protocol):
+    """A process whose state is hidden."""
+
+    def believes_as(self, other: Any) -> bool:
+        """Returns whether the same is believed of the same histories in another process."""
+
+
+@runtime_checkable
+class _KeepsBeliefs(Protocol):
+    process: Any
+    exact: bool
+
+
 def is_process(problem: object) -> TypeGuard[Process]:
     """Returns whether a problem is a process, which has rollouts; else it is a Pyro program, or nothing we know."""
     return isinstance(problem, _HasRollouts)
@@ -178,10 +193,26 @@ def what_is_seen(policy: object) -> str | None:
     return policy.sees if isinstance(policy, _SaysWhatItSees) else None
 
 
-def seen_by(policy: object) -> Literal["belief", "history"]:
-    """Returns what exact answers ask a policy with where the state is hidden: what rollouts do, a history, unless it
-    says that beliefs will do."""
-    return "belief" if what_is_seen(policy) == "belief" else "history"
+def asked_in_rollouts(policy: object) -> Literal["history"] | None:
+    """Returns what exact answers should ask a policy with, so that it is the one of rollouts: a history, unless it says
+    itself what will do."""
+    return None if policy is None or what_is_seen(policy) is not None else "history"
+
+
+def keeps_beliefs(policy: object, process: HasBeliefs) -> bool:
+    """Returns whether a policy that says that beliefs will do keeps those of this process.
+
+    Raises:
+        ValueError: if its beliefs are drawn, so that there is no exact answer.
+    """
+    if not isinstance(policy, _KeepsBeliefs):
+        return True
+    if not policy.exact:
+        raise ValueError(
+            "policy keeps its beliefs by particles, which are drawn, so that it has no exact answers; estimate_elbo "
+            "takes it"
+        )
+    return policy.process is process or process.believes_as(policy.process)
 
 
 def has_no_time_limit(critic: object) -> bool:

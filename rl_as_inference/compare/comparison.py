@@ -14,7 +14,7 @@ from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
-from rl_as_inference.nouns import Policy, Problem, Process, SoftValue, seen_by
+from rl_as_inference.nouns import Policy, Problem, Process, SoftValue, asked_in_rollouts
 from rl_as_inference.objectives.rollout_elbo import Estimate
 from rl_as_inference.processes import GymnasiumProcess, LinearGaussianPOMDP, MarkovDecisionProcess, TabularPOMDP
 from rl_as_inference.processes.point_masses import check_density
@@ -132,7 +132,7 @@ def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
         found["log_evidence"] = float(bent.objective)
         found["dynamics_gap"] = float(bent.objective) - reached
     try:
-        found["elbo_exact"] = elbo = float(exact.elbo(process, policy, seen_by(policy)))
+        found["elbo_exact"] = elbo = float(exact.elbo(process, policy, asked_in_rollouts(policy)))
     except ValueError as error:  # a policy without a linear-Gaussian form, say: its rows stay empty
         reasons.update(dict.fromkeys(_OF_POLICY, str(error)))
     else:
@@ -179,8 +179,8 @@ def _hidden_rules(
     wanted += [("exact, on the history", process, causal), ("exact, the state seen", seen, exact.plan(seen))]
     rules = []
     for name, of, rule in [*wanted, ("action prior", process, None)]:
-        gets = float(exact.expected_return(of, rule, seen_by(rule)))
-        rules.append(ActionRule(name, gets, gets, float(exact.elbo(of, rule, seen_by(rule)))))
+        gets = float(exact.expected_return(of, rule, asked_in_rollouts(rule)))
+        rules.append(ActionRule(name, gets, gets, float(exact.elbo(of, rule, asked_in_rollouts(rule)))))
     return tuple(rules)
 
 

@@ -10,7 +10,7 @@ from rl_as_inference import exact
 from rl_as_inference.exact.kalman import mean_marginals
 from rl_as_inference.exact.linear_gaussian import marginals
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
-from rl_as_inference.nouns import Policy, Process, seen_by
+from rl_as_inference.nouns import Policy, Process, asked_in_rollouts
 from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 
 __all__ = ["Parts", "exact_parts", "support_note"]
@@ -39,11 +39,11 @@ def exact_parts(process: Process, policy: Policy | None) -> Parts:
     if isinstance(process, TabularMDP):
         return _of_table(process, policy)
     if isinstance(process, TabularPOMDP):
-        found = exact.evaluate(process, policy, seen_by(policy))
+        found = exact.evaluate(process, policy, asked_in_rollouts(policy))
         earned = float(process.temperature) * float(found.expected_return)
         return Parts(earned, float(found.entropy), float(found.prior_cost))
     if isinstance(process, LinearGaussianPOMDP):
-        plan = exact.evaluate(process, policy, seen_by(policy))
+        plan = exact.evaluate(process, policy, asked_in_rollouts(policy))
         parts = _of_rule(process.fully_observed, plan.rule, *mean_marginals(process, plan))
         return Parts(float(exact.expected_return(process, plan)), *parts)
     if not isinstance(process, LinearGaussianMDP):

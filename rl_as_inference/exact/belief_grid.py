@@ -64,6 +64,12 @@ class StationaryBeliefPlan:
     _filter: BeliefFilter = field(repr=False)
     dynamics = "causal"
     sees = "belief"
+    exact = True
+
+    @property
+    def process(self) -> TabularPOMDP:
+        """The process that it is the plan of."""
+        return self._filter.process
 
     @property
     def policy(self) -> "StationaryBeliefPlan":
@@ -79,6 +85,8 @@ class StationaryBeliefPlan:
                 f"belief must have shape (…, {len(self._tables.initial)}), got {tuple(getattr(seen, 'shape', ()))}"
             )
         flat = seen.detach().double().reshape(-1, seen.shape[-1])
+        if bool((flat < -1e-9).any()) or bool(((flat.sum(-1) - 1).abs() > 1e-4).any()):
+            raise ValueError("belief must hold probabilities >= 0 that sum to one over states")
         logits = self._tables.log_prior + _ahead(self._tables, flat, self._values).q
         return dist.Categorical(logits=logits.log_softmax(-1).to(self.soft_v.dtype).reshape(*seen.shape[:-1], -1))
 
@@ -294,7 +302,14 @@ def _solved(tables: BeliefTables, log_policy: Tensor, onward: Tensor) -> Tensor:
     own = _own(tables, log_policy) * tables.going
     identity = torch.eye(n * states, dtype=chance.dtype, device=chance.device)
     system = identity - tables.discount * moves.view(n * states, n * states)
-    return torch.linalg.solve(system, own.flatten()).view(n, states)
+    try:
+        found: Tensor = torch.linalg.solve(system, own.flatten())
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise ValueError(
+            "no fixed point: with no horizon and no discount every state must lead to a terminal one; set a horizon, "
+            "or a discount below 1"
+        ) from None
+    return found.view(n, states)
 
 
 def _own(tables: BeliefTables, log_policy: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds
 from rl_as_inference.exact.beliefs import BeliefTables, first_beliefs, tables_of
 from rl_as_inference.histories import History
-from rl_as_inference.nouns import ExactPolicy, what_is_seen
+from rl_as_inference.nouns import ExactPolicy, keeps_beliefs, what_is_seen
 from rl_as_inference.processes.kernels import unclamped
 from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
 from rl_as_inference.program.readings import check_answer
@@ -68,9 +69,10 @@ class BeliefPlan:
     _roots: Tensor = field(repr=False)  # by the first observation
     dynamics = "causal"
     sees = "belief"
+    exact = True
 
     @property
-    def pomdp(self) -> TabularPOMDP:
+    def process(self) -> TabularPOMDP:
         """The process that it is the plan of."""
         return self._pomdp
 
@@ -82,19 +84,24 @@ class BeliefPlan:
     def __call__(self, seen: Any, t: int) -> Any:
         """Returns the distribution over actions at a belief, or at a history, of its batch shape.
 
+        Where an episode has ended, and after what the process cannot show, it is the action prior.
+
         Raises:
             ValueError: if there is no such step, or beliefs are not distributions over ``S`` states.
         """
-        step = int(t)
-        if not 0 <= step < len(self.beliefs):
-            raise ValueError(f"t must be in 0 … {len(self.beliefs) - 1}, got {t}")
+        times = torch.as_tensor(t)
+        if times.numel() != 1 or not float(times).is_integer() or not 0 <= int(times) < len(self.beliefs):
+            raise ValueError(f"t must be one integer in 0 … {len(self.beliefs) - 1}, got {t}")
+        step = int(times)
+        prior = self._pomdp.log_action_prior.detach()
         if isinstance(seen, History):
             if len(seen) != step:
                 raise ValueError(f"t must be the number of actions taken, {len(seen)} in this history, got {t}")
-            before = sum(map(len, self.beliefs[:step]))
-            node = seen.recall(self, self._first_node, self._next_node) - before
-            # Where the episode has ended nothing is believed, and nothing asked.
-            return dist.Categorical(logits=self.log_policy[step][node.clamp(0, len(self.beliefs[step]) - 1)])
+            node = seen.recall(self, self._first_node, self._next_node)
+            if not len(self.beliefs[step]):
+                return dist.Categorical(logits=prior.expand(*node.shape, -1))
+            rows = self.log_policy[step][(node - sum(map(len, self.beliefs[:step]))).clamp(min=0)]
+            return dist.Categorical(logits=torch.where(node[..., None] >= 0, rows, prior))
         if not isinstance(seen, Tensor) or seen.shape[-1:] != (self._pomdp.num_states,):
             raise ValueError(
                 f"belief must have shape (…, {self._pomdp.num_states}), got {tuple(getattr(seen, 'shape', ()))}"
@@ -103,7 +110,8 @@ class BeliefPlan:
         if bool((flat < -1e-9).any()) or bool(((flat.sum(-1) - 1).abs() > 1e-4).any()):
             raise ValueError("belief must hold probabilities >= 0 that sum to one over states")
         node = find(flat, self.beliefs[step].double())
-        logits = self.log_policy[step][node.clamp(min=0)]
+        known = len(self.beliefs[step]) > 0
+        logits = self.log_policy[step][node.clamp(min=0)] if known else prior.expand(len(flat), -1)
         if bool((elsewhere := node < 0).any()):  # no history leads there; what is best from there on is planned anew
             logits = logits.clone()
             logits[elsewhere] = self._planned_from(flat[elsewhere], step).to(logits)
@@ -116,10 +124,16 @@ class BeliefPlan:
         return _backward(tables, levels)[1][0][index]
 
     def _first_node(self, observation: Tensor | None) -> Tensor:
-        return self._roots[0] if observation is None else self._roots[observation]
+        if observation is None:
+            return self._roots[0]
+        _check_numbers("observation", observation, len(self._roots))
+        return self._roots[observation]
 
     def _next_node(self, node: Tensor, action: Tensor, observation: Tensor | None) -> Tensor:
-        return self._child[node, action, observation].clamp(min=0)
+        assert observation is not None
+        _check_numbers("observation", observation, self._child.shape[2])
+        _check_numbers("action", action, self._child.shape[1])
+        return torch.where(node >= 0, self._child[node.clamp(min=0), action, observation], -1)
 
 
 def plan(pomdp: TabularPOMDP) -> BeliefPlan:
@@ -158,7 +172,7 @@ def plan(pomdp: TabularPOMDP) -> BeliefPlan:
         [log_policy.to(dtype) for log_policy in log_policies],
         pomdp,
         torch.cat(child),
-        roots.clamp(min=0),
+        roots,
     )
 
 
@@ -211,6 +225,8 @@ def evaluate(
     kind = sees or what_is_seen(policy) or "belief"
     if kind not in ("belief", "history"):
         raise ValueError(f"sees must be 'belief' or 'history', got {kind!r}")
+    if kind == "belief" and not keeps_beliefs(policy, pomdp):
+        kind = "history"  # what it believes of a history is not what is right here
     tables = tables_of(pomdp)
     numbers = tables.detached()
     levels, starts, roots = tree(numbers, horizon, merge=kind == "belief" or policy is None)
@@ -232,12 +248,26 @@ def evaluate(
             parent, action, observation = (before >= 0).nonzero().unbind(-1)
             seen = seen.select(parent).then(action, observation)
         own = dist.Categorical(logits=prior.expand(len(level.beliefs), -1))
-        answer = pomdp._ask(policy, seen, t) if kind == "history" else policy(seen, t)
+        try:
+            answer = pomdp._ask(policy, seen, t) if kind == "history" else policy(seen, t)
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"policy failed on beliefs of shape {tuple(seen.shape)}: {error}; a policy of histories is evaluated "
+                f"with sees='history'"
+            ) from error
         answer = unclamped(check_answer(answer, own, f"at step {t}", own.batch_shape))
         if bool(answer.logits.detach().isnan().any()):
             raise ValueError(f"policy gives NaN as a log probability at step {t}; check its parameters")
         log_policies.append(answer.logits.double().log_softmax(-1))
-    return _flow(tables, levels, starts, roots, log_policies)
+    found = _flow(tables, levels, starts, roots, log_policies)
+    dtype = pomdp.observation_table.dtype
+    parts = (found.expected_return, found.entropy, found.prior_cost, found.occupancy)
+    return BeliefEvaluation(*(part.to(dtype) for part in parts))
+
+
+def _check_numbers(name: str, values: Tensor, count: int) -> None:
+    if values.is_floating_point() or not holds((values >= 0) & (values < count)):
+        raise ValueError(f"history: every {name} must be an integer from 0 to {count - 1}")
 
 
 def tree(tables: BeliefTables, horizon: int, merge: bool = True) -> tuple[list[Level], Tensor, Tensor]:

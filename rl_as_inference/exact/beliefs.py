@@ -12,6 +12,9 @@ from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
 __all__ = ["BeliefFilter", "BeliefTables", "belief", "first_beliefs", "next_belief", "tables_of"]
 
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 class BeliefTables(NamedTuple):
     """The tables of a partially observed process, in double precision."""
 
@@ -85,10 +88,12 @@ class BeliefFilter:
     """The belief, moved on one step at a time, as :meth:`rl_as_inference.History.recall` asks for; ``(*batch, S)``."""
 
     def __init__(self, pomdp: TabularPOMDP) -> None:
-        self.dtype = pomdp.observation_table.dtype
+        self.process, self.dtype = pomdp, pomdp.observation_table.dtype
         self.tables = tables_of(pomdp).detached()
         joint, sums = first_beliefs(self.tables)
-        self.first = joint / sums[:, None]
+        # Where an episode begins at its end nothing is believed, and nothing asked.
+        anything = torch.full_like(joint, 1 / joint.shape[1])
+        self.first = torch.where(sums[:, None] > 0, joint / sums[:, None], anything)
 
     def start(self, observation: Tensor | None) -> Tensor:
         """Returns the belief after the first observation, ``(*batch,)``."""
@@ -148,11 +153,11 @@ def belief(pomdp: TabularPOMDP, observations: Tensor, actions: Tensor) -> Tensor
         ("observations", seen, pomdp.num_observations),
         ("actions", taken, pomdp.num_actions),
     ):
-        if values.is_floating_point() or bool(((values < 0) | (values >= count)).any()):
+        if values.dtype not in _INTEGERS or bool(((values < 0) | (values >= count)).any()):
             raise ValueError(f"{name} must be integers from 0 to {count - 1}")
     tables = tables_of(pomdp)
-    flat, moves = seen.reshape(len(seen), -1), taken.reshape(len(taken), -1)
-    count = (flat if len(flat) else moves).shape[1]
+    count = seen.shape[1] if seen.dim() == 2 else 1
+    flat, moves = seen.reshape(len(seen), count), taken.reshape(len(taken), count)
     joint, sums = first_beliefs(tables)
     index = flat[0] if pomdp.sees_first else torch.zeros(count, dtype=torch.long, device=device)
     _check_possible(sums[index], flat[0] if pomdp.sees_first else None, 0)

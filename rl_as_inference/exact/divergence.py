@@ -10,7 +10,7 @@ from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
-from rl_as_inference.nouns import ExactPolicy, Process, seen_by
+from rl_as_inference.nouns import ExactPolicy, Process, asked_in_rollouts
 from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 
@@ -67,7 +67,7 @@ def trajectory_kl(
         return exactly(wide, log_policy, dynamics).to(mdp.initial_probabilities.dtype)
     if isinstance(mdp, TabularPOMDP | LinearGaussianPOMDP) and direction == "reverse":
         target = hidden.plan(mdp).objective if dynamics == "causal" else hidden.log_evidence(mdp)
-        return target - hidden.evaluate(mdp, policy, seen_by(policy)).objective
+        return target - hidden.evaluate(mdp, policy, asked_in_rollouts(policy)).objective
     if not isinstance(mdp, LinearGaussianMDP):
         raise ValueError(
             f"no exact divergence for {type(mdp).__name__}: give a TabularMDP or a LinearGaussianMDP, or estimate it "

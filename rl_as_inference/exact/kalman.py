@@ -23,7 +23,7 @@ from rl_as_inference.exact.linear_gaussian import (
     symmetric,
 )
 from rl_as_inference.histories import History
-from rl_as_inference.nouns import ExactPolicy
+from rl_as_inference.nouns import ExactPolicy, keeps_beliefs, what_is_seen
 from rl_as_inference.processes.linear_gaussian_pomdp import LinearGaussianPOMDP
 
 __all__ = ["GaussianBelief", "KalmanFilter", "KalmanPlan", "belief", "evaluate", "mean_marginals", "plan"]
@@ -104,7 +104,8 @@ class KalmanFilter:
 
     def start(self, observation: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the memory after the first observation, ``(*batch, do)``."""
-        assert observation is not None
+        if observation is None:
+            raise ValueError("history has no observation before its first action, and this process shows one")
         step = torch.zeros(observation.shape[:-1], dtype=torch.long, device=observation.device)
         mean = self.pomdp.fully_observed.initial_mean
         return self._updated(mean.expand(*observation.shape[:-1], -1), observation, step), step
@@ -121,9 +122,13 @@ class KalmanFilter:
 
     def mean_of(self, history: History) -> Tensor:
         """Returns the mean after a history, ``(*batch, ds)``."""
-        return self.features(history.recall(self, self.start, self.move))
+        return self.features(history.recall((self, torch.is_grad_enabled()), self.start, self.move))
 
     def _updated(self, mean: Tensor, observation: Tensor, step: Tensor) -> Tensor:
+        if observation.shape[-1:] != (self.pomdp.observation_size,):
+            raise ValueError(
+                f"observation must have shape (…, {self.pomdp.observation_size}), got {tuple(observation.shape)}"
+            )
         # One step for the whole batch, unless histories of several were put together.
         same = step.numel() > 0 and bool((step == step.flatten()[0]).all())
         gain = self.gains.gain[step.flatten()[0] if same else step]
@@ -148,6 +153,12 @@ class KalmanPlan:
     _track: KalmanFilter = field(repr=False)
     dynamics = "causal"
     sees = "belief"
+    exact = True
+
+    @property
+    def process(self) -> LinearGaussianPOMDP:
+        """The process that it is the plan of."""
+        return self._track.pomdp
 
     @property
     def objective(self) -> Tensor:
@@ -161,7 +172,13 @@ class KalmanPlan:
 
     def __call__(self, seen: Any, t: int | Tensor) -> Any:
         """Returns the distribution over actions, of the batch shape of the history or of the means."""
-        return self.rule(self._track.mean_of(seen) if isinstance(seen, History) else seen, t)
+        mean = self._track.mean_of(seen) if isinstance(seen, History) else seen
+        if not isinstance(mean, Tensor) or mean.shape[-1:] != self.rule.gain.shape[-1:]:
+            raise ValueError(
+                f"belief must be its mean, of shape (…, {self.rule.gain.shape[-1]}), got "
+                f"{tuple(getattr(mean, 'shape', ()))}"
+            )
+        return self.rule(mean, t)
 
 
 def plan(pomdp: LinearGaussianPOMDP) -> KalmanPlan:
@@ -180,6 +197,10 @@ def evaluate(pomdp: LinearGaussianPOMDP, policy: ExactPolicy) -> KalmanPlan:
     Raises:
         ValueError: if the policy is not of that kind.
     """
+    if what_is_seen(policy) == "belief" and not keeps_beliefs(policy, pomdp):
+        raise ValueError(
+            "policy keeps the beliefs of another process, so that it has no exact answers here; estimate_elbo takes it"
+        )
     own = policy.rule if isinstance(policy, KalmanPlan) else policy
     return _planned(pomdp, rules_of(pomdp.fully_observed, own))
 

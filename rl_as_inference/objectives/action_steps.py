@@ -130,7 +130,8 @@ def over_time(critic: Callable[[Any, Any], Tensor], states: Any, times: Sequence
         states = list(views)
     if takes_all_steps(critic) and isinstance(states, Tensor):
         return critic(states, _time_tensor(times, states, 2))
-    return torch.stack([critic(state, t) for t, state in zip(times, states, strict=True)])
+    rows = [critic(state, t) for t, state in zip(times, states, strict=True)]
+    return torch.stack(torch.broadcast_tensors(*rows))  # before anything was seen, one for all
 
 
 def _time_tensor(times: Sequence[int], states: Tensor, dims: int) -> Tensor:

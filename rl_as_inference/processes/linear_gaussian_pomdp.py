@@ -107,6 +107,15 @@ class LinearGaussianPOMDP(PartiallyObservedMDP):
         factor: Tensor = torch.linalg.cholesky(self.observation_cov) if learned else self._factor
         return factor
 
+    def believes_as(self, other: Any) -> bool:
+        """Returns whether the same is believed of the same histories in another process."""
+        if not isinstance(other, LinearGaussianPOMDP) or other.horizon != self.horizon:
+            return False
+        names = ("A", "B", "noise_cov", "initial_mean", "initial_cov", "drift")
+        pairs = [(getattr(self.fully_observed, name), getattr(other.fully_observed, name)) for name in names]
+        pairs += [(self.observation_matrix, other.observation_matrix), (self.observation_cov, other.observation_cov)]
+        return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
     def initial(self) -> Any:
         return self.fully_observed.initial()
 

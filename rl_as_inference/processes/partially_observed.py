@@ -7,13 +7,14 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.histories import Histories, History, history
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.kernels import check_distribution, drawn
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.membership import check_observations
 from rl_as_inference.processes.reparameterized import reparameterized
-from rl_as_inference.program import observe
+from rl_as_inference.program import observe, terminate
 from rl_as_inference.randomness import seeded
 from rl_as_inference.trajectories import Trajectories
 
@@ -52,7 +53,7 @@ class PartiallyObservedMDP(MarkovDecisionProcess):
 
     has_uniform_prior = True
     observation_space: gymnasium.Space[Any]
-    _asked_of_observations = False
+    _steps_seen = -1  # whose observations were held to the observation space
 
     def observation(self, state: Tensor, action: Tensor | None) -> Any:
         """Returns the distribution of what is seen in ``state``, after ``action``, of the batch shape of ``state``.
@@ -72,11 +73,12 @@ class PartiallyObservedMDP(MarkovDecisionProcess):
         """
         like = seen.latest if isinstance(seen, History) and seen.latest is not None else torch.empty(0)
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-        stand_in = torch.zeros(*self.batch_shape(seen), *(self.state_space.shape or ()), dtype=dtype)
+        stand_in = torch.zeros((*self.batch_shape(seen), *(self.state_space.shape or ())), dtype=dtype)
         return MarkovDecisionProcess.prior(self, stand_in.to(like.device))
 
     def batch_shape(self, state: Any) -> torch.Size:
         """Returns the shape of a batch of states, or of histories."""
+        self._first("observation_space")
         if isinstance(state, Histories):
             return torch.Size([len(state), *self.batch_shape(state.history)])
         if not isinstance(state, History):
@@ -107,10 +109,13 @@ class PartiallyObservedMDP(MarkovDecisionProcess):
             value = self.draw_observation(self._own_state(state), taken, pathwise=pathwise)
             if value is None:
                 return first
-        if not self._asked_of_observations:
-            place = f"observation(state, action) of {self.name}"
+        step = 0 if action is None else len(first) + 1
+        place = f"observation(state, action) of {self.name} at step {step}"
+        if value.is_floating_point() and not holds(~value.detach().isnan()):
+            raise ValueError(f"{place} is NaN")
+        if step > self._steps_seen and not is_deferred():  # on the first walk
             check_observations(value, self.observation_space, super().batch_shape(state), place)
-            self._asked_of_observations = True
+            self._steps_seen = step
         if kept is not None:
             keep = kept[0].reshape(kept[0].shape + (1,) * (value.dim() - kept[0].dim()))
             value = torch.where(keep, kept[1], value)
@@ -140,6 +145,9 @@ class PartiallyObservedMDP(MarkovDecisionProcess):
         return check_distribution(seeing, f"observation(state, action) of {self.name}")
 
     def _seen_by_program(self, state: Tensor, action: Tensor | None, t: int) -> tuple[Any, Any]:
+        done = self.terminated(state) if t == self.horizon else None
+        if done is not None:  # what has ended shows nothing, at the last step either
+            terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
         seeing = self._seeing(state, action)
         if seeing is not None:
             observe(f"observation_{t}", seeing)

@@ -73,7 +73,7 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
         run.sites[-1].add(msg["name"])
         if is_observation(msg):
             run.observed_first = run.observed_first or not run.rows
-            run.observations.append(leading(msg["value"]))
+            run.observations.append(msg["value"])
             if hidden:  # what the policy looks at is what stands for its state
                 drawn_since.append(msg["value"])
         if is_action(msg):
@@ -134,6 +134,10 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
                 run.latents[msg["name"]] = msg["value"]
     if not run.rows:
         raise ValueError("the program has no actions: draw them by act(name, state, prior)")
+    most_seen = max((value.dim() for value in run.observations), default=0)
+    rows = (value.reshape((1,) * (most_seen - value.dim()) + value.shape) for value in run.observations)
+    # One that is the same for all (conditioned on, say) has fewer dimensions, or one entry in the first.
+    run.observations = [row.expand(count, *row.shape[1:]) if row.shape[:1] == (1,) else leading(row) for row in rows]
     last = run.rows[-1]["states"]
     for value in drawn_since:
         if value.dtype == last.dtype and value.dim() <= most and leading_state(value).shape == last.shape:
@@ -159,6 +163,8 @@ def _drop_single_plates(run: RecordedRun, nesting: int) -> None:
             row[name] = row[name].flatten(0, nesting)
     if run.final_state is not None:
         run.final_state = run.final_state.flatten(0, nesting)
+    if all(set(value.shape[inner]) == {1} and value.dim() > nesting for value in run.observations):
+        run.observations = [value.flatten(0, nesting) for value in run.observations]
     run.latents = {
         name: value.flatten(0, nesting) if set(value.shape[inner]) == {1} and value.dim() > nesting else value
         for name, value in run.latents.items()

@@ -107,6 +107,17 @@ class TabularPOMDP(PartiallyObservedMDP):
         """``log p(a)``, ``(A,)``; -inf where the action is forbidden."""
         return self.fully_observed.log_action_prior[0]
 
+    def believes_as(self, other: Any) -> bool:
+        """Returns whether the same is believed of the same histories in another process."""
+        if not isinstance(other, TabularPOMDP):
+            return False
+        pairs = [
+            (one.fully_observed.kernel.dense(), one.fully_observed.initial_probabilities, one.observation_table)
+            for one in (self, other)
+        ]
+        ends = torch.equal(self.fully_observed.terminal, other.fully_observed.terminal)
+        return ends and all(torch.equal(mine, theirs) for mine, theirs in zip(*pairs, strict=True))
+
     def initial(self) -> Any:
         return self.fully_observed.initial()
 

@@ -24,7 +24,7 @@ def agent_of(returned: Any, dynamics: Dynamics) -> tuple[MarkovDecisionProcess, 
             "dynamics='posterior' is a policy of the state, which is hidden from the family's agent; use 'causal'"
         )
     if isinstance(process, TabularPOMDP):
-        model = policy.pomdp if isinstance(policy, BeliefPlan) else policy if pair else process
+        model = policy.process if isinstance(policy, BeliefPlan) else policy if pair else process
         if isinstance(model, TabularPOMDP):
             _check_of_one_kind(process, model)
         return process, model

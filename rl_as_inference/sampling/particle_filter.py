@@ -14,7 +14,7 @@ from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.processes.programs import ProgramProcess
 from rl_as_inference.program.recording import log_prob_of, record
-from rl_as_inference.program.sites import is_action, is_observation
+from rl_as_inference.program.sites import is_action, is_observation, step_of
 
 __all__ = ["ParticleBelief", "ParticleFilter", "ProgramBelief", "ProgramFilter"]
 
@@ -60,6 +60,8 @@ class ParticleFilter:
         process: whose state is hidden.
         num_particles: ``K``.
         threshold: resample where the effective sample size is below this fraction of ``K``.
+        keep_lost: where no particle could have seen what was seen, go on with those that there are, and an evidence of
+            zero, in place of an error.
 
     Raises:
         ValueError: if the process sees its state, or numbers are out of range.
@@ -76,7 +78,14 @@ class ParticleFilter:
         True
     """
 
-    def __init__(self, process: PartiallyObservedMDP, num_particles: int = 1000, *, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        process: PartiallyObservedMDP,
+        num_particles: int = 1000,
+        *,
+        threshold: float = 0.5,
+        keep_lost: bool = False,
+    ) -> None:
         if not isinstance(process, PartiallyObservedMDP):
             raise ValueError(
                 f"process must be a PartiallyObservedMDP, got {type(process).__name__}; a program with observe() sites "
@@ -86,6 +95,7 @@ class ParticleFilter:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self.process, self.num_particles, self.threshold = process, num_particles, threshold
+        self.keep_lost = keep_lost
 
     @torch.no_grad()
     def start(self, observation: Tensor | None, num_trajectories: int | None = None) -> ParticleBelief:
@@ -95,6 +105,7 @@ class ParticleFilter:
             observation: ``(N, *observation)``; None for nothing.
             num_trajectories: ``N``; by default as many as observations, or 1.
         """
+        self._check("observation", observation, self.process.observation_space)
         count = num_trajectories or (1 if observation is None else len(observation))
         with unvalidated():
             flat = self.process.begin(count * self.num_particles)
@@ -115,6 +126,8 @@ class ParticleFilter:
         Raises:
             ValueError: if no particle could have seen that.
         """
+        self._check("action", action, self.process.action_space)
+        self._check("observation", observation, self.process.observation_space)
         count, process = len(belief.states), self.process
         if len(action) != count and count == 1:  # begun before there was anything to count
             belief = ParticleBelief(*(x.expand(len(action), *x.shape[1:]) for x in belief))
@@ -140,7 +153,10 @@ class ParticleFilter:
         if ended is not None:
             log_weight = torch.where(ended.view_as(log_weight), -torch.inf, log_weight)
         total = torch.logsumexp(log_weight, 1)
-        if bool((lost := ~total.isfinite()).any()):
+        if bool((lost := ~total.isfinite()).any()) and self.keep_lost:
+            log_weight = torch.where(lost[:, None], belief.log_weight, log_weight - total[:, None])
+            return ParticleBelief(belief.states, log_weight, torch.where(lost, -torch.inf, belief.log_evidence + total))
+        if bool(lost.any()):
             row = int(lost.nonzero()[0])
             seen = "nothing" if observation is None else observation[row].tolist()
             raise ValueError(
@@ -148,6 +164,14 @@ class ParticleFilter:
                 f"the belief{'' if step is None else f' at step {step}'}; use more, or check what was seen"
             )
         return ParticleBelief(belief.states, log_weight - total[:, None], belief.log_evidence + total)
+
+    def _check(self, name: str, value: Tensor | None, space: Any) -> None:
+        shape = tuple(space.shape or ())
+        if value is not None and (not isinstance(value, Tensor) or tuple(value.shape[1:]) != shape or value.dim() == 0):
+            raise ValueError(
+                f"{name} must be a tensor (N, …) of one for each trajectory, of shape (N, *{shape}), got "
+                f"{tuple(getattr(value, 'shape', ()))}"
+            )
 
     def _resampled(self, belief: ParticleBelief) -> ParticleBelief:
         size = 1 / (2 * belief.log_weight).exp().sum(1)
@@ -224,7 +248,9 @@ class ProgramFilter:
             raise ValueError(f"action: the program has {len(self.actions)} actions, and all were taken")
         values = {self.actions[t]: action}
         index = t + self.observed_first
-        if observation is not None and index < len(self.observations):
+        if observation is not None and index >= len(self.observations):
+            raise ValueError(f"observation: the program shows nothing after its action {self.actions[t]!r}; pass None")
+        if observation is not None:
             values[self.observations[index]] = observation
         return self._run(belief._replace(num_actions=t + 1), values)
 
@@ -242,7 +268,10 @@ class ProgramFilter:
         run = record(self.process.in_plate(count), None, values={**known, **given}, num_actions=belief.num_actions)
         for msg in run:
             if msg["name"] in new:
-                log_weight = log_weight + log_prob_of(msg["fn"], msg["value"]).reshape(count, -1).sum(1)
+                seen, alive = log_prob_of(msg["fn"], msg["value"]), step_of(msg)["alive"]
+                if alive is not None:  # going on is seen, so that what has ended could not have shown this
+                    seen = torch.where(alive, seen, -torch.inf)
+                log_weight = log_weight + seen.reshape(count, -1).sum(1)
                 new.remove(msg["name"])
         if new:
             raise ValueError(f"the program did not reach its observation {min(new)!r}; check the order of its sites")
