@@ -15,7 +15,7 @@ from rl_as_inference.checks import check_at_least, check_positive
 from rl_as_inference.critics import SoftQ, SoftV
 from rl_as_inference.guides import BeliefPolicy, RecurrentPolicy
 from rl_as_inference.guides.belief import belief_space
-from rl_as_inference.nouns import Policy, Problem, Process
+from rl_as_inference.nouns import Problem, Process
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
 from rl_as_inference.processes import MarkovDecisionProcess, PartiallyObservedMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.processes.point_masses import check_density
@@ -135,7 +135,7 @@ def fit(
     if isinstance(critic, nn.Module):
         parameters += list(critic.parameters())
 
-    factor = _tempering(process, policy, tempering)
+    factor = _tempering(process, tempering)
     own = float(torch.as_tensor(process.temperature).detach())
     temperatures = own * factor ** (1 - 2 * torch.arange(steps, dtype=torch.float64) / steps).clamp(min=0)
     loss = _loss(process, policy, estimator, critic, lambda_, num_trajectories)
@@ -172,7 +172,7 @@ def fit(
     return FitResult(policy, history, temperatures, estimator, critic, time.perf_counter() - started)
 
 
-def _tempering(process: Process, policy: Policy, asked: float | None) -> float:
+def _tempering(process: Process, asked: float | None) -> float:
     """Returns by what the temperature is multiplied at the start."""
     if asked is not None:
         check_positive("tempering", asked)

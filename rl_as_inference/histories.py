@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,11 +183,7 @@ def _map(memory: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if not isinstance(memory, tuple):
         return change(memory)
     changed = [change(x) for x in memory]
-    return memory._replace(**dict(zip(memory._fields, changed, strict=True))) if _is_named(memory) else tuple(changed)
-
-
-def _is_named(memory: tuple[Any, ...]) -> TypeGuard[Any]:
-    return hasattr(memory, "_fields")
+    return tuple(changed) if type(memory) is tuple else type(memory)(*changed)  # of a NamedTuple, one again
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
