@@ -15,6 +15,7 @@ from rl_as_inference.models.hidden_goal import hidden_goal
 from rl_as_inference.models.light_dark import light_dark
 from rl_as_inference.models.light_dark_linear import light_dark_linear
 from rl_as_inference.models.machine_wear import machine_wear
+from rl_as_inference.models.pendulum import pendulum
 from rl_as_inference.models.point_mass import point_mass
 from rl_as_inference.models.procrastination import procrastination
 from rl_as_inference.models.random_mdp import random_mdp
@@ -35,6 +36,7 @@ __all__ = [
     "light_dark",
     "light_dark_linear",
     "machine_wear",
+    "pendulum",
     "point_mass",
     "procrastination",
     "random_mdp",

@@ -7,6 +7,7 @@ from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
+from rl_as_inference.planning import MPPIPlanner, SMCPlanner
 from rl_as_inference.processes import (
     GymnasiumProcess,
     LinearGaussianMDP,
@@ -39,9 +40,11 @@ __all__ = [
     "History",
     "LinearGaussianMDP",
     "LinearGaussianPOMDP",
+    "MPPIPlanner",
     "MarkovDecisionProcess",
     "PartiallyObservedMDP",
     "Run",
+    "SMCPlanner",
     "Satisficing",
     "SoftActorCritic",
     "SoftPolicyIteration",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.windows import WindowedEnvironments
+from rl_as_inference.guides.modes import mode_of
 from rl_as_inference.processes.environments import Environments
 
 __all__ = ["Evaluation", "mean_interval", "mode_of", "play"]
@@ -42,31 +43,6 @@ def mean_interval(returns: Tensor) -> tuple[float, float] | None:
 
     interval = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return float(interval.low), float(interval.high)
-
-
-def mode_of(distribution: Any) -> Tensor:
-    """Returns the action that a policy holds for best: the likeliest, or the image of the mean.
-
-    Raises:
-        ValueError: if the distribution has no ``logits``, ``deterministic`` or ``mean``.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> mode_of(dist.Categorical(torch.tensor([0.2, 0.8])))
-        tensor(1)
-    """
-    logits = getattr(distribution, "logits", None)
-    if logits is not None:
-        likeliest: Tensor = logits.argmax(-1)
-        return likeliest
-    try:
-        best: Tensor = distribution.deterministic if hasattr(distribution, "deterministic") else distribution.mean
-    except NotImplementedError as error:
-        raise ValueError(
-            f"policy: {type(distribution).__name__} has no mean, so no best action; draw actions with "
-            f"deterministic=False, or give the distribution a property deterministic"
-        ) from error
-    return best
 
 
 def play(envs: Environments | WindowedEnvironments, choose: Callable[[Any, Any], Any], num_episodes: int) -> Evaluation:

@@ -23,7 +23,7 @@ PROGRAMS = ("corridor", "hidden_goal", "uncertain_slip")
 TABULAR = ("cliff", "frozen_lake", "gridworld", "procrastination", "random_mdp", "restaurants")
 BELIEFS = ("crying_baby", "food_truck", "machine_wear", "t_maze", "tiger")
 HIDDEN = (*BELIEFS, "light_dark", "light_dark_linear")
-PROCESSES = (*TABULAR, *HIDDEN, "double_integrator", "point_mass")
+PROCESSES = (*TABULAR, *HIDDEN, "double_integrator", "pendulum", "point_mass")
 
 
 def make(name, **arguments):
@@ -504,3 +504,38 @@ def test_a_trained_guide_shares_itself_out_among_the_goals_or_settles_for_one():
         shares[temperature] = torch.bincount(nearest[distance < 0.5], minlength=4) / 2000
     assert shares[0.5].min() > 0.03
     assert shares[0.25].max() > 0.9
+
+
+# pendulum
+
+
+def test_pendulum_is_gymnasiums_own():
+    process = models.pendulum(dtype=F64)
+    env = gymnasium.make("Pendulum-v1").unwrapped
+    env.reset(seed=0)
+    random = np.random.default_rng(0)
+    angle, speed = env.state
+    state = torch.tensor([[math.cos(angle), math.sin(angle), speed]], dtype=F64)
+    for t in range(300):  # through the bottom and at full speed
+        action = random.uniform(-1, 1, 1)
+        step = process.advance(state, torch.as_tensor(action)[None], t)
+        _, reward, *_ = env.step(2 * action)
+        angle, speed = env.state
+        torch.testing.assert_close(step.reward[0], torch.tensor(reward, dtype=F64), rtol=0, atol=1e-9)
+        seen = torch.tensor([math.cos(angle), math.sin(angle), speed], dtype=F64)
+        torch.testing.assert_close(step.next_state[0], seen, rtol=0, atol=1e-9)
+        state = step.next_state
+
+
+def test_pendulum_starts_anywhere_on_the_circle_with_the_density_of_angle_and_speed():
+    start = models.pendulum(dtype=F64).initial()
+    torch.manual_seed(0)
+    draws = start.sample((40_000,))
+    angles = torch.atan2(draws[:, 1], draws[:, 0])
+    # Uniform angles and speeds, 40,000 draws: means and second moments, in standard errors.
+    for values, half in ((angles, math.pi), (draws[:, 2], 1.0)):
+        assert abs(float(values.mean())) * 200 / (half / math.sqrt(3)) < 4
+        assert abs(float(values.square().mean()) - half**2 / 3) * 200 / (half**2 * math.sqrt(4 / 45)) < 4
+    inside, outside = torch.tensor([1.0, 0.0, 0.5], dtype=F64), torch.tensor([1.0, 0.0, 1.5], dtype=F64)
+    assert float(start.log_prob(inside)) == pytest.approx(-math.log(4 * math.pi))
+    assert float(start.log_prob(outside)) == -math.inf

@@ -1,0 +1,193 @@
+"""Planning with one Gaussian over action sequences: model predictive path integral control, and cross-entropy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.checks import check_at_least, check_positive
+from rl_as_inference.guides.modes import mode_of
+from rl_as_inference.nouns import Policy, Problem, SoftV
+from rl_as_inference.planning.answers import gaussian_answer, squashed, unsquashed
+from rl_as_inference.planning.planner import Answer, Planner, nothing_has_weight, repeated
+from rl_as_inference.spaces import is_unit_box, log_tanh_slope
+
+__all__ = ["MPPIPlanner"]
+
+_MILDER = 0.75
+"""The power that weights are taken to, again and again, until enough draws have a say."""
+
+_FARTHEST = 3.0
+"""How far from 0 a proposal's action may stand before squashing: ``tanh(3) = 0.995``."""
+
+
+class MPPIPlanner(Planner):
+    """A policy that fits one Gaussian to the next actions, by importance steps, and takes the first.
+
+    Model predictive path integral control (Williams et al. 2017, *Information theoretic MPC*, equations 23 to 28) as
+    inference: the guide is a Gaussian over action sequences, squashed where actions live in the unit box. It is drawn
+    from, the draws weigh ``exp(Σ r/α + V/α) p(a)/q(a)``, and its mean and spread become theirs. The next call starts
+    from the last plan, moved on by a step. Sequences do not look at what happens on the way: where dynamics are
+    random, the mean return of ``num_futures`` walks stands in the exponent.
+
+    Weights that leave too few draws their say are taken to a power that leaves ``num_kept`` of them in effective
+    size, which is a higher temperature. With ``elites`` the best draws count alike and others not at all: the
+    cross-entropy method (Rubinstein 1999).
+
+    Args:
+        process: in parts, of continuous actions.
+        look_ahead: how many steps; what goes beyond the horizon is left out.
+        num_samples: action sequences of one importance step, for each state that is planned from.
+        critic: the soft value of what follows the plan, ``(state, t) -> V`` in reward units; None for nothing.
+        proposal: a policy, around whose likeliest actions half of the draws of a call are made; the other half are
+            around the last plan. None draws around that alone.
+        iterations: importance steps of a call.
+        scale: the standard deviation that a call begins with, before squashing.
+        num_kept: the least effective size of the weights; by default a 16th of the draws.
+        elites: how many of the best draws make the next Gaussian, in place of weights.
+        num_futures: walks of each sequence; more than one where dynamics are random.
+        warm_start: begin with the last plan, if that was of the step before and of as many states.
+
+    Raises:
+        ValueError: if the process cannot be set to a state, hides it, has discrete actions, or numbers are out of
+            range.
+
+    Example:
+        >>> from rl_as_inference import models
+        >>> planner, _ = MPPIPlanner(models.double_integrator(), look_ahead=5, num_samples=64), torch.manual_seed(0)
+        >>> planner(torch.tensor([[2.0, 0.0]]), 0).mean.shape
+        torch.Size([1, 1])
+    """
+
+    def __init__(
+        self,
+        process: Problem,
+        *,
+        look_ahead: int,
+        num_samples: int,
+        critic: SoftV | None = None,
+        proposal: Policy | None = None,
+        iterations: int = 1,
+        scale: float = 1.0,
+        num_kept: int | None = None,
+        elites: int | None = None,
+        num_futures: int = 1,
+        warm_start: bool = True,
+    ) -> None:
+        super().__init__(process, look_ahead=look_ahead, critic=critic, proposal=proposal)
+        if self.is_discrete:
+            raise ValueError(
+                f"process has action_space {self.process.action_space}; use SMCPlanner for discrete actions"
+            )
+        check_at_least("num_samples", num_samples, least=2)
+        for name, value in (("iterations", iterations), ("num_futures", num_futures)):
+            check_at_least(name, value)
+        check_positive("scale", scale)
+        for name, few in (("num_kept", num_kept), ("elites", elites)):
+            if few is not None:
+                check_at_least(name, few, least=2)
+                if few > num_samples:
+                    raise ValueError(f"{name} must be <= num_samples = {num_samples}, got {few}")
+        self.num_samples, self.iterations, self.scale = num_samples, iterations, scale
+        self.num_kept = max(2, num_samples // 16) if num_kept is None else num_kept
+        self.elites, self.num_futures, self.warm_start = elites, num_futures, warm_start
+        self._last: tuple[int, Tensor] | None = None
+
+    def forget(self) -> None:
+        """Begins anew at the next call, without the last plan."""
+        self._last = None
+
+    def plan(self, states: Tensor, t: int, steps: int) -> Answer:
+        mean = self._beginning(states, t, steps)
+        centres = mean[None] if self.proposal is None else torch.stack([mean, self._proposed(states, t, steps)])
+        scale = torch.full_like(mean, self.scale)
+        for _ in range(self.iterations):
+            mean, scale = self._improved(states, t, centres, scale)
+            centres = mean[None]
+        self._last = t, mean
+        return gaussian_answer(mean[0], scale[0], self.process.action_space)
+
+    def _beginning(self, states: Tensor, t: int, steps: int) -> Tensor:
+        """Returns the mean to begin with, before squashing, ``(steps, B, d)``."""
+        like = self.value_ahead(states[:1], t, None)
+        mean = like.new_zeros(steps, len(states), *(self.process.action_space.shape or ()))
+        if not self.warm_start or self._last is None:
+            return mean
+        before, last = self._last
+        if before != t - 1 or last.shape[1:] != mean.shape[1:]:
+            return mean
+        kept = last[1 : 1 + steps]
+        mean[: len(kept)] = kept
+        return mean
+
+    def _proposed(self, states: Tensor, t: int, steps: int) -> Tensor:
+        """Returns the proposal's likeliest actions on a walk from each state, before squashing, ``(steps, B, d)``."""
+        process, found, alive = self.process, [], None
+        for j in range(t, t + steps):
+            action = mode_of(process.choose(self.proposal, states, j)[0])
+            step = process.advance(states, action, j, alive)
+            states, alive = step.next_state, step.alive
+            found.append(unsquashed(action, process.action_space).clamp(-_FARTHEST, _FARTHEST))
+        return torch.stack(found)
+
+    def _improved(self, states: Tensor, t: int, centres: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation after an importance step, both ``(steps, B, d)``."""
+        number, steps, count, size = len(centres), *centres.shape[1:3], self.num_samples
+        drawn_from = torch.arange(size, device=scale.device) % number
+        noise = torch.randn(steps, count, size, *scale.shape[2:], dtype=scale.dtype, device=scale.device)
+        noise[:, :, :number] = 0.0  # what is held for best by now takes part
+        before = centres[drawn_from].movedim(0, 2) + scale[:, :, None] * noise
+        log_weight = self._log_weight(states, t, before, centres, scale)
+        lost = ~torch.logsumexp(log_weight, 1).isfinite()
+        if bool(lost.any()):
+            raise nothing_has_weight(states, lost, t)
+        weight = self._weights(log_weight)[:, :, None]
+        mean = (weight * before).sum(2)
+        variance = (weight * (before - mean[:, :, None]).square()).sum(2)
+        return mean, variance.sqrt().clamp(min=1e-3 * self.scale)
+
+    def _weights(self, log_weight: Tensor) -> Tensor:
+        """Returns normalised weights, ``(B, K)``."""
+        if self.elites is not None:
+            best = log_weight.topk(self.elites, 1).indices
+            return torch.zeros_like(log_weight).scatter(1, best, 1 / self.elites)
+        log_weight = log_weight - log_weight.amax(1, keepdim=True)
+        weight = log_weight.exp()
+        while True:
+            small = weight.sum(1, keepdim=True).square() / weight.square().sum(1, keepdim=True) < self.num_kept
+            if not bool(small.any()):
+                return weight / weight.sum(1, keepdim=True)
+            log_weight = torch.where(small, _MILDER * log_weight.clamp(min=-1e30), log_weight)
+            weight = log_weight.exp()
+
+    def _log_weight(self, states: Tensor, t: int, before: Tensor, centres: Tensor, scale: Tensor) -> Tensor:
+        """Returns the log weights of action sequences ``(steps, B, K, d)`` drawn around centres, ``(B, K)`` in nats."""
+        process, shape, futures = self.process, before.shape[1:3], self.num_futures
+        gamma, weight = float(process.discount), 1.0
+        actions = squashed(before, process.action_space)
+        noise = (before - centres[:, :, :, None]) / scale[:, :, None]
+        log_policy = (-0.5 * noise.square() - (scale[:, :, None].log() + 0.5 * math.log(2 * math.pi))).sum(-1)
+        if is_unit_box(process.action_space):
+            log_policy = log_policy - log_tanh_slope(before).sum(-1)
+        prior = process.uniform_log_density if process.has_uniform_prior else None
+        state = repeated(states, shape[1] * futures)
+        alive: Tensor | None = None
+        earned, proposed = before.new_zeros(len(state)), before.new_zeros(len(centres), len(state))
+        for j, action in enumerate(actions.flatten(1, 2)):
+            action = action if futures == 1 else repeated(action, futures)
+            log_prior = prior if prior is not None else process.prior_at(state).log_prob(action)
+            step = process.advance(state, action, t + j, alive)
+            gain, cost = step.reward / process.temperature + log_prior, log_policy[:, j].flatten(1)
+            cost = cost if futures == 1 else cost.repeat_interleave(futures, 1)
+            if step.alive is not None:
+                gain, cost = torch.where(step.alive, gain, 0.0), torch.where(step.alive, cost, 0.0)
+            earned, proposed = earned + weight * gain, proposed + weight * cost
+            state, alive, weight = step.next_state, step.alive, weight * gamma
+        ended = process.has_ended(state)
+        if alive is not None:
+            ended = ~alive if ended is None else ended | ~alive
+        earned = earned + weight * self.value_ahead(state, t + len(actions), ended)
+        log_mixture = torch.logsumexp(proposed, 0) - math.log(len(centres))
+        return (earned - log_mixture).view(*shape, futures).mean(-1)

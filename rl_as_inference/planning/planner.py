@@ -1,0 +1,143 @@
+"""What planners share: what they plan in, how far they look, and what follows after that."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rl_as_inference.checks import check_at_least, holds, unvalidated
+from rl_as_inference.nouns import Policy, Problem, SoftV
+from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess, PartiallyObservedMDP
+
+__all__ = ["Answer", "Planner", "nothing_has_weight", "repeated"]
+
+Answer: TypeAlias = tuple[Callable[..., Any], tuple[Tensor, ...]]
+"""A distribution, and the tensors that it is made of, each of which begins with the dimension of states."""
+
+
+class Planner(ABC):
+    """A policy that plans anew whenever it is asked.
+
+    It answers by drawing, so that two answers to one question differ: what a rollout tells of it is of all of them,
+    and what an exact answer tells is of those that it happened to give.
+
+    Args:
+        process: in parts, as it can be begun anywhere.
+        look_ahead: how many steps a plan has; what goes beyond the horizon is left out.
+        critic: the soft value of what follows, ``(state, t) -> V`` in reward units; None for nothing.
+        proposal: from where actions are drawn; None for the action prior.
+
+    Raises:
+        ValueError: if the process cannot be set to a state, hides it, or numbers are out of range.
+    """
+
+    answers_by_drawing = True
+
+    def __init__(
+        self, process: Problem, *, look_ahead: int, critic: SoftV | None = None, proposal: Policy | None = None
+    ) -> None:
+        check_at_least("look_ahead", look_ahead)
+        for name, value in (("critic", critic), ("proposal", proposal)):
+            if value is not None and not callable(value):
+                raise ValueError(f"{name} must be a callable (state, t), got {type(value).__name__}")
+        self.process, self.look_ahead = _plannable(process), look_ahead
+        space = self.process.action_space
+        self.is_discrete = isinstance(space, gymnasium.spaces.Discrete)
+        if not self.is_discrete and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+            raise ValueError(f"process has action_space {space}, and planners need Discrete(n) or Box(…, (d,))")
+        self.critic, self.proposal = critic, proposal
+
+    @torch.no_grad()
+    def __call__(self, state: Tensor, t: int | Tensor) -> Any:
+        """Returns the plan's distribution over the first action, of the batch shape of ``state``.
+
+        Args:
+            state: ``(*batch, *state)``.
+            t: the step, one for all.
+
+        Raises:
+            ValueError: if no plan from a state has any weight, or the critic's answer has another shape or is NaN.
+        """
+        step = _one_step(t)
+        batch = self.process.batch_shape(state)
+        states = state.reshape(-1, *state.shape[len(batch) :])
+        with unvalidated():
+            steps = self.num_steps(step)
+            if steps == 0:
+                return self.process.prior_at(state)
+            make, tensors = self.plan(states, step, steps)
+            return make(*(tensor.reshape(*batch, *tensor.shape[1:]) for tensor in tensors))
+
+    def num_steps(self, t: int) -> int:
+        """Returns how many steps a plan made at step ``t`` has."""
+        left = self.look_ahead if self.process.horizon is None else self.process.horizon - t
+        return max(0, min(self.look_ahead, left))
+
+    @abstractmethod
+    def plan(self, states: Tensor, t: int, steps: int) -> Answer:
+        """Returns the first action's distribution in each of the states ``(B, *state)``, as what makes it of tensors."""
+
+    def value_ahead(self, states: Tensor, t: int, ended: Tensor | None) -> Tensor:
+        """Returns what follows from step ``t`` on, in nats, of the batch shape of ``states``; 0 where it is over."""
+        batch = self.process.batch_shape(states)
+        dtype = states.dtype if states.is_floating_point() else torch.get_default_dtype()
+        over = self.process.horizon is not None and t >= self.process.horizon
+        if self.critic is None or over:
+            return torch.zeros(batch, dtype=dtype, device=states.device)
+        value = self.critic(states, t)
+        if value.shape != batch:
+            raise ValueError(
+                f"critic must give one soft value a state, of shape {tuple(batch)}, got {tuple(value.shape)} at step "
+                f"{t}; of a soft Q, give (state, t) -> α log Σ_a p(a|s) exp(Q/α)"
+            )
+        value = value / self.process.temperature
+        value = value if ended is None else torch.where(ended, 0.0, value)
+        if not holds(~(value.isnan() | value.isposinf())):
+            raise ValueError(f"critic is NaN or +inf at step {t}; it must be a number below infinity")
+        return value
+
+
+def repeated(states: Tensor, count: int) -> Tensor:
+    """Returns every state ``count`` times, ``(B, *state)`` to ``(B · count, *state)``."""
+    return states.repeat_interleave(count, 0)
+
+
+def nothing_has_weight(states: Tensor, worthless: Tensor, t: int) -> ValueError:
+    """Returns the error for states from which every plan has weight zero."""
+    state = states[int(worthless.nonzero()[0])].tolist()
+    return ValueError(
+        f"every plan from state {state} at step {t} has weight zero: all rewards ahead are -inf; make impossible "
+        f"actions impossible in the action prior, use more particles, or another proposal"
+    )
+
+
+def _plannable(process: Problem) -> MarkovDecisionProcess:
+    if isinstance(process, GymnasiumProcess):
+        raise ValueError(
+            "process is a simulator, which cannot be set to a state to plan from; write its dynamics as a "
+            "MarkovDecisionProcess, as models.pendulum does for Pendulum-v1, or read a table with "
+            "TabularMDP.from_gymnasium"
+        )
+    if isinstance(process, PartiallyObservedMDP):
+        raise ValueError(
+            "process hides its state, and a planner plans from a state; plan in process.fully_observed where it has "
+            "that, or use exact.plan, which plans in beliefs"
+        )
+    if not isinstance(process, MarkovDecisionProcess):
+        raise ValueError(
+            f"process must be a MarkovDecisionProcess, got {type(process).__name__}; a program is planned in by "
+            f"conditioning it on what happened so far (docs/planning.md)"
+        )
+    return process
+
+
+def _one_step(t: int | Tensor) -> int:
+    steps = torch.as_tensor(t)
+    if steps.numel() == 0 or bool((steps != steps.flatten()[0]).any()):
+        raise ValueError("t must be one step for all states: a planner is asked step by step")
+    return int(steps.flatten()[0])

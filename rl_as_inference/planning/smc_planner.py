@@ -1,0 +1,344 @@
+"""Planning by sequential Monte Carlo: particles of the next steps, and what they say of the first."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, Literal, get_args
+
+import gymnasium
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from rl_as_inference.checks import check_at_least
+from rl_as_inference.nouns import Policy, Problem, SoftV
+from rl_as_inference.planning.answers import Defended, kernel_answer
+from rl_as_inference.planning.messages import (
+    Points,
+    backward_step,
+    log_densities,
+    masses_of_draws,
+    masses_of_states,
+)
+from rl_as_inference.planning.planner import Answer, Planner, nothing_has_weight, repeated
+from rl_as_inference.processes.kernels import cumulated, drawn
+from rl_as_inference.processes.point_masses import is_point
+
+__all__ = ["SMCPlanner"]
+
+Dynamics = Literal["causal", "posterior"]
+
+_AT_ONCE = 2**24
+"""Pairs of points and successors that are held at once; roots beyond that wait for their turn."""
+
+_HALVINGS = 12
+"""Of the weights that place the next points, until half of the particles keep their say."""
+
+_OF_PRIOR = 0.25
+"""Share of the particles whose actions are the prior's, where there is a proposal: it may be wrong."""
+
+
+class SMCPlanner(Planner):
+    """A policy that plans by sequential Monte Carlo from wherever it stands, and takes the first action.
+
+    At ``(s, t)`` particles walk the next ``look_ahead`` steps, weighed by optimality ``exp(r/α) p(a|s)/q(a|s)`` and
+    resampled, systematically, where their effective size falls below a half; ``critic`` says what follows after.
+
+    ``dynamics="causal"`` averages over luck before it exponentiates, as maximum-entropy control does: messages pass
+    back through the layers of states that the particles reached, and at every point the mean over successors stands
+    in the exponent (:mod:`rl_as_inference.planning.messages`). It converges to the causal posterior's action rule.
+    ``dynamics="posterior"`` puts luck into the weights, as the planners of the literature do (Piché et al. 2019,
+    *Probabilistic planning with sequential Monte Carlo methods*), and so reckons on it; what that costs,
+    ``compare`` says. Where dynamics are certain and states continuous the two are one, and each first action is
+    worth what the particles that took it weigh.
+
+    The answer is a categorical distribution over discrete actions, and a kernel estimate over continuous ones.
+
+    Args:
+        process: in parts.
+        look_ahead: how many steps; what goes beyond the horizon is left out.
+        num_particles: ``K``, ≥ 2, for each state that is planned from.
+        critic: the soft value of what follows the plan, ``(state, t) -> V`` in reward units; None for nothing.
+        proposal: a policy to draw actions from, a trained guide say; None for the action prior. A quarter of the
+            particles draw from the prior all the same.
+        dynamics: ``"causal"`` or ``"posterior"``.
+        num_actions: how many continuous actions are tried at each point of a plan.
+
+    Raises:
+        ValueError: if the process cannot be set to a state, hides it, or numbers are out of range.
+
+    Example:
+        >>> from rl_as_inference import exact, models
+        >>> mdp, _ = models.random_mdp(6, 2, horizon=4), torch.manual_seed(0)
+        >>> planner = SMCPlanner(mdp, look_ahead=4, num_particles=200)
+        >>> bool(exact.optimal_elbo(mdp) - exact.elbo(mdp, planner) < 1e-3)
+        True
+    """
+
+    def __init__(
+        self,
+        process: Problem,
+        *,
+        look_ahead: int,
+        num_particles: int,
+        critic: SoftV | None = None,
+        proposal: Policy | None = None,
+        dynamics: Dynamics = "causal",
+        num_actions: int = 16,
+    ) -> None:
+        super().__init__(process, look_ahead=look_ahead, critic=critic, proposal=proposal)
+        check_at_least("num_particles", num_particles, least=2)
+        check_at_least("num_actions", num_actions, least=2)
+        if dynamics not in get_args(Dynamics):
+            raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
+        self.num_particles, self.dynamics, self.num_actions = num_particles, dynamics, num_actions
+
+    def plan(self, states: Tensor, t: int, steps: int) -> Answer:
+        back: Tensor | slice = slice(None)
+        if isinstance(self.process.state_space, gymnasium.spaces.Discrete):  # the same question has one answer
+            states, back = torch.unique(states, return_inverse=True)
+        has_density = self._has_density(states)
+        points = min(self.num_particles, self._few_states or self.num_particles)
+        width = points * points * self._num_tried if has_density else self.num_particles
+        parts = states.split(max(1, _AT_ONCE // max(width, self.num_particles)))
+        answer = self._by_messages if has_density else self._by_weights
+        actions, log_weights = zip(*(answer(part, t, steps) for part in parts), strict=True)
+        log_weight = torch.cat(log_weights)
+        if bool((worthless := ~torch.logsumexp(log_weight, 1).isfinite()).any()):
+            ended = self.process.has_ended(states)
+            lost = worthless if ended is None else worthless & ~ended
+            if bool(lost.any()):
+                raise nothing_has_weight(states, lost, t)
+            log_weight = torch.where(worthless[:, None], 0.0, log_weight)
+        if self.is_discrete:
+            return _categorical, (log_weight.log_softmax(-1)[back],)
+        return kernel_answer(torch.cat(actions)[back], log_weight[back], self.process.action_space)
+
+    def proposed(self, state: Tensor, t: int) -> Any:
+        """Returns the distribution that particles draw their actions from."""
+        prior = self.process.prior_at(state)
+        if self.proposal is None:
+            return prior
+        mixed = Defended(self.process.choose(self.proposal, state, t)[0], prior, _OF_PRIOR)
+        if not self.is_discrete:
+            return mixed
+        return dist.Categorical(logits=mixed.log_prob(_all_actions(prior, len(prior.batch_shape))).movedim(0, -1))
+
+    @property
+    def _num_tried(self) -> int:
+        space = self.process.action_space
+        return int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else self.num_actions
+
+    @property
+    def _few_states(self) -> int | None:
+        """How many states there are, if no more than particles: then all of them are points of every layer."""
+        space = self.process.state_space
+        number = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else None
+        return number if number is not None and number <= self.num_particles else None
+
+    def _has_density(self, states: Tensor) -> bool:
+        """Returns whether successors have probabilities or densities that tell which others they could have been."""
+        if isinstance(self.process.state_space, gymnasium.spaces.Discrete):
+            return True
+        one = states[:1]
+        transition = self.process.transition(one, self.process._own_action(drawn(self.process.prior_at(one))))
+        return is_point(transition) is False
+
+    # With densities: layers of points forwards, messages backwards.
+
+    def _by_messages(self, roots: Tensor, t: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Returns first actions ``(B, m, d)`` and their log weights ``(B, m)``; of discrete ones those of all ``A``."""
+        process, count, size = self.process, len(roots), self.num_particles
+        few = self._few_states
+        everywhere = None if few is None else torch.arange(few, device=roots.device)[None]
+        layers = [Points(roots[:, None], torch.zeros(count, 1, device=roots.device))]
+        walk = _Walk(self, roots, t)
+        for _ in range(steps):
+            step = walk.step()
+            after = step.next_state.unflatten(0, (count, size))
+            if isinstance(process.state_space, gymnasium.spaces.Discrete):
+                mass = masses_of_states(after, walk.took, few)
+                if everywhere is not None and (over := process.has_ended(everywhere[0])) is not None:
+                    mass = torch.where(over, 0.0, mass)  # what is worth nothing need not be reached to be known
+            else:
+                mass = masses_of_draws(self._of_draws(walk, after, t), walk.took)
+            layers.append(Points(after if everywhere is None else everywhere, mass))
+            walk.resample(tempered=True)
+        value = self._values(layers[-1], t + steps, count)
+        table: tuple[Tensor, Tensor] | None = None
+        for j in reversed(range(steps)):
+            here, after_ = layers[j], layers[j + 1]
+            actions, log_ratio = self._tried(here.states, t + j, root=j == 0)
+            if table is None or j == 0 or everywhere is None:
+                density, rewards = log_densities(process, here.states, actions, after_.states, t + j)
+                table = density.to(value), rewards.to(value) / process.temperature
+            last = process.horizon is not None and t + j == process.horizon - 1
+            gamma = None if last else float(process.discount)
+            q, known = backward_step(*table, after_, value, gamma, bends_luck=self.dynamics == "posterior")
+            log_weight = log_ratio + q
+            if j:
+                value, known = torch.logsumexp(log_weight, -1), known.any(-1)
+                ended = process.has_ended(here.states.flatten(0, 1))
+                if ended is not None:
+                    ended = ended.view(here.states.shape[:2])
+                    value, known = torch.where(ended, 0.0, value), known | ended
+                # A point from which nobody went on says nothing, which is not that nothing comes of it.
+                layers[j] = Points(here.states, torch.where(known, here.log_mass, -math.inf))
+        return actions[:, 0], log_weight[:, 0]
+
+    def _values(self, points: Points, t: int, count: int) -> Tensor:
+        """Returns the soft V of the last layer in nats, ``(B, n)``."""
+        flat = points.states.flatten(0, 1)
+        value = self.value_ahead(flat, t, self.process.has_ended(flat))
+        return value.view(points.states.shape[:2]).expand(count, -1)
+
+    def _tried(self, states: Tensor, t: int, *, root: bool) -> tuple[Tensor, Tensor]:
+        """Returns the actions that are tried at points ``(b, n)``, with ``log p - log (m q)``, ``(b, n, m)`` in nats.
+
+        The sum over them of ``exp(log p - log (m q) + Q)`` is the soft value's exponential; of discrete actions
+        that are all there are ``m q`` is 1.
+        """
+        flat, shape = states.flatten(0, 1), states.shape[:2]
+        if self.is_discrete:
+            prior = self.process.prior_at(flat)
+            every = _all_actions(prior, 1)
+            log_prior = prior.log_prob(every).movedim(0, -1)
+            return every[:, 0].expand(*shape, -1), log_prior.unflatten(0, shape)
+        number = self.num_particles if root else self.num_actions
+        decision = self.process.decide(self.proposed, repeated(flat, number), t)
+        action = decision.action.unflatten(0, (*shape, number))
+        return action, (decision.log_prior - decision.log_policy).unflatten(0, (*shape, number)) - math.log(number)
+
+    def _of_draws(self, walk: _Walk, after: Tensor, t: int) -> Tensor:
+        """Returns the log density of each draw under each transition that was taken, ``(K, B, K)``."""
+        shape = after.shape[:2]
+        states, actions = walk.before.unflatten(0, shape), walk.action.unflatten(0, shape)
+        return log_densities(self.process, states, actions[:, :, None], after, t)[0][..., 0]
+
+    # Without: what each first action is worth is what the particles that took it weigh.
+
+    def _by_weights(self, roots: Tensor, t: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Returns first actions ``(B, m, d)`` and their log weights ``(B, m)``; of discrete ones those of all ``A``."""
+        count, size = len(roots), self.num_particles
+        walk = _Walk(self, roots, t)
+        first: Tensor | None = None
+        for j in range(steps):
+            walk.step(survival=t + j != (self.process.horizon or 0) - 1)
+            first = walk.action.unflatten(0, (count, size)) if first is None else first
+            if j < steps - 1:
+                walk.resample(tempered=False)
+        assert first is not None
+        first = first.gather(1, walk.ancestor.reshape(count, size, *(1,) * (first.dim() - 2)).expand_as(first))
+        log_weight = walk.log_weight
+        if not self.is_discrete:
+            return first, log_weight
+        of_action = first[..., None] == torch.arange(self._num_tried, device=first.device)
+        return first, torch.logsumexp(torch.where(of_action, log_weight[..., None], -math.inf), 1)
+
+
+class _Walk:
+    """Particles on their way from ``B`` roots, ``K`` from each."""
+
+    def __init__(self, planner: SMCPlanner, roots: Tensor, t: int) -> None:
+        self.planner, self.t, self.start = planner, t, t
+        self.count, self.size = len(roots), planner.num_particles
+        self.state = repeated(roots, self.size)
+        self.alive: Tensor | None = None
+        one = planner.value_ahead(roots[:1], t, None)
+        self.log_weight = one.new_zeros(self.count, self.size)
+        self.ancestor = torch.arange(self.size, device=roots.device).expand(self.count, -1)
+        self.expected: Tensor | float = 0.0
+        self.before, self.action = self.state, self.state
+        self.took = torch.ones(self.count, self.size, dtype=torch.bool, device=roots.device)
+
+    def step(self, *, survival: bool = False) -> Any:
+        """Moves all particles one step on, weighs them, and returns what the step gave."""
+        planner, process = self.planner, self.planner.process
+        # Spread evenly over the actions of the first step, whose share is what is asked for.
+        draw: Any = drawn
+        if self.t == self.start and planner.is_discrete:
+            draw = partial(_spread, shape=(self.count, self.size))
+        policy = None if planner.proposal is None else planner.proposed
+        self.action, log_prior, log_policy = process.decide(policy, self.state, self.t, draw=draw)
+        step = process.advance(self.state, self.action, self.t, self.alive)
+        alive = step.alive
+        self.took = torch.ones_like(self.took) if alive is None else alive.view(self.took.shape)
+        gain = step.reward / process.temperature + log_prior - log_policy
+        if survival and float(process.discount) < 1:
+            coins = torch.rand(len(self.state), device=self.state.device) < float(process.discount)
+            alive = coins if alive is None else alive & coins
+        self.t += 1
+        over = process.has_ended(step.next_state)
+        if alive is not None:
+            over = ~alive if over is None else over | ~alive
+        expected = planner.value_ahead(step.next_state, self.t, over).view(self.took.shape)
+        increment = torch.where(self.took, gain.view(self.took.shape), 0.0) + expected - self.expected
+        if isinstance(self.expected, Tensor):  # what was given up stays so: -inf less -inf would be no number
+            increment = torch.where(self.expected.isneginf(), -math.inf, increment)
+        self.log_weight = self.log_weight + increment
+        self.before, self.state, self.alive, self.expected = self.state, step.next_state, alive, expected
+        self.goes_on = torch.ones_like(self.took) if over is None else ~over.view(self.took.shape)
+        return step
+
+    def resample(self, *, tempered: bool) -> None:
+        """Resamples where the effective size is below half of the particles.
+
+        Args:
+            tempered: only to place the next layer of points: over those that go on, with weights to a power that keeps
+                half of them, since others than the best must be covered too. Else as a filter does.
+        """
+        log_weight = self.log_weight
+        if tempered:
+            log_weight = torch.where(self.goes_on, log_weight, -math.inf)
+            log_weight = torch.where(log_weight.amax(1, keepdim=True).isneginf(), 0.0, log_weight)
+            weight = (log_weight - log_weight.amax(1, keepdim=True)).exp()
+            living = (weight > 0).sum(1)
+            poor = living < self.size
+            for _ in range(_HALVINGS):
+                small = _effective_size(weight) < 0.5 * living
+                if not bool(small.any()):
+                    break
+                poor |= small
+                weight = torch.where(small[:, None], weight.sqrt(), weight)
+        else:
+            weight = log_weight.softmax(1)
+            poor = _effective_size(weight) < 0.5 * self.size  # nor are they where all weights are zero
+        if not bool(poor.any()):
+            return
+        cumulative = weight.double().cumsum(1)
+        start = torch.rand(self.count, 1, dtype=torch.float64, device=log_weight.device)
+        pointers = (torch.arange(self.size, device=log_weight.device) + start) / self.size
+        index = torch.searchsorted(cumulative / cumulative[:, -1:], pointers).clamp(max=self.size - 1)
+        index = torch.where(poor[:, None], index, torch.arange(self.size, device=index.device))
+        level = torch.logsumexp(self.log_weight, 1, keepdim=True) - math.log(self.size)
+        kept = self.log_weight.gather(1, index)
+        self.log_weight = torch.where(poor[:, None], 0.0 if tempered else level, kept)
+        self.ancestor = self.ancestor.gather(1, index)
+        flat = (index + self.size * torch.arange(self.count, device=index.device)[:, None]).flatten()
+        self.state = self.state[flat]
+        self.alive = None if self.alive is None else self.alive[flat]
+        if isinstance(self.expected, Tensor):
+            self.expected = self.expected.gather(1, index)
+
+
+def _categorical(logits: Tensor) -> Any:
+    return dist.Categorical(logits=logits)
+
+
+def _all_actions(prior: Any, batch: int) -> Tensor:
+    """Returns every discrete action, counted from 0, ``(A, *1)``."""
+    number = prior.logits.shape[-1]
+    return torch.arange(number, device=prior.logits.device).reshape(number, *(1,) * batch)
+
+
+def _spread(chosen: Any, shape: tuple[int, int]) -> Tensor:
+    """Returns draws that are spread evenly over each root's particles."""
+    cumulative = cumulated(chosen.logits.unflatten(0, shape)[:, 0])
+    offset = torch.rand(shape[0], 1, dtype=cumulative.dtype, device=cumulative.device)
+    pointers = (torch.arange(shape[1], device=cumulative.device) + offset) / shape[1]
+    return torch.searchsorted(cumulative, pointers, right=True).clamp(max=cumulative.shape[-1] - 1).flatten()
+
+
+def _effective_size(weight: Tensor) -> Tensor:
+    return weight.sum(1).square() / weight.square().sum(1)
