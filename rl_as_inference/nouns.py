@@ -29,6 +29,7 @@ __all__ = [
     "SoftQ",
     "SoftV",
     "SoftValue",
+    "answers_by_drawing",
     "asked_in_rollouts",
     "has_no_time_limit",
     "is_process",
@@ -44,7 +45,8 @@ class Policy(Protocol):
     Where the state is hidden it is asked with a :class:`rl_as_inference.History` in its place, and may say by an
     attribute ``sees`` what exact answers should ask it with, ``"history"`` or ``"belief"``; see :func:`what_is_seen`.
     One that can also be asked for many steps at once, with states ``(T, N, *state)`` and times ``(T, N)``, says so
-    by an attribute ``batch_steps = True``; see :func:`takes_all_steps`.
+    by an attribute ``batch_steps = True``; see :func:`takes_all_steps`. One that answers differently each time it is
+    asked has ``answers_by_drawing = True``; see :func:`answers_by_drawing`.
     """
 
     def __call__(self, state: Any, t: Any, /) -> Any:
@@ -153,6 +155,11 @@ class _MayBeStationary(Protocol):
 
 
 @runtime_checkable
+class _MayDraw(Protocol):
+    answers_by_drawing: bool
+
+
+@runtime_checkable
 class _SaysWhatItSees(Protocol):
     sees: str
 
@@ -183,6 +190,14 @@ def takes_all_steps(asked: object) -> bool:
         False
     """
     return isinstance(asked, _TakesAllSteps) and asked.batch_steps
+
+
+def answers_by_drawing(policy: object) -> bool:
+    """Returns whether a policy draws its distributions anew whenever it is asked, as planners do.
+
+    Such a policy says so by ``answers_by_drawing = True``. Its exact answers are those of one set of its distributions.
+    """
+    return isinstance(policy, _MayDraw) and policy.answers_by_drawing
 
 
 def what_is_seen(policy: object) -> str | None:

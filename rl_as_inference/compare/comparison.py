@@ -14,9 +14,24 @@ from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
-from rl_as_inference.nouns import Policy, Problem, Process, SoftValue, asked_in_rollouts
+from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.nouns import (
+    ExactPolicy,
+    Policy,
+    Problem,
+    Process,
+    SoftValue,
+    answers_by_drawing,
+    asked_in_rollouts,
+)
 from rl_as_inference.objectives.rollout_elbo import Estimate
-from rl_as_inference.processes import GymnasiumProcess, LinearGaussianPOMDP, MarkovDecisionProcess, TabularPOMDP
+from rl_as_inference.processes import (
+    GymnasiumProcess,
+    LinearGaussianPOMDP,
+    MarkovDecisionProcess,
+    TabularMDP,
+    TabularPOMDP,
+)
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.trajectories import Trajectories
@@ -48,7 +63,8 @@ def compare(
 
     Args:
         process: a process, or a Pyro program without arguments.
-        policy: a callable ``(state, t) -> Distribution``; None for the action prior.
+        policy: a callable ``(state, t) -> Distribution``; None for the action prior. Of a planner, whose answers are
+            drawn, exact rows are those of one set of answers; their mean over many is what rollouts estimate.
         num_trajectories: rollouts for the estimates, ≥ 2.
         critic: soft values in reward units, ``(state, t)`` to one value a state (soft V) or one an
             action (soft Q); adds the ELBO as the critic sees it. A learner's critic has its own
@@ -77,7 +93,7 @@ def compare(
         earned = Estimate.of(draws.returns(discounted=True))
         action_cost = float((scales * (draws.log_policy - draws.log_prior)).sum(0).mean())
         elbo_critic = None if critic is None else elbo_by_critic(process, policy, critic, draws, cut_off)
-        found = _exact_values(process, policy)
+        found = _exact_values(process, _one_set_of_answers(process, policy))
     reasons = found.pop("reasons")
     if critic is None:
         reasons["elbo_critic"] = reasons["critic_difference"] = "no critic was given"
@@ -100,10 +116,19 @@ def compare(
         **found,
     )
     identities = _identities(comparison, process, earned.standard_error, draws.rewards.dtype)
+    if answers_by_drawing(policy):  # then each rollout met answers of its own
+        identities = tuple(each for each in identities if not each.name.endswith("by rollouts = exact"))
     return replace(comparison, identities=identities)
 
 
-def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
+def _one_set_of_answers(process: Process, policy: Policy | None) -> ExactPolicy:
+    """Returns a policy that answers the same whenever it is asked: one that draws its answers as a table of some."""
+    if answers_by_drawing(policy) and isinstance(process, TabularMDP):
+        return log_policy_table(process, policy).exp()
+    return policy
+
+
+def _exact_values(process: Process, policy: ExactPolicy) -> dict[str, Any]:
     """Returns the rows that need exact answers, each None where there are none, and the reasons why."""
     found: dict[str, Any] = dict.fromkeys(_EXACT)
     reasons: dict[str, str] = {}

@@ -111,8 +111,8 @@ class MPPIPlanner(Planner):
 
     def _beginning(self, states: Tensor, t: int, steps: int) -> Tensor:
         """Returns the mean to begin with, before squashing, ``(steps, B, d)``."""
-        like = self.value_ahead(states[:1], t, None)
-        mean = like.new_zeros(steps, len(states), *(self.process.action_space.shape or ()))
+        shape = (steps, len(states), *(self.process.action_space.shape or ()))
+        mean = torch.zeros(shape, dtype=self.dtype(states), device=states.device)
         if not self.warm_start or self._last is None:
             return mean
         before, last = self._last
@@ -163,7 +163,10 @@ class MPPIPlanner(Planner):
             weight = log_weight.exp()
 
     def _log_weight(self, states: Tensor, t: int, before: Tensor, centres: Tensor, scale: Tensor) -> Tensor:
-        """Returns the log weights of action sequences ``(steps, B, K, d)`` drawn around centres, ``(B, K)`` in nats."""
+        """Returns the log weights of action sequences ``(steps, B, K, d)`` drawn around centres, ``(B, K)`` in nats.
+
+        Of elites that is what they earn, the action prior included.
+        """
         process, shape, futures = self.process, before.shape[1:3], self.num_futures
         gamma, weight = float(process.discount), 1.0
         actions = squashed(before, process.action_space)
@@ -189,5 +192,6 @@ class MPPIPlanner(Planner):
         if alive is not None:
             ended = ~alive if ended is None else ended | ~alive
         earned = earned + weight * self.value_ahead(state, t + len(actions), ended)
-        log_mixture = torch.logsumexp(proposed, 0) - math.log(len(centres))
-        return (earned - log_mixture).view(*shape, futures).mean(-1)
+        if self.elites is None:  # the best are those that earn most, however likely it was to draw them
+            earned = earned - torch.logsumexp(proposed, 0) + math.log(len(centres))
+        return earned.view(*shape, futures).mean(-1)

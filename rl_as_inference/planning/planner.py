@@ -13,6 +13,7 @@ from torch import Tensor
 from rl_as_inference.checks import check_at_least, holds, unvalidated
 from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess, PartiallyObservedMDP
+from rl_as_inference.processes.kernels import drawn
 
 __all__ = ["Answer", "Planner", "nothing_has_weight", "repeated"]
 
@@ -51,6 +52,7 @@ class Planner(ABC):
         if not self.is_discrete and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
             raise ValueError(f"process has action_space {space}, and planners need Discrete(n) or Box(…, (d,))")
         self.critic, self.proposal = critic, proposal
+        self._dtype: torch.dtype | None = None
 
     @torch.no_grad()
     def __call__(self, state: Tensor, t: int | Tensor) -> Any:
@@ -80,22 +82,30 @@ class Planner(ABC):
 
     @abstractmethod
     def plan(self, states: Tensor, t: int, steps: int) -> Answer:
-        """Returns the first action's distribution in each of the states ``(B, *state)``, as what makes it of tensors."""
+        """Returns the first action's distribution in each state, ``(B, *state)``, as what makes it of tensors."""
+
+    def dtype(self, states: Tensor) -> torch.dtype:
+        """Returns the floating-point type of log probabilities: that of states, or of the prior over discrete ones."""
+        if states.is_floating_point():
+            return states.dtype
+        if self._dtype is None:
+            prior = self.process.prior_at(states.reshape(-1, *(self.process.state_space.shape or ()))[:1])
+            self._dtype = prior.log_prob(drawn(prior)).dtype
+        return self._dtype
 
     def value_ahead(self, states: Tensor, t: int, ended: Tensor | None) -> Tensor:
         """Returns what follows from step ``t`` on, in nats, of the batch shape of ``states``; 0 where it is over."""
         batch = self.process.batch_shape(states)
-        dtype = states.dtype if states.is_floating_point() else torch.get_default_dtype()
         over = self.process.horizon is not None and t >= self.process.horizon
         if self.critic is None or over:
-            return torch.zeros(batch, dtype=dtype, device=states.device)
+            return torch.zeros(batch, dtype=self.dtype(states), device=states.device)
         value = self.critic(states, t)
         if value.shape != batch:
             raise ValueError(
                 f"critic must give one soft value a state, of shape {tuple(batch)}, got {tuple(value.shape)} at step "
                 f"{t}; of a soft Q, give (state, t) -> α log Σ_a p(a|s) exp(Q/α)"
             )
-        value = value / self.process.temperature
+        value = value.to(self.dtype(states)) / self.process.temperature
         value = value if ended is None else torch.where(ended, 0.0, value)
         if not holds(~(value.isnan() | value.isposinf())):
             raise ValueError(f"critic is NaN or +inf at step {t}; it must be a number below infinity")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -22,8 +21,9 @@ from rl_as_inference.planning.messages import (
     masses_of_states,
 )
 from rl_as_inference.planning.planner import Answer, Planner, nothing_has_weight, repeated
-from rl_as_inference.processes.kernels import cumulated, drawn
+from rl_as_inference.processes.kernels import cumulated, drawn, invert
 from rl_as_inference.processes.point_masses import is_point
+from rl_as_inference.trajectories import Decision, Transition
 
 __all__ = ["SMCPlanner"]
 
@@ -93,13 +93,19 @@ class SMCPlanner(Planner):
         if dynamics not in get_args(Dynamics):
             raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
         self.num_particles, self.dynamics, self.num_actions = num_particles, dynamics, num_actions
+        space = self.process.state_space
+        few = isinstance(space, gymnasium.spaces.Discrete) and space.n <= num_particles
+        # Then all states are points of every layer.
+        self.every_state = torch.arange(int(space.n)) if few else None
 
     def plan(self, states: Tensor, t: int, steps: int) -> Answer:
         back: Tensor | slice = slice(None)
         if isinstance(self.process.state_space, gymnasium.spaces.Discrete):  # the same question has one answer
             states, back = torch.unique(states, return_inverse=True)
         has_density = self._has_density(states)
-        points = min(self.num_particles, self._few_states or self.num_particles)
+        if self.every_state is not None:
+            self.every_state = self.every_state.to(states.device)
+        points = self.num_particles if self.every_state is None else len(self.every_state)
         width = points * points * self._num_tried if has_density else self.num_particles
         parts = states.split(max(1, _AT_ONCE // max(width, self.num_particles)))
         answer = self._by_messages if has_density else self._by_weights
@@ -130,13 +136,6 @@ class SMCPlanner(Planner):
         space = self.process.action_space
         return int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else self.num_actions
 
-    @property
-    def _few_states(self) -> int | None:
-        """How many states there are, if no more than particles: then all of them are points of every layer."""
-        space = self.process.state_space
-        number = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else None
-        return number if number is not None and number <= self.num_particles else None
-
     def _has_density(self, states: Tensor) -> bool:
         """Returns whether successors have probabilities or densities that tell which others they could have been."""
         if isinstance(self.process.state_space, gymnasium.spaces.Discrete):
@@ -150,31 +149,32 @@ class SMCPlanner(Planner):
     def _by_messages(self, roots: Tensor, t: int, steps: int) -> tuple[Tensor, Tensor]:
         """Returns first actions ``(B, m, d)`` and their log weights ``(B, m)``; of discrete ones those of all ``A``."""
         process, count, size = self.process, len(roots), self.num_particles
-        few = self._few_states
-        everywhere = None if few is None else torch.arange(few, device=roots.device)[None]
-        layers = [Points(roots[:, None], torch.zeros(count, 1, device=roots.device))]
+        every = self.every_state
+        layers = [Points(roots[:, None], torch.zeros(count, 1, dtype=self.dtype(roots), device=roots.device))]
         walk = _Walk(self, roots, t)
         for _ in range(steps):
             step = walk.step()
             after = step.next_state.unflatten(0, (count, size))
             if isinstance(process.state_space, gymnasium.spaces.Discrete):
-                mass = masses_of_states(after, walk.took, few)
-                if everywhere is not None and (over := process.has_ended(everywhere[0])) is not None:
+                mass = masses_of_states(after, walk.took, None if every is None else len(every))
+                if every is not None and (over := process.has_ended(every)) is not None:
                     mass = torch.where(over, 0.0, mass)  # what is worth nothing need not be reached to be known
             else:
                 mass = masses_of_draws(self._of_draws(walk, after, t), walk.took)
-            layers.append(Points(after if everywhere is None else everywhere, mass))
+            layers.append(Points(after if every is None else every[None], mass.to(walk.log_weight)))
             walk.resample(tempered=True)
         value = self._values(layers[-1], t + steps, count)
+        layers[-1], value = self._filled(layers[-1], value, t + steps)
         table: tuple[Tensor, Tensor] | None = None
         for j in reversed(range(steps)):
             here, after_ = layers[j], layers[j + 1]
             actions, log_ratio = self._tried(here.states, t + j, root=j == 0)
-            if table is None or j == 0 or everywhere is None:
+            if table is None or j == 0 or every is None:
                 density, rewards = log_densities(process, here.states, actions, after_.states, t + j)
                 table = density.to(value), rewards.to(value) / process.temperature
             last = process.horizon is not None and t + j == process.horizon - 1
             gamma = None if last else float(process.discount)
+            later = value
             q, known = backward_step(*table, after_, value, gamma, bends_luck=self.dynamics == "posterior")
             log_weight = log_ratio + q
             if j:
@@ -184,7 +184,8 @@ class SMCPlanner(Planner):
                     ended = ended.view(here.states.shape[:2])
                     value, known = torch.where(ended, 0.0, value), known | ended
                 # A point from which nobody went on says nothing, which is not that nothing comes of it.
-                layers[j] = Points(here.states, torch.where(known, here.log_mass, -math.inf))
+                here = Points(here.states, torch.where(known, here.log_mass, -math.inf))
+                layers[j], value = self._filled(here, value, t + j, later=(after_, later))
         return actions[:, 0], log_weight[:, 0]
 
     def _values(self, points: Points, t: int, count: int) -> Tensor:
@@ -192,6 +193,23 @@ class SMCPlanner(Planner):
         flat = points.states.flatten(0, 1)
         value = self.value_ahead(flat, t, self.process.has_ended(flat))
         return value.view(points.states.shape[:2]).expand(count, -1)
+
+    def _filled(
+        self, points: Points, value: Tensor, t: int, later: tuple[Points, Tensor] | None = None
+    ) -> tuple[Points, Tensor]:
+        """Returns the points of a layer of all states, and their values, with what is known of those not reached there.
+
+        That is what the critic says, or else what they were worth at the next step at which they were reached: to leave
+        them out would be to hope that nothing bad is where nobody has looked.
+        """
+        if self.every_state is None or (self.critic is None and later is None):
+            return points, value
+        unknown = points.log_mass.isneginf()
+        if self.critic is not None:
+            mass, other = torch.zeros_like(points.log_mass), self._values(points, t, len(value))
+        else:
+            mass, other = later[0].log_mass, later[1]
+        return Points(points.states, torch.where(unknown, mass, 0.0)), torch.where(unknown, other, value)
 
     def _tried(self, states: Tensor, t: int, *, root: bool) -> tuple[Tensor, Tensor]:
         """Returns the actions that are tried at points ``(b, n)``, with ``log p - log (m q)``, ``(b, n, m)`` in nats.
@@ -245,22 +263,17 @@ class _Walk:
         self.count, self.size = len(roots), planner.num_particles
         self.state = repeated(roots, self.size)
         self.alive: Tensor | None = None
-        one = planner.value_ahead(roots[:1], t, None)
-        self.log_weight = one.new_zeros(self.count, self.size)
+        dtype = planner.dtype(roots)
+        self.log_weight = torch.zeros(self.count, self.size, dtype=dtype, device=roots.device)
         self.ancestor = torch.arange(self.size, device=roots.device).expand(self.count, -1)
         self.expected: Tensor | float = 0.0
         self.before, self.action = self.state, self.state
         self.took = torch.ones(self.count, self.size, dtype=torch.bool, device=roots.device)
 
-    def step(self, *, survival: bool = False) -> Any:
+    def step(self, *, survival: bool = False) -> Transition:
         """Moves all particles one step on, weighs them, and returns what the step gave."""
         planner, process = self.planner, self.planner.process
-        # Spread evenly over the actions of the first step, whose share is what is asked for.
-        draw: Any = drawn
-        if self.t == self.start and planner.is_discrete:
-            draw = partial(_spread, shape=(self.count, self.size))
-        policy = None if planner.proposal is None else planner.proposed
-        self.action, log_prior, log_policy = process.decide(policy, self.state, self.t, draw=draw)
+        self.action, log_prior, log_policy = self._decided()
         step = process.advance(self.state, self.action, self.t, self.alive)
         alive = step.alive
         self.took = torch.ones_like(self.took) if alive is None else alive.view(self.took.shape)
@@ -280,6 +293,24 @@ class _Walk:
         self.before, self.state, self.alive, self.expected = self.state, step.next_state, alive, expected
         self.goes_on = torch.ones_like(self.took) if over is None else ~over.view(self.took.shape)
         return step
+
+    def _decided(self) -> Decision:
+        """Returns the particles' actions, spread evenly in the first step, since their shares are what is asked for."""
+        planner, process, t = self.planner, self.planner.process, self.t
+        policy = None if planner.proposal is None else planner.proposed
+        if not planner.is_discrete:
+            return process.decide(policy, self.state, t)
+        like = self.log_weight
+        uniform = torch.rand(len(self.state), 1, dtype=like.dtype, device=like.device)
+        if t == self.start:
+            offset = torch.arange(self.size, device=like.device) + uniform.view(self.took.shape)[:, :1]
+            uniform = (offset / self.size).flatten()[:, None]
+        if planner.every_state is None:
+            return process.decide(policy, self.state, t, draw=lambda chosen: invert(cumulated(chosen.logits), uniform))
+        # Far fewer states than particles: the policy is asked in each state once.
+        logits = [each.logits for each in process.choose(policy, planner.every_state, t)]
+        action = invert(cumulated(logits[0]).to(uniform)[self.state], uniform)
+        return Decision(action, logits[1][self.state, action], logits[0][self.state, action])
 
     def resample(self, *, tempered: bool) -> None:
         """Resamples where the effective size is below half of the particles.
@@ -330,14 +361,6 @@ def _all_actions(prior: Any, batch: int) -> Tensor:
     """Returns every discrete action, counted from 0, ``(A, *1)``."""
     number = prior.logits.shape[-1]
     return torch.arange(number, device=prior.logits.device).reshape(number, *(1,) * batch)
-
-
-def _spread(chosen: Any, shape: tuple[int, int]) -> Tensor:
-    """Returns draws that are spread evenly over each root's particles."""
-    cumulative = cumulated(chosen.logits.unflatten(0, shape)[:, 0])
-    offset = torch.rand(shape[0], 1, dtype=cumulative.dtype, device=cumulative.device)
-    pointers = (torch.arange(shape[1], device=cumulative.device) + offset) / shape[1]
-    return torch.searchsorted(cumulative, pointers, right=True).clamp(max=cumulative.shape[-1] - 1).flatten()
 
 
 def _effective_size(weight: Tensor) -> Tensor:
