@@ -271,6 +271,28 @@ def test_learned_satisficing(run):
     assert all(0 < value < best + 1e-4 for _, value in seeds)
 
 
+def test_planning(run):
+    lake, cliff = run("planning").split("cliff:")
+    for text in (lake, cliff):
+        naive, naive_error = numbers(text, "reckons on luck      ELBO")[:2]
+        causal, error = numbers(text, "averages over luck   ELBO")[:2]
+        best = numbers(text, "largest ELBO")[0] if text is lake else numbers(cliff, " largest ELBO")[0]
+        assert causal < best + 4 * error
+        assert causal > best - 4 * error - 0.5
+        assert naive < best + 4 * naive_error
+    # On the cliff luck is dear: the planner that reckons on it falls again and again.
+    assert numbers(cliff, "the price of naive weights:")[0] > 40
+    guide, guide_error = numbers(cliff, "the guide            ELBO")[:2]
+    assert causal > guide - 4 * (error + guide_error), "planning from a guide is not worse than the guide"
+
+
+def test_receding_horizon(run):
+    text = run("receding_horizon")
+    mean, worst = re.findall(NUMBER, text.split("from hour 3 on:")[1])[:2]
+    assert abs(float(mean) - 20) < 0.7
+    assert float(worst) < 1.5
+
+
 def test_robustness(run):
     text = run("robustness")
     attacked, closed = text.split("the usual corridor closes")
