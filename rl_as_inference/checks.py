@@ -20,6 +20,7 @@ __all__ = [
     "check_positive",
     "check_temperature",
     "deferred",
+    "has_no_nan",
     "holds",
     "is_deferred",
     "unvalidated",
@@ -62,6 +63,12 @@ def holds(condition: Tensor) -> bool:
         return bool(condition.all())
     noted.append(condition.all())
     return True
+
+
+def has_no_nan(values: Tensor) -> bool:
+    """Returns whether no value is NaN; within :func:`deferred`, True after noting it."""
+    # A sum is NaN if one of its terms is, and takes a third of the time of looking at each.
+    return (_NOTED.get() is None and not bool(values.sum().isnan())) or holds(~values.isnan())
 
 
 def all_hold(conditions: Sequence[Tensor]) -> Tensor:

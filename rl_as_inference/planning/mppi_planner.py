@@ -135,18 +135,19 @@ class MPPIPlanner(Planner):
     def _improved(self, states: Tensor, t: int, centres: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation after an importance step, both ``(steps, B, d)``."""
         number, steps, count, size = len(centres), *centres.shape[1:3], self.num_samples
-        drawn_from = torch.arange(size, device=scale.device) % number
         noise = torch.randn(steps, count, size, *scale.shape[2:], dtype=scale.dtype, device=scale.device)
         noise[:, :, :number] = 0.0  # what is held for best by now takes part
-        before = centres[drawn_from].movedim(0, 2) + scale[:, :, None] * noise
-        log_weight = self._log_weight(states, t, before, centres, scale)
+        shifts = ((centres - centres[0]) / scale)[:, :, :, None]
+        if number > 1:  # draws take turns
+            noise += shifts[torch.arange(size, device=scale.device) % number, :, :, 0].movedim(0, 2)
+        log_weight = self._log_weight(states, t, centres[0], scale, noise, shifts)
         lost = ~torch.logsumexp(log_weight, 1).isfinite()
         if bool(lost.any()):
             raise nothing_has_weight(states, lost, t)
-        weight = self._weights(log_weight)[:, :, None]
-        mean = (weight * before).sum(2)
-        variance = (weight * (before - mean[:, :, None]).square()).sum(2)
-        return mean, variance.sqrt().clamp(min=1e-3 * self.scale)
+        weight = self._weights(log_weight)
+        mean = torch.einsum("sbkd,bk->sbd", noise, weight)
+        variance = torch.einsum("sbkd,bk->sbd", noise.square_(), weight) - mean.square()
+        return centres[0] + scale * mean, scale * variance.clamp(min=1e-6).sqrt()
 
     def _weights(self, log_weight: Tensor) -> Tensor:
         """Returns normalised weights, ``(B, K)``."""
@@ -162,36 +163,49 @@ class MPPIPlanner(Planner):
             log_weight = torch.where(small, _MILDER * log_weight.clamp(min=-1e30), log_weight)
             weight = log_weight.exp()
 
-    def _log_weight(self, states: Tensor, t: int, before: Tensor, centres: Tensor, scale: Tensor) -> Tensor:
-        """Returns the log weights of action sequences ``(steps, B, K, d)`` drawn around centres, ``(B, K)`` in nats.
+    def _log_weight(
+        self, states: Tensor, t: int, centre: Tensor, scale: Tensor, noise: Tensor, shifts: Tensor
+    ) -> Tensor:
+        """Returns the log weights of action sequences, ``(B, K)`` in nats; of elites what they earn.
 
-        Of elites that is what they earn, the action prior included.
+        Args:
+            states: ``(B, *state)``.
+            t: of them.
+            centre, scale: ``(steps, B, d)``; a sequence is ``centre + scale · noise`` before squashing.
+            noise: ``(steps, B, K, d)``.
+            shifts: the centres that they were drawn around, in the units of noise, ``(C, steps, B, 1, d)``.
         """
-        process, shape, futures = self.process, before.shape[1:3], self.num_futures
-        gamma, weight = float(process.discount), 1.0
-        actions = squashed(before, process.action_space)
-        noise = (before - centres[:, :, :, None]) / scale[:, :, None]
-        log_policy = (-0.5 * noise.square() - (scale[:, :, None].log() + 0.5 * math.log(2 * math.pi))).sum(-1)
-        if is_unit_box(process.action_space):
-            log_policy = log_policy - log_tanh_slope(before).sum(-1)
+        process, shape, futures = self.process, noise.shape[1:3], self.num_futures
+        gamma, weight, box = float(process.discount), 1.0, is_unit_box(process.action_space)
         prior = process.uniform_log_density if process.has_uniform_prior else None
+        constant = (scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1, keepdim=True) + (prior or 0.0)
         state = repeated(states, shape[1] * futures)
         alive: Tensor | None = None
-        earned, proposed = before.new_zeros(len(state)), before.new_zeros(len(centres), len(state))
-        for j, action in enumerate(actions.flatten(1, 2)):
-            action = action if futures == 1 else repeated(action, futures)
-            log_prior = prior if prior is not None else process.prior_at(state).log_prob(action)
+        earned, log_ratio = noise.new_zeros(len(state)), noise.new_zeros(len(shifts), len(state))
+        # Step by step, so that what is worked on stays small.
+        for j, offset in enumerate(noise):
+            before = centre[j, :, None] + scale[j, :, None] * offset
+            ratio = 0.5 * _summed((offset - shifts[:, j]).square()) + constant[j]
+            if box:
+                ratio += _summed(log_tanh_slope(before))
+            action, ratio = squashed(before, process.action_space).flatten(0, 1), ratio.flatten(1)
+            if futures > 1:
+                action, ratio = repeated(action, futures), ratio.repeat_interleave(futures, 1)
+            if prior is None:
+                ratio = ratio + process.prior_at(state).log_prob(action)
             step = process.advance(state, action, t + j, alive)
-            gain, cost = step.reward / process.temperature + log_prior, log_policy[:, j].flatten(1)
-            cost = cost if futures == 1 else cost.repeat_interleave(futures, 1)
-            if step.alive is not None:
-                gain, cost = torch.where(step.alive, gain, 0.0), torch.where(step.alive, cost, 0.0)
-            earned, proposed = earned + weight * gain, proposed + weight * cost
+            earned.add_(step.reward, alpha=weight)
+            log_ratio.add_(ratio if step.alive is None else torch.where(step.alive, ratio, 0.0), alpha=weight)
             state, alive, weight = step.next_state, step.alive, weight * gamma
         ended = process.has_ended(state)
         if alive is not None:
             ended = ~alive if ended is None else ended | ~alive
-        earned = earned + weight * self.value_ahead(state, t + len(actions), ended)
+        total = earned / process.temperature + weight * self.value_ahead(state, t + len(noise), ended)
         if self.elites is None:  # the best are those that earn most, however likely it was to draw them
-            earned = earned - torch.logsumexp(proposed, 0) + math.log(len(centres))
-        return earned.view(*shape, futures).mean(-1)
+            total = total - torch.logsumexp(-log_ratio, 0) + math.log(len(shifts))
+        return total.view(*shape, futures).mean(-1)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Returns the sum over the last dimension, which of one number is that number."""
+    return values[..., 0] if values.shape[-1] == 1 else values.sum(-1)

@@ -16,6 +16,7 @@ from rl_as_inference.checks import (
     check_discount,
     check_horizon,
     check_temperature,
+    has_no_nan,
     holds,
     is_deferred,
     unvalidated,
@@ -318,7 +319,7 @@ class MarkovDecisionProcess(InSpaces):
             if not moves:
                 after = torch.where(alive.reshape(alive.shape + (1,) * (own.dim() - alive.dim())), after, own)
         for what, value in (("reward", earned), ("transition", after)):
-            if value.is_floating_point() and not holds(~value.detach().isnan()):
+            if value.is_floating_point() and not has_no_nan(value.detach()):
                 raise ValueError(f"{what} is NaN at step {t}; check {what}() of {type(self).__name__}")
         return Transition(self._counted(self._held(after, t)), earned, alive)
 
