@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers active-inference clean
+.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers planning-peers active-inference clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -59,6 +59,9 @@ $(PEERS)/%/.installed: benchmarks/peers/requirements-$$(subst _,-,$$*).txt
 
 bench-peers: $(STAMP) $(PEERS)/stable_baselines3/.installed $(PEERS)/sbx/.installed  ## soft actor-critic against other libraries
 	$(BIN)/python -m benchmarks.peers.run
+
+planning-peers: $(STAMP) $(PEERS)/torchrl/.installed  ## planning on the pendulum, beside TorchRL's planner
+	$(BIN)/python -m benchmarks.planning pendulum
 
 active-inference: $(STAMP) $(PEERS)/pymdp/.installed  ## pymdp in the T-maze, beside the belief optimum
 	$(BIN)/python -m benchmarks.peers.against_pymdp

@@ -196,7 +196,7 @@ def _ask_peer(options: dict[str, Any]) -> dict[str, Any]:
 
 
 SAC = {"learning_rate": 1e-3, "hidden_sizes": (64, 64), "learning_starts": 500, "batch_size": 128, "discount": 0.99}
-PLAN = {"look_ahead": 5, "num_samples": 128}
+PLAN = {"look_ahead": 5, "num_samples": 64}
 
 
 def together(seeds: int = 5, steps: int = 3000) -> dict[str, Any]:
@@ -206,7 +206,9 @@ def together(seeds: int = 5, steps: int = 3000) -> dict[str, Any]:
     for seed in range(seeds):
         agent = SoftActorCritic(models.pendulum(), seed=seed, **SAC)  # type: ignore[arg-type]
         agent.learn(steps, progress=False)
-        planner = MPPIPlanner(process, critic=agent.critic, proposal=agent.policy, **PLAN)  # type: ignore[arg-type]
+        critic = agent.critic
+        critic.num_draws = 4  # of the policy's actions; 64 plans average over what noise that leaves
+        planner = MPPIPlanner(process, critic=critic, proposal=agent.policy, **PLAN)  # type: ignore[arg-type]
         rows.append({"seed": seed, "policy": played(agent.policy), "together": played(planner)})
     return {"steps": steps, "soft actor-critic": SAC, "planner": PLAN, "planner alone": alone, "rows": rows}
 
@@ -253,10 +255,29 @@ def claims(found: dict[str, Any]) -> list[Claim]:
     return held
 
 
+def drawn(found: dict[str, Any]) -> Any:
+    """Returns the picture of how the error falls."""
+    from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy
+
+    ax = new_axes(None, 6.0, 3.8)
+    part = found["error"]
+    for key, label, color in (
+        ("continuous", "continuous states: of the mean action, standard deviations", BLUE),
+        ("discrete", f"{part['states']:,} discrete states: of log probabilities, nats", ORANGE),
+    ):
+        sizes, errors = [int(n) for n in part[key]], list(part[key].values())
+        ax.loglog(sizes, errors, "o-", color=color, markersize=4, label=f"{label} (exponent {slope(part[key]):.2f})")
+        ax.loglog(sizes, [errors[0] * (n / sizes[0]) ** -0.5 for n in sizes], ":", color=GREY)
+    ax.legend(frameon=False, fontsize=8)
+    tidy(ax, "particles", "root mean square error", "Causal plans; dotted: one over the root")
+    return ax.figure
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and writes; returns 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--picture", type=Path, help="where to draw how the error falls")
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"parts must be of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
@@ -269,6 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
             found[name] = json.loads(json.dumps({**result, "measured": where} if name != "lake" else result))
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
             bar.advance(name)
+    if given.picture is not None:
+        drawn(found).savefig(given.picture, dpi=110)
     held = claims(found)
     for claim in held:
         print(claim)

@@ -213,6 +213,18 @@ def test_every_reading_has_the_exact_evidence(reading: str, feature: str) -> Non
     assert abs(mean - float(exact.log_evidence(found.tables))) < wide * error
 
 
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("dynamics", ["causal", "posterior"])
+def test_planners_answer_as_exact_messages_do(feature: str, dynamics: Any) -> None:
+    found = FEATURES[feature]
+    planner = rlai.SMCPlanner(found.process, look_ahead=3, num_particles=3000, dynamics=dynamics, proposal=found.policy)
+    torch.manual_seed(0)
+    states = torch.arange(found.tables.num_states)[~found.tables.terminal]
+    plan = exact.plan(found.tables, dynamics).policy
+    for t in range(3):
+        torch.testing.assert_close(planner(states, t).probs, plan[t, states], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("feature", [name for name, found in FEATURES.items() if found.tables.discount == 1])
 def test_its_environment_earns_the_exact_return(feature: str) -> None:
     found, policy = FEATURES[feature], FEATURES[feature].policy
@@ -288,7 +300,14 @@ def _bad_policies() -> dict[str, tuple[Any, str]]:
     }
 
 
+def _planner(process: Any, policy: Any) -> Any:
+    """Asks a planner in the state that processes begin in."""
+    first = process.begin(1)
+    return rlai.SMCPlanner(process, look_ahead=3, num_particles=50, proposal=policy)(first, 0)
+
+
 OF_POLICIES: dict[str, Callable[[Any, Any], Any]] = {
+    "a planner's proposal": _planner,
     **{
         name: ELBOS[name]
         for name in ("estimate_elbo", "compare", "posterior by the guide", "TrajectoryELBO on rollouts")
@@ -337,6 +356,7 @@ def _environment(process: Any, policy: Any) -> None:
 OF_REWARDS: dict[str, Callable[[Any, Any], Any]] = {
     **ELBOS,
     **{name: read for name, read in EVIDENCES.items() if name != "Pyro's enumeration"},
+    "a planner": _planner,
     "environment": _environment,
     "fit": lambda process, policy: rlai.fit(process, rlai.guides.TabularPolicy(3, 2, horizon=3), steps=1),
 }
