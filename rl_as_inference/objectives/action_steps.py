@@ -35,7 +35,9 @@ class ActionSteps:
     times: Sequence[int]
     temperature: Any
     distributions: Callable[[], tuple[Any, Any]]
-    """Policy and action prior of all the draws at once."""
+    """Policy and action prior of all the draws at once, which are categorical."""
+    answers: Callable[[], list[tuple[Any, Any]]]
+    """The same step by step, of any kind."""
 
 
 def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> ActionSteps:
@@ -54,7 +56,7 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
             for fn in pair:
                 if not isinstance(fn, torch.distributions.Categorical):
                     raise ValueError(
-                        f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
+                        f"estimator='exact_sum' needs categorical actions, as 'em' with a soft Q does, got {type(fn).__name__}; use 'auto'"
                     )
         policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
         return _Logits(policy), _Logits(prior)
@@ -75,6 +77,7 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
         times=[term.action["step"] or 0 for term in acts],
         temperature=temperature,
         distributions=distributions,
+        answers=lambda: [(term.action["policy"], term.action["prior"]) for term in acts],
     )
 
 
@@ -99,7 +102,7 @@ def steps_of_rollout(
         for fn in pair:
             if not hasattr(fn, "logits"):
                 raise ValueError(
-                    f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
+                    f"estimator='exact_sum' needs categorical actions, as 'em' with a soft Q does, got {type(fn).__name__}; use 'auto'"
                 )
         return pair
 
@@ -114,6 +117,7 @@ def steps_of_rollout(
         times=range(trajectories.horizon),
         temperature=trajectories.temperature,
         distributions=categorical,
+        answers=lambda: [(policy(s, t), mdp.prior_at(s)) for t, s in enumerate(seen)],
     )
 
 

@@ -11,7 +11,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.program.recording import log_prob_of
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["check_density", "log_density"]
+__all__ = ["check_density", "is_point", "log_density"]
 
 
 def log_density(chosen: Any, prior: Any, action: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ def log_density(chosen: Any, prior: Any, action: Tensor) -> Tensor:
         (tensor(inf), tensor(0.))
     """
     log = log_prob_of(chosen, action)
-    where = _is_point(chosen)
-    if where is False or _is_point(prior) is not False or _is_discrete(prior):
+    where = is_point(chosen)
+    if where is False or is_point(prior) is not False or _is_discrete(prior):
         return log
     return torch.where(torch.as_tensor(where, device=log.device), math.inf, log)
 
@@ -45,12 +45,12 @@ def check_density(policy: Policy | None, draws: Trajectories) -> None:
         )
 
 
-def _is_point(distribution: Any) -> bool | Tensor:
+def is_point(distribution: Any) -> bool | Tensor:
     """Returns whether a distribution is a point mass, for each of a mixture of the ended and the living."""
     while isinstance(distribution, torch.distributions.Independent | torch.distributions.TransformedDistribution):
         distribution = distribution.base_dist
     if isinstance(distribution, dist.MaskedMixture):
-        return distribution.mask if _is_point(distribution.component1) is not False else False
+        return distribution.mask if is_point(distribution.component1) is not False else False
     return isinstance(distribution, dist.Delta)
 
 
