@@ -55,9 +55,7 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
         for pair in pairs:
             for fn in pair:
                 if not isinstance(fn, torch.distributions.Categorical):
-                    raise ValueError(
-                        f"estimator='exact_sum' needs categorical actions, as 'em' with a soft Q does, got {type(fn).__name__}; use 'auto'"
-                    )
+                    raise _no_sum(fn)
         policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
         return _Logits(policy), _Logits(prior)
 
@@ -81,6 +79,13 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
     )
 
 
+def _no_sum(fn: Any) -> ValueError:
+    return ValueError(
+        f"estimator='exact_sum' needs categorical actions, as 'em' with a soft Q of every action does, got "
+        f"{type(fn).__name__}; use 'auto'"
+    )
+
+
 def _stack_states(states: list[Any]) -> Any:
     if not all(isinstance(state, Tensor) for state in states):
         return states
@@ -101,9 +106,7 @@ def steps_of_rollout(
         pair = distributions()
         for fn in pair:
             if not hasattr(fn, "logits"):
-                raise ValueError(
-                    f"estimator='exact_sum' needs categorical actions, as 'em' with a soft Q does, got {type(fn).__name__}; use 'auto'"
-                )
+                raise _no_sum(fn)
         return pair
 
     return ActionSteps(

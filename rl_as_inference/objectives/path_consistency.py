@@ -201,7 +201,7 @@ def alike(first: Any) -> Tensor:
         )
     rows = first.reshape(len(first), -1)
     _, starts = rows.unique(dim=0, return_inverse=True)
-    if len(rows) > 1 and int(starts.max()) == len(rows) - 1:
+    if torch.is_grad_enabled() and int(starts.max()) == len(rows) - 1:
         raise ValueError(
             "critic: no two trajectories start in the same state, so that log Z(s_0) has to be learned; pass "
             "critic=(state, t) -> soft V in reward units"

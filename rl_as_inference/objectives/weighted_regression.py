@@ -107,6 +107,11 @@ class Projection:
 
     def _excess(self, worth: Tensor, base: Tensor, alpha: Any) -> Tensor:
         """Returns ``η/α`` times how much the weights of a batch differ from what they were, whose sum is 0."""
+        if len(worth) == 1 and torch.is_grad_enabled():
+            raise ValueError(
+                "estimator='em' weighs trajectories against each other, and there is one; run several in a plate, or "
+                "pass a soft Q as critic"
+            )
         eta = self.temperature(worth[None], base[None], torch.ones_like(worth[:1]), alpha)
         return eta / alpha * (improved_policy(worth, base, eta).exp() - base.softmax(0))
 
