@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least, check_positive
-from rl_as_inference.critics import QEnsemble, SoftQ, SoftV
+from rl_as_inference.critics import LearnedTable, QEnsemble, SoftQ, SoftV
 from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
 from rl_as_inference.exact.linear_gaussian import rules_of
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
@@ -333,6 +333,8 @@ def _new_critic(process: Process, estimator: str) -> nn.Module:
     scale = float(torch.as_tensor(process.temperature))
     if isinstance(process, PartiallyObservedMDP):
         return _critic_of_hidden(process, estimator, scale)
+    if estimator == "path_consistency" and isinstance(process, TabularMDP):
+        return LearnedTable(process.num_states, horizon=process.horizon, scale=scale)
     if isinstance(process, ProgramProcess) and process.sees_history:
         head = _head(gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,)), process, estimator, scale)
         return RecurrentPolicy(process.observation_space, process.action_space, head=head, memory_size=_MEMORY)

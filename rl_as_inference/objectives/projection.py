@@ -18,8 +18,8 @@ from rl_as_inference.objectives.soft_critics import check_actions, check_fits, c
 
 __all__ = ["improved_policy", "projection_loss", "soft_advantage", "temperature_dual", "tilt_kl"]
 
-_HALVINGS = 60
-"""Of the interval that holds the temperature, on a logarithmic scale: below rounding in double precision."""
+_HALVINGS = 40
+"""Of the interval that holds the temperature, on a logarithmic scale: a relative error below 1e-10."""
 
 _LEAST = 1e-6
 """The least temperature that is looked at, beside the largest difference of advantages."""
