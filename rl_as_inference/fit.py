@@ -243,9 +243,13 @@ def _tempering(process: Process, asked: float | None) -> float:
         return float(asked)
     if not isinstance(process, PartiallyObservedMDP) or process.horizon is None:
         return 1.0
+    return max(1.0, _spread_of_returns(process, 1000) / float(process.temperature))
+
+
+def _spread_of_returns(process: Process, num_trajectories: int) -> float:
+    """Returns the standard deviation of the action prior's returns, in reward units."""
     with torch.no_grad(), seeded(0):
-        spread = float(process.rollout(None, 1000).returns(discounted=True).std())
-    return max(1.0, spread / float(process.temperature))
+        return float(process.rollout(None, num_trajectories).returns(discounted=True).std())
 
 
 def _at(process: Process, temperature: float) -> Process:
@@ -331,6 +335,8 @@ class _ProjectionByMessages:
 def _new_critic(process: Process, estimator: str) -> nn.Module:
     # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
     scale = float(torch.as_tensor(process.temperature))
+    if estimator in ("em", "path_consistency"):  # whose critics are more than baselines: they must become right
+        scale = max(scale, _spread_of_returns(process, 1000))
     if isinstance(process, PartiallyObservedMDP):
         return _critic_of_hidden(process, estimator, scale)
     if estimator == "path_consistency" and isinstance(process, TabularMDP):
@@ -358,7 +364,8 @@ def _head(space: gymnasium.Space[Any], process: Process, estimator: str, scale: 
                 "critic=(state, t) -> soft V, which takes the weights from trajectories and reckons on luck, or use "
                 "'auto'"
             )
-        return QEnsemble(space, process.action_space, num_critics=1, horizon=process.horizon, hidden_sizes=(64, 64))
+        options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": (64, 64), "scale": scale}
+        return QEnsemble(space, process.action_space, num_critics=1, **options)
     if estimator not in ("exact_sum", "n_step", "em"):
         return SoftV(space, horizon=process.horizon, scale=scale)
     if not isinstance(process.action_space, gymnasium.spaces.Discrete):

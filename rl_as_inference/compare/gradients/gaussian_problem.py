@@ -9,7 +9,7 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.compare.critic_values import check_plan
 from rl_as_inference.compare.gradients.step_terms import Draws
-from rl_as_inference.exact.gaussian_projection import expected_log_density, sigma_points
+from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, sigma_points
 from rl_as_inference.nouns import ExactPolicy, SoftValue
 from rl_as_inference.objectives.action_steps import over_time
 from rl_as_inference.processes import LinearGaussianMDP
@@ -161,6 +161,17 @@ class GaussianProblem:
             value = value + expected_log_density(states, self.leaves, (zero, zero[..., 0], prior))
             value = value - expected_log_density(states, self.leaves, values.rule)
         return value
+
+    def projected(self, values: QuadraticValues, states: Tensor, ratio: float) -> Tensor:
+        """Returns ``η/α E_{q*} log π(a|s)`` at ``η = ratio · α``, ``(T, N)`` in nats, ``q*`` held fixed."""
+        assert values.P is not None
+        assert values.p is not None
+        assert values.c is not None
+        gain, offset, factor = (x.detach() for x in self.leaves)
+        pieces = (self.alpha * x for x in (values.P, values.p, values.c))
+        plan = exact.LinearGaussianPlan(gain, offset, factor, values.c[0], *pieces, "causal")
+        target = improved_rule(self.mdp, plan, ratio * self.alpha)
+        return ratio * expected_log_density(states, target, self.leaves)
 
     def actor(self, values: QuadraticValues, states: Tensor, *, entropy: bool = True, wrong: bool = False) -> Tensor:
         """Returns the same at one reparameterized action for each state: SAC's own estimate (``(T, N)``, nats)."""
