@@ -37,7 +37,7 @@ class Projection:
     eta: float | None = None
     epsilon: float | None = None
     teacher: Policy | None = None
-    num_draws: int = 32
+    num_draws: int = 16
 
     def __post_init__(self) -> None:
         given = {name: value for name in ("eta", "epsilon") if (value := getattr(self, name)) is not None}
