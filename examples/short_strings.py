@@ -1,7 +1,7 @@
 """What do a reverse divergence, a forward one and best-of-n make of a language model that is to be steered?
 
 A Markov model writes strings of at most six letters, and a finished one has a score. With a price α on every nat of
-divergence from the model the best policy is known: the model tilted, p*(x) ∝ p_ref(x) exp(score(x)/α), of which the 5,461
+divergence from the model the best policy is known: the model tilted, p*(x) ∝ p_ref(x) exp(score(x)/α), and its 5,461
 strings can be enumerated. A family too small to hold it, here one that does not look at what it wrote, has to give
 something up. Maximising the ELBO makes KL(π || p*) least; expectation maximization on whole strings KL(p* || π).
 """
@@ -85,7 +85,7 @@ def nearest(tilted: Tensor, forward: bool) -> Tensor:
             return loss
 
         optimizer.step(closure)
-        found.append((float(distance()), guide.log_probabilities().detach()))
+        found.append((float(distance().detach()), guide.log_probabilities().detach()))
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -189,14 +189,18 @@ def drawn(reference: Tensor, scores: Tensor) -> plt.Figure:
         axes[1].plot(
             alphas, [r.forward for r in rows], color=colours[name], lw=2, ls="--", label=f"{name}: KL(p* || π)"
         )
-    axes[1].set_xscale("log")
     axes[1].set_yscale("log")
+    axes[1].set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"], minor=False)
+    axes[1].minorticks_off()
     style.tidy(axes[1], "temperature α (reward units per nat)", "divergence (nats)", "How near a forgetful guide comes")
     for name, rows in curves.items():
         axes[2].plot(alphas, [r.only_ab for r in rows], color=colours[name], lw=2, label=f"{name}: ab alone")
         axes[2].plot(alphas, [r.only_dc for r in rows], color=colours[name], lw=2, ls=":", label=f"{name}: dc alone")
-    axes[2].set_xscale("log")
     style.tidy(axes[2], "temperature α (reward units per nat)", "share of strings", "One way of scoring, or both")
+    for ax in axes[1:]:
+        ax.set_xscale("log")
+        ax.set_xticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
+        ax.minorticks_off()
     for ax in axes:
         ax.legend(frameon=False, fontsize=7)
     plt.close(figure)

@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def short_strings(
     if num_letters > len(_LETTERS):
         raise ValueError(f"num_letters must be <= {len(_LETTERS)}, got {num_letters}")
     letters, end = _LETTERS[:num_letters], num_letters
-    options = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+    options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     table = _reference(num_letters) if reference is None else torch.as_tensor(reference)
     if table.shape != (num_letters + 1, num_letters + 1):
         raise ValueError(
@@ -104,14 +105,14 @@ def short_strings(
     reward[:over, end] = torch.tensor([float(score(text)) for text in texts], dtype=torch.float64)
     states = torch.arange(over + 1)
     mdp = TabularMDP.from_successors(
-        torch.cat([after, torch.full((1, num_letters + 1), over)])[..., None].to(device),
+        torch.cat([after, torch.full((1, num_letters + 1), over)])[..., None].to(device=device),
         torch.ones(over + 1, num_letters + 1, 1, **options),
         reward.to(**options),
         (states == 0).to(**options),
         horizon=max_length + 1,
         temperature=temperature,
         action_prior=torch.cat([prior, only_end.to(prior)[None]]).to(**options),
-        terminal=(states == over).to(device),
+        terminal=(states == over).to(device=device),
     )
     mdp.name = "short_strings"
     return mdp

@@ -187,7 +187,9 @@ def fit(
     factor = _tempering(process, tempering)
     own = float(torch.as_tensor(process.temperature).detach())
     temperatures = own * factor ** (1 - 2 * torch.arange(steps, dtype=torch.float64) / steps).clamp(min=0)
-    options = {"lambda_": lambda_, "n": n or 1} | ({"projection": projection} if estimator == "em" else {})
+    options: dict[str, Any] = {"lambda_": lambda_, "n": n or 1} | (
+        {"projection": projection} if estimator == "em" else {}
+    )
     if behavior is not None:
         options["behavior"] = behavior
 
@@ -271,8 +273,10 @@ def _path_length(process: Process, n: int | None) -> int:
     """Returns how long the paths of path consistency are: all of the trajectory where dynamics are deterministic."""
     if n is not None:
         return n
-    in_parts = isinstance(process, MarkovDecisionProcess)
-    luck = luck_of_process(process) if in_parts else luck_of_program(process.in_plate(1))
+    if isinstance(process, MarkovDecisionProcess):
+        luck = luck_of_process(process)
+    else:
+        luck = luck_of_program(process.in_plate(1)) if isinstance(process, ProgramProcess) else "it is a simulator"
     return 1 if luck else process.horizon or 1
 
 
@@ -297,13 +301,16 @@ class _ProjectionByMessages:
             with torch.no_grad():
                 plan = exact.evaluate(self.process, self.policy)
                 self.elbo = plan.objective
-                self.regress = self._finite(plan) if isinstance(plan, exact.Plan) else self._gaussian(plan)
+                self.regress = self._on(self.process, plan)
         self.calls += 1
         loss = self.regress()
         return loss - loss.detach() - self.elbo
 
-    def _finite(self, plan: exact.Plan) -> Callable[[], Tensor]:
-        mdp, alpha = self.process, self.process.temperature
+    def _on(self, process: TabularMDP | LinearGaussianMDP, plan: Any) -> Callable[[], Tensor]:
+        return self._finite(process, plan) if isinstance(process, TabularMDP) else self._gaussian(process, plan)
+
+    def _finite(self, mdp: TabularMDP, plan: exact.Plan) -> Callable[[], Tensor]:
+        alpha = mdp.temperature
         weights = discounted_visits(mdp, plan)
         weights = weights[0] if mdp.horizon is None else weights
         log_policy = plan.exact_log_policy.to(plan.soft_q)
@@ -316,8 +323,8 @@ class _ProjectionByMessages:
 
         return regress
 
-    def _gaussian(self, plan: exact.LinearGaussianPlan) -> Callable[[], Tensor]:
-        system, alpha, chosen = self.process, self.process.temperature, self.projection
+    def _gaussian(self, system: LinearGaussianMDP, plan: exact.LinearGaussianPlan) -> Callable[[], Tensor]:
+        alpha, chosen = system.temperature, self.projection
         states, weights = sigma_points(system, plan)
         if chosen.epsilon is None:
             eta: Any = alpha if chosen.eta is None else chosen.eta

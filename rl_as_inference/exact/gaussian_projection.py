@@ -12,8 +12,8 @@ from rl_as_inference.processes import LinearGaussianMDP
 
 __all__ = ["RuleTensors", "expected_log_density", "improved_rule", "rule_within", "sigma_points"]
 
-RuleTensors: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""``a ~ N(K s + k, L L')`` at each step: ``K`` ``(T, da, ds)``, ``k`` ``(T, da)`` and ``L`` ``(T, da, da)``."""
+RuleTensors: TypeAlias = tuple[Tensor, ...]
+"""Three, ``a ~ N(K s + k, L L')`` at each step: ``K`` ``(T, da, ds)``, ``k`` ``(T, da)`` and ``L`` ``(T, da, da)``."""
 
 _HALVINGS = 60
 _FURTHEST = 1e6

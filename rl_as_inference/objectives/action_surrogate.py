@@ -132,5 +132,8 @@ class ActionSurrogate:
         if self.behavior is not None:
             mine = log_policy_at(policy, steps.views, steps.times, steps.actions)
         change = torch.where(weights > 0, steps.log_policy.detach() - mine, 0.0)
-        starts = alike(steps.states[0]) if values is None else None
-        return -squared_residuals(steps.terms + weights * change, weights, values, self.n, starts)
+        starts = alike(steps.states[0], weights[0].shape) if values is None else None
+        terms = steps.terms + weights * change
+        rows = (len(terms), -1)
+        values = None if values is None else values.reshape(rows)
+        return -squared_residuals(terms.reshape(rows), weights.reshape(rows), values, self.n, starts)

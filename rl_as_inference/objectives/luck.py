@@ -30,8 +30,8 @@ def luck_of_process(mdp: MarkovDecisionProcess) -> str:
         sure = (probabilities.detach().amax(-1) > _CERTAIN) | (mdp.action_prior.detach() == 0)
         if bool((sure | mdp.terminal[:, None]).all()):
             return ""
-        state, action = (int(i) for i in (~(sure | mdp.terminal[:, None])).nonzero()[0])
-        return f"its transition from state {state} by action {action} is drawn"
+        where, by = (int(i) for i in (~(sure | mdp.terminal[:, None])).nonzero()[0])
+        return f"its transition from state {where} by action {by} is drawn"
     with torch.no_grad(), seeded(0):
         state = mdp.begin(_TRIALS)
         for t in range(mdp.horizon or 1):

@@ -163,7 +163,7 @@ def path_consistency_loss(
     terms = torch.where(trajectories.mask, trajectories.scales * (factors - log_policy), 0.0)
     values, starts = None, None
     if critic is None:
-        starts = alike(trajectories.states[0])
+        starts = alike(trajectories.states[0], trajectories.rewards[0].shape)
     else:
         found = over_time(
             critic, trajectories.states[: trajectories.horizon], range(trajectories.horizon), trajectories.views()
@@ -187,11 +187,15 @@ def log_policy_at(policy: Policy, seen: Any, times: Any, actions: Tensor) -> Ten
     return torch.stack(rows)
 
 
-def alike(first: Any) -> Tensor:
-    """Returns which trajectories start alike, ``(N,)`` integers from 0, from their first states.
+def alike(first: Any, batch: torch.Size) -> Tensor:
+    """Returns which trajectories start alike, integers from 0 of the flattened batch, from their first states.
+
+    Args:
+        first: states ``(*batch, *state)``, or one for all; where states are hidden the history before the first action.
+        batch: the shape of the batch.
 
     Raises:
-        ValueError: if no two of several do.
+        ValueError: if no two of them do.
     """
     first = first.latest if isinstance(first, History) else first
     if not isinstance(first, Tensor):
@@ -199,9 +203,10 @@ def alike(first: Any) -> Tensor:
             f"critic: which trajectories start alike is told by states that are tensors, got {type(first).__name__}; "
             f"pass critic=(state, t) -> soft V in reward units"
         )
-    rows = first.reshape(len(first), -1)
+    count = batch.numel()
+    rows = first.reshape(count, -1) if first.shape[: len(batch)] == batch else first.new_zeros(count, 1)
     _, starts = rows.unique(dim=0, return_inverse=True)
-    if torch.is_grad_enabled() and int(starts.max()) == len(rows) - 1:
+    if torch.is_grad_enabled() and int(starts.max()) == count - 1:
         raise ValueError(
             "critic: no two trajectories start in the same state, so that log Z(s_0) has to be learned; pass "
             "critic=(state, t) -> soft V in reward units"

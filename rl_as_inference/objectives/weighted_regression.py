@@ -102,8 +102,8 @@ class Projection:
         included.
         """
         worth = alpha * steps.terms.sum(0)
-        share = self._excess(worth, torch.zeros_like(worth), alpha) * len(worth)
-        return (share * steps.weights() * steps.log_policy).sum()
+        share = self._excess(worth.flatten(), torch.zeros_like(worth).flatten(), alpha) * worth.numel()
+        return (share.reshape(worth.shape) * steps.weights() * steps.log_policy).sum()
 
     def _excess(self, worth: Tensor, base: Tensor, alpha: Any) -> Tensor:
         """Returns ``η/α`` times how much the weights of a batch differ from what they were, whose sum is 0."""

@@ -168,8 +168,8 @@ class GaussianProblem:
         assert values.p is not None
         assert values.c is not None
         gain, offset, factor = (x.detach() for x in self.leaves)
-        pieces = (self.alpha * x for x in (values.P, values.p, values.c))
-        plan = exact.LinearGaussianPlan(gain, offset, factor, values.c[0], *pieces, "causal")
+        P, p, c = (self.alpha * x for x in (values.P, values.p, values.c))
+        plan = exact.LinearGaussianPlan(gain, offset, factor, c[0], P, p, c, "causal")
         target = improved_rule(self.mdp, plan, ratio * self.alpha)
         return ratio * expected_log_density(states, target, self.leaves)
 
