@@ -25,9 +25,9 @@ SIZES = [(7, 3, 9, 1.0, 0.6), (9, 4, 7, 0.95, 1.0), (12, 2, 10, 0.9, 0.4), (8, 5
 """States, actions, horizon, discount, temperature; the seed of the tables is 100 and the place in this list."""
 
 METHODS: dict[str, dict[str, Any]] = {
-    "EM, exact messages": {"estimator": "em", "steps": 400, "learning_rate": 0.1},
-    "EM, exact messages, KL ≤ 0.05": {"estimator": "em", "epsilon": 0.05, "steps": 400, "learning_rate": 0.1},
-    "EM, learned soft Q": {"estimator": "em", "critic": "soft q", "steps": 800, "learning_rate": 0.03},
+    "EM, exact messages": {"estimator": "em", "steps": 600, "learning_rate": 0.2},
+    "EM, exact messages, KL ≤ 0.05": {"estimator": "em", "epsilon": 0.05, "steps": 600, "learning_rate": 0.2},
+    "EM, learned soft Q": {"estimator": "em", "critic": "soft q", "steps": 1500, "learning_rate": 0.05},
     "path consistency, trajectories": {"estimator": "path_consistency", "steps": 800, "learning_rate": 0.1},
     "the same, off-policy": {"estimator": "path_consistency", "steps": 800, "learning_rate": 0.1, "behavior": "prior"},
     "path consistency, one step": {"estimator": "path_consistency", "n": 1, "steps": 1000, "learning_rate": 0.05},
