@@ -103,12 +103,15 @@ def best_of(n: int, reference: Tensor, scores: Tensor) -> Tensor:
 
 def learned(mdp: rlai.TabularMDP, quick: bool) -> dict[str, Forgetful]:
     """Returns forgetful guides trained by the library: on the ELBO, and by expectation maximization of both kinds."""
-    steps, options = 150 if quick else 400, {"learning_rate": 0.1, "seed": 0}
+    steps, options = (
+        60 if quick else 400,
+        {"learning_rate": 0.15 if quick else 0.1, "seed": 0, "num_trajectories": 1_000},
+    )
     guides = {name: Forgetful() for name in ("ELBO", "EM, state by state", "EM, whole strings")}
-    rlai.fit(mdp, guides["ELBO"], steps=steps, estimator="exact", **options)
+    rlai.fit(mdp, guides["ELBO"], steps=steps, estimator="score", **options)
     rlai.fit(mdp, guides["EM, state by state"], steps=steps, estimator="em", **options)
     guide = guides["EM, whole strings"]  # no critic: the weights are those of whole trajectories
-    objective, optimizer = rlai.TrajectoryELBO("em"), torch.optim.Adam(guide.parameters(), lr=0.02)
+    objective, optimizer = rlai.TrajectoryELBO("em"), torch.optim.Adam(guide.parameters(), lr=0.05 if quick else 0.02)
     program = rlai.follow(mdp, guide)
     for _ in range(steps):
         optimizer.zero_grad()

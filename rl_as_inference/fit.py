@@ -104,8 +104,9 @@ def fit(
 
     Two estimators climb no ELBO, and reach its optimum by regression (docs/projection.md). ``"em"``: a finite or
     linear-Gaussian process without a critic has its E-step by exact messages of the present policy, every fourth step,
-    with states weighted by where that policy goes; others learn a soft Q. ``"path_consistency"``: over whole
-    trajectories where dynamics are deterministic, and else step by step with a soft V that is learned.
+    with states weighted by where that policy goes; others, whose state must be seen, learn a soft Q.
+    ``"path_consistency"``: over whole trajectories where dynamics are deterministic, and else step by step with a soft
+    V that is learned.
 
     Args:
         process: a process, or a Pyro program without arguments.
@@ -340,6 +341,12 @@ class _ProjectionByMessages:
 
 
 def _new_critic(process: Process, estimator: str) -> nn.Module:
+    hidden = isinstance(process, PartiallyObservedMDP) or (isinstance(process, ProgramProcess) and process.sees_history)
+    if estimator == "em" and hidden:
+        raise ValueError(
+            "critic: estimator='em' learns no soft Q where the state is hidden, as it would be trusted where it was "
+            "never learned; pass critic=, such as that of a fit by 'exact_sum' or a soft V, or a teacher; or use 'auto'"
+        )
     # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
     scale = float(torch.as_tensor(process.temperature))
     if estimator in ("em", "path_consistency"):  # whose critics are more than baselines: they must become right
@@ -365,12 +372,6 @@ def _critic_of_hidden(process: PartiallyObservedMDP, estimator: str, scale: floa
 def _head(space: gymnasium.Space[Any], process: Process, estimator: str, scale: float) -> nn.Module:
     discrete = isinstance(process.action_space, gymnasium.spaces.Discrete)
     if estimator == "em" and not discrete:
-        if isinstance(process, PartiallyObservedMDP) or (isinstance(process, ProgramProcess) and process.sees_history):
-            raise ValueError(
-                "critic: estimator='em' has none of its own for continuous actions where the state is hidden; pass "
-                "critic=(state, t) -> soft V, which takes the weights from trajectories and reckons on luck, or use "
-                "'auto'"
-            )
         options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": (64, 64), "scale": scale}
         return QEnsemble(space, process.action_space, num_critics=1, **options)
     if estimator not in ("exact_sum", "n_step", "em"):

@@ -210,7 +210,7 @@ def test_learned_prior(run):
 
 
 def test_short_strings(run):
-    """The library's guides after 150 steps, seed 0, near the nearest of their family by enumeration."""
+    """The library's guides after 60 steps of 1,000 strings, seed 0, beside the nearest of their family."""
     text = run("short_strings")
     assert float(text.split("differ by at most")[1].split()[0]) < 1e-9
     evidence, elbo = numbers(text, "log Z =")
@@ -221,8 +221,8 @@ def test_short_strings(run):
     assert reverse[2] < forward[2], "each is nearest in its own direction"
     assert forward[3] < reverse[3]
     assert reverse[5] < 0.5 < 5 < forward[5], "one way of scoring, and both"
-    assert cells(text, "fit: ELBO")[2] == pytest.approx(reverse[2], abs=2e-3)
-    assert cells(text, "fit: EM, whole strings")[3] == pytest.approx(forward[3], abs=0.05)
+    assert cells(text, "fit: ELBO")[2] == pytest.approx(reverse[2], abs=0.02)
+    assert cells(text, "fit: EM, whole strings")[3] == pytest.approx(forward[3], abs=0.06)
     assert reverse[2] < cells(text, "fit: EM, state by state")[2] < forward[2]
     for n in (4, 64):
         exactly, bound = numbers(text, f"best of {n}: KL")[:2]

@@ -401,11 +401,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match="weighs trajectories against each other, and there is one"):
             objective.differentiable_loss(program, rlai.follow(program, Coin()))
 
-    def test_continuous_and_hidden(self) -> None:
-        pomdp = light_dark_linear()
+    @pytest.mark.parametrize("make", [light_dark_linear, rlai.models.tiger])
+    def test_hidden_state(self, make: Any) -> None:
+        """A critic of one's own is needed there, and one that is given will do."""
+        pomdp = make()
         policy = amortized_policy(pomdp)
-        with pytest.raises(ValueError, match="critic: estimator='em' has none of its own for continuous actions"):
+        with pytest.raises(ValueError, match="critic: estimator='em' learns no soft Q where the state is hidden"):
             rlai.fit(pomdp, policy, steps=1, estimator="em", num_trajectories=8)
+        fitted = rlai.fit(pomdp, policy, steps=2, estimator="em", critic=lambda state, t: torch.zeros(len(state)))
+        assert bool(fitted.elbo.isfinite().all())
 
 
 def test_brute_force_of_one_e_step() -> None:
