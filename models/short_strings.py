@@ -87,7 +87,7 @@ def short_strings(
         raise ValueError(f"num_letters must be <= {len(_LETTERS)}, got {num_letters}")
     letters, end = _LETTERS[:num_letters], num_letters
     options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
-    table = _reference(num_letters) if reference is None else torch.as_tensor(reference)
+    table = _reference(num_letters) if reference is None else torch.as_tensor(reference).cpu()
     if table.shape != (num_letters + 1, num_letters + 1):
         raise ValueError(
             f"reference must have shape {(num_letters + 1, num_letters + 1)}, a row for the beginning and each letter "
@@ -100,7 +100,7 @@ def short_strings(
     full = torch.tensor([len(text) == max_length for text in texts])
     after = torch.tensor([[index.get(text + letter, over) for letter in letters] + [over] for text in texts])
     only_end = torch.nn.functional.one_hot(torch.tensor(end), num_letters + 1)
-    prior = torch.where(full[:, None], only_end.to(table), table[last.to(table.device)].to(table))
+    prior = torch.where(full[:, None], only_end.to(table), table[last])
     reward = torch.zeros(over + 1, num_letters + 1, dtype=torch.float64)
     reward[:over, end] = torch.tensor([float(score(text)) for text in texts], dtype=torch.float64)
     states = torch.arange(over + 1)

@@ -41,7 +41,7 @@ def deterministic(seed: int, **options: Any) -> rlai.TabularMDP:
     move = torch.nn.functional.one_hot(torch.randint(shape[0], shape, generator=generator), shape[0])
     return rlai.TabularMDP(
         move.to(base.reward_table),
-        base.reward_table,
+        torch.where(base.terminal[:, None], 0.0, base.reward_table),
         base.initial_probabilities,
         horizon=base.horizon,
         discount=base.discount,
