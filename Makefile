@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers planning-peers active-inference clean
+.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -65,6 +65,9 @@ planning-peers: $(STAMP) $(PEERS)/torchrl/.installed  ## planning on the pendulu
 
 active-inference: $(STAMP) $(PEERS)/pymdp/.installed  ## pymdp in the T-maze, beside the belief optimum
 	$(BIN)/python -m benchmarks.peers.against_pymdp
+
+torchgfn: $(STAMP) $(PEERS)/torchgfn/.installed  ## torchgfn's losses on its HyperGrid, beside path consistency
+	$(BIN)/python -m benchmarks.peers.against_torchgfn
 
 clean:           ## remove what make made
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

@@ -20,6 +20,7 @@ from rl_as_inference.models.point_mass import point_mass
 from rl_as_inference.models.procrastination import procrastination
 from rl_as_inference.models.random_mdp import random_mdp
 from rl_as_inference.models.restaurants import restaurants
+from rl_as_inference.models.short_strings import short_strings
 from rl_as_inference.models.t_maze import t_maze
 from rl_as_inference.models.tiger import tiger
 from rl_as_inference.models.uncertain_slip import uncertain_slip
@@ -41,6 +42,7 @@ __all__ = [
     "procrastination",
     "random_mdp",
     "restaurants",
+    "short_strings",
     "t_maze",
     "tiger",
     "uncertain_slip",

@@ -12,12 +12,24 @@ from torch import Tensor, nn
 
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least, check_positive
-from rl_as_inference.critics import SoftQ, SoftV
+from rl_as_inference.critics import LearnedTable, QEnsemble, SoftQ, SoftV
+from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
+from rl_as_inference.exact.linear_gaussian import rules_of
+from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.guides import BeliefPolicy, RecurrentPolicy
 from rl_as_inference.guides.belief import belief_space
-from rl_as_inference.nouns import Problem, Process
+from rl_as_inference.nouns import Policy, Problem, Process
+from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
+from rl_as_inference.objectives.projection import improved_policy, projection_loss, soft_advantage
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
-from rl_as_inference.processes import MarkovDecisionProcess, PartiallyObservedMDP, TabularMDP, TabularPOMDP
+from rl_as_inference.objectives.weighted_regression import Projection
+from rl_as_inference.processes import (
+    LinearGaussianMDP,
+    MarkovDecisionProcess,
+    PartiallyObservedMDP,
+    TabularMDP,
+    TabularPOMDP,
+)
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import follow
@@ -31,6 +43,9 @@ FitEstimator = Estimator | Literal["exact"]
 
 _EXACT_LIMIT = 4_000_000
 """``estimator="auto"`` takes the exact gradient of finite processes up to ``T·S·A·K`` of this size."""
+
+_E_STEP = 4
+"""Gradient steps of the regression on one answer of exact messages."""
 
 _MEMORY = 32
 """Numbers that a critic of histories remembers."""
@@ -65,8 +80,13 @@ def fit(
     *,
     steps: int,
     estimator: FitEstimator = "auto",
-    critic: Callable[[Any, Any], Tensor] | None = None,
+    critic: Callable[[Any, Any], Tensor] | QEnsemble | None = None,
     lambda_: float = 1.0,
+    n: int | None = None,
+    eta: float | None = None,
+    epsilon: float | None = None,
+    teacher: Policy | None = None,
+    behavior: Policy | None = None,
     num_trajectories: int = 256,
     learning_rate: float = 2e-2,
     anneal: bool = True,
@@ -82,6 +102,12 @@ def fit(
     unbiased estimator over ``num_trajectories`` rollouts. Where the state is hidden and actions are discrete it has a
     baseline, on the belief of a :class:`rl_as_inference.TabularPOMDP` and on the history elsewhere.
 
+    Two estimators climb no ELBO, and reach its optimum by regression (docs/projection.md). ``"em"``: a finite or
+    linear-Gaussian process without a critic has its E-step by exact messages of the present policy, every fourth step,
+    with states weighted by where that policy goes; others, whose state must be seen, learn a soft Q.
+    ``"path_consistency"``: over whole trajectories where dynamics are deterministic, and else step by step with a soft
+    V that is learned.
+
     Args:
         process: a process, or a Pyro program without arguments.
         policy: a module ``(state, t) -> Distribution``.
@@ -89,7 +115,16 @@ def fit(
         estimator: ``"exact"``, or one of :class:`TrajectoryELBO`'s; ``"auto"`` chooses.
         critic: soft values in reward units, for the estimators that use one; a module is trained
             alongside. Where an estimator needs one and none is given, a network is made and trained.
-        lambda_: λ of ``"advantage"``.
+        lambda_: λ of ``"advantage"``, and of ``"em"`` with a soft V.
+        n: how many steps, of ``"n_step"`` (1 by default) and of ``"path_consistency"``: 1 for single steps, the horizon
+            or more for whole trajectories. None takes these where the dynamics are deterministic.
+        eta: η of ``"em"``, in reward units per nat: how far from the present policy the E-step goes. None is the
+            process's α, soft policy iteration.
+        epsilon: instead of η, the trust region of ``"em"``: ``KL(q* || π) ≤ ε`` in nats, averaged over states.
+        teacher: a policy that the guide is regressed on, in place of the E-step's answer, at the states that the guide
+            visits: a planner to be distilled, say. Its estimator is ``"em"``. It is asked at every step, once for every
+            state that is not real-valued, else for each trajectory; ``num_trajectories`` says how often.
+        behavior: who draws the trajectories of ``"path_consistency"``, which is right off-policy; None for the policy.
         num_trajectories: rollouts a gradient.
         learning_rate: Adam's, at the start.
         anneal: let the learning rate fall to a twentieth along a cosine, so that the end settles.
@@ -102,12 +137,15 @@ def fit(
         callback: called as ``callback(step, elbo)`` after every step.
 
     Raises:
-        ValueError: for arguments out of range, a policy without parameters, an exact gradient asked
-            of a process that has none, or an ELBO that is not finite (the step is named).
+        ValueError: for arguments out of range, or of another estimator; a policy without parameters; an exact gradient
+            asked of a process that has none; whole trajectories asked of path consistency where dynamics are
+            stochastic; or an ELBO that is not finite (the step is named).
     """
     check_at_least("steps", steps)
     check_positive("learning_rate", learning_rate)
     check_at_least("num_trajectories", num_trajectories)
+    if n is not None:
+        check_at_least("n", n)
     if estimator not in (*get_args(Estimator), "exact"):
         raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
     parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
@@ -117,6 +155,10 @@ def fit(
             "uses pyro.param trains with Pyro's SVI and TrajectoryELBO)"
         )
     process = as_process(process)
+    if teacher is not None and estimator == "auto":
+        estimator = "em"
+    _check_estimator_of(estimator, n=n, eta=eta, epsilon=epsilon, teacher=teacher, behavior=behavior)
+    projection = Projection(eta, epsilon, teacher)
     if estimator == "auto" and critic is None and _has_cheap_exact_gradient(process):
         estimator = "exact"
     if estimator == "auto" and critic is None and isinstance(process, PartiallyObservedMDP):
@@ -130,7 +172,15 @@ def fit(
             check_density(policy, process.rollout(policy, 2))
     if seed is not None:
         torch.manual_seed(seed)
-    if critic is None and estimator in ("baseline", "advantage", "exact_sum", "n_step"):
+    wants_critic = estimator in ("baseline", "advantage", "exact_sum", "n_step")
+    by_messages = False
+    if estimator == "em" and teacher is None:
+        by_messages = critic is None and isinstance(process, TabularMDP | LinearGaussianMDP)
+        wants_critic = not by_messages
+    elif estimator == "path_consistency":
+        n = _path_length(process, n)
+        wants_critic = n < (process.horizon or 0) or not _starts_alike(process, num_trajectories)
+    if critic is None and wants_critic:
         critic = _new_critic(process, estimator).to(parameters[0])
     if isinstance(critic, nn.Module):
         parameters += list(critic.parameters())
@@ -138,12 +188,25 @@ def fit(
     factor = _tempering(process, tempering)
     own = float(torch.as_tensor(process.temperature).detach())
     temperatures = own * factor ** (1 - 2 * torch.arange(steps, dtype=torch.float64) / steps).clamp(min=0)
-    loss = _loss(process, policy, estimator, critic, lambda_, num_trajectories)
+    options: dict[str, Any] = {"lambda_": lambda_, "n": n or 1} | (
+        {"projection": projection} if estimator == "em" else {}
+    )
+    if behavior is not None:
+        options["behavior"] = behavior
+
+    def loss_of(process: Process) -> Callable[[], Tensor]:
+        if by_messages:
+            return _ProjectionByMessages(process, policy, projection)  # type: ignore[arg-type]
+        return _loss(process, policy, estimator, critic, num_trajectories, options)
+
+    loss = loss_of(process)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
     history = torch.empty(steps, dtype=torch.float64)
     size = sys.maxsize
-    if estimator == "exact":  # messages are long chains of small operations, however many numbers they are
+    if (
+        estimator == "exact" or by_messages
+    ):  # messages are long chains of small operations, however many numbers they are
         size = 0
     elif isinstance(process, PartiallyObservedMDP):  # as are memories, moved on step by step
         size = num_trajectories * sum(parameter.numel() for parameter in parameters)
@@ -152,8 +215,7 @@ def fit(
         for step in range(steps):
             optimizer.zero_grad(set_to_none=True)
             if factor != 1:
-                tempered = process if temperatures[step] == own else _at(process, float(temperatures[step]))
-                loss = _loss(tempered, policy, estimator, critic, lambda_, num_trajectories)
+                loss = loss_of(process if temperatures[step] == own else _at(process, float(temperatures[step])))
             value = loss()
             if value.requires_grad:
                 value.backward()
@@ -184,9 +246,13 @@ def _tempering(process: Process, asked: float | None) -> float:
         return float(asked)
     if not isinstance(process, PartiallyObservedMDP) or process.horizon is None:
         return 1.0
+    return max(1.0, _spread_of_returns(process, 1000) / float(process.temperature))
+
+
+def _spread_of_returns(process: Process, num_trajectories: int) -> float:
+    """Returns the standard deviation of the action prior's returns, in reward units."""
     with torch.no_grad(), seeded(0):
-        spread = float(process.rollout(None, 1000).returns(discounted=True).std())
-    return max(1.0, spread / float(process.temperature))
+        return float(process.rollout(None, num_trajectories).returns(discounted=True).std())
 
 
 def _at(process: Process, temperature: float) -> Process:
@@ -194,11 +260,101 @@ def _at(process: Process, temperature: float) -> Process:
     return process.at_temperature(temperature)
 
 
+def _check_estimator_of(estimator: str, **given: Any) -> None:
+    """Raises ValueError for what belongs to another estimator than the one that is asked for."""
+    of = {"n": ("n_step", "path_consistency"), "behavior": ("path_consistency",)}
+    for name, value in given.items():
+        if value is not None and estimator not in (wanted := of.get(name, ("em",))):
+            raise ValueError(
+                f"{name} is for estimator={' or '.join(map(repr, wanted))}, got estimator={estimator!r}; leave it out"
+            )
+
+
+def _path_length(process: Process, n: int | None) -> int:
+    """Returns how long the paths of path consistency are: all of the trajectory where dynamics are deterministic."""
+    if n is not None:
+        return n
+    if isinstance(process, MarkovDecisionProcess):
+        luck = luck_of_process(process)
+    else:
+        luck = luck_of_program(process.in_plate(1)) if isinstance(process, ProgramProcess) else "it is a simulator"
+    return 1 if luck else process.horizon or 1
+
+
+def _starts_alike(process: Process, num_trajectories: int) -> bool:
+    """Returns whether many of the trajectories of a batch start in one state, so that log Z need not be learned."""
+    if isinstance(process, ProgramProcess) and not process.is_vectorized():
+        return False
+    with torch.no_grad(), seeded(0):
+        first = process.rollout(None, num_trajectories).states[0]
+    return 4 * len(first.reshape(num_trajectories, -1).unique(dim=0)) <= num_trajectories
+
+
+class _ProjectionByMessages:
+    """Minus the ELBO, whose gradient is that of the regression on exact E-steps, of every fourth call."""
+
+    def __init__(self, process: TabularMDP | LinearGaussianMDP, policy: nn.Module, projection: Projection) -> None:
+        self.process, self.policy, self.projection = process, policy, projection
+        self.calls = 0
+
+    def __call__(self) -> Tensor:
+        if self.calls % _E_STEP == 0:
+            with torch.no_grad():
+                plan = exact.evaluate(self.process, self.policy)
+                self.elbo = plan.objective
+                self.regress = self._on(self.process, plan)
+        self.calls += 1
+        loss = self.regress()
+        return loss - loss.detach() - self.elbo
+
+    def _on(self, process: TabularMDP | LinearGaussianMDP, plan: Any) -> Callable[[], Tensor]:
+        return self._finite(process, plan) if isinstance(process, TabularMDP) else self._gaussian(process, plan)
+
+    def _finite(self, mdp: TabularMDP, plan: exact.Plan) -> Callable[[], Tensor]:
+        alpha = mdp.temperature
+        weights = discounted_visits(mdp, plan)
+        weights = weights[0] if mdp.horizon is None else weights
+        log_policy = plan.exact_log_policy.to(plan.soft_q)
+        advantage = soft_advantage(plan.soft_q, log_policy, mdp.log_action_prior, alpha)
+        eta = self.projection.temperature(advantage, log_policy, weights, alpha)
+        target = improved_policy(advantage, log_policy, eta)
+
+        def regress() -> Tensor:
+            return eta / alpha * projection_loss(log_policy_table(mdp, self.policy), target, weights)
+
+        return regress
+
+    def _gaussian(self, system: LinearGaussianMDP, plan: exact.LinearGaussianPlan) -> Callable[[], Tensor]:
+        alpha, chosen = system.temperature, self.projection
+        states, weights = sigma_points(system, plan)
+        if chosen.epsilon is None:
+            eta: Any = alpha if chosen.eta is None else chosen.eta
+            target = improved_rule(system, plan, eta)
+        else:
+            target, eta = rule_within(system, plan, chosen.epsilon)
+
+        def regress() -> Tensor:
+            rule = tuple(torch.stack(x) for x in zip(*rules_of(system, self.policy), strict=True))
+            return -eta / alpha * (weights * expected_log_density(states, target, rule)).sum()
+
+        return regress
+
+
 def _new_critic(process: Process, estimator: str) -> nn.Module:
+    hidden = isinstance(process, PartiallyObservedMDP) or (isinstance(process, ProgramProcess) and process.sees_history)
+    if estimator == "em" and hidden:
+        raise ValueError(
+            "critic: estimator='em' learns no soft Q where the state is hidden, as it would be trusted where it was "
+            "never learned; pass critic=, such as that of a fit by 'exact_sum' or a soft V, or a teacher; or use 'auto'"
+        )
     # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
     scale = float(torch.as_tensor(process.temperature))
+    if estimator in ("em", "path_consistency"):  # whose critics are more than baselines: they must become right
+        scale = max(scale, _spread_of_returns(process, 1000))
     if isinstance(process, PartiallyObservedMDP):
         return _critic_of_hidden(process, estimator, scale)
+    if estimator == "path_consistency" and isinstance(process, TabularMDP):
+        return LearnedTable(process.num_states, horizon=process.horizon, scale=scale)
     if isinstance(process, ProgramProcess) and process.sees_history:
         head = _head(gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,)), process, estimator, scale)
         return RecurrentPolicy(process.observation_space, process.action_space, head=head, memory_size=_MEMORY)
@@ -214,7 +370,11 @@ def _critic_of_hidden(process: PartiallyObservedMDP, estimator: str, scale: floa
 
 
 def _head(space: gymnasium.Space[Any], process: Process, estimator: str, scale: float) -> nn.Module:
-    if estimator not in ("exact_sum", "n_step"):
+    discrete = isinstance(process.action_space, gymnasium.spaces.Discrete)
+    if estimator == "em" and not discrete:
+        options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": (64, 64), "scale": scale}
+        return QEnsemble(space, process.action_space, num_critics=1, **options)
+    if estimator not in ("exact_sum", "n_step", "em"):
         return SoftV(space, horizon=process.horizon, scale=scale)
     if not isinstance(process.action_space, gymnasium.spaces.Discrete):
         raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
@@ -232,20 +392,20 @@ def _loss(
     process: Process,
     policy: nn.Module,
     estimator: FitEstimator,
-    critic: Callable[[Any, Any], Tensor] | None,
-    lambda_: float,
+    critic: Callable[[Any, Any], Tensor] | QEnsemble | None,
     num_trajectories: int,
+    options: dict[str, Any],
 ) -> Callable[[], Tensor]:
     """Returns a function whose value is minus the ELBO and whose gradient is the estimator's."""
     if estimator == "exact":
         return lambda: -exact.elbo(process, policy)
-    objective = TrajectoryELBO(estimator, critic, lambda_)
+    objective = TrajectoryELBO(estimator, critic, **options)
     if isinstance(process, MarkovDecisionProcess):
         guide = follow(process, policy)
         return lambda: objective.differentiable_loss(process, guide, num_trajectories) / num_trajectories
     if isinstance(process, ProgramProcess):
         if not process.is_vectorized():
-            objective = TrajectoryELBO(estimator, critic, lambda_, num_particles=num_trajectories)
+            objective = TrajectoryELBO(estimator, critic, num_particles=num_trajectories, **options)
             guide = follow(process.program, policy)
             return lambda: objective.differentiable_loss(process.program, guide)
         batch = process.in_plate(num_trajectories)

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,22 @@ def _losses(elbo: Callable[[], Any], program: Callable[[Any], Any]) -> Reading:
     return read
 
 
+def _off_policy(program: Callable[[Any], Any]) -> Reading:
+    """Returns what path consistency on another policy's trajectories says of the one that is trained."""
+
+    def read(process: Any, policy: Any) -> tuple[float, float]:
+        def behavior(state: Tensor, t: Any) -> Any:
+            return dist.Categorical(logits=0.5 * policy(state, t).logits)
+
+        def critic(state: Tensor, t: Any) -> Tensor:
+            return torch.zeros(state.shape, dtype=torch.float64)
+
+        objective = partial(TrajectoryELBO, "path_consistency", critic, behavior=behavior)
+        return _losses(objective, program)(process, policy)
+
+    return read
+
+
 def _in_disguise(process: Any) -> Any:
     """Returns the process as a program that nothing knows to be in parts."""
     return lambda *args: process(*args)
@@ -161,6 +178,9 @@ ELBOS: dict[str, Reading] = {
     "posterior by the guide": _guide,
     "TrajectoryELBO on rollouts": _losses(TrajectoryELBO, lambda process: process),
     "TrajectoryELBO on the program": _losses(TrajectoryELBO, _in_disguise),
+    "TrajectoryELBO, em": _losses(partial(TrajectoryELBO, "em"), lambda process: process),
+    "TrajectoryELBO, path consistency": _off_policy(lambda process: process),
+    "TrajectoryELBO, path consistency of the program": _off_policy(_in_disguise),
     "Trace_ELBO": _losses(Trace_ELBO, _in_disguise),
 }
 

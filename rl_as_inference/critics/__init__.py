@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
+import torch
 from torch import Tensor, nn
 
 from rl_as_inference.critics.ensembles import QEnsemble
 from rl_as_inference.state_time_network import StateTimeNetwork
 
-__all__ = ["QEnsemble", "SoftQ", "SoftV", "TableCritic"]
+__all__ = ["LearnedTable", "QEnsemble", "SoftQ", "SoftV", "TableCritic"]
 
 
 class SoftV(nn.Module):
@@ -92,3 +93,27 @@ class TableCritic(nn.Module):
 
     def forward(self, state: Tensor, t: int | Tensor) -> Tensor:
         return self.table[state] if self.stationary else self.table[t, state]
+
+
+class LearnedTable(nn.Module):
+    """A table of soft state values that is learned: every soft V of a finite process.
+
+    Args:
+        num_states: ``S``.
+        horizon: ``T`` for a table per step, None for stationary values.
+        scale: the size of a typical value, in reward units: the table holds ``V / scale``.
+
+    Example:
+        >>> LearnedTable(3, horizon=4)(torch.tensor([0, 2]), 1)
+        tensor([0., 0.], grad_fn=<MulBackward0>)
+    """
+
+    batch_steps = True
+
+    def __init__(self, num_states: int, *, horizon: int | None = None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_states if horizon is None else (horizon, num_states)))
+        self.scale = scale
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Tensor:
+        return self.scale * (self.table[state] if self.table.dim() == 1 else self.table[t, state])

@@ -27,6 +27,7 @@ class QEnsemble(nn.Module):
         num_critics: how many networks, ≥ 1.
         horizon: the number of steps; None for stationary values, which do not look at ``t``.
         hidden_sizes: widths of the hidden layers.
+        scale: the size of a typical value, in reward units: the networks learn ``Q / scale``.
 
     Raises:
         ValueError: for other spaces, or a number < 1.
@@ -47,9 +48,11 @@ class QEnsemble(nn.Module):
         num_critics: int = 2,
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (256, 256),
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
+        self.scale = scale
         if num_critics < 1:
             raise ValueError(f"num_critics must be >= 1, got {num_critics}")
         self.num_critics, self.horizon = num_critics, horizon
@@ -87,6 +90,7 @@ class QEnsemble(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             values = _times(values.relu() if layer else values, weight) + bias[:, None]
         values = values.reshape(self.num_critics, *batch, values.shape[-1])
+        values = values if self.scale == 1 else self.scale * values
         return values if self.discrete_actions else values.squeeze(-1)
 
 

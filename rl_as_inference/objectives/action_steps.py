@@ -35,7 +35,9 @@ class ActionSteps:
     times: Sequence[int]
     temperature: Any
     distributions: Callable[[], tuple[Any, Any]]
-    """Policy and action prior of all the draws at once."""
+    """Policy and action prior of all the draws at once, which are categorical."""
+    answers: Callable[[], list[tuple[Any, Any]]]
+    """The same step by step, of any kind."""
 
 
 def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> ActionSteps:
@@ -53,9 +55,7 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
         for pair in pairs:
             for fn in pair:
                 if not isinstance(fn, torch.distributions.Categorical):
-                    raise ValueError(
-                        f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
-                    )
+                    raise _no_sum(fn)
         policy, prior = (torch.stack([fn.logits.expand(*shape, -1) for fn in fns]) for fns in zip(*pairs, strict=True))
         return _Logits(policy), _Logits(prior)
 
@@ -75,6 +75,14 @@ def steps_of_terms(acts: list[Term], costs: list[Any], temperature: Any) -> Acti
         times=[term.action["step"] or 0 for term in acts],
         temperature=temperature,
         distributions=distributions,
+        answers=lambda: [(term.action["policy"], term.action["prior"]) for term in acts],
+    )
+
+
+def _no_sum(fn: Any) -> ValueError:
+    return ValueError(
+        f"estimator='exact_sum' needs categorical actions, as 'em' with a soft Q of every action does, got "
+        f"{type(fn).__name__}; use 'auto'"
     )
 
 
@@ -98,9 +106,7 @@ def steps_of_rollout(
         pair = distributions()
         for fn in pair:
             if not hasattr(fn, "logits"):
-                raise ValueError(
-                    f"estimator='exact_sum' needs categorical actions, got {type(fn).__name__}; use 'auto'"
-                )
+                raise _no_sum(fn)
         return pair
 
     return ActionSteps(
@@ -114,6 +120,7 @@ def steps_of_rollout(
         times=range(trajectories.horizon),
         temperature=trajectories.temperature,
         distributions=categorical,
+        answers=lambda: [(policy(s, t), mdp.prior_at(s)) for t, s in enumerate(seen)],
     )
 
 

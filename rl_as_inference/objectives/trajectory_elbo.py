@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
+from weakref import WeakSet
 
 import gymnasium
 import torch
@@ -13,9 +14,11 @@ from pyro.infer.enum import get_importance_trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from rl_as_inference.objectives import estimators
-from rl_as_inference.objectives.action_steps import ActionSteps, over_time, steps_of_rollout, steps_of_terms
+from rl_as_inference.nouns import Policy
+from rl_as_inference.objectives.action_steps import ActionSteps, steps_of_rollout, steps_of_terms
+from rl_as_inference.objectives.action_surrogate import ActionSurrogate, Estimator
 from rl_as_inference.objectives.jumps import Jumps
+from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
 from rl_as_inference.objectives.program_terms import (
     DetachedActions,
     Marks,
@@ -26,14 +29,12 @@ from rl_as_inference.objectives.program_terms import (
     temperature_of,
     terms_of_traces,
 )
-from rl_as_inference.objectives.soft_critics import exact_soft_value
+from rl_as_inference.objectives.weighted_regression import Projection
 from rl_as_inference.processes import MarkovDecisionProcess, PartiallyObservedMDP
 from rl_as_inference.program.readings import Guide, register_module
 from rl_as_inference.program.sites import ACTION
 
 __all__ = ["Estimator", "TrajectoryELBO"]
-
-Estimator = Literal["auto", "pathwise", "full_return", "score", "baseline", "advantage", "exact_sum", "n_step"]
 
 _JUMPS = Jumps()
 
@@ -69,13 +70,27 @@ class TrajectoryELBO(ELBO):
     - ``"n_step"``: the same, corrected by the n-step soft return with analytic entropies (docs/elbo-and-sac.md).
       It takes a soft Q too, whose error it discounts by γ^n; from ``n = T`` on it is unbiased for any.
 
+    Two are no gradients of the ELBO, but reach its optimum (docs/projection.md):
+
+    - ``"em"``: expectation maximization. The policy is regressed on ``q*(a|s) ∝ π(a|s) exp(A(s,a)/η)``. ``A`` is from a
+      critic, a soft Q (of continuous actions a :class:`rl_as_inference.critics.QEnsemble`); from a soft V and what
+      trajectories earned after each action; or, without a critic, from whole trajectories. What is from trajectories
+      reckons on luck: at η = α it is the posterior of actions given optimality.
+    - ``"path_consistency"``: the square of what is left of path consistency. With a soft V it is taken over paths of n
+      steps; n = 1 is right for any dynamics, n ≥ T is trajectory balance, with the critic at ``t = 0`` as
+      ``log Z(s_0)``. Without a critic it is the variance among trajectories that start alike. Its trajectories may be
+      those of another policy, ``behavior``.
+
     A critic that is a module is trained alongside by squared error, as Pyro trains a baseline.
 
     Args:
         estimator: one of the above.
         critic: a callable ``(state, t)``, in reward units.
         lambda_: λ in [0, 1], for ``"advantage"``.
-        n: the number of steps, ≥ 1, for ``"n_step"``.
+        n: the number of steps, ≥ 1, for ``"n_step"`` and ``"path_consistency"``.
+        projection: η, ε or a teacher, for ``"em"``.
+        behavior: who draws the trajectories of ``"path_consistency"``; None for the policy itself. The value of the
+            loss is then minus the ELBO of as many further trajectories of the policy.
         **options: Pyro's: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ….
 
     Warns:
@@ -106,6 +121,8 @@ class TrajectoryELBO(ELBO):
         critic: Callable[[Any, Any], Tensor] | None = None,
         lambda_: float = 1.0,
         n: int = 1,
+        projection: Projection | None = None,
+        behavior: Policy | None = None,
         **options: Any,
     ) -> None:
         if estimator not in get_args(Estimator):
@@ -116,7 +133,12 @@ class TrajectoryELBO(ELBO):
             raise ValueError(f"estimator={estimator!r} needs a critic: pass critic=(state, t) -> soft values")
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n must be an integer >= 1, got {n!r}")
+        for name, given, of in (("projection", projection, "em"), ("behavior", behavior, "path_consistency")):
+            if given is not None and estimator != of:
+                raise ValueError(f"{name} is for estimator={of!r}, got estimator={estimator!r}; leave it out")
         super().__init__(**options)
+        self.projection, self.behavior = projection or Projection(), behavior
+        self._deterministic: WeakSet[Any] = WeakSet()
         self.estimator = estimator
         self.critic = critic
         self.lambda_ = lambda_
@@ -163,22 +185,51 @@ class TrajectoryELBO(ELBO):
         vectorized = self.vectorize_particles and self.num_particles > 1
         if vectorized and self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
+        if self.estimator == "path_consistency":
+            self._check_consistency(model, own, args, kwargs)
         for _ in range(1 if vectorized else self.num_particles):
             if own and not vectorized and not kwargs and self._is_in_parts(model):
                 register_module("policy", guide.policy)
-                yield self._read_rollout(model, guide.policy, *args, **kwargs)
+                elbo, surrogate = self._read_rollout(model, self.behavior or guide.policy, guide.policy, *args)
+                if self.behavior is not None:
+                    with torch.no_grad():
+                        elbo = model.rollout(guide.policy, *(args or (1,))).terms().sum()
+                yield elbo, surrogate
                 continue
             pair = (self._vectorized_num_particles(fn) if vectorized else fn for fn in (model, guide))
             run, other = (partial(fn, *args, **kwargs) for fn in pair)
             plain = partial(model, *args, **kwargs), partial(guide, *args, **kwargs)
             if own:
-                read = partial(read_program, run, guide.policy)
+                read = partial(read_program, run, self.behavior or guide.policy)
                 look = partial(self._look, model, guide.policy, partial(read_program, plain[0], guide.policy, True))
             else:
                 names = _JUMPS.note(model, guide).names
                 read = partial(self._read_pair, run, other, names)
                 look = partial(self._look, model, guide, partial(_run_pair, *plain, names))
-            yield self._combine(self._settle(read, look))
+            elbo, surrogate = self._combine(self._settle(read, look), guide.policy if own else None)
+            if self.behavior is not None:
+                register_module("policy", guide.policy)
+                with torch.no_grad():
+                    elbo, _ = self._combine(read_program(run, guide.policy, False), guide.policy)
+            yield elbo, surrogate
+
+    def _check_consistency(self, model: Any, own: bool, args: Any, kwargs: Any) -> None:
+        """Raises ValueError unless path consistency holds of this pair."""
+        if not own:
+            raise ValueError(
+                "guide: estimator='path_consistency' needs follow(program, policy), which says which draws are actions"
+            )
+        if (self.critic is not None and self.n == 1) or model in self._deterministic:
+            return
+        in_parts = isinstance(model, MarkovDecisionProcess)
+        luck = luck_of_process(model) if in_parts else luck_of_program(partial(model, *args, **kwargs))
+        if luck:
+            what = f"paths of n = {self.n} steps" if self.critic is not None else "whole trajectories"
+            raise ValueError(
+                f"estimator='path_consistency' over {what} needs deterministic dynamics, and {luck}; take single "
+                f"steps, with critic=(state, t) -> soft V and n=1"
+            )
+        self._deterministic.add(model)
 
     def _is_in_parts(self, model: Any) -> bool:
         """Whether the model has a reading without handlers that gives every gradient that is wanted."""
@@ -228,7 +279,7 @@ class TrajectoryELBO(ELBO):
         jumps = look() or any(term.ends_early for term in terms)
         return read(False) if jumps and self.estimator == "auto" else terms
 
-    def _combine(self, terms: list[Term]) -> tuple[Tensor, Tensor]:
+    def _combine(self, terms: list[Term], policy: Any = None) -> tuple[Tensor, Tensor]:
         elbo: Any = torch.zeros(())
         surrogate: Any = torch.zeros(())
         for term in terms:
@@ -236,6 +287,7 @@ class TrajectoryELBO(ELBO):
             for part in term.differentiable:
                 surrogate = surrogate + part.sum()
         learning = isinstance(self.critic, torch.nn.Module) and any(p.requires_grad for p in self.critic.parameters())
+        learning = learning or self.behavior is not None  # whose log probabilities have no gradient
         scored = [
             term
             for term in terms
@@ -246,6 +298,10 @@ class TrajectoryELBO(ELBO):
                 f"estimator='pathwise' needs reparameterized draws, but site {scored[0].name!r} has none; use 'auto'"
             )
         segments = segment_costs(terms)
+        if self.estimator == "path_consistency" and len({t.frames for t in scored if t.action is not None}) > 1:
+            raise ValueError(
+                "estimator='path_consistency' needs all actions of the program in the same plates; use 'auto'"
+            )
         for frames in dict.fromkeys(term.frames for term in scored):
             costs = [segment.sum_to(frames) for segment in segments]
             mine = [term for term in scored if term.frames == frames]
@@ -255,14 +311,15 @@ class TrajectoryELBO(ELBO):
                     surrogate = surrogate + (term.score * to_go[term.segment]).sum()
             acts = [term for term in mine if term.action is not None]
             if acts:
-                surrogate = surrogate + self._score_part(steps_of_terms(acts, costs, temperature_of(terms)))
+                surrogate = surrogate + self._score_part(steps_of_terms(acts, costs, temperature_of(terms)), policy)
         return elbo, surrogate
 
     # Processes in parts: time-major tensors.
 
     def _read_rollout(
-        self, mdp: MarkovDecisionProcess, policy: Any, num_trajectories: int = 1
+        self, mdp: MarkovDecisionProcess, policy: Any, own: Any, num_trajectories: int = 1
     ) -> tuple[Tensor, Tensor]:
+        """Returns ELBO and surrogate of rollouts of a policy, with ``own`` as the one that is trained."""
         pathwise = self.estimator == "pathwise" or (self.estimator == "auto" and _is_smooth(mdp, policy))
         if pathwise and torch.is_grad_enabled():
             trial = partial(read_program, partial(mdp, min(num_trajectories, 2)), policy, True)
@@ -274,64 +331,16 @@ class TrajectoryELBO(ELBO):
         terms = trajectories.terms()
         if pathwise:
             return terms.sum(), terms.sum()
-        surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()))
+        surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()), own)
         # All that is not the draws' own: what factors and prior depend on, and the discount.
         direct = trajectories.log_factors + trajectories.log_prior - trajectories.log_policy.detach()
         if (scaled := trajectories.scales * direct).requires_grad:
             surrogate = surrogate + scaled.sum()
         return terms.detach().sum(), surrogate
 
-    # What both have in common.
-
-    def _score_part(self, steps: ActionSteps) -> Tensor:
-        """Returns the surrogate of the action draws, and of the critic that is trained alongside."""
-        estimator = self.estimator
-        if estimator == "auto":
-            estimator = "score" if self.critic is None else "baseline"
-        if estimator == "full_return":
-            return estimators.score_surrogate(steps.log_policy, steps.terms.sum(0).expand_as(steps.terms))
-        if estimator == "score":
-            return estimators.score_surrogate(steps.log_policy, estimators.return_to_go(steps.terms))
-        assert self.critic is not None
-        if steps.temperature is None:
-            raise ValueError(
-                "critic: its values are in reward units, so all rewards of the program need one temperature, and "
-                "they have several or none"
-            )
-        # The critic's own loss is no part of the ELBO, and none of it reaches a temperature that is learned.
-        alpha = steps.temperature.detach() if isinstance(steps.temperature, Tensor) else steps.temperature
-        critic = over_time(self.critic, steps.states, steps.times, steps.views) / alpha
-        weights = steps.weights()
-        alive = weights > 0
-        safe = torch.where(alive, weights, 1.0)
-        if estimator in ("exact_sum", "n_step"):
-            policy, prior = steps.distributions()
-            surrogate = estimators.exact_sum_surrogate(policy, prior, critic, weights)
-            if estimator == "exact_sum" and not critic.requires_grad:
-                return surrogate
-            taken = critic.gather(-1, steps.actions.long()[..., None]).squeeze(-1)
-            if estimator == "n_step":
-                value = exact_soft_value(critic.detach(), policy.logits, prior.logits.expand_as(policy.logits), 1.0)
-                rewards = steps.terms - steps.own_terms()
-                surrogate = estimators.n_step_surrogate(
-                    steps.log_policy, rewards, value, taken.detach(), weights, self.n
-                )
-                if not critic.requires_grad:
-                    return surrogate
-            after = estimators.return_to_go(steps.terms) - steps.own_terms()
-            return surrogate - estimators.critic_loss(taken, after / safe, alive)
-        if critic.shape != steps.terms.shape:
-            raise ValueError(
-                f"estimator={estimator!r} needs a soft V, one value a state, of shape {tuple(steps.terms.shape)}; "
-                f"the critic gave {tuple(critic.shape)}"
-            )
-        values = torch.where(alive, weights * critic.detach(), 0.0)
-        lambda_ = self.lambda_ if estimator == "advantage" else 1.0
-        advantage = estimators.lambda_advantage(steps.terms, values, lambda_)
-        surrogate = estimators.score_surrogate(steps.log_policy, advantage)
-        if critic.requires_grad:
-            surrogate = surrogate - estimators.critic_loss(critic, (advantage + values) / safe, alive)
-        return surrogate
+    def _score_part(self, steps: ActionSteps, policy: Any) -> Tensor:
+        options = (self.estimator, self.critic, self.lambda_, self.n, self.projection, self.behavior)
+        return ActionSurrogate(*options)(steps, policy)
 
 
 def _actions(marks: dict[str, Any]) -> list[str]:

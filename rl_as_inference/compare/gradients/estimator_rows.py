@@ -12,6 +12,7 @@ from rl_as_inference.compare.gradients.finite_problem import FiniteProblem
 from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem
 from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.objectives import estimators
+from rl_as_inference.objectives.path_consistency import squared_residuals
 
 __all__ = ["Critics", "Estimator", "GradientProblem", "estimators_of"]
 
@@ -82,6 +83,9 @@ def estimators_of(problem: GradientProblem, critics: Critics) -> list[Estimator 
         *_state_weights(problem, critics),
         None,
         *_other_losses(problem, critics),
+        None,
+        *_regressions(problem, critics),
+        *_consistencies(problem, critics),
     ]
 
 
@@ -227,6 +231,58 @@ def _other_losses(problem: GradientProblem, critics: Critics) -> list[Estimator]
         return (problem.scales * chances * problem.deterministic(critics.bare, states)).sum()
 
     return [*rows, Estimator(name, ddpg, None, "missing entropy; the spread has no gradient", expected)]
+
+
+def _regressions(problem: GradientProblem, critics: Critics) -> list[Estimator]:
+    """Returns the M-steps of expectation maximization, ``η/α`` times the forward KL's gradient; uphill as η → ∞."""
+    rows = []
+    for ratio in (1.0, 10.0):
+        name = "EM, η = α" if ratio == 1 else f"EM, η = {ratio:g} α"
+        if not critics.has_q:
+            rows.append(Estimator(name, reason=NO_SOFT_Q))
+            continue
+
+        def surrogate(draws: Draws, ratio: float = ratio) -> Tensor:
+            return (draws.weights * problem.projected(critics.soft, draws.states, ratio)).sum()
+
+        def expected(ratio: float = ratio) -> Tensor:
+            states, chances = problem.support()
+            return (problem.scales * chances * problem.projected(critics.soft, states, ratio)).sum()
+
+        rows.append(Estimator(name, surrogate, None, "forward KL: straight to q*, not uphill", expected))
+    return rows
+
+
+def _consistencies(problem: GradientProblem, critics: Critics) -> list[Estimator]:
+    """Returns minus half the squares of path consistency; on-policy luck averages out of their gradients."""
+
+    def terms(draws: Draws) -> Tensor:
+        return draws.terms - draws.weights * (draws.log_policy - draws.log_policy.detach())
+
+    def values(draws: Draws) -> Tensor:
+        return draws.weights * problem.state_value(critics.soft, draws.states).detach()
+
+    def balance(draws: Draws) -> Tensor:
+        return -squared_residuals(terms(draws), draws.weights, values(draws), problem.horizon)
+
+    def variance(draws: Draws) -> Tensor:
+        return -squared_residuals(terms(draws), draws.weights)
+
+    def steps(draws: Draws) -> Tensor:
+        return -squared_residuals(terms(draws), draws.weights, values(draws))
+
+    def expected() -> Tensor:
+        states, chances = problem.support()
+        return (problem.scales**2 * chances * problem.expected(critics.soft, states)).sum()
+
+    undiscounted = bool((problem.scales == 1).all())
+    known = expected if critics.is_exact and critics.has_q else None
+    cause = "state weighting: γ^2t, as the square has γ^t twice"
+    return [
+        Estimator("trajectory balance, log Z = V(s₀)", balance, undiscounted, cause, known),
+        Estimator("trajectory balance, variance", variance, undiscounted, cause, known),
+        Estimator("path consistency, one step", steps, critics.is_exact, "critic: its error is in every residual"),
+    ]
 
 
 def _of_states(

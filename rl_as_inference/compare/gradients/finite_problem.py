@@ -13,6 +13,7 @@ from rl_as_inference.compare.gradients.step_terms import Draws
 from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.nouns import ExactPolicy, SoftValue
 from rl_as_inference.objectives.action_steps import over_time
+from rl_as_inference.objectives.projection import improved_policy, soft_advantage
 from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.trajectories import discounts
@@ -137,6 +138,12 @@ class FiniteProblem:
         else:
             value = (table.exp() * torch.where(table == -torch.inf, 0.0, q)).sum(-1)
         return value[self.times, states]
+
+    def projected(self, values: TableValues, states: Tensor, ratio: float) -> Tensor:
+        """Returns ``η/α Σ_a q*(a|s) log π(a|s)`` at ``η = ratio · α``, ``(T, N)`` in nats, ``q*`` held fixed."""
+        table, fixed = self.log_policy, self.log_policy.detach()
+        target = improved_policy(soft_advantage(values.q, fixed, self.prior, 1.0), fixed, ratio).exp()
+        return ratio * (target * torch.where(target > 0, table, 0.0)).sum(-1)[self.times, states]
 
     actor = expected
     """For discrete actions SAC's actor takes the expectation exactly too (Christodoulou 2019, arXiv:1910.07207)."""

@@ -1,6 +1,5 @@
 """What the rows of a gradient comparison are made of, on linear-Gaussian processes."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.compare.critic_values import check_plan
 from rl_as_inference.compare.gradients.step_terms import Draws
-from rl_as_inference.exact.linear_gaussian import marginals
+from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, sigma_points
 from rl_as_inference.nouns import ExactPolicy, SoftValue
 from rl_as_inference.objectives.action_steps import over_time
 from rl_as_inference.processes import LinearGaussianMDP
@@ -67,11 +66,7 @@ class GaussianProblem:
     def support(self, of_prior: bool = False) -> tuple[Tensor, Tensor]:
         """Returns ``2 ds`` states for each time and their weights, whose mean of any quadratic is the exact one."""
         with torch.no_grad():
-            plan: Any = None if of_prior else self._plan()
-            mean, cov = (x[:-1] for x in marginals(self.mdp, plan))
-            spread = math.sqrt(self.mdp.state_size) * torch.linalg.cholesky(cov).mT
-            states = mean[:, None] + torch.cat([spread, -spread], 1)
-        return states, torch.full_like(states[..., 0], 1 / states.shape[1])
+            return sigma_points(self.mdp, None if of_prior else self._plan())
 
     def values(self, policy: ExactPolicy, *, entropy: bool = True) -> QuadraticValues:
         """Returns the exact soft values of ``policy`` (the plan of it), or without any entropy."""
@@ -141,8 +136,8 @@ class GaussianProblem:
         """Returns ``h(s_t) = -KL(π || p)``, ``(T, N)`` in nats, differentiable."""
         zero = torch.zeros_like(self.leaves[0])
         prior = self.mdp.action_prior_scale_tril.expand(self.horizon, -1, -1)
-        own = _cross(states, self.leaves, self.leaves)
-        return _cross(states, self.leaves, (zero, zero[..., 0], prior)) - own
+        own = expected_log_density(states, self.leaves, self.leaves)
+        return expected_log_density(states, self.leaves, (zero, zero[..., 0], prior)) - own
 
     def expected(self, values: QuadraticValues, states: Tensor, *, entropy: bool = True, wrong: bool = False) -> Tensor:
         """Returns ``E_π[Q]`` with what the loss adds to it, ``(T, N)`` in nats, differentiable in the policy alone.
@@ -163,9 +158,20 @@ class GaussianProblem:
             assert values.rule is not None
             zero = torch.zeros_like(gain)
             prior = self.mdp.action_prior_scale_tril.expand(self.horizon, -1, -1)
-            value = value + _cross(states, self.leaves, (zero, zero[..., 0], prior))
-            value = value - _cross(states, self.leaves, values.rule)
+            value = value + expected_log_density(states, self.leaves, (zero, zero[..., 0], prior))
+            value = value - expected_log_density(states, self.leaves, values.rule)
         return value
+
+    def projected(self, values: QuadraticValues, states: Tensor, ratio: float) -> Tensor:
+        """Returns ``η/α E_{q*} log π(a|s)`` at ``η = ratio · α``, ``(T, N)`` in nats, ``q*`` held fixed."""
+        assert values.P is not None
+        assert values.p is not None
+        assert values.c is not None
+        gain, offset, factor = (x.detach() for x in self.leaves)
+        P, p, c = (self.alpha * x for x in (values.P, values.p, values.c))
+        plan = exact.LinearGaussianPlan(gain, offset, factor, c[0], P, p, c, "causal")
+        target = improved_rule(self.mdp, plan, ratio * self.alpha)
+        return ratio * expected_log_density(states, target, self.leaves)
 
     def actor(self, values: QuadraticValues, states: Tensor, *, entropy: bool = True, wrong: bool = False) -> Tensor:
         """Returns the same at one reparameterized action for each state: SAC's own estimate (``(T, N)``, nats)."""
@@ -198,13 +204,3 @@ class _Rule:
 
     def __call__(self, state: Tensor, t: int | Tensor) -> Any:
         return linear_gaussian_rule(state, t, *self.rule)
-
-
-def _cross(states: Tensor, acting: Any, judging: Any) -> Tensor:
-    """Returns ``E log q(a)`` of one linear-Gaussian rule's actions under another's density, ``(T, N)`` in nats."""
-    (K, k, L), (J, j, M) = acting, judging
-    away = states @ (K - J).mT + (k - j)[:, None]
-    far = torch.linalg.solve_triangular(M[:, None], away[..., None], upper=False).squeeze(-1).square().sum(-1)
-    wide = torch.linalg.solve_triangular(M, L, upper=False).square().sum((-1, -2))
-    volume = M.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    return -(far + wide[:, None]) / 2 - volume[:, None] - L.shape[-1] * math.log(2 * math.pi) / 2
