@@ -1,7 +1,7 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
 from rl_as_inference import exact, guides, inspect, models
-from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
+from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
@@ -31,6 +31,7 @@ from rl_as_inference.runs import Run, load_run
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
+    "MPO",
     "Comparison",
     "Estimate",
     "FitResult",

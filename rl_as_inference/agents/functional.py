@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
 
-__all__ = ["Networks", "Temperature", "log_probabilities"]
+__all__ = ["Multiplier", "Networks", "Temperature", "log_probabilities"]
 
 
 class Networks:
@@ -52,6 +52,30 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log_temperature.exp()
+
+
+class Multiplier(nn.Module):
+    """Positive numbers that are learned at a pace of their own, such as Lagrange's of constraints.
+
+    The parameter is ``log λ / pace``: a step of Adam's moves ``log λ`` by ``pace`` times the learning rate.
+
+    Args:
+        value: where they start.
+        shape: how many.
+        pace: how many times faster than other parameters their logarithms move.
+
+    Example:
+        >>> Multiplier(10.0, (2,), pace=30.0)().detach()
+        tensor([10.0000, 10.0000])
+    """
+
+    def __init__(self, value: float, shape: tuple[int, ...] = (), *, pace: float) -> None:
+        super().__init__()
+        self.pace = pace
+        self.slow_log = nn.Parameter(torch.full(shape, math.log(value) / pace, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        return (self.pace * self.slow_log).exp()
 
 
 def log_probabilities(chosen: Any, num_actions: int, device: torch.device | str | None = None) -> Tensor:
