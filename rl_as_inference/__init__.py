@@ -7,6 +7,7 @@ from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
+from rl_as_inference.offline import OfflineResult, learn_offline
 from rl_as_inference.processes import (
     GymnasiumProcess,
     LinearGaussianMDP,
@@ -41,6 +42,7 @@ __all__ = [
     "LinearGaussianMDP",
     "LinearGaussianPOMDP",
     "MarkovDecisionProcess",
+    "OfflineResult",
     "PartiallyObservedMDP",
     "Run",
     "Satisficing",
@@ -65,6 +67,7 @@ __all__ = [
     "hyperbolic_policy",
     "infer_agent",
     "inspect",
+    "learn_offline",
     "load_run",
     "models",
     "observe",

@@ -66,7 +66,7 @@ class Multiplier(nn.Module):
 
     Example:
         >>> Multiplier(10.0, (2,), pace=30.0)().detach()
-        tensor([10.0000, 10.0000])
+        tensor([10.0000, 10.0000], dtype=torch.float64)
     """
 
     def __init__(self, value: float, shape: tuple[int, ...] = (), *, pace: float) -> None:

@@ -79,7 +79,7 @@ class PolicyImprovement(Algorithm):
 
         # E-step:       q(a|s) ∝ π̄(a|s) exp(min_i Q̄_i(s, a)/η), and η by its dual
         eta, old = networks("temperature"), targets("policy", state, time)
-        improved = self.improvement(targets, old, state, time, eta.detach())
+        improved = self.improvement(targets, self.reference(networks, old, batch), state, time, eta.detach())
         total = critic_loss
         if self.task.learns_temperature:
             total = total + temperature_dual(improved.q, improved.log_old, eta, options["kl_improvement"])
@@ -96,6 +96,10 @@ class PolicyImprovement(Algorithm):
             "kl_improvement": gain.sum(-1).mean(),
         }
         return total + actor_loss, metrics
+
+    def reference(self, networks: Networks, old: Any, batch: Batch) -> Any:
+        """Returns the policies that are improved upon in the batch's states: the old ones."""
+        return old
 
     def target(self, targets: Networks, batch: Batch) -> Tensor:
         """Returns ``y = r + γ E_π̄[min_i Q̄_i(s', a')]``, ``(B,)``: the critics learn the return of the old policy."""
