@@ -4,8 +4,8 @@
     python -m benchmarks.offline half_cheetah          --seeds 0 1 2: of the data and of what learns from them
 
 The data are the replay of the first half of a run: whatever was tried while it learned. A method is judged by how far
-of the way from the data's mean episode to its best one its policy comes, (return - mean)/(best - mean); behaviour cloning
-stands beside. Results go to ``results/offline.json``.
+of the way from the data's mean episode to its best one its policy comes, ``(return - mean)/(best - mean)``; behaviour
+cloning stands beside. Results go to ``results/offline.json``.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,28 +69,23 @@ def chained(
 ) -> list[Episode]:
     """Returns the episodes that transitions, oldest first, are of; each goes on where its last successor is acted in.
 
-    Rows of several environments take turns, and a row goes on with the episode of the environment whose turn it is; if
-    that one is elsewhere (a row was left out), with any that is there. What goes on nowhere begins an episode, so that
-    no step is lost.
+    Rows of several environments take turns. Where that leads to a row that goes on with nothing (some were left out),
+    a row goes on with any episode that is where it acts. What goes on nowhere begins an episode: no step is lost.
     """
+    here, there, ended = [row.tobytes() for row in state], [row.tobytes() for row in next_state], terminated | truncated
+    count = len(reward)
+    in_turn = all(ended[row] or there[row] == here[row + num_envs] for row in range(count - num_envs))
     chains: list[list[int]] = []
-    turns: dict[int, int] = {}  # the running episode of each environment
-    waiting: dict[bytes, int] = {}  # a running episode by where it is
-    for row in range(len(reward)):
-        turn, here = row % num_envs, state[row].tobytes()
-        chain = turns.get(turn)
-        if chain is None or next_state[chains[chain][-1]].tobytes() != here:
-            chain = waiting.get(here)
+    running: dict[bytes | int, list[int]] = {}
+    for row in range(count):
+        key: bytes | int = row % num_envs if in_turn else here[row]
+        chain = running.pop(key, None)
         if chain is None:
-            chain = len(chains)
-            chains.append([])
-        else:
-            waiting.pop(next_state[chains[chain][-1]].tobytes(), None)
-            turns = {of: other for of, other in turns.items() if other != chain}
-        chains[chain].append(row)
-        if not (terminated[row] or truncated[row]):
-            turns[turn] = chain
-            waiting[next_state[row].tobytes()] = chain
+            chain = []
+            chains.append(chain)
+        chain.append(row)
+        if not ended[row]:
+            running[key if in_turn else there[row]] = chain
     return [
         Episode(
             states=np.concatenate([state[rows], next_state[rows[-1:]]]),
@@ -171,6 +167,8 @@ def written_to_minari(
                 infos={},
             )
         )
-    return minari.create_dataset_from_buffers(
-        dataset_id, buffers, observation_space=observation_space, action_space=action_space, **about
-    )
+    with warnings.catch_warnings():  # Minari warns of every field that is left out of what a data set says of itself
+        warnings.filterwarnings("ignore", category=UserWarning)
+        return minari.create_dataset_from_buffers(
+            dataset_id, buffers, observation_space=observation_space, action_space=action_space, **about
+        )

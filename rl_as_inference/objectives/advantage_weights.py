@@ -34,7 +34,7 @@ def expectile_loss(value: Tensor, target: Tensor, expectile: float) -> Tensor:
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be between 0 and 1, got {expectile}")
     error = target.detach() - value
-    return (torch.where(error < 0, 1 - expectile, expectile) * error.square()).mean()
+    return torch.where(error < 0, (1 - expectile) * error.square(), expectile * error.square()).mean()
 
 
 def advantage_weights(advantage: Tensor, temperature: float | Tensor, largest: float) -> Tensor:

@@ -126,8 +126,8 @@ def read_dataset(
         raw = _of_trajectories(dataset, horizon)
     elif _is_minari(dataset):
         name = str(dataset.spec.dataset_id)
-        observation_space = observation_space or dataset.observation_space
-        action_space = action_space or dataset.action_space
+        observation_space = dataset.observation_space if observation_space is None else observation_space
+        action_space = dataset.action_space if action_space is None else action_space
         spec = dataset.spec.env_spec
         env_spec = spec if spec is not None and spec.id in gymnasium.registry else None
         raw = [
@@ -147,8 +147,10 @@ def read_dataset(
     if not raw:
         raise ValueError(f"{name} is empty: it has no episodes")
     given = [_arrays(episode, f"{name}[{number}]") for number, episode in enumerate(raw)]
-    observation_space = observation_space or _seen_space([each["observations"] for each in given], "observation")
-    action_space = action_space or _seen_space([each["actions"] for each in given], "action")
+    if observation_space is None:
+        observation_space = _seen_space([each["observations"] for each in given], "observation")
+    if action_space is None:
+        action_space = _seen_space([each["actions"] for each in given], "action")
     state_space, start = agent_states(observation_space, name)
     unit_space, to_environment = agent_actions(action_space, name)
     episodes = [

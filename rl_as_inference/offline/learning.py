@@ -145,8 +145,8 @@ def learn_offline(
     Args:
         dataset: ``Trajectories``, a list of episodes (mappings with ``observations (T+1, …)``, ``actions (T, …)``,
             ``rewards``, ``terminations``, ``truncations``, all ``(T,)``, and ``log_policy`` where it is known), a
-            replay such as ``agent.replay``, a Minari dataset or the id of one on this machine. A truncation is no ending: what follows
-            it is bootstrapped. ``Trajectories`` that stop before their last step ended there.
+            replay such as ``agent.replay``, a Minari dataset or the id of one on this machine. A truncation is no
+            ending: what follows it is bootstrapped. ``Trajectories`` that stop before their last step ended there.
         policy: a guide of your own on normalised actions, of which a copy is trained; else one is made.
         method: see above.
         env: where to play the policy, or a finite process, whose answer is exact. By default the environment that a
@@ -217,8 +217,8 @@ def learn_offline(
     process = env if isinstance(env, MarkovDecisionProcess) else None
     if process is not None:
         horizon = process.horizon if horizon is None else horizon
-        observation_space = observation_space or process.state_space
-        action_space = action_space or process.action_space
+        observation_space = process.state_space if observation_space is None else observation_space
+        action_space = process.action_space if action_space is None else action_space
     data = read_dataset(dataset, observation_space=observation_space, action_space=action_space, horizon=horizon)
     if discount is None:
         discount = 0.99 if process is None else float(process.discount)
@@ -321,7 +321,7 @@ class _Run:
         self.batch_size = batch_size
         self.history: list[dict[str, float]] = []
         self.evaluation: Evaluation | None = None
-        if place is not None and not isinstance(place, gymnasium.Env | VectorEnv):
+        if place is not None:
             self.evaluated(1, check=True)
 
     def learn(
@@ -379,7 +379,8 @@ class _Run:
             ValueError: if the environment has other spaces than the data.
         """
         assert self.place is not None
-        envs = Environments.make(self.place, num_envs=min(num_episodes, 10), seed=10_000 + self.seed)
+        given = isinstance(self.place, gymnasium.Env | VectorEnv)  # of which there is but one
+        envs = Environments.make(self.place, num_envs=1 if given else min(num_episodes, 10), seed=10_000 + self.seed)
         try:
             task, policy = self.task, self.algorithm.policy_of(self.modules)
             for name, there, here in (
@@ -398,4 +399,5 @@ class _Run:
                     envs, lambda state, time: choose(task, policy, state, time, deterministic=True), num_episodes
                 )
         finally:
-            envs.close()
+            if not given:
+                envs.close()
