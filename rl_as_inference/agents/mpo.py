@@ -37,6 +37,10 @@ _PACE = 30.0
 """How many times faster than networks η and the multipliers are learned, as in Acme's MPO (1e-2 beside 3e-4)."""
 _MULTIPLIERS = {"policy": 1.0, "mean": 10.0, "scale": 1000.0}
 """Where the multipliers of the M-step start, in nats of likelihood a nat of divergence."""
+_BETWEEN = (1e-2, 1e6)
+"""Where they stay."""
+_LOG_SCALE_BOUNDS = (-5.0, 2.0)
+"""Of the Gaussian before squashing: divergences are in units of its scale, which must not vanish."""
 
 
 class Improvement(NamedTuple):
@@ -95,6 +99,9 @@ class PolicyImprovement(Algorithm):
             "q": q.mean(),
             "kl_improvement": gain.sum(-1).mean(),
         }
+        for name, module in networks.modules.items():
+            if isinstance(module, Multiplier):
+                actor_loss = actor_loss + module.excess(networks.tree[name]["slow_log"])
         return total + actor_loss, metrics
 
     def reference(self, networks: Networks, old: Any, batch: Batch) -> Any:
@@ -168,7 +175,7 @@ class PolicyImprovement(Algorithm):
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, options, sizes = self.task, self.options, self.options["hidden_sizes"]
         modules: dict[str, nn.Module] = {
-            "policy": made_actor(task, hidden_sizes=sizes, components=1),
+            "policy": made_actor(task, hidden_sizes=sizes, components=1, log_scale_bounds=_LOG_SCALE_BOUNDS),
             "critics": QEnsemble(
                 task.state_space,
                 task.action_space,
@@ -182,7 +189,7 @@ class PolicyImprovement(Algorithm):
         }
         shapes = {"policy": ()} if task.is_discrete else {"mean": task.action_shape, "scale": task.action_shape}
         for name, shape in shapes.items():
-            modules[f"multiplier_{name}"] = Multiplier(_MULTIPLIERS[name], shape, pace=_PACE)
+            modules[f"multiplier_{name}"] = Multiplier(_MULTIPLIERS[name], shape, pace=_PACE, bounds=_BETWEEN)
         return modules
 
     def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:

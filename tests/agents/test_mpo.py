@@ -157,6 +157,19 @@ def test_its_critic_is_of_the_return_and_compare_says_so():
     assert rlai.compare(horizon, agent.policy).elbo <= rlai.exact.optimal_elbo(horizon) + 1e-9
 
 
+def test_multipliers_stay_where_they_can_be_used_again():
+    """100 updates of a pace at which they would leave by far: one constraint never binds, and one cannot be met."""
+    agent = mpo(kl_mean=1e6, kl_scale=1e-12, learning_rate=0.05, learning_starts=20)
+    agent.learn(120)
+    modules = agent.modules[0]
+    assert modules["multiplier_mean"]().min().item() == pytest.approx(1e-2)
+    assert modules["multiplier_scale"]().max().item() == pytest.approx(1e6)
+    for module in modules.values():
+        if isinstance(module, Multiplier):  # and not far outside, which would take as long to come back from
+            log = module.pace * module.slow_log.detach()
+            assert float((log - log.clamp(*module.bounds)).abs().max()) < 5
+
+
 def test_the_temperature_is_that_of_the_e_step_unless_it_is_given():
     assert mpo(small_mdp()).learns_temperature  # though the process brings an α
     assert mpo(small_mdp()).temperature == pytest.approx(1.0)
