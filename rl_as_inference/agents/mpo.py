@@ -31,10 +31,10 @@ from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_criti
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.spaces import log_tanh_slope
 
-__all__ = ["MPO", "PolicyImprovement"]
+__all__ = ["DUAL_STEP", "MPO", "PolicyImprovement"]
 
-_PACE = 30.0
-"""How many times faster than networks η and the multipliers are learned, as in Acme's MPO (1e-2 beside 3e-4)."""
+DUAL_STEP = 0.03
+"""The step of η's and the multipliers' logarithms, whatever the networks' is (Acme's MPO has 0.01 beside 1e-4)."""
 _MULTIPLIERS = {"policy": 1.0, "mean": 10.0, "scale": 1000.0}
 """Where the multipliers of the M-step start, in nats of likelihood a nat of divergence."""
 _BETWEEN = (1e-2, 1e6)
@@ -44,12 +44,12 @@ _LOG_SCALE_BOUNDS = (-5.0, 2.0)
 
 
 class Improvement(NamedTuple):
-    """The E-step in a batch of states: actions of the old policy, and what each counts in the improved one."""
+    """The E-step in a batch of states: actions of what is improved upon, and what each counts in the improved one."""
 
     q: Tensor
     """``(*batch, A)``, of all discrete actions or of draws, reward units."""
     log_old: Tensor
-    """``log π̄`` of discrete actions; ``-log A`` of draws."""
+    """Log probabilities of discrete actions in what is improved upon; ``-log A`` of draws from it."""
     weight: Tensor
     """``q(a)``, ``(*batch, A)``."""
     before: Tensor | None
@@ -144,12 +144,14 @@ class PolicyImprovement(Algorithm):
         """Returns the M-step's loss with its constraints, and the policy's mean entropy, nats."""
         new, options = networks("policy", state, time), self.options
         if improved.before is None:
-            log_policy = log_probabilities(new, self.task.num_actions, self.task.device)
-            possible, policy = improved.log_old > -torch.inf, improved.log_old.exp()
-            divergence = (policy * torch.where(possible, improved.log_old - log_policy, 0.0)).sum(-1)
+            log_policy, log_old = (
+                log_probabilities(each, self.task.num_actions, self.task.device) for each in (new, old)
+            )
+            possible, before = log_old > -torch.inf, log_old.exp()
+            divergence = (before * torch.where(possible, log_old - log_policy, 0.0)).sum(-1)
             loss = projection_loss(log_policy, improved.weight)
             loss = loss + multiplier_loss(networks("multiplier_policy"), divergence, options["kl_policy"])
-            entropy = -(policy * torch.where(possible, improved.log_old, 0.0)).sum(-1)
+            entropy = -(before * torch.where(possible, log_old, 0.0)).sum(-1)
             return loss, entropy.mean()
         loc, scale = new.base_dist.loc, new.base_dist.scale
         old_loc, old_scale = old.base_dist.loc, old.base_dist.scale
@@ -174,6 +176,7 @@ class PolicyImprovement(Algorithm):
 
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, options, sizes = self.task, self.options, self.options["hidden_sizes"]
+        pace = DUAL_STEP / options["learning_rate"]
         modules: dict[str, nn.Module] = {
             "policy": made_actor(task, hidden_sizes=sizes, components=1, log_scale_bounds=_LOG_SCALE_BOUNDS),
             "critics": QEnsemble(
@@ -183,13 +186,13 @@ class PolicyImprovement(Algorithm):
                 horizon=task.horizon,
                 hidden_sizes=sizes,
             ),
-            "temperature": Multiplier(task.temperature, pace=_PACE)
+            "temperature": Multiplier(task.temperature, pace=pace)
             if task.learns_temperature
             else Temperature(task.temperature, learned=False),
         }
         shapes = {"policy": ()} if task.is_discrete else {"mean": task.action_shape, "scale": task.action_shape}
         for name, shape in shapes.items():
-            modules[f"multiplier_{name}"] = Multiplier(_MULTIPLIERS[name], shape, pace=_PACE, bounds=_BETWEEN)
+            modules[f"multiplier_{name}"] = Multiplier(_MULTIPLIERS[name], shape, pace=pace, bounds=_BETWEEN)
         return modules
 
     def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:

@@ -14,7 +14,7 @@ from torch.distributions import Independent
 from rl_as_inference.agents.actors import check_actor, check_draws, made_actor, users_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.functional import Multiplier, Networks, Temperature
-from rl_as_inference.agents.mpo import PolicyImprovement
+from rl_as_inference.agents.mpo import DUAL_STEP, PolicyImprovement
 from rl_as_inference.agents.options import MPOOptions
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
@@ -40,7 +40,6 @@ __all__ = [
     "StateValue",
 ]
 
-_PACE = 30.0
 _INSIDE = 0.999
 """Where actions at the ends of the box count as, at which a squashed density has no finite mode."""
 
@@ -56,6 +55,7 @@ class DataOptions:
     expectile: float
     lambda_: float
     num_critics: int
+    learning_rate: float
 
 
 class BehaviourCloning(Algorithm):
@@ -107,7 +107,7 @@ class BehaviourCloning(Algorithm):
     def temperature(self) -> nn.Module:
         """Returns η as a module: learned from where the task begins it, or fixed there."""
         if self.task.learns_temperature:
-            return Multiplier(self.task.temperature, pace=_PACE)
+            return Multiplier(self.task.temperature, pace=DUAL_STEP / self.options.learning_rate)
         return Temperature(self.task.temperature, learned=False)
 
     def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:

@@ -238,13 +238,14 @@ def learn_offline(
         dtype=dtype,
     )
     options = DataOptions(
-        policy,
-        tuple(hidden_sizes),
-        float(kl_improvement),
-        float(largest_weight),
-        float(expectile),
-        float(lambda_),
-        num_critics,
+        policy=policy,
+        hidden_sizes=tuple(hidden_sizes),
+        kl_improvement=float(kl_improvement),
+        largest_weight=float(largest_weight),
+        expectile=float(expectile),
+        lambda_=float(lambda_),
+        num_critics=num_critics,
+        learning_rate=float(learning_rate),
     )
     algorithm = _algorithm(method, task, options)
     place = env if env is not None else data.env_spec
@@ -277,6 +278,7 @@ def _algorithm(method: Method, task: Task, options: DataOptions) -> Algorithm:
         "hidden_sizes": options.hidden_sizes,
         "num_critics": options.num_critics,
         "kl_improvement": options.kl_improvement,
+        "learning_rate": options.learning_rate,
     }
     return OfflineImprovement(task, filled(MPOOptions, given, by="learn_offline"), options)
 

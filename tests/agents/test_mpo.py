@@ -158,16 +158,19 @@ def test_its_critic_is_of_the_return_and_compare_says_so():
 
 
 def test_multipliers_stay_where_they_can_be_used_again():
-    """100 updates of a pace at which they would leave by far: one constraint never binds, and one cannot be met."""
-    agent = mpo(kl_mean=1e6, kl_scale=1e-12, learning_rate=0.05, learning_starts=20)
-    agent.learn(120)
+    """100 updates from just outside their bounds: one constraint never binds, and one cannot be met."""
+    agent = mpo(kl_mean=1e6, kl_scale=1e-12, learning_starts=20)
     modules = agent.modules[0]
-    assert modules["multiplier_mean"]().min().item() == pytest.approx(1e-2)
-    assert modules["multiplier_scale"]().max().item() == pytest.approx(1e6)
-    for module in modules.values():
-        if isinstance(module, Multiplier):  # and not far outside, which would take as long to come back from
-            log = module.pace * module.slow_log.detach()
-            assert float((log - log.clamp(*module.bounds)).abs().max()) < 5
+    multipliers = {name: modules[f"multiplier_{name}"] for name in ("mean", "scale")}
+    for name, bound, further in (("mean", 0, -0.5), ("scale", 1, 0.5)):
+        module = multipliers[name]
+        module.slow_log.detach().fill_((module.bounds[bound] + further) / module.pace)
+    agent.learn(120)
+    assert multipliers["mean"]().min().item() == pytest.approx(1e-2)
+    assert multipliers["scale"]().max().item() == pytest.approx(1e6)
+    for module in multipliers.values():
+        log = module.pace * module.slow_log.detach()
+        assert float((log - log.clamp(*module.bounds)).abs().max()) < 0.1
 
 
 def test_the_temperature_is_that_of_the_e_step_unless_it_is_given():
