@@ -64,7 +64,7 @@ class PolicyImprovement(Algorithm):
         options: of :class:`MPO`.
     """
 
-    metrics = ("critic_loss", "actor_loss", "entropy", "q", "kl_improvement")
+    metrics: tuple[str, ...] = ("critic_loss", "actor_loss", "entropy", "q", "kl_improvement")
     targeted = ("critics", "policy")
 
     def __init__(self, task: Task, options: MPOOptions) -> None:
@@ -162,8 +162,9 @@ class PolicyImprovement(Algorithm):
             log_policy = (-0.5 * error.square() - each_scale[..., None, :].log()).sum(-1)
             loss = loss + projection_loss(log_policy, improved.weight)
         divergences = gaussian_divergences(loc, scale, old_loc, old_scale)
-        for name, divergence in zip(("mean", "scale"), divergences, strict=True):
-            loss = loss + multiplier_loss(networks(f"multiplier_{name}"), divergence, options[f"kl_{name}"])
+        bounds = {"mean": options["kl_mean"], "scale": options["kl_scale"]}
+        for (name, bound), divergence in zip(bounds.items(), divergences, strict=True):
+            loss = loss + multiplier_loss(networks(f"multiplier_{name}"), divergence, bound)
         gaussian = (old_scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
         return loss, (gaussian + log_tanh_slope(improved.before).sum(-1).mean(-1)).mean()
 
@@ -247,7 +248,7 @@ class MPO(Learner):
     def __init__(self, env: EnvironmentLike, **config: Unpack[MPOOptions]) -> None:
         options: MPOOptions = filled(MPOOptions, config, by="MPO")
         for name in ("target_entropy", "target_return"):
-            if options[name] is not None:  # type: ignore[literal-required]
+            if options[name] is not None:
                 raise ValueError(
                     f"{name} tunes the temperature of an entropy that MPO does not count: its own is tuned to "
                     f"kl_improvement; leave it out, or use SoftActorCritic"

@@ -299,14 +299,14 @@ class Replay:
         for learner in rows.cpu():
             state, after = (self._states(learner[:, self.columns[name]]) for name in ("state", "next_state"))
             action = learner[:, self.columns["action"]].reshape(len(learner), *self.action_shape).to(self.action_dtype)
-            ends = (learner[:, self.columns[name].start].numpy() > 0 for name in ("terminated", "truncated"))
             time = None if self.horizon is None else learner[:, self.columns["time"].start].long().numpy()
             found += chained(
                 state.numpy(),
                 action.numpy(),
                 learner[:, self.columns["reward"].start].numpy(),
                 after.numpy(),
-                *ends,
+                learner[:, self.columns["terminated"].start].numpy() > 0,
+                learner[:, self.columns["truncated"].start].numpy() > 0,
                 time,
                 num_envs=self.num_envs,
             )

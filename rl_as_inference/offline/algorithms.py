@@ -97,7 +97,7 @@ class BehaviourCloning(Algorithm):
         return total, {"actor_loss": actor_loss, "temperature": eta, "largest_weight": weight.amax()}
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
-        return networks("policy", state, time).sample()  # type: ignore[no-any-return]
+        return networks("policy", state, time).sample()
 
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         if self.options.policy is None:

@@ -104,10 +104,12 @@ def importance_estimate(task: Task, policy: Policy, data: OfflineData) -> Return
         state = torch.as_tensor(episode.states[:-1], device=task.device).to(task.state_dtype)
         action = torch.as_tensor(episode.actions, device=task.device)
         action = action if task.is_discrete else action.to(task.dtype)
-        time = task.times(torch.arange(len(episode), device=task.device))
+        time = task.times(episode.start + torch.arange(len(episode), device=task.device))
+        acted = episode.log_policy
+        assert acted is not None
         with unvalidated():
             log_policy: Tensor = policy(state, time).log_prob(action)
-        log_weights.append(float(log_policy.double().sum()) - float(np.sum(episode.log_policy, dtype=np.float64)))
+        log_weights.append(float(log_policy.double().sum()) - float(acted.sum(dtype=np.float64)))
         returns.append(float((task.discount ** np.arange(len(episode)) * episode.rewards).sum(dtype=np.float64)))
     if np.isneginf(log_weights).all():
         return ReturnEstimate(float("nan"), "importance", None, None, 0.0, False)

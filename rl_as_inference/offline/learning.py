@@ -391,8 +391,10 @@ class _Run:
                 ("observation_space", envs.state_space, task.state_space),
                 ("action_space", envs.action_space, task.action_space),
             ):
-                same = there.shape == here.shape and type(there) is type(here)
-                if not same or (isinstance(here, gymnasium.spaces.Discrete) and here.n > there.n):
+                alike = there.shape == here.shape and type(there) is type(here)
+                if isinstance(there, gymnasium.spaces.Discrete) and isinstance(here, gymnasium.spaces.Discrete):
+                    alike = here.n <= there.n
+                if not alike:
                     raise ValueError(
                         f"env has the {name} {there}, and the data are of {here}; name the env that they are of"
                     )

@@ -151,6 +151,7 @@ def as_agent_actions(actions: Array, space: gymnasium.Space[Any]) -> Array:
         array([[ 1. ],
                [-0.5]], dtype=float32)
     """
+    unit: Array
     if isinstance(space, Discrete):
         if not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(f"actions are {actions.dtype}, and those of {space} are integers")
