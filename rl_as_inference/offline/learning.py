@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -74,13 +74,13 @@ class OfflineResult:
 
     policy: Policy
     critic: SoftValue | None
-    history: list[dict[str, float]]
+    history: list[dict[str, float]] = field(repr=False)
     method: Method
     estimate: ReturnEstimate | None
-    data_returns: Tensor
-    evaluation: Evaluation | None
-    task: Task
-    data: OfflineData
+    data_returns: Tensor = field(repr=False)
+    evaluation: Evaluation | None = field(repr=False)
+    task: Task = field(repr=False)
+    data: OfflineData = field(repr=False)
 
     def act(self, observation: Any, deterministic: bool = True, t: Any = 0) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
