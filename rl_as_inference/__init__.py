@@ -1,12 +1,13 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
 from rl_as_inference import exact, guides, inspect, models
-from rl_as_inference.agents import SoftActorCritic, SoftPolicyIteration, SoftQLearning
+from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
+from rl_as_inference.offline import OfflineResult, learn_offline
 from rl_as_inference.planning import MPPIPlanner, SMCPlanner
 from rl_as_inference.processes import (
     GymnasiumProcess,
@@ -32,6 +33,7 @@ from rl_as_inference.runs import Run, load_run
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
+    "MPO",
     "Comparison",
     "Estimate",
     "FitResult",
@@ -42,6 +44,7 @@ __all__ = [
     "LinearGaussianPOMDP",
     "MPPIPlanner",
     "MarkovDecisionProcess",
+    "OfflineResult",
     "PartiallyObservedMDP",
     "Run",
     "SMCPlanner",
@@ -67,6 +70,7 @@ __all__ = [
     "hyperbolic_policy",
     "infer_agent",
     "inspect",
+    "learn_offline",
     "load_run",
     "models",
     "observe",

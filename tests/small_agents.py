@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import MarkovDecisionProcess, TabularMDP
-from rl_as_inference.agents import SoftActorCritic, SoftQLearning
+from rl_as_inference.agents import MPO, SoftActorCritic, SoftQLearning
 from rl_as_inference.agents.expectation import expectation
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters
@@ -41,6 +41,10 @@ def sac(env: Any = "Pendulum-v1", **options: Any) -> SoftActorCritic:
 
 def sql(env: Any = "CartPole-v1", **options: Any) -> SoftQLearning:
     return SoftQLearning(env, **{**SMALL, "compile": False, **options})
+
+
+def mpo(env: Any = "Pendulum-v1", **options: Any) -> MPO:
+    return MPO(env, **{**SMALL, "compile": False, **options})
 
 
 def stirred(agent: Any, seed: int = 0, size: float = 0.4) -> Any:

@@ -19,7 +19,7 @@ __all__ = ["PAGES", "with_tables"]
 
 PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in ("command-line.md", "learners.md", "report.md"))
 _TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end -->)", re.S)
-_ALGORITHMS = {None: "all", "sac": "`SoftActorCritic`", "sql": "`SoftQLearning`"}
+_ALGORITHMS = {None: "all", "sac": "`SoftActorCritic`", "sql": "`SoftQLearning`", "mpo": "`MPO`"}
 
 
 def with_tables(text: str) -> str:

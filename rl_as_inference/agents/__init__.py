@@ -1,8 +1,9 @@
-"""Learners on environments: soft actor-critic, soft Q-learning, soft policy iteration."""
+"""Learners on environments: soft actor-critic, soft Q-learning, MPO, soft policy iteration."""
 
 from rl_as_inference.agents.curves import CurveRow
 from rl_as_inference.agents.evaluation import Evaluation
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.mpo import MPO
 from rl_as_inference.agents.perturbations import PerturbedReturns, perturb
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
@@ -13,6 +14,7 @@ from rl_as_inference.agents.training import Training, train
 from rl_as_inference.agents.videos import record_videos
 
 __all__ = [
+    "MPO",
     "Batch",
     "CurveRow",
     "Evaluation",

@@ -21,7 +21,13 @@ _LOG_SCALE_BOUNDS = (-20.0, 2.0)
 """Of the Gaussian before squashing, as in soft actor-critic's own code: e² already fills the box's ends."""
 
 
-def made_actor(task: Task, *, hidden_sizes: Sequence[int], components: int) -> nn.Module:
+def made_actor(
+    task: Task,
+    *,
+    hidden_sizes: Sequence[int],
+    components: int,
+    log_scale_bounds: tuple[float, float] = _LOG_SCALE_BOUNDS,
+) -> nn.Module:
     """Returns a policy for a task: a categorical, a tanh-Gaussian, or a mixture of these.
 
     Raises:
@@ -33,7 +39,7 @@ def made_actor(task: Task, *, hidden_sizes: Sequence[int], components: int) -> n
             raise ValueError("policy_components > 1 needs continuous actions; leave it out")
         prior = None if task.prior_of is None else lambda state: _in_dtype(task.prior(state), task.dtype)
         return CategoricalPolicy(task.state_space, task.num_actions, prior=prior, **options)
-    options["log_scale_bounds"] = _LOG_SCALE_BOUNDS
+    options["log_scale_bounds"] = log_scale_bounds
     family: Callable[..., nn.Module] = TanhGaussianPolicy
     if components > 1:
         family, options["num_components"] = TanhGaussianMixturePolicy, components

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rl_as_inference.agents.entropy import check_target_entropy
+from rl_as_inference.agents.episodes import Origin
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
@@ -19,7 +22,7 @@ from rl_as_inference.processes.environments import Environments
 from rl_as_inference.randomness import seeded
 from rl_as_inference.spaces import is_unit_box
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "chosen_device"]
 
 
 class Arena:
@@ -46,7 +49,7 @@ class Arena:
         self.env_kwargs: Mapping[str, Any] = dict(options["env_kwargs"] or {})
         self.process = source if isinstance(source, MarkovDecisionProcess) else None
         seeds = options["seeds"] or 1
-        device = _device(options["device"])
+        device = chosen_device(options["device"])
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
         envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
@@ -101,6 +104,14 @@ class Arena:
             window=self.window,
         )
 
+    def origin(self) -> Origin:
+        """Returns what the environment calls the actions in replay."""
+        spec = None
+        if isinstance(self.source, str | EnvSpec):
+            spec = copy.deepcopy(gymnasium.spec(self.source) if isinstance(self.source, str) else self.source)
+            spec.kwargs.update(self.env_kwargs)
+        return Origin(self.envs.own_action_space, self.envs.environment_action, spec)
+
     def windowed(self, envs: Environments) -> Environments | WindowedEnvironments:
         """Returns environments with states as the policy knows them."""
         return envs if self.window is None else WindowedEnvironments(envs, self.window)
@@ -154,7 +165,7 @@ def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None)
     return None if temperature == "auto" else float(temperature)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def chosen_device(device: torch.device | str | None) -> torch.device:
     """Returns the device, by default a GPU if there is one."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
 
-__all__ = ["Networks", "Temperature", "log_probabilities"]
+__all__ = ["Multiplier", "Networks", "Temperature", "log_probabilities"]
 
 
 class Networks:
@@ -52,6 +52,39 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log_temperature.exp()
+
+
+class Multiplier(nn.Module):
+    """Positive numbers that are learned at a pace of their own, such as Lagrange's of constraints.
+
+    The parameter is ``log λ / pace``: a step of Adam's moves ``log λ`` by ``pace`` times the learning rate.
+
+    Args:
+        value: where they start.
+        shape: how many.
+        pace: how many times faster than other parameters their logarithms move.
+        bounds: between which they stay. A constraint that does not bind would else send its multiplier so near to 0
+            that it is far from there when it is needed, and one that cannot be met to infinity.
+
+    Example:
+        >>> Multiplier(10.0, (2,), pace=30.0)().detach()
+        tensor([10.0000, 10.0000], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, value: float, shape: tuple[int, ...] = (), *, pace: float, bounds: tuple[float, float] = (1e-6, 1e9)
+    ) -> None:
+        super().__init__()
+        self.pace, self.bounds = pace, (math.log(bounds[0]), math.log(bounds[1]))
+        self.slow_log = nn.Parameter(torch.full(shape, math.log(value) / pace, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        return (self.pace * self.slow_log).clamp(*self.bounds).exp()
+
+    def excess(self, slow_log: Tensor) -> Tensor:
+        """Returns half the squared distance of logarithms from their bounds: a loss that brings them back."""
+        log = self.pace * slow_log
+        return 0.5 * (log - log.clamp(*self.bounds)).square().sum()
 
 
 def log_probabilities(chosen: Any, num_actions: int, device: torch.device | str | None = None) -> Tensor:

@@ -73,6 +73,7 @@ class Loop:
             device=task.device,
             dtype=task.dtype,
         )
+        self.replay.origin = arena.origin()
         batch = (self.num_seeds, self.num_envs)
         self.observation = torch.zeros(*batch, *task.state_shape, dtype=task.state_dtype, device=task.device)
         self.time = torch.zeros(batch, dtype=torch.int64, device=task.device)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.mpo import MPO
 from rl_as_inference.agents.options import (
     LearnerOptions,
+    MPOOptions,
     SoftActorCriticOptions,
     SoftQLearningOptions,
     as_held,
@@ -38,6 +40,7 @@ class KnownLearner(NamedTuple):
 ALGORITHMS = {
     "sac": KnownLearner(SoftActorCritic, SoftActorCriticOptions),
     "sql": KnownLearner(SoftQLearning, SoftQLearningOptions),
+    "mpo": KnownLearner(MPO, MPOOptions),
 }
 """As the command line calls them."""
 

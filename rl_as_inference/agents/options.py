@@ -25,6 +25,7 @@ __all__ = [
     "ActionPrior",
     "ActorGradient",
     "LearnerOptions",
+    "MPOOptions",
     "Memory",
     "Objective",
     "Option",
@@ -60,7 +61,7 @@ class Option:
     help: str
     """One line, without a full stop."""
     of: str | None
-    """``"sac"`` or ``"sql"`` where only that algorithm has it; None where all have."""
+    """``"sac"``, ``"sql"`` or ``"mpo"`` where only that algorithm has it; None where all have."""
     check: Check | None
 
     @property
@@ -233,7 +234,31 @@ class SoftQLearningOptions(LearnerOptions, total=False):
     ]
 
 
-_OF: dict[type, str | None] = {LearnerOptions: None, SoftActorCriticOptions: "sac", SoftQLearningOptions: "sql"}
+class MPOOptions(LearnerOptions, total=False):
+    """The options of maximum a posteriori policy optimisation."""
+
+    num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    num_action_draws: Annotated[
+        int, _Row(10, "draws from the old policy that stand for it in each state; continuous actions only", _SEVERAL)
+    ]
+    kl_improvement: Annotated[
+        float, _Row(0.1, "nats: how far the improvement may be from the old policy (ε of the E-step)", check_positive)
+    ]
+    kl_policy: Annotated[float, _Row(0.01, "nats: how far a discrete policy may be from its average", check_positive)]
+    kl_mean: Annotated[
+        float, _Row(0.02, "nats a dimension: how far a Gaussian's mean may be from its average", check_positive)
+    ]
+    kl_scale: Annotated[
+        float, _Row(1e-4, "nats a dimension: how far a Gaussian's scale may be from its average", check_positive)
+    ]
+
+
+_OF: dict[type, str | None] = {
+    LearnerOptions: None,
+    SoftActorCriticOptions: "sac",
+    SoftQLearningOptions: "sql",
+    MPOOptions: "mpo",
+}
 """Whose options these are, as the command line calls the algorithm."""
 
 

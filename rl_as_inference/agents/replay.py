@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
+
+from rl_as_inference.agents.episodes import Episode, Origin, chained, written_to_minari
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
 
 __all__ = ["Batch", "Replay"]
 
@@ -47,6 +52,7 @@ class Replay:
             state, terminated and truncated, and the time of the state where the model has a horizon.
         size: rows in use, a tensor on the device.
         position: the row written next, a tensor on the device.
+        origin: what the environment calls the actions, for those who read them elsewhere; None where that is not known.
 
     Example:
         >>> box = gymnasium.spaces.Box(-1, 1, (2,))
@@ -72,6 +78,8 @@ class Replay:
         # Rows of one environment are num_envs apart, also where the ring closes.
         self.capacity = max(capacity // num_envs, 1) * num_envs
         self.num_learners, self.num_envs, self.horizon = num_learners, num_envs, horizon
+        self.state_space, self.action_space = state_space, action_space
+        self.origin: Origin | None = None
         self.state_shape = tuple(state_space.shape or ())
         self.action_shape = tuple(action_space.shape or ())
         self.state_dtype = torch.int64 if isinstance(state_space, gymnasium.spaces.Discrete) else dtype
@@ -279,6 +287,49 @@ class Replay:
         latest = (self._position - 1 - torch.arange(min(count, self._size))) % max(self._size, 1)
         rows = self.storage[:, latest.to(self.storage.device)]
         return self._states(rows[..., self.columns["state"]]).flatten(0, 1)
+
+    def episodes(self) -> list[Episode]:
+        """Returns the transitions as episodes in the agent's units, oldest first; of all learners, one after the other.
+
+        What the ring has written over is missing from the oldest, and the youngest of each environment may still run.
+        """
+        found = []
+        turn = self._position if self._size == self.capacity else 0
+        rows = self.storage[:, : self._size].roll(-turn, 1)
+        for learner in rows.cpu():
+            state, after = (self._states(learner[:, self.columns[name]]) for name in ("state", "next_state"))
+            action = learner[:, self.columns["action"]].reshape(len(learner), *self.action_shape).to(self.action_dtype)
+            time = None if self.horizon is None else learner[:, self.columns["time"].start].long().numpy()
+            found += chained(
+                state.numpy(),
+                action.numpy(),
+                learner[:, self.columns["reward"].start].numpy(),
+                after.numpy(),
+                learner[:, self.columns["terminated"].start].numpy() > 0,
+                learner[:, self.columns["truncated"].start].numpy() > 0,
+                time,
+                num_envs=self.num_envs,
+            )
+        return found
+
+    def to_minari(self, dataset_id: str, **about: Any) -> MinariDataset:
+        """Returns a Minari dataset that the episodes were written to, below ``MINARI_DATASETS_PATH`` on this machine.
+
+        Actions are in the environment's own units where these are known (in a learner's replay they are), and integers
+        that are observed count from 0. An episode that was still running is neither terminated nor truncated there.
+        ``learn_offline(dataset_id)`` reads it again, to the same transitions.
+
+        Args:
+            dataset_id: a name and a version, such as ``"pendulum/mixed-v0"``.
+            **about: for :func:`minari.create_dataset_from_buffers`: ``algorithm_name``, ``author``, ``description``.
+
+        Raises:
+            ImportError: without Minari, which ``pip install 'rl-as-inference[offline]'`` brings.
+            ValueError: for an id that is none or is taken, or an empty replay.
+        """
+        return written_to_minari(
+            self.episodes(), dataset_id, self.state_space, self.action_space, origin=self.origin, **about
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the rows in use and the ring's position, for a checkpoint."""

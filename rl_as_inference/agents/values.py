@@ -18,7 +18,8 @@ class SoftValue(nn.Module):
     """The soft value of a policy by a learned ensemble, ``(state, t) -> V(s)`` in reward units.
 
     ``V(s) = E_π[min_i Q_i(s, a) - α (log π(a|s) - log p(a|s))]``, exact over discrete actions and by
-    draws over continuous ones. Without a horizon it is stationary: ``t`` is not looked at.
+    draws over continuous ones; without α's term where ``Q`` was learned for the return alone. Without a horizon it is
+    stationary: ``t`` is not looked at.
 
     Attributes:
         temperature: α, in reward units per nat, that the critic was trained at.
@@ -52,14 +53,15 @@ class SoftValue(nn.Module):
 
     @torch.no_grad()
     def forward(self, state: Tensor, t: int | Tensor = 0) -> Tensor:
+        alpha = 0.0 if self.objective == "return" else self.temperature
         with unvalidated():
             chosen = self.policy(state, t)
             if self.task.is_discrete:
                 q = self.action_values(state, t=t)
                 log_policy = log_probabilities(chosen, self.task.num_actions, q.device)
-                return exact_soft_value(q, log_policy, self.task.log_prior(state), self.temperature)
+                return exact_soft_value(q, log_policy, self.task.log_prior(state), alpha)
             action = chosen.sample((self.num_draws,))
             log_policy = chosen.log_prob(action)
             states = state.expand(self.num_draws, *state.shape)
             value = self.action_values(states, action, t)
-            return sampled_soft_value(value, log_policy, self.task.log_prior(states, action), self.temperature).mean(0)
+            return sampled_soft_value(value, log_policy, self.task.log_prior(states, action), alpha).mean(0)

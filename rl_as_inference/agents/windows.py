@@ -189,6 +189,11 @@ class WindowedEnvironments:
         """Returns an observation of the environment's, or a batch, in the agent's units; it is no window yet."""
         return self._envs.agent_state(observation)
 
+    @property
+    def own_action_space(self) -> gymnasium.Space[Any]:
+        """The environment's own."""
+        return self._envs.own_action_space
+
     def environment_action(self, action: Any) -> Any:
         """Returns an action, or a batch of them, in the environment's own units, dtype and shape."""
         return self._envs.environment_action(action)

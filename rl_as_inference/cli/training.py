@@ -62,7 +62,10 @@ def train_command(
             "parts or a Gymnasium environment. Further options go to it: --g 9.8.",
         ),
     ] = None,
-    algorithm: Annotated[str, typer.Option(help="sac (soft actor-critic) or sql (soft Q-learning).")] = "sac",
+    algorithm: Annotated[
+        str,
+        typer.Option("--algorithm", "--learner", help="sac (soft actor-critic), sql (soft Q-learning) or mpo (MPO)."),
+    ] = "sac",
     num_steps: Annotated[
         int,
         typer.Option(
@@ -87,7 +90,7 @@ def train_command(
     video: Video = 0,
     **learner: Any,
 ) -> None:
-    """Learn a policy on an environment by soft actor-critic or soft Q-learning."""
+    """Learn a policy on an environment by soft actor-critic, soft Q-learning or MPO."""
     check_least(
         num_steps=(num_steps, 1),
         evaluate_every=(evaluate_every, 1),

@@ -69,7 +69,7 @@ class Environments:
         name: the environment's id or class, for messages.
         num_envs: the size of the batch.
         state_space: ``Box`` (its states are float32 arrays) or ``Discrete`` from 0 (int64).
-        action_space: ``Box(-1, 1, (d,), float32)`` or ``Discrete`` from 0.
+        action_space: ``Box(-1, 1, (d,), float32)`` or ``Discrete`` from 0; ``own_action_space`` is the environment's.
         state: the states to act from next, ``(num_envs, *state)``; None before the first reset.
         num_steps: how many transitions the environments have made, all of them together.
         max_episode_steps: the time limit that the environment comes with, or None.
@@ -98,7 +98,7 @@ class Environments:
         else:
             first, self.num_envs = self._envs[0], len(self._envs)
             states, actions = first.observation_space, first.action_space
-        self.name = name_of(first)
+        self.name, self.own_action_space = name_of(first), actions
         self._autoreset = Autoreset(None if self._vector is None else self._vector.metadata, self.name)
         self.max_episode_steps: int | None = time_limit_of(first)
         for other in self._envs[1:]:

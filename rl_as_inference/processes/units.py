@@ -11,10 +11,12 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-__all__ = ["agent_actions", "agent_states", "as_states", "finiteness", "name_of", "time_limit_of"]
+__all__ = ["agent_actions", "agent_states", "as_agent_actions", "as_states", "finiteness", "name_of", "time_limit_of"]
 
 Array = np.ndarray[Any, Any]
 
+_ROUNDING = 1e-5
+"""How far outside the unit box an action may be by rounding."""
 _SUMMED = 64
 """States up to this size are summed in Python, which is quicker than the calls into NumPy."""
 
@@ -132,3 +134,41 @@ def _from_unit_box(space: Box) -> Callable[[Array], Array]:
         return value
 
     return scaled
+
+
+def as_agent_actions(actions: Array, space: gymnasium.Space[Any]) -> Array:
+    """Returns what an environment was given as actions in the agent's units: the way back of :func:`agent_actions`.
+
+    Args:
+        actions: ``(*batch, *action)`` in the environment's units.
+        space: the environment's, ``Discrete`` or a bounded ``Box``.
+
+    Raises:
+        ValueError: if one is outside the space.
+
+    Example:
+        >>> as_agent_actions(np.array([[2.0], [-1.0]], np.float32), Box(-2.0, 2.0, (1,)))
+        array([[ 1. ],
+               [-0.5]], dtype=float32)
+    """
+    unit: Array
+    if isinstance(space, Discrete):
+        if not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(f"actions are {actions.dtype}, and those of {space} are integers")
+        counted = actions.astype(np.int64) - int(space.start)
+        bad = (counted < 0) | (counted >= space.n)
+        unit = counted
+    else:
+        assert isinstance(space, Box)
+        flat = actions.reshape(*actions.shape[: actions.ndim - len(space.shape)], -1)
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+        if (low == -high).all():
+            unit = flat / high
+        else:
+            unit = 2 * (flat.astype(np.float64) - low) / (high.astype(np.float64) - low) - 1
+        bad = (np.abs(unit) > 1 + _ROUNDING).any(-1)
+        unit = unit.clip(-1, 1).astype(np.float32)
+    if bad.any():
+        first = tuple(int(index[0]) for index in np.nonzero(bad))
+        raise ValueError(f"actions are outside {space}, first {actions[first]} at {list(first)}")
+    return unit

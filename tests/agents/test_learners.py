@@ -17,11 +17,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 from problems import random_mdp
 from pyro.distributions import Independent, Normal, TransformedDistribution
-from small_agents import F64, SMALL, Line, checkpoint, sac, same, sql, stirred
+from small_agents import F64, SMALL, Line, checkpoint, mpo, sac, same, sql, stirred
 from torch import nn
 from torch.distributions.transforms import TanhTransform
 
-from rl_as_inference.agents import SoftActorCritic, SoftQLearning
+from rl_as_inference.agents import MPO, SoftActorCritic, SoftQLearning
 from rl_as_inference.checkpoints import load_tensors, save_policy, save_tensors
 from rl_as_inference.processes.environments import NonFiniteError
 
@@ -253,7 +253,14 @@ class Draws:
 
 @pytest.mark.parametrize(
     ("make", "env"),
-    [(sac, "Pendulum-v1"), (sac, "CartPole-v1"), (sql, "CartPole-v1"), (sql, "Pendulum-v1")],
+    [
+        (sac, "Pendulum-v1"),
+        (sac, "CartPole-v1"),
+        (sql, "CartPole-v1"),
+        (sql, "Pendulum-v1"),
+        (mpo, "Pendulum-v1"),
+        (mpo, "CartPole-v1"),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_seeds_learn_together_as_they_would_alone(make, env):
@@ -495,8 +502,15 @@ def test_draws_are_those_of_the_policy():
 
 @pytest.mark.parametrize(
     ("make", "env"),
-    [(sac, "Pendulum-v1"), (sac, "CartPole-v1"), (sql, "CartPole-v1"), (sac, lambda: random_mdp(0, terminal=True))],
-    ids=["sac-pendulum", "sac-cartpole", "sql-cartpole", "sac-process"],
+    [
+        (sac, "Pendulum-v1"),
+        (sac, "CartPole-v1"),
+        (sql, "CartPole-v1"),
+        (sac, lambda: random_mdp(0, terminal=True)),
+        (mpo, "Pendulum-v1"),
+        (mpo, "CartPole-v1"),
+    ],
+    ids=["sac-pendulum", "sac-cartpole", "sql-cartpole", "sac-process", "mpo-pendulum", "mpo-cartpole"],
 )
 def test_a_run_that_was_saved_goes_on_bit_for_bit(make, env, tmp_path):
     """From checkpoints written while learning, into new agents: before the first update, and in mid episode."""
@@ -857,7 +871,7 @@ class Spaces(gymnasium.Env):
 UNIT = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
 
-@pytest.mark.parametrize("kind", [SoftActorCritic, SoftQLearning])
+@pytest.mark.parametrize("kind", [MPO, SoftActorCritic, SoftQLearning])
 @pytest.mark.parametrize(
     ("states", "actions", "message"),
     [
@@ -882,6 +896,8 @@ def test_spaces_without_a_learner_are_refused(kind, states, actions, message):
         (sac, UNIT, {"policy_components": 2}, ()),
         (sac, UNIT, {"policy_components": 2}, (3, 4)),
         (sac, gymnasium.spaces.Box(0, 3, (2, 2), np.float32), {"value_network": True}, (3, 4)),
+        (mpo, gymnasium.spaces.Box(0, 3, (2, 2), np.float32), {}, (3, 4)),
+        (mpo, gymnasium.spaces.Discrete(3), {}, ()),
     ],
 )
 def test_observations_of_any_shape(make, actions, options, shape):

@@ -10,7 +10,7 @@ import typer
 from command_line import refused, rlai
 
 from rl_as_inference import compare, fit, load_run, posterior
-from rl_as_inference.agents import SoftActorCritic, SoftQLearning, perturb, train
+from rl_as_inference.agents import MPO, SoftActorCritic, SoftQLearning, perturb, train
 from rl_as_inference.cli import app
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.option_names import meant
@@ -39,7 +39,7 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
     ),
     "fit": ([fit, load_problem, amortized_policy], {}),
     "train": (
-        [train, SoftActorCritic, SoftQLearning],
+        [train, MPO, SoftActorCritic, SoftQLearning],
         {"algorithm": "chooses the class", "video": "calls record_videos"},
     ),
     "evaluate": (
@@ -72,8 +72,9 @@ def test_options_are_named_as_their_arguments_in_python(command: str) -> None:
             assert option.opts[0] == "--" + option.name.replace("_", "-")
 
 
-def test_options_of_learners_are_those_of_both_classes() -> None:
-    arguments = {*inspect.signature(SoftActorCritic).parameters, *inspect.signature(SoftQLearning).parameters}
+def test_options_of_learners_are_those_of_all_classes() -> None:
+    learners = (MPO, SoftActorCritic, SoftQLearning)
+    arguments = {name for learner in learners for name in inspect.signature(learner).parameters}
     not_here = {"env", "policy", "env_kwargs", "dtype"}
     assert arguments - not_here <= {option.name for option in options_of("train")}
 

@@ -23,6 +23,7 @@ from command_line import refused, rlai
 from rl_as_inference.agents import CurveRow, SoftActorCritic, train
 from rl_as_inference.agents.training import Training
 from rl_as_inference.checkpoints import load_tensors
+from rl_as_inference.records import RunRecord
 
 TINY = ["--hidden-sizes", "8,8", "--batch-size", "8", "--learning-starts", "20", "--no-compile"]
 QUICK = [*TINY, "--num-steps", "120", "--evaluate-every", "50", "--evaluate-episodes", "2", "--checkpoint-every", "40"]
@@ -150,6 +151,18 @@ class TestTrain:
         assert [point.step for point in points] == [0, 50, 100, 120]
         assert points[-1].value == pytest.approx(float(curve(finished)[-1]["mean_return"]), rel=1e-4)
 
+    @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+    def test_mpo_learns_resumes_and_is_evaluated(self, env: str, tmp_path: Path) -> None:
+        folder = tmp_path / "a"
+        code, text, _ = rlai("train", env, "--learner", "mpo", "--kl-improvement", "0.2", *QUICK, "--out", folder)
+        assert code == 0
+        assert f"MPO on {env}" in text
+        settings = RunRecord.read(folder).settings
+        assert (settings["algorithm"], settings["kl_improvement"]) == ("mpo", 0.2)
+        more = str(int(settings["num_steps"]) + 10)
+        assert rlai("train", "--resume", "--out", folder, "--num-steps", more)[0] == 0
+        assert rlai("evaluate", folder, "--num-episodes", "2")[0] == 0
+
     def test_soft_q_learning_and_a_problem_in_parts(self, tmp_path: Path) -> None:
         code, text, _ = rlai("train", "CartPole-v1", "--algorithm", "sql", "--double", *QUICK, "--out", tmp_path / "a")
         assert code == 0
@@ -209,7 +222,7 @@ class TestTrain:
             ([], "PROBLEM is missing"),
             (["--g", "3"], "PROBLEM is missing"),
             (["Pendulum-v1", "--gee", "3"], "gee"),
-            (["Pendulum-v1", "--algorithm", "dqn"], "--algorithm must be one of sac, sql; got 'dqn'"),
+            (["Pendulum-v1", "--algorithm", "dqn"], "--algorithm must be one of sac, sql, mpo; got 'dqn'"),
             (["Pendulum-v1", "--double"], "--double goes with --algorithm sql"),
             (["CartPole-v1", "--algorithm", "sql", "--objective", "svg0"], "--objective goes with --algorithm sac"),
             (["CartPole-v1", "--target-entropy", "0.7"], "0.7 nats, which no policy on Discrete(2) can"),
