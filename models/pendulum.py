@@ -29,7 +29,7 @@ _FASTEST, _TORQUE, _STEP, _GRAVITY = 8.0, 2.0, 0.05, 10.0
 class _Start(TorchDistribution):
     """``(cos θ, sin θ, ω)`` with θ uniform on the circle and ω uniform on [-1, 1]; its density is that of (θ, ω)."""
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 

@@ -13,10 +13,10 @@ from rl_as_inference.compare.comparison_table import ActionRule, Comparison
 from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
 from rl_as_inference.compare.exact_values import exact_parts, support_note
 from rl_as_inference.compare.family import best_of_family
+from rl_as_inference.compare.gradients.finite_problem import TableOfLogs
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
 from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.nouns import (
-    ExactPolicy,
     Policy,
     Problem,
     Process,
@@ -121,14 +121,15 @@ def compare(
     return replace(comparison, identities=identities)
 
 
-def _one_set_of_answers(process: Process, policy: Policy | None) -> ExactPolicy:
+def _one_set_of_answers(process: Process, policy: Policy | None) -> Policy | None:
     """Returns a policy that answers the same whenever it is asked: one that draws its answers as a table of some."""
     if answers_by_drawing(policy) and isinstance(process, TabularMDP):
-        return log_policy_table(process, policy).exp()
+        table = log_policy_table(process, policy)
+        return TableOfLogs(table.expand(process.horizon or 1, *table.shape[-2:]))
     return policy
 
 
-def _exact_values(process: Process, policy: ExactPolicy) -> dict[str, Any]:
+def _exact_values(process: Process, policy: Policy | None) -> dict[str, Any]:
     """Returns the rows that need exact answers, each None where there are none, and the reasons why."""
     found: dict[str, Any] = dict.fromkeys(_EXACT)
     reasons: dict[str, str] = {}

@@ -30,7 +30,7 @@ class Defended(TorchDistribution):
     Defensive mixtures: Hesterberg (1995), Technometrics 37.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = False
 
     def __init__(self, chosen: Any, prior: Any, share: float) -> None:

@@ -94,9 +94,9 @@ class SMCPlanner(Planner):
             raise ValueError(f"dynamics must be 'causal' or 'posterior', got {dynamics!r}")
         self.num_particles, self.dynamics, self.num_actions = num_particles, dynamics, num_actions
         space = self.process.state_space
-        few = isinstance(space, gymnasium.spaces.Discrete) and space.n <= num_particles
-        # Then all states are points of every layer.
-        self.every_state = torch.arange(int(space.n)) if few else None
+        number = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else math.inf
+        # With no more states than particles all of them are points of every layer.
+        self.every_state = torch.arange(int(number)) if number <= num_particles else None
 
     def plan(self, states: Tensor, t: int, steps: int) -> Answer:
         back: Tensor | slice = slice(None)
@@ -202,13 +202,15 @@ class SMCPlanner(Planner):
         That is what the critic says, or else what they were worth at the next step at which they were reached: to leave
         them out would be to hope that nothing bad is where nobody has looked.
         """
-        if self.every_state is None or (self.critic is None and later is None):
+        if self.every_state is None:
             return points, value
-        unknown = points.log_mass.isneginf()
         if self.critic is not None:
             mass, other = torch.zeros_like(points.log_mass), self._values(points, t, len(value))
-        else:
+        elif later is not None:
             mass, other = later[0].log_mass, later[1]
+        else:
+            return points, value
+        unknown = points.log_mass.isneginf()
         return Points(points.states, torch.where(unknown, mass, 0.0)), torch.where(unknown, other, value)
 
     def _tried(self, states: Tensor, t: int, *, root: bool) -> tuple[Tensor, Tensor]:

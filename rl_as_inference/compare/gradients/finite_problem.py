@@ -18,7 +18,7 @@ from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.trajectories import discounts
 
-__all__ = ["FiniteProblem", "TableValues"]
+__all__ = ["FiniteProblem", "TableOfLogs", "TableValues"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FiniteProblem:
     def draw(self, count: int) -> Draws:
         """Returns ``count`` trajectories of the policy."""
         with torch.no_grad():
-            found = self.mdp.rollout(_Table(self.log_policy.detach()), count)
+            found = self.mdp.rollout(TableOfLogs(self.log_policy.detach()), count)
         taken = self.log_policy[self.times, found.states[:-1], found.actions]
         return Draws.of(found, torch.where(found.mask, taken, 0.0))
 
@@ -149,7 +149,9 @@ class FiniteProblem:
     """For discrete actions SAC's actor takes the expectation exactly too (Christodoulou 2019, arXiv:1910.07207)."""
 
 
-class _Table:
+class TableOfLogs:
+    """A table ``log π_t(a|s)``, ``(T, S, A)``, as a policy."""
+
     batch_steps = True
 
     def __init__(self, table: Tensor) -> None:
