@@ -323,7 +323,7 @@ def _bad_policies() -> dict[str, tuple[Any, str]]:
 def _planner(process: Any, policy: Any) -> Any:
     """Asks a planner in the state that processes begin in."""
     first = process.begin(1)
-    return rlai.SMCPlanner(process, look_ahead=3, num_particles=50, proposal=policy)(first, 0)
+    return rlai.SMCPlanner(process, look_ahead=3, num_particles=2, proposal=policy)(first, 0)
 
 
 OF_POLICIES: dict[str, Callable[[Any, Any], Any]] = {

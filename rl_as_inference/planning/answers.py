@@ -14,6 +14,7 @@ from torch import Tensor
 from rl_as_inference.guides.gaussian import TanhNormal
 from rl_as_inference.guides.mixture import TanhNormalMixture
 from rl_as_inference.planning.planner import Answer
+from rl_as_inference.processes.point_masses import is_point
 from rl_as_inference.spaces import is_unit_box
 
 __all__ = ["Defended", "gaussian_answer", "kernel_answer", "squashed", "unsquashed"]
@@ -51,7 +52,11 @@ class Defended(TorchDistribution):
             return torch.where(of_prior.reshape(of_prior.shape + (1,) * len(self.event_shape)), other, own)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        own = math.log1p(-self.share) + self.chosen.log_prob(value)
+        own = self.chosen.log_prob(value)
+        if (point := is_point(self.chosen)) is not False and is_point(self.prior) is False:
+            # Among densities a point mass is infinite, so that its draws weigh nothing.
+            own = torch.where(torch.as_tensor(point, device=own.device) & (own > -math.inf), math.inf, own)
+        own = math.log1p(-self.share) + own
         return torch.logaddexp(own, math.log(self.share) + self.prior.log_prob(value))
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import has_no_nan
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.reward_shapes import checked_reward
 from rl_as_inference.program.recording import log_prob_of
@@ -60,25 +61,22 @@ def log_densities(
         t,
         type(process).__name__,
     )
+    if not has_no_nan(earned):
+        raise ValueError(f"reward is NaN at step {t}; check reward() of {type(process).__name__}")
     return density.expand(full), earned.expand(flat).reshape(full)
 
 
-def masses_of_states(reached: Tensor, valid: Tensor, num_states: int | None) -> Tensor:
-    """Returns the log masses of discrete states as successors: every state that was reached counts once.
+def masses_of_states(reached: Tensor, valid: Tensor) -> Tensor:
+    """Returns the log masses of discrete states as successors, ``(B, K)``: every state that was reached counts once.
 
     Their probabilities are known, so how often each was reached says nothing.
 
     Args:
         reached: ``(B, K)``.
         valid: which particles took the step, bool ``(B, K)``.
-        num_states: weigh all states, ``(B, num_states)``; None for the particles themselves, ``(B, K)``.
     """
-    if num_states is None:
-        same = (reached[:, :, None] == reached[:, None, :]) & valid[:, None, :]
-        return torch.where(valid, -same.sum(-1).clamp(min=1).log(), -math.inf)
-    count = torch.zeros(len(reached), num_states, device=reached.device)
-    count.scatter_add_(1, reached, valid.to(count))
-    return torch.where(count > 0, 0.0, -math.inf)
+    same = (reached[:, :, None] == reached[:, None, :]) & valid[:, None, :]
+    return torch.where(valid, -same.sum(-1).clamp(min=1).log(), -math.inf)
 
 
 def masses_of_draws(log_density: Tensor, valid: Tensor) -> Tensor:
@@ -113,34 +111,21 @@ def backward_step(
         bends_luck: whether the dynamics are part of what is inferred.
     """
     n, m = log_density.shape[2:]
-    log_density, rewards = log_density.flatten(2), rewards.flatten(2)  # (n', b, n·m)
+    # Together, as each alone may leave the range of numbers.
+    log_weight = log_density.flatten(2) + points.log_mass.T[:, :, None]  # (n', b, n·m)
+    rewards, value = rewards.flatten(2), value.T[:, :, None]
     gamma = 1.0 if discount is None else discount
     if bends_luck:
-        log_weight = log_density + points.log_mass.T[:, :, None]
-        ahead = value
         if gamma < 1:  # who does not survive has nothing before them
-            over = math.log1p(-gamma)
-            ahead = torch.logaddexp(value + math.log(gamma), value.new_tensor(over)) if gamma else value.new_tensor(0.0)
-            ahead = ahead.expand_as(value)
+            over = value.new_tensor(math.log1p(-gamma))
+            value = torch.logaddexp(value + math.log(gamma), over) if gamma else torch.zeros_like(value)
         total = torch.logsumexp(log_weight, 0)
-        q = torch.logsumexp(log_weight + rewards + ahead.T[:, :, None], 0) - total
-        known = total > -math.inf
-        return torch.where(known, q, -math.inf).unflatten(1, (n, m)), known.unflatten(1, (n, m))
-    scale = log_density.amax(0).clamp(min=_WORTHLESS)
-    chance = (log_density - scale).exp()
-    earned = torch.where(chance > 0, chance * rewards.clamp(min=_WORTHLESS), 0.0)
-    top = points.log_mass.amax(1, keepdim=True).clamp(min=_WORTHLESS)
-    mass = (points.log_mass - top).exp()
-    total = _weighed(chance, mass)
-    q = _weighed(earned, mass) + gamma * _weighed(chance, mass * value.clamp(min=_WORTHLESS))
-    known = total > 0
-    q = q / torch.where(known, total, 1.0)
-    q = torch.where(known & (q > 1e-6 * _WORTHLESS), q, -math.inf)
-    return q.unflatten(1, (n, m)), known.unflatten(1, (n, m))
-
-
-def _weighed(table: Tensor, mass: Tensor) -> Tensor:
-    """Returns ``Σ_l table[l, b, i] mass[b, l]``, ``(B, n·m)``."""
-    if table.shape[1] == 1:
-        return mass @ table[:, 0]
-    return torch.einsum("lbi,bl->bi", table, mass)
+        q, known = torch.logsumexp(log_weight + rewards + value, 0) - total, total > -math.inf
+    else:
+        chance = log_weight.softmax(0)
+        known = log_weight.amax(0) > -math.inf
+        ahead = rewards.clamp(min=_WORTHLESS) + gamma * value.clamp(min=_WORTHLESS)
+        q = torch.where(chance > 0, chance * ahead, 0.0).sum(0)
+        known &= q > 1e-6 * _WORTHLESS
+    q = torch.where(known, q, -math.inf)
+    return q.unflatten(1, (n, m)), (log_weight.amax(0) > -math.inf).unflatten(1, (n, m))

@@ -48,7 +48,8 @@ class MPPIPlanner(Planner):
         num_kept: the least effective size of the weights; by default a 16th of the draws.
         elites: how many of the best draws make the next Gaussian, in place of weights.
         num_futures: walks of each sequence; more than one where dynamics are random.
-        warm_start: begin with the last plan, if that was of the step before and of as many states.
+        warm_start: begin with the last plan, if that was of the step before and of as many states; two walks in turns
+            need a planner each.
 
     Raises:
         ValueError: if the process cannot be set to a state, hides it, has discrete actions, or numbers are out of
@@ -136,7 +137,8 @@ class MPPIPlanner(Planner):
         """Returns mean and standard deviation after an importance step, both ``(steps, B, d)``."""
         number, steps, count, size = len(centres), *centres.shape[1:3], self.num_samples
         noise = torch.randn(steps, count, size, *scale.shape[2:], dtype=scale.dtype, device=scale.device)
-        noise[:, :, :number] = 0.0  # what is held for best by now takes part
+        if size >= 8 * number:
+            noise[:, :, :number] = 0.0  # what is held for best by now takes part
         shifts = ((centres - centres[0]) / scale)[:, :, :, None]
         if number > 1:  # draws take turns
             noise += shifts[torch.arange(size, device=scale.device) % number, :, :, 0].movedim(0, 2)
@@ -152,15 +154,18 @@ class MPPIPlanner(Planner):
     def _weights(self, log_weight: Tensor) -> Tensor:
         """Returns normalised weights, ``(B, K)``."""
         if self.elites is not None:
-            best = log_weight.topk(self.elites, 1).indices
-            return torch.zeros_like(log_weight).scatter(1, best, 1 / self.elites)
+            best = log_weight.topk(self.elites, 1)
+            weight = torch.zeros_like(log_weight).scatter(1, best.indices, best.values.isfinite().to(log_weight))
+            return weight / weight.sum(1, keepdim=True)
         log_weight = log_weight - log_weight.amax(1, keepdim=True)
         weight = log_weight.exp()
+        # What has no weight gets none.
+        kept = (0.9 * (log_weight > -math.inf).sum(1, keepdim=True)).clamp(max=self.num_kept)
         while True:
-            small = weight.sum(1, keepdim=True).square() / weight.square().sum(1, keepdim=True) < self.num_kept
+            small = weight.sum(1, keepdim=True).square() / weight.square().sum(1, keepdim=True) < kept
             if not bool(small.any()):
                 return weight / weight.sum(1, keepdim=True)
-            log_weight = torch.where(small, _MILDER * log_weight.clamp(min=-1e30), log_weight)
+            log_weight = torch.where(small, _MILDER * log_weight, log_weight)
             weight = log_weight.exp()
 
     def _log_weight(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import check_at_least, holds, unvalidated
-from rl_as_inference.nouns import Policy, Problem, SoftV
+from rl_as_inference.nouns import LearnedSoftValue, Policy, Problem, SoftV
 from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess, PartiallyObservedMDP
 from rl_as_inference.processes.kernels import drawn
+from rl_as_inference.spaces import is_unit_box
 
 __all__ = ["Answer", "Planner", "nothing_has_weight", "repeated"]
 
@@ -49,8 +50,14 @@ class Planner(ABC):
         self.process, self.look_ahead = _plannable(process), look_ahead
         space = self.process.action_space
         self.is_discrete = isinstance(space, gymnasium.spaces.Discrete)
-        if not self.is_discrete and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
-            raise ValueError(f"process has action_space {space}, and planners need Discrete(n) or Box(…, (d,))")
+        if not self.is_discrete:
+            fits = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+            if not fits or not (is_unit_box(space) or not space.bounded_below.any() | space.bounded_above.any()):
+                raise ValueError(
+                    f"process has action_space {space}, and planners need Discrete(n), Box(-1, 1, (d,)) or "
+                    f"Box(-inf, inf, (d,)); rescale inside transition()"
+                )
+        _check_critic(critic, self.process)
         self.critic, self.proposal = critic, proposal
         self._dtype: torch.dtype | None = None
 
@@ -121,8 +128,8 @@ def nothing_has_weight(states: Tensor, worthless: Tensor, t: int) -> ValueError:
     """Returns the error for states from which every plan has weight zero."""
     state = states[int(worthless.nonzero()[0])].tolist()
     return ValueError(
-        f"every plan from state {state} at step {t} has weight zero: all rewards ahead are -inf; make impossible "
-        f"actions impossible in the action prior, use more particles, or another proposal"
+        f"every plan from state {state} at step {t} has weight zero, or one an infinite weight: rewards or values "
+        f"ahead are infinite; make what is impossible so in the action prior, use more particles, or another proposal"
     )
 
 
@@ -146,8 +153,23 @@ def _plannable(process: Problem) -> MarkovDecisionProcess:
     return process
 
 
+def _check_critic(critic: SoftV | None, process: MarkovDecisionProcess) -> None:
+    """Raises ValueError for a learned critic of something else; its temperature need not be the process's."""
+    if not isinstance(critic, LearnedSoftValue):
+        return
+    if critic.objective != "maxent":
+        raise ValueError(f"critic holds values of objective {critic.objective!r}, and a plan needs soft values")
+    if abs(critic.discount - float(process.discount)) > 1e-9:
+        raise ValueError(
+            f"critic was learned with discount {critic.discount}, and the process has {float(process.discount)}; plan "
+            f"in a process of that discount"
+        )
+
+
 def _one_step(t: int | Tensor) -> int:
     steps = torch.as_tensor(t)
+    if steps.is_floating_point() or bool((steps < 0).any()):
+        raise ValueError(f"t must be a step that counts from 0, got {t}")
     if steps.numel() == 0 or bool((steps != steps.flatten()[0]).any()):
         raise ValueError("t must be one step for all states: a planner is asked step by step")
     return int(steps.flatten()[0])

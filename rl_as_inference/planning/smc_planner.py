@@ -103,11 +103,13 @@ class SMCPlanner(Planner):
         if isinstance(self.process.state_space, gymnasium.spaces.Discrete):  # the same question has one answer
             states, back = torch.unique(states, return_inverse=True)
         has_density = self._has_density(states)
+        width = self.num_particles
         if self.every_state is not None:
             self.every_state = self.every_state.to(states.device)
-        points = self.num_particles if self.every_state is None else len(self.every_state)
-        width = points * points * self._num_tried if has_density else self.num_particles
-        parts = states.split(max(1, _AT_ONCE // max(width, self.num_particles)))
+            width = len(self.every_state) * self._num_tried
+        elif has_density:
+            width = self._num_tried * self.num_particles**2
+        parts = states.split(max(1, _AT_ONCE // width))
         answer = self._by_messages if has_density else self._by_weights
         actions, log_weights = zip(*(answer(part, t, steps) for part in parts), strict=True)
         log_weight = torch.cat(log_weights)
@@ -116,7 +118,8 @@ class SMCPlanner(Planner):
             lost = worthless if ended is None else worthless & ~ended
             if bool(lost.any()):
                 raise nothing_has_weight(states, lost, t)
-            log_weight = torch.where(worthless[:, None], 0.0, log_weight)
+            prior = self.process.prior_at(states).logits if self.is_discrete else torch.zeros_like(log_weight)
+            log_weight = torch.where(worthless[:, None], prior.to(log_weight), log_weight)
         if self.is_discrete:
             return _categorical, (log_weight.log_softmax(-1)[back],)
         return kernel_answer(torch.cat(actions)[back], log_weight[back], self.process.action_space)
@@ -131,6 +134,11 @@ class SMCPlanner(Planner):
             return mixed
         return dist.Categorical(logits=mixed.log_prob(_all_actions(prior, len(prior.batch_shape))).movedim(0, -1))
 
+    def any_action(self, state: Tensor, t: int) -> Any:
+        """Returns the uniform distribution over the discrete actions that the prior allows."""
+        logits = self.process.prior_at(state).logits
+        return dist.Categorical(logits=torch.where(logits > -math.inf, 0.0, -math.inf).to(logits))
+
     @property
     def _num_tried(self) -> int:
         space = self.process.action_space
@@ -140,43 +148,37 @@ class SMCPlanner(Planner):
         """Returns whether successors have probabilities or densities that tell which others they could have been."""
         if isinstance(self.process.state_space, gymnasium.spaces.Discrete):
             return True
-        one = states[:1]
-        transition = self.process.transition(one, self.process._own_action(drawn(self.process.prior_at(one))))
-        return is_point(transition) is False
+        action = drawn(self.process.prior_at(states))
+        certain = is_point(self.process.transition(self.process._own_state(states), self.process._own_action(action)))
+        if isinstance(certain, Tensor) and self.dynamics == "causal" and not bool(certain.all()):
+            raise ValueError(
+                "process has a transition that is certain in some states and drawn in others, where a causal plan "
+                "cannot tell luck from choice; give it some spread everywhere, or plan with dynamics='posterior'"
+            )
+        return certain is False
 
     # With densities: layers of points forwards, messages backwards.
 
     def _by_messages(self, roots: Tensor, t: int, steps: int) -> tuple[Tensor, Tensor]:
         """Returns first actions ``(B, m, d)`` and their log weights ``(B, m)``; of discrete ones those of all ``A``."""
-        process, count, size = self.process, len(roots), self.num_particles
-        every = self.every_state
-        layers = [Points(roots[:, None], torch.zeros(count, 1, dtype=self.dtype(roots), device=roots.device))]
-        walk = _Walk(self, roots, t)
-        for _ in range(steps):
-            step = walk.step()
-            after = step.next_state.unflatten(0, (count, size))
-            if isinstance(process.state_space, gymnasium.spaces.Discrete):
-                mass = masses_of_states(after, walk.took, None if every is None else len(every))
-                if every is not None and (over := process.has_ended(every)) is not None:
-                    mass = torch.where(over, 0.0, mass)  # what is worth nothing need not be reached to be known
-            else:
-                mass = masses_of_draws(self._of_draws(walk, after, t), walk.took)
-            layers.append(Points(after if every is None else every[None], mass.to(walk.log_weight)))
-            walk.resample(tempered=True)
-        value = self._values(layers[-1], t + steps, count)
-        layers[-1], value = self._filled(layers[-1], value, t + steps)
+        process, every, count = self.process, self.every_state, len(roots)
+        first = Points(roots[:, None], torch.zeros(count, 1, dtype=self.dtype(roots), device=roots.device))
+        if every is None:
+            layers = [first, *self._reached(roots, t, steps)]
+        else:
+            layers = [first, *[Points(every[None], first.log_mass.new_zeros(1, len(every)))] * steps]
+        value = self._values(layers[-1], t + steps)
         table: tuple[Tensor, Tensor] | None = None
         for j in reversed(range(steps)):
-            here, after_ = layers[j], layers[j + 1]
+            here, after = layers[j], layers[j + 1]
             actions, log_ratio = self._tried(here.states, t + j, root=j == 0)
-            if table is None or j == 0 or every is None:
-                density, rewards = log_densities(process, here.states, actions, after_.states, t + j)
+            if table is None or j == 0 or every is None or not self.is_discrete:
+                density, rewards = log_densities(process, here.states, actions, after.states, t + j)
                 table = density.to(value), rewards.to(value) / process.temperature
             last = process.horizon is not None and t + j == process.horizon - 1
             gamma = None if last else float(process.discount)
-            later = value
-            q, known = backward_step(*table, after_, value, gamma, bends_luck=self.dynamics == "posterior")
-            log_weight = log_ratio + q
+            q, known = backward_step(*table, after, value, gamma, bends_luck=self.dynamics == "posterior")
+            log_weight = log_ratio.to(value) + q
             if j:
                 value, known = torch.logsumexp(log_weight, -1), known.any(-1)
                 ended = process.has_ended(here.states.flatten(0, 1))
@@ -184,34 +186,26 @@ class SMCPlanner(Planner):
                     ended = ended.view(here.states.shape[:2])
                     value, known = torch.where(ended, 0.0, value), known | ended
                 # A point from which nobody went on says nothing, which is not that nothing comes of it.
-                here = Points(here.states, torch.where(known, here.log_mass, -math.inf))
-                layers[j], value = self._filled(here, value, t + j, later=(after_, later))
+                layers[j] = Points(here.states, torch.where(known, here.log_mass, -math.inf))
         return actions[:, 0], log_weight[:, 0]
 
-    def _values(self, points: Points, t: int, count: int) -> Tensor:
-        """Returns the soft V of the last layer in nats, ``(B, n)``."""
+    def _reached(self, roots: Tensor, t: int, steps: int) -> list[Points]:
+        """Returns the layers of states that particles reached."""
+        walk, layers = _Walk(self, roots, t), []
+        for _ in range(steps):
+            after = walk.step().next_state.unflatten(0, (walk.count, walk.size))
+            if isinstance(self.process.state_space, gymnasium.spaces.Discrete):
+                mass = masses_of_states(after, walk.took)
+            else:
+                mass = masses_of_draws(self._of_draws(walk, after, t), walk.took)
+            layers.append(Points(after, mass.to(walk.log_weight)))
+            walk.resample(tempered=True)
+        return layers
+
+    def _values(self, points: Points, t: int) -> Tensor:
+        """Returns the soft V of the last layer in nats, ``(b, n)``."""
         flat = points.states.flatten(0, 1)
-        value = self.value_ahead(flat, t, self.process.has_ended(flat))
-        return value.view(points.states.shape[:2]).expand(count, -1)
-
-    def _filled(
-        self, points: Points, value: Tensor, t: int, later: tuple[Points, Tensor] | None = None
-    ) -> tuple[Points, Tensor]:
-        """Returns the points of a layer of all states, and their values, with what is known of those not reached there.
-
-        That is what the critic says, or else what they were worth at the next step at which they were reached: to leave
-        them out would be to hope that nothing bad is where nobody has looked.
-        """
-        if self.every_state is None:
-            return points, value
-        if self.critic is not None:
-            mass, other = torch.zeros_like(points.log_mass), self._values(points, t, len(value))
-        elif later is not None:
-            mass, other = later[0].log_mass, later[1]
-        else:
-            return points, value
-        unknown = points.log_mass.isneginf()
-        return Points(points.states, torch.where(unknown, mass, 0.0)), torch.where(unknown, other, value)
+        return self.value_ahead(flat, t, self.process.has_ended(flat)).view(points.states.shape[:2])
 
     def _tried(self, states: Tensor, t: int, *, root: bool) -> tuple[Tensor, Tensor]:
         """Returns the actions that are tried at points ``(b, n)``, with ``log p - log (m q)``, ``(b, n, m)`` in nats.
@@ -244,7 +238,7 @@ class SMCPlanner(Planner):
         walk = _Walk(self, roots, t)
         first: Tensor | None = None
         for j in range(steps):
-            walk.step(survival=t + j != (self.process.horizon or 0) - 1)
+            walk.step()
             first = walk.action.unflatten(0, (count, size)) if first is None else first
             if j < steps - 1:
                 walk.resample(tempered=False)
@@ -272,7 +266,7 @@ class _Walk:
         self.before, self.action = self.state, self.state
         self.took = torch.ones(self.count, self.size, dtype=torch.bool, device=roots.device)
 
-    def step(self, *, survival: bool = False) -> Transition:
+    def step(self) -> Transition:
         """Moves all particles one step on, weighs them, and returns what the step gave."""
         planner, process = self.planner, self.planner.process
         self.action, log_prior, log_policy = self._decided()
@@ -280,39 +274,40 @@ class _Walk:
         alive = step.alive
         self.took = torch.ones_like(self.took) if alive is None else alive.view(self.took.shape)
         gain = step.reward / process.temperature + log_prior - log_policy
-        if survival and float(process.discount) < 1:
-            coins = torch.rand(len(self.state), device=self.state.device) < float(process.discount)
-            alive = coins if alive is None else alive & coins
-        self.t += 1
+        gamma, last = float(process.discount), self.t + 1 == process.horizon
+        scale, self.t = gamma ** (self.t - self.start), self.t + 1
+        if planner.dynamics == "posterior" and gamma < 1:  # to survive is luck
+            scale = 1.0
+            if not last:
+                coins = torch.rand(len(self.state), device=self.state.device) < gamma
+                alive = coins if alive is None else alive & coins
         over = process.has_ended(step.next_state)
         if alive is not None:
             over = ~alive if over is None else over | ~alive
         expected = planner.value_ahead(step.next_state, self.t, over).view(self.took.shape)
-        increment = torch.where(self.took, gain.view(self.took.shape), 0.0) + expected - self.expected
+        expected = expected if scale == 1 and planner.dynamics == "posterior" else scale * gamma * expected
+        increment = torch.where(self.took, scale * gain.view(self.took.shape), 0.0) + expected - self.expected
         if isinstance(self.expected, Tensor):  # what was given up stays so: -inf less -inf would be no number
             increment = torch.where(self.expected.isneginf(), -math.inf, increment)
-        self.log_weight = self.log_weight + increment
+        self.log_weight = self.log_weight + increment.to(self.log_weight)
         self.before, self.state, self.alive, self.expected = self.state, step.next_state, alive, expected
         self.goes_on = torch.ones_like(self.took) if over is None else ~over.view(self.took.shape)
         return step
 
     def _decided(self) -> Decision:
-        """Returns the particles' actions, spread evenly in the first step, since their shares are what is asked for."""
+        """Returns the particles' actions, spread evenly over all discrete ones in the first step: each is asked for."""
         planner, process, t = self.planner, self.planner.process, self.t
         policy = None if planner.proposal is None else planner.proposed
         if not planner.is_discrete:
             return process.decide(policy, self.state, t)
+        if t == self.start:
+            policy = planner.any_action
         like = self.log_weight
         uniform = torch.rand(len(self.state), 1, dtype=like.dtype, device=like.device)
         if t == self.start:
             offset = torch.arange(self.size, device=like.device) + uniform.view(self.took.shape)[:, :1]
             uniform = (offset / self.size).flatten()[:, None]
-        if planner.every_state is None:
-            return process.decide(policy, self.state, t, draw=lambda chosen: invert(cumulated(chosen.logits), uniform))
-        # Far fewer states than particles: the policy is asked in each state once.
-        logits = [each.logits for each in process.choose(policy, planner.every_state, t)]
-        action = invert(cumulated(logits[0]).to(uniform)[self.state], uniform)
-        return Decision(action, logits[1][self.state, action], logits[0][self.state, action])
+        return process.decide(policy, self.state, t, draw=lambda chosen: invert(cumulated(chosen.logits), uniform))
 
     def resample(self, *, tempered: bool) -> None:
         """Resamples where the effective size is below half of the particles.

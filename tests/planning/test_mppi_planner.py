@@ -66,6 +66,17 @@ def test_elites_are_the_cross_entropy_method():
     assert float(answer.mean) == pytest.approx(0.5, abs=0.02)  # where it pays most, and nowhere else
 
 
+def test_what_has_no_weight_gets_none():
+    class Gate(Slope):
+        def reward(self, state, action, next_state):
+            return torch.where(action[..., 0] > 0.9, 0.0, -math.inf)
+
+    torch.manual_seed(0)
+    for options in ({}, {"num_kept": 200}, {"elites": 200}):
+        planner = MPPIPlanner(Gate(horizon=1), look_ahead=1, num_samples=256, **options)
+        assert float(planner(torch.zeros(1, 1, dtype=F64), 0).mean) > 0.9
+
+
 def test_a_plan_is_moved_on_by_a_step_and_only_then():
     process = models.pendulum(dtype=F64)
     planner = MPPIPlanner(process, look_ahead=5, num_samples=16)

@@ -110,6 +110,67 @@ def test_any_proposal_leads_to_the_same_answer():
     torch.testing.assert_close(table_of(planner, 4, 3), exact.plan(mdp).policy, rtol=0, atol=1e-9)
 
 
+def test_a_proposal_says_where_particles_go_and_not_what_they_find():
+    mdp = models.random_mdp(200, 3, horizon=4, temperature=0.3, dtype=F64)
+    narrow = TabularPolicy(200, 3, horizon=4).double()
+    with torch.no_grad():
+        narrow.logits.copy_(torch.tensor([0.0, 0.0, 3.0]).expand_as(narrow.logits))
+    torch.manual_seed(0)
+    planner = SMCPlanner(mdp, look_ahead=4, num_particles=150, proposal=narrow)
+    found = planner(torch.arange(20), 0).probs
+    assert float((found.log() - exact.plan(mdp).policy[0, :20].log()).square().mean().sqrt()) < 0.15
+
+
+def test_rare_disasters_are_not_overlooked_where_all_states_are_points():
+    risk = 1e-4
+    move = torch.zeros(3, 2, 3, dtype=F64)
+    move[0, 0, 0], move[0, 1, 1], move[0, 1, 2] = 1, 1 - risk, risk
+    move[1, :, 1] = move[2, :, 2] = 1
+    reward = torch.tensor([[0.0, 1.0], [0.0, 0.0], [-3e4, -3e4]], dtype=F64)
+    mdp = rlai.TabularMDP(move, reward, torch.tensor([1.0, 0.0, 0.0], dtype=F64), horizon=5)
+    planner = SMCPlanner(mdp, look_ahead=5, num_particles=10)
+    torch.testing.assert_close(planner(torch.tensor([0]), 0).probs[0], exact.plan(mdp).policy[0, 0], rtol=0, atol=1e-9)
+
+
+class Steered(MarkovDecisionProcess):
+    """Two states, of which 1 pays; the higher an action the likelier it leads there, and in 1 it pays to be at -0.5."""
+
+    state_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), dtype="float64")
+
+    def initial(self):
+        return dist.Categorical(torch.ones(2, dtype=F64))
+
+    def transition(self, state, action):
+        up = torch.sigmoid(3 * action[..., 0])
+        return dist.Categorical(torch.stack([1 - up, up], -1))
+
+    def reward(self, state, action, next_state):
+        return 2.0 * next_state - 3 * state * (action[..., 0] + 0.5).square()
+
+
+def test_continuous_actions_between_discrete_states_are_drawn_anew_at_every_step():
+    grid = (torch.arange(4000, dtype=F64) + 0.5) / 2000 - 1
+    up, value = torch.sigmoid(3 * grid), torch.zeros(2, dtype=F64)
+    for _ in range(3):
+        here = 2 * up + (1 - up) * value[0] + up * value[1]
+        q = torch.stack([here, here - 3 * (grid + 0.5).square()])
+        value = torch.logsumexp(q, 1) - math.log(4000)
+    truth = (q.softmax(1) * grid).sum(1)
+
+    def proposal(state, t):
+        loc = torch.where(state == 0, 1.0, -1.0).double()[..., None]
+        return rlai.guides.TanhNormal(loc, torch.tensor(0.7, dtype=F64)).to_event(1)
+
+    torch.manual_seed(0)
+    for given in (None, proposal):
+        planner = SMCPlanner(Steered(horizon=3), look_ahead=3, num_particles=500, proposal=given, num_actions=200)
+        drawn = torch.stack([planner(torch.tensor([0, 1]), 0).sample((1000,))[..., 0] for _ in range(10)]).mean(1)
+        # Ten plans of 500 first actions, 1,000 draws each.
+        error = drawn.std(0) / math.sqrt(10)
+        assert bool(((drawn.mean(0) - truth).abs() < 4 * error + 0.02).all())
+
+
 def test_luck_in_the_weights_costs_what_exact_conditioning_costs():
     lake = models.frozen_lake("4x4", horizon=20, temperature=0.05, dtype=F64)
     torch.manual_seed(0)
@@ -203,6 +264,80 @@ def test_without_luck_weights_alone_give_the_posterior_of_the_first_action():
         assert float(drawn.std()) == pytest.approx(spread, rel=0.05)
 
 
+def test_a_certain_proposal_weighs_nothing_among_densities():
+    process = Slope(horizon=1)
+    grid = torch.linspace(-1, 1, 4001, dtype=F64)
+    truth = float(((-4 * (-0.7 + grid - 0.3).square()).softmax(0) * grid).sum())
+    torch.manual_seed(0)
+
+    def certain(state, t):
+        return dist.Delta(torch.full((*state.shape[:-1], 1), -0.5, dtype=F64), event_dim=1)
+
+    planner = SMCPlanner(process, look_ahead=1, num_particles=4000, proposal=certain)
+    drawn = planner(torch.full((10, 1), -0.7, dtype=F64), 0).sample((1000,)).mean(0)
+    assert abs(float(drawn.mean()) - truth) < 4 * float(drawn.std()) / math.sqrt(10) + 0.01
+
+
+class Mixed(Slope):
+    """Certain to the left of 0, and drawn to the right of it."""
+
+    def transition(self, state, action):
+        to = state + action
+        noisy, sure = dist.Normal(to, 0.5).to_event(1), dist.Delta(to, event_dim=1)
+        return dist.MaskedMixture(state[..., 0] < 0, noisy, sure)
+
+
+def test_luck_here_and_certainty_there_is_refused_of_a_causal_plan():
+    with pytest.raises(ValueError, match="certain in some states and drawn in others"):
+        SMCPlanner(Mixed(horizon=2), look_ahead=2, num_particles=50)(torch.tensor([[1.0], [-1.0]]), 0)
+
+
+def test_an_unlikely_action_that_pays_is_found_by_weights_too():
+    class Rare(Slope):
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def prior(self, state):
+            return dist.Categorical(torch.tensor([0.9999, 0.0001], dtype=F64).expand(*state.shape[:-1], 2))
+
+        def transition(self, state, action):
+            return dist.Delta(state + action[..., None], event_dim=1)
+
+        def reward(self, state, action, next_state):
+            return 30.0 * action
+
+    truth = 0.0001 * math.exp(30) / (0.9999 + 0.0001 * math.exp(30))
+    planner = SMCPlanner(Rare(horizon=1), look_ahead=1, num_particles=20)
+    assert float(planner(torch.zeros(1, 1, dtype=F64), 0).probs[0, 1]) == pytest.approx(truth, abs=1e-9)
+
+
+class Debt(Slope):
+    """A right turn pays 2 now and costs 20 in the next step; 0 is where one starts and 1 is in debt."""
+
+    def transition(self, state, action):
+        return dist.Delta(torch.where(state > 0.5, state, (action > 0).to(state)), event_dim=1)
+
+    def reward(self, state, action, next_state):
+        return torch.where(state[..., 0] > 0.5, -20.0, 2.0 * (action[..., 0] > 0))
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.5, 0.0])
+def test_a_causal_plan_does_not_hope_to_be_over_before_it_pays(discount):
+    state = torch.zeros(1, 1, dtype=F64)
+    # Two kinds of action, each half of the prior; conditioning hopes to die before it pays.
+    free = math.log((1 + math.exp(2)) / 2)  # the soft value of a last step without debt
+
+    def ahead(value):
+        return math.log(1 - discount + discount * math.exp(value))
+
+    causal = torch.tensor(2 - discount * (20 + free)).sigmoid()
+    lucky = torch.tensor(2 + ahead(-20) - ahead(free)).sigmoid()
+    torch.manual_seed(0)
+    for dynamics, truth in (("causal", causal), ("posterior", lucky)):
+        planner = SMCPlanner(Debt(horizon=2, discount=discount), look_ahead=2, num_particles=2000, dynamics=dynamics)
+        share = torch.stack([(planner(state, 0).sample((500,)) > 0).double().mean() for _ in range(10)])
+        assert float(share.mean()) == pytest.approx(float(truth), abs=0.06)  # a kernel spills over the edge
+
+
 def test_kernel_answers_are_densities_on_the_box():
     planner = SMCPlanner(Slope(horizon=2), look_ahead=2, num_particles=200)
     torch.manual_seed(0)
@@ -219,7 +354,7 @@ def test_kernel_answers_are_densities_on_the_box():
 
 
 def test_planners_say_that_they_answer_by_drawing_and_compare_heeds_it():
-    mdp = random_mdp(11, num_states=6, num_actions=3)
+    mdp = random_mdp(11, num_states=12, num_actions=3)
     planner = SMCPlanner(mdp, look_ahead=3, num_particles=8)
     assert answers_by_drawing(planner)
     assert not answers_by_drawing(exact.plan(mdp))
@@ -230,7 +365,7 @@ def test_planners_say_that_they_answer_by_drawing_and_compare_heeds_it():
     assert all(identity.holds for identity in found.identities)
     assert not any("by rollouts = exact" in name for name in names)
     assert any("(exact)" in name for name in names)
-    # 4,000 rollouts against 60 sets of answers: six states share theirs, which the standard error does not see.
+    # 4,000 rollouts against 60 sets of answers: states share theirs, which the standard error does not see.
     error = math.hypot(found.elbo_standard_error, float(exactly.std()))
     assert abs(found.elbo - float(exactly.mean())) < 4 * error
 
@@ -277,14 +412,24 @@ def test_mistakes_are_named():
     options = {"look_ahead": 2, "num_particles": 10}
     with pytest.raises(ValueError, match=r"cannot be set to a state.*models\.pendulum"):
         SMCPlanner(rlai.GymnasiumProcess("CartPole-v1"), **options)
+    wide = Slope(horizon=2)
+    wide.action_space = gymnasium.spaces.Box(-2, 2, (1,))
+    with pytest.raises(ValueError, match=r"Box\(-1, 1, \(d,\)\).*rescale inside transition"):
+        SMCPlanner(wide, **options)
+    agent = rlai.SoftActorCritic(models.pendulum(), hidden_sizes=(8,), discount=0.9)
+    with pytest.raises(ValueError, match=r"critic was learned with discount 0\.9, and the process has 1"):
+        SMCPlanner(models.pendulum(), **options, critic=agent.critic)
+    for step in (1.5, -1):
+        with pytest.raises(ValueError, match="t must be a step that counts from 0"):
+            SMCPlanner(mdp, **options)(torch.arange(3), step)
     with pytest.raises(ValueError, match="fully_observed"):
         SMCPlanner(models.tiger(), **options)
     with pytest.raises(ValueError, match="conditioning it on what happened"):
         SMCPlanner(models.corridor(), **options)
     with pytest.raises(ValueError, match="t must be one step for all"):
         SMCPlanner(mdp, **options)(torch.arange(3), torch.arange(3))
-    with pytest.raises(ValueError, match=r"critic must give one soft value a state, of shape \(10,\)"):
-        SMCPlanner(mdp, **options, critic=lambda state, t: torch.zeros(3))(torch.tensor([0]), 0)
+    with pytest.raises(ValueError, match=r"critic must give one soft value a state, of shape \(3,\)"):
+        SMCPlanner(mdp, **options, critic=lambda state, t: torch.zeros(5))(torch.tensor([0]), 0)
     with pytest.raises(ValueError, match="critic is NaN"):
         SMCPlanner(mdp, **options, critic=lambda state, t: torch.full(state.shape, math.nan))(torch.tensor([0]), 0)
 
