@@ -195,16 +195,16 @@ def _ask_peer(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-SAC = {"learning_rate": 1e-3, "hidden_sizes": (64, 64), "learning_starts": 500, "batch_size": 128, "discount": 0.99}
+SAC = {"learning_rate": 1e-3, "hidden_sizes": (64, 64), "learning_starts": 500, "batch_size": 128}
 PLAN = {"look_ahead": 5, "num_samples": 64}
 
 
 def together(seeds: int = 5, steps: int = 3000) -> dict[str, Any]:
     """Returns what soft actor-critic gets after a little learning, a planner without it, and a planner with it."""
-    process, rows = models.pendulum(), []
+    process, rows = models.pendulum(discount=0.99), []
     alone = played(MPPIPlanner(process, **PLAN))  # type: ignore[arg-type]
     for seed in range(seeds):
-        agent = SoftActorCritic(models.pendulum(), seed=seed, **SAC)  # type: ignore[arg-type]
+        agent = SoftActorCritic(process, seed=seed, **SAC)  # type: ignore[arg-type]
         agent.learn(steps, progress=False)
         critic = agent.critic
         critic.num_draws = 4  # of the policy's actions; 64 plans average over what noise that leaves

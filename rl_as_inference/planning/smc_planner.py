@@ -47,11 +47,14 @@ class SMCPlanner(Planner):
 
     ``dynamics="causal"`` averages over luck before it exponentiates, as maximum-entropy control does: messages pass
     back through the layers of states that the particles reached, and at every point the mean over successors stands
-    in the exponent (:mod:`rl_as_inference.planning.messages`). It converges to the causal posterior's action rule.
+    in the exponent (:mod:`rl_as_inference.planning.messages`). It converges to the causal posterior's action rule. What
+    no particle reached is left out, but where there are no more discrete states than particles: then every layer is
+    all of them, and the messages are exact.
     ``dynamics="posterior"`` puts luck into the weights, as the planners of the literature do (Piché et al. 2019,
     *Probabilistic planning with sequential Monte Carlo methods*), and so reckons on it; what that costs,
-    ``compare`` says. Where dynamics are certain and states continuous the two are one, and each first action is
-    worth what the particles that took it weigh.
+    ``compare`` says. Where dynamics are certain and states continuous each first action is worth what the particles
+    that took it weigh, and the two are one but for γ < 1: then steps count γ^t times in the causal exponent, as in the
+    ELBO, which is exact where the proposal is the best policy, and survival is the posterior's luck.
 
     The answer is a categorical distribution over discrete actions, and a kernel estimate over continuous ones.
 
