@@ -22,10 +22,10 @@ from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import QEnsemble
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.mpo_losses import (
+    dual_loss,
     gaussian_divergences,
     multiplier_loss,
-    projection_loss,
-    temperature_dual,
+    regression_loss,
 )
 from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, softmax_policy
 from rl_as_inference.randomness import drawn_from_logits
@@ -86,7 +86,7 @@ class PolicyImprovement(Algorithm):
         improved = self.improvement(targets, self.reference(networks, old, batch), state, time, eta.detach())
         total = critic_loss
         if self.task.learns_temperature:
-            total = total + temperature_dual(improved.q, improved.log_old, eta, options["kl_improvement"])
+            total = total + dual_loss(improved.q, improved.log_old, eta, options["kl_improvement"])
 
         # M-step:       -E_q[log π] + λ (KL(π̄‖π) - ε)
         actor_loss, entropy = self.projected(networks, old, improved, state, time)
@@ -149,7 +149,7 @@ class PolicyImprovement(Algorithm):
             )
             possible, before = log_old > -torch.inf, log_old.exp()
             divergence = (before * torch.where(possible, log_old - log_policy, 0.0)).sum(-1)
-            loss = projection_loss(log_policy, improved.weight)
+            loss = regression_loss(log_policy, improved.weight)
             loss = loss + multiplier_loss(networks("multiplier_policy"), divergence, options["kl_policy"])
             entropy = -(before * torch.where(possible, log_old, 0.0)).sum(-1)
             return loss, entropy.mean()
@@ -160,7 +160,7 @@ class PolicyImprovement(Algorithm):
             # Before squashing, whose slope at a draw is the same for every policy.
             error = (improved.before - each_loc[..., None, :]) / each_scale[..., None, :]
             log_policy = (-0.5 * error.square() - each_scale[..., None, :].log()).sum(-1)
-            loss = loss + projection_loss(log_policy, improved.weight)
+            loss = loss + regression_loss(log_policy, improved.weight)
         divergences = gaussian_divergences(loc, scale, old_loc, old_scale)
         bounds = {"mean": options["kl_mean"], "scale": options["kl_scale"]}
         for (name, bound), divergence in zip(bounds.items(), divergences, strict=True):

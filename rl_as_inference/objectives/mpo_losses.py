@@ -15,15 +15,14 @@ from torch import Tensor
 
 from rl_as_inference.objectives.soft_critics import check_actions, check_number, check_shape, log_sum_exp_value
 
-__all__ = ["gaussian_divergences", "multiplier_loss", "projection_loss", "temperature_dual"]
+__all__ = ["dual_loss", "gaussian_divergences", "multiplier_loss", "regression_loss"]
 
 
-def temperature_dual(
-    q_a: Tensor, log_policy_a: Tensor, temperature: float | Tensor, divergence: float | Tensor
-) -> Tensor:
+def dual_loss(q_a: Tensor, log_policy_a: Tensor, temperature: float | Tensor, divergence: float | Tensor) -> Tensor:
     """Returns ``η ε + mean η log Σ_a π̄(a) exp(Q(a)/η)``, one number in reward units: the dual of the E-step.
 
-    Convex in η, and least where the mean ``KL(q‖π̄)`` is ε, or for η → 0 where even the greedy policy is within ε. Its
+    Convex in η, and least where the mean ``KL(q‖π̄)`` is ε (the η of
+    :func:`~rl_as_inference.objectives.projection.temperature_dual`), or for η → 0 where even the greedy policy is within ε. Its
     least value is the largest mean of ``E_q[Q]`` that any ``q`` within ε has (Abdolmaleki et al. 2018,
     arXiv:1806.06920, section 4.1). No gradient passes into ``Q`` or ``π̄``.
 
@@ -35,14 +34,14 @@ def temperature_dual(
 
     Example:
         >>> import torch
-        >>> temperature_dual(torch.tensor([[0.0, 1.0]]), torch.tensor([0.5, 0.5]).log(), 1.0, 0.1)
+        >>> dual_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([0.5, 0.5]).log(), 1.0, 0.1)
         tensor(0.7201)
     """
     check_number("divergence", divergence)
     return temperature * divergence + log_sum_exp_value(q_a.detach(), log_policy_a.detach(), temperature).mean()
 
 
-def projection_loss(log_policy_a: Tensor, weight_a: Tensor) -> Tensor:
+def regression_loss(log_policy_a: Tensor, weight_a: Tensor) -> Tensor:
     """Returns ``-mean Σ_a q(a) log π(a)``, one number in nats: the M-step, ``KL(q‖π)`` less what ``π`` cannot change.
 
     Actions without weight count nothing, and their gradient is 0, also where ``log π`` is ``-inf``.
@@ -53,7 +52,7 @@ def projection_loss(log_policy_a: Tensor, weight_a: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> projection_loss(torch.tensor([[0.5, 0.5, 0.0]]).log(), torch.tensor([[0.25, 0.75, 0.0]]))
+        >>> regression_loss(torch.tensor([[0.5, 0.5, 0.0]]).log(), torch.tensor([[0.25, 0.75, 0.0]]))
         tensor(0.6931)
     """
     check_actions("log_policy_a", log_policy_a)

@@ -28,7 +28,7 @@ from rl_as_inference.objectives.advantage_weights import (
     lambda_return,
     weighted_likelihood_loss,
 )
-from rl_as_inference.objectives.mpo_losses import temperature_dual
+from rl_as_inference.objectives.mpo_losses import dual_loss
 from rl_as_inference.objectives.soft_critics import soft_critic_loss, soft_td_target
 
 __all__ = [
@@ -93,7 +93,7 @@ class BehaviourCloning(Algorithm):
         if self.task.learns_temperature:  # one program for all of the data, whose prior is the data
             everything = advantage[None]
             log_share = torch.full_like(everything, -math.log(everything.shape[-1]))
-            total = total + temperature_dual(everything, log_share, eta, self.options.kl_improvement)
+            total = total + dual_loss(everything, log_share, eta, self.options.kl_improvement)
         return total, {"actor_loss": actor_loss, "temperature": eta, "largest_weight": weight.amax()}
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:

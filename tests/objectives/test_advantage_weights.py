@@ -12,7 +12,7 @@ from rl_as_inference.objectives.advantage_weights import (
     lambda_return,
     weighted_likelihood_loss,
 )
-from rl_as_inference.objectives.mpo_losses import temperature_dual
+from rl_as_inference.objectives.mpo_losses import dual_loss
 
 F64 = torch.float64
 
@@ -68,7 +68,7 @@ def test_the_temperature_of_the_dual_holds_the_divergence_from_the_data():
 
     def slope(log_eta):
         eta = torch.tensor(log_eta, dtype=F64, requires_grad=True)
-        loss = temperature_dual(advantage[None], share, eta.exp(), 0.5)
+        loss = dual_loss(advantage[None], share, eta.exp(), 0.5)
         return float(torch.autograd.grad(loss, eta)[0])
 
     eta = math.exp(brentq(slope, -4, 4, xtol=1e-13))

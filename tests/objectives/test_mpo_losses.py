@@ -10,10 +10,10 @@ from torch.distributions import Normal, kl_divergence
 
 from rl_as_inference.guides.gaussian import TanhNormal
 from rl_as_inference.objectives.mpo_losses import (
+    dual_loss,
     gaussian_divergences,
     multiplier_loss,
-    projection_loss,
-    temperature_dual,
+    regression_loss,
 )
 from rl_as_inference.objectives.soft_critics import softmax_policy
 
@@ -36,12 +36,12 @@ def test_the_duals_minimiser_is_the_temperature_at_which_the_divergence_is_what_
     q, log_policy = problem()
 
     def dual(log_eta):
-        return float(temperature_dual(q, log_policy, math.exp(log_eta), epsilon))
+        return float(dual_loss(q, log_policy, math.exp(log_eta), epsilon))
 
     found = minimize_scalar(dual, bounds=(-6, 8), method="bounded", options={"xatol": 1e-10})
     assert float(divergence_of(q, log_policy, math.exp(found.x))) == pytest.approx(epsilon, rel=1e-5)
     log_eta = torch.tensor(found.x, dtype=F64, requires_grad=True)
-    slope = torch.autograd.grad(temperature_dual(q, log_policy, log_eta.exp(), epsilon), log_eta)[0]
+    slope = torch.autograd.grad(dual_loss(q, log_policy, log_eta.exp(), epsilon), log_eta)[0]
     assert abs(float(slope)) < 1e-6
 
 
@@ -65,7 +65,7 @@ def test_the_duals_least_value_is_the_largest_mean_that_the_divergence_allows():
         options={"ftol": 1e-12, "maxiter": 500},
     )  # fmt: skip
     dual = minimize_scalar(
-        lambda log_eta: float(temperature_dual(q, log_policy, math.exp(log_eta), epsilon)),
+        lambda log_eta: float(dual_loss(q, log_policy, math.exp(log_eta), epsilon)),
         bounds=(-6, 6),
         method="bounded",
     )
@@ -75,7 +75,7 @@ def test_the_duals_least_value_is_the_largest_mean_that_the_divergence_allows():
 def test_no_gradient_of_the_dual_reaches_values_or_the_old_policy():
     q, log_policy = (each.requires_grad_() for each in problem())
     eta = torch.tensor(0.7, dtype=F64, requires_grad=True)
-    loss = temperature_dual(q, log_policy, eta, 0.1)
+    loss = dual_loss(q, log_policy, eta, 0.1)
     assert torch.autograd.grad(loss, (eta, q, log_policy), allow_unused=True)[1:] == (None, None)
 
 
@@ -84,7 +84,7 @@ def test_the_dual_passes_over_actions_that_the_old_policy_never_takes():
     masked = torch.cat([log_policy, torch.full((5, 1), -torch.inf, dtype=F64)], -1)
     padded = torch.cat([q, torch.full((5, 1), 1e3, dtype=F64)], -1)
     eta = torch.tensor(0.7, dtype=F64, requires_grad=True)
-    losses = temperature_dual(q, log_policy, eta, 0.1), temperature_dual(padded, masked, eta, 0.1)
+    losses = dual_loss(q, log_policy, eta, 0.1), dual_loss(padded, masked, eta, 0.1)
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss, eta)[0] for loss in losses]
     torch.testing.assert_close(*gradients)
@@ -94,7 +94,7 @@ def test_projection_is_a_weighted_log_likelihood():
     q, log_policy = problem()
     logits = torch.randn(5, 4, dtype=F64, requires_grad=True)
     weight = softmax_policy(q, log_policy, 1.0).exp()
-    loss = projection_loss(logits.log_softmax(-1), weight)
+    loss = regression_loss(logits.log_softmax(-1), weight)
     policy = logits.softmax(-1).detach()
     naive = -sum(float(weight[s, a]) * math.log(float(policy[s, a])) for s in range(5) for a in range(4)) / 5
     assert loss.item() == pytest.approx(naive, rel=1e-12)
@@ -103,7 +103,7 @@ def test_projection_is_a_weighted_log_likelihood():
 
 def test_projection_onto_impossible_actions_of_no_weight_is_finite():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]], dtype=F64, requires_grad=True)
-    loss = projection_loss(logits.log_softmax(-1), torch.tensor([[0.5, 0.5, 0.0]], dtype=F64))
+    loss = regression_loss(logits.log_softmax(-1), torch.tensor([[0.5, 0.5, 0.0]], dtype=F64))
     gradient = torch.autograd.grad(loss, logits)[0]
     assert bool(loss.isfinite())
     assert bool(gradient.isfinite().all())
@@ -148,10 +148,10 @@ def test_a_multiplier_grows_above_the_bound_and_the_policy_pays_it():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: temperature_dual(torch.zeros(()), torch.zeros(()), 1.0, 0.1), "q_a must have its actions in a last"),
-        (lambda: temperature_dual(torch.zeros(2), torch.zeros(3), 1.0, 0.1), "log_prior_a must broadcast"),
-        (lambda: temperature_dual(torch.zeros(2), torch.zeros(2), torch.ones(2), 0.1), "temperature must be a number"),
-        (lambda: projection_loss(torch.zeros(2, 3), torch.zeros(2, 2)), "weight_a must have the shape of log_policy_a"),
+        (lambda: dual_loss(torch.zeros(()), torch.zeros(()), 1.0, 0.1), "q_a must have its actions in a last"),
+        (lambda: dual_loss(torch.zeros(2), torch.zeros(3), 1.0, 0.1), "log_prior_a must broadcast"),
+        (lambda: dual_loss(torch.zeros(2), torch.zeros(2), torch.ones(2), 0.1), "temperature must be a number"),
+        (lambda: regression_loss(torch.zeros(2, 3), torch.zeros(2, 2)), "weight_a must have the shape of log_policy_a"),
         (lambda: gaussian_divergences(*[torch.ones(2)] * 3, torch.ones(3)), "old_scale must have the shape of loc"),
         (lambda: multiplier_loss(torch.ones(2), torch.ones(4, 3), 0.1), "divergence must be"),
     ],
