@@ -22,8 +22,8 @@ def dual_loss(q_a: Tensor, log_policy_a: Tensor, temperature: float | Tensor, di
     """Returns ``η ε + mean η log Σ_a π̄(a) exp(Q(a)/η)``, one number in reward units: the dual of the E-step.
 
     Convex in η, and least where the mean ``KL(q‖π̄)`` is ε (the η of
-    :func:`~rl_as_inference.objectives.projection.temperature_dual`), or for η → 0 where even the greedy policy is within ε. Its
-    least value is the largest mean of ``E_q[Q]`` that any ``q`` within ε has (Abdolmaleki et al. 2018,
+    :func:`~rl_as_inference.objectives.projection.temperature_dual`), or for η → 0 where even the greedy policy is
+    within ε. Its least value is the largest mean of ``E_q[Q]`` that any ``q`` within ε has (Abdolmaleki et al. 2018,
     arXiv:1806.06920, section 4.1). No gradient passes into ``Q`` or ``π̄``.
 
     Args:
