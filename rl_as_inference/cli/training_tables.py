@@ -5,7 +5,7 @@ import statistics
 
 import torch
 
-from rl_as_inference.agents import Learner, Training
+from rl_as_inference.agents import MPO, Learner, Training
 from rl_as_inference.tables import render
 
 __all__ = ["evaluation_table", "training_table"]
@@ -33,7 +33,11 @@ def training_table(agent: Learner, training: Training) -> str:
             ]
             for row in last
         ]
-    goal = "fixed"
+    goal, symbol = "fixed", "α"
+    if isinstance(agent, MPO):
+        symbol = "η"  # of the E-step
+        if agent.task.learns_temperature:
+            goal = f"tuned to improvements of {agent.kl_improvement:.4g} nats"
     if agent.target_entropy is not None:
         goal = f"tuned to an entropy of {agent.target_entropy:.4g} nats"
     elif agent.constraint is not None:
@@ -44,7 +48,7 @@ def training_table(agent: Learner, training: Training) -> str:
         goal = f"tuned to a return of {agent.constraint.target:.4g}; {latest}"
     speed = training.steps_per_second
     rows += [
-        ["temperature α", f"{agent.temperature:.4g}", "reward/nat", goal],
+        [f"temperature {symbol}", f"{agent.temperature:.4g}", "reward/nat", goal],
         [
             "policy entropy",
             f"{statistics.fmean(row.entropy for row in last):.4g}",

@@ -51,8 +51,8 @@ class Planner(ABC):
         space = self.process.action_space
         self.is_discrete = isinstance(space, gymnasium.spaces.Discrete)
         if not self.is_discrete:
-            fits = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
-            if not fits or not (is_unit_box(space) or not space.bounded_below.any() | space.bounded_above.any()):
+            box = space if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 else None
+            if box is None or not (is_unit_box(box) or not (box.bounded_below | box.bounded_above).any()):
                 raise ValueError(
                     f"process has action_space {space}, and planners need Discrete(n), Box(-1, 1, (d,)) or "
                     f"Box(-inf, inf, (d,)); rescale inside transition()"
