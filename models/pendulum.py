@@ -50,6 +50,11 @@ class _Start(TorchDistribution):
         return torch.where(inside, -math.log(4 * math.pi), -math.inf).to(value.dtype)
 
 
+def _columns(state: Tensor) -> Tensor:
+    """Returns ``cos θ``, ``sin θ`` and ω, each in one piece, as transitions lay them: that is several times faster."""
+    return state.movedim(-1, 0).contiguous()
+
+
 class Pendulum(MarkovDecisionProcess):
     """The process that :func:`pendulum` makes."""
 
@@ -74,15 +79,17 @@ class Pendulum(MarkovDecisionProcess):
         return self._start
 
     def transition(self, state: Tensor, action: Tensor) -> Any:
-        speed = state[..., 2] + _STEP * (1.5 * _GRAVITY * state[..., 1] + 3 * _TORQUE * action[..., 0])
+        x, y, speed = _columns(state)
+        speed = torch.add(speed, y, alpha=_STEP * 1.5 * _GRAVITY).add(action[..., 0], alpha=_STEP * 3 * _TORQUE)
         turned = _STEP * (speed := speed.clamp(-_FASTEST, _FASTEST))
         cos, sin = turned.cos(), turned.sin()
-        x, y = state[..., 0], state[..., 1]
-        return dist.Delta(torch.stack([x * cos - y * sin, y * cos + x * sin, speed], -1), event_dim=1)
+        columns = torch.stack([x * cos - y * sin, y * cos + x * sin, speed])
+        return dist.Delta(columns.movedim(0, -1), event_dim=1)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        angle = torch.atan2(state[..., 1], state[..., 0])
-        return -(angle.square() + 0.1 * state[..., 2].square() + 0.001 * (_TORQUE * action[..., 0]).square())
+        x, y, speed = _columns(state)
+        cost = torch.atan2(y, x).square().add(speed.square(), alpha=0.1)
+        return -cost.add(action[..., 0].square(), alpha=0.001 * _TORQUE**2)
 
 
 def pendulum(

@@ -189,8 +189,9 @@ class MPPIPlanner(Planner):
         earned, log_ratio = noise.new_zeros(len(state)), noise.new_zeros(len(shifts), len(state))
         # Step by step, so that what is worked on stays small.
         for j, offset in enumerate(noise):
-            before = centre[j, :, None] + scale[j, :, None] * offset
-            ratio = 0.5 * _summed((offset - shifts[:, j]).square()) + constant[j]
+            before = torch.addcmul(centre[j, :, None], scale[j, :, None], offset)
+            apart = offset[None] if len(shifts) == 1 else offset - shifts[:, j]
+            ratio = torch.add(constant[j], _summed(apart.square()), alpha=0.5)
             if box:
                 ratio += _summed(log_tanh_slope(before))
             action, ratio = squashed(before, process.action_space).flatten(0, 1), ratio.flatten(1)
