@@ -216,7 +216,7 @@ class TestTrain:
         ("words", "message"),
         [
             (["Pendulm-v1"], "Pendulm"),
-            (["pendulum"], "'pendulum' is neither a model ("),
+            (["penduluum"], "'penduluum' is neither a model ("),
             (["corridor"], "corridor is a Pyro program"),
             (["double_integrator"], "unbounded"),
             ([], "PROBLEM is missing"),
