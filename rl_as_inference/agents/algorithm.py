@@ -11,6 +11,7 @@ from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.critics import QEnsemble
 from rl_as_inference.nouns import Policy
 
 __all__ = ["Algorithm"]
@@ -56,6 +57,24 @@ class Algorithm(ABC):
         Raises:
             ValueError: if the policy, or an option, does not fit the task.
         """
+
+    def make_critics(self, num_critics: int, hidden_sizes: tuple[int, ...]) -> QEnsemble:
+        """Returns freshly initialised critics that fit the task."""
+        task = self.task
+        return QEnsemble(
+            task.state_space,
+            task.action_space,
+            num_critics=num_critics,
+            horizon=task.horizon,
+            hidden_sizes=hidden_sizes,
+        )
+
+    def values(self, networks: Networks, state: Tensor, time: Tensor | int, action: Tensor | None) -> Tensor:
+        """Returns every critic's value of actions, ``(num_critics, *batch)``; of all discrete ones without any."""
+        if self.task.is_discrete:
+            return self.task.taken(networks("critics", state, None, time), action)
+        q: Tensor = networks("critics", state, action, time)
+        return q
 
     def batch(self, replay: Replay, storage: Tensor, size: Tensor, position: Tensor, count: int) -> Batch:
         """Returns transitions to learn from, by a pure function of replay's tensors: see :meth:`Replay.batch`."""

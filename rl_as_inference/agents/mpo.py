@@ -19,7 +19,6 @@ from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
-from rl_as_inference.critics import QEnsemble
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.mpo_losses import (
     dual_loss,
@@ -37,8 +36,13 @@ DUAL_STEP = 0.03
 """The step of η's and the multipliers' logarithms, whatever the networks' is (Acme's MPO has 0.01 beside 1e-4)."""
 _MULTIPLIERS = {"policy": 1.0, "mean": 10.0, "scale": 1000.0}
 """Where the multipliers of the M-step start, in nats of likelihood a nat of divergence."""
-_BETWEEN = (1e-2, 1e6)
-"""Where they stay."""
+_LEAST, _MARGIN = 1e-2, 10.0
+"""Where they stay: at least the first; at most the second times what holds the bound of the best M-step.
+
+The improvement is within ``kl_improvement`` of the old policy, so that the best M-step at a multiplier ``λ`` is about
+``kl_improvement/(1 + λ)²`` away from it, and ``λ = √(kl_improvement/bound)`` holds the bound. What is above it then is the
+noise of Adam's steps, against which a larger ``λ`` does nothing but stop the learning.
+"""
 _LOG_SCALE_BOUNDS = (-5.0, 2.0)
 """Of the Gaussian before squashing: divergences are in units of its scale, which must not vanish."""
 
@@ -75,10 +79,7 @@ class PolicyImprovement(Algorithm):
         options, state, time = self.options, batch.state, batch.time
 
         # Critics:      ½ (Q_i(s, a) - y)², the return of the old policy, without entropy
-        if self.task.is_discrete:
-            q = self.task.taken(networks("critics", state, None, time), batch.action)
-        else:
-            q = networks("critics", state, batch.action, time)
+        q = self.values(networks, state, time, batch.action)
         critic_loss = soft_critic_loss(q, self.target(targets, batch))
 
         # E-step:       q(a|s) ∝ π̄(a|s) exp(min_i Q̄_i(s, a)/η), and η by its dual
@@ -180,20 +181,17 @@ class PolicyImprovement(Algorithm):
         pace = DUAL_STEP / options["learning_rate"]
         modules: dict[str, nn.Module] = {
             "policy": made_actor(task, hidden_sizes=sizes, components=1, log_scale_bounds=_LOG_SCALE_BOUNDS),
-            "critics": QEnsemble(
-                task.state_space,
-                task.action_space,
-                num_critics=options["num_critics"],
-                horizon=task.horizon,
-                hidden_sizes=sizes,
-            ),
+            "critics": self.make_critics(options["num_critics"], sizes),
             "temperature": Multiplier(task.temperature, pace=pace)
             if task.learns_temperature
             else Temperature(task.temperature, learned=False),
         }
         shapes = {"policy": ()} if task.is_discrete else {"mean": task.action_shape, "scale": task.action_shape}
         for name, shape in shapes.items():
-            modules[f"multiplier_{name}"] = Multiplier(_MULTIPLIERS[name], shape, pace=pace, bounds=_BETWEEN)
+            bound = {"policy": options["kl_policy"], "mean": options["kl_mean"], "scale": options["kl_scale"]}[name]
+            most = _MARGIN * max(math.sqrt(options["kl_improvement"] / bound), 1.0)
+            start = min(_MULTIPLIERS[name], most)
+            modules[f"multiplier_{name}"] = Multiplier(start, shape, pace=pace, bounds=(_LEAST, most))
         return modules
 
     def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:

@@ -26,7 +26,7 @@ from rl_as_inference.agents.recurrent import Recurrent, remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
-from rl_as_inference.critics import QEnsemble, SoftV
+from rl_as_inference.critics import SoftV
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
 from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, soft_td_target, wrong_td_target
@@ -153,12 +153,6 @@ class ActorCritic(Algorithm):
         """How that in the value of what follows is: no gradient passes through it."""
         return "exact_sum" if self.task.is_discrete else "mean" if self.entropy.mean_acts else "draw"
 
-    def values(self, networks: Networks, state: Tensor, time: Tensor | int, action: Tensor | None) -> Tensor:
-        """Returns every critic's value of actions, ``(num_critics, *batch)``; of all discrete ones without any."""
-        if self.task.is_discrete:
-            return self.task.taken(networks("critics", state, None, time), action)
-        return networks("critics", state, action, time)
-
     def least(self, networks: Networks, pi: Expectation) -> Tensor:
         """Returns the least critic's value at the points of an expectation."""
         return self.values(networks, pi.state, pi.time, pi.action).amin(0)
@@ -189,13 +183,7 @@ class ActorCritic(Algorithm):
             policy = copy.deepcopy(policy) if anew else policy
         modules: dict[str, nn.Module] = {
             "policy": policy,
-            "critics": QEnsemble(
-                task.state_space,
-                task.action_space,
-                num_critics=options["num_critics"],
-                horizon=task.horizon,
-                hidden_sizes=sizes,
-            ),
+            "critics": self.make_critics(options["num_critics"], sizes),
             "temperature": Temperature(task.temperature, learned=task.learns_temperature),
         }
         if self.has_value:

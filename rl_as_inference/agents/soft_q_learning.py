@@ -17,7 +17,6 @@ from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
-from rl_as_inference.critics import QEnsemble
 from rl_as_inference.guides import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
 from rl_as_inference.guides.energy_based import resampled
 from rl_as_inference.nouns import EnvironmentLike, Policy
@@ -92,13 +91,7 @@ class SoftQ(Algorithm):
 
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, options = self.task, self.options
-        critics = QEnsemble(
-            task.state_space,
-            task.action_space,
-            num_critics=options["num_critics"],
-            horizon=task.horizon,
-            hidden_sizes=options["hidden_sizes"],
-        )
+        critics = self.make_critics(options["num_critics"], options["hidden_sizes"])
         return {"critics": critics, "temperature": Temperature(task.temperature, learned=task.learns_temperature)}
 
     def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:

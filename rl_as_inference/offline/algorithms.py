@@ -19,7 +19,7 @@ from rl_as_inference.agents.options import MPOOptions
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
-from rl_as_inference.critics import QEnsemble, SoftV
+from rl_as_inference.critics import SoftV
 from rl_as_inference.guides import TanhNormal
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.advantage_weights import (
@@ -151,24 +151,11 @@ class ImplicitQ(BehaviourCloning):
             "q": q.mean(),
         }
 
-    def values(self, networks: Networks, state: Tensor, time: Tensor | int, action: Tensor) -> Tensor:
-        """Returns every critic's value of the actions, ``(num_critics, *batch)``."""
-        if self.task.is_discrete:
-            return self.task.taken(networks("critics", state, None, time), action)
-        q: Tensor = networks("critics", state, action, time)
-        return q
-
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, sizes = self.task, self.options.hidden_sizes
         return {
             **super().make_modules(anew=anew),
-            "critics": QEnsemble(
-                task.state_space,
-                task.action_space,
-                num_critics=self.options.num_critics,
-                horizon=task.horizon,
-                hidden_sizes=sizes,
-            ),
+            "critics": self.make_critics(self.options.num_critics, sizes),
             "value": SoftV(task.state_space, horizon=task.horizon, hidden_sizes=sizes),
             "temperature": self.temperature(),
         }

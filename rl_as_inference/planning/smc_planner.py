@@ -23,6 +23,7 @@ from rl_as_inference.planning.messages import (
 from rl_as_inference.planning.planner import Answer, Planner, nothing_has_weight, repeated
 from rl_as_inference.processes.kernels import cumulated, drawn, invert
 from rl_as_inference.processes.point_masses import is_point
+from rl_as_inference.sampling.importance import resample
 from rl_as_inference.trajectories import Decision, Transition
 
 __all__ = ["SMCPlanner"]
@@ -337,10 +338,7 @@ class _Walk:
             poor = _effective_size(weight) < 0.5 * self.size  # nor are they where all weights are zero
         if not bool(poor.any()):
             return
-        cumulative = weight.double().cumsum(1)
-        start = torch.rand(self.count, 1, dtype=torch.float64, device=log_weight.device)
-        pointers = (torch.arange(self.size, device=log_weight.device) + start) / self.size
-        index = torch.searchsorted(cumulative / cumulative[:, -1:], pointers).clamp(max=self.size - 1)
+        index = resample(torch.where(poor[:, None], weight, 1.0).log(), self.size)
         index = torch.where(poor[:, None], index, torch.arange(self.size, device=index.device))
         level = torch.logsumexp(self.log_weight, 1, keepdim=True) - math.log(self.size)
         kept = self.log_weight.gather(1, index)

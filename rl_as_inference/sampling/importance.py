@@ -218,12 +218,12 @@ def check_whole_plates(process: Problem) -> None:
 
 
 def resample(log_weight: Tensor, num_draws: int) -> Tensor:
-    """Returns ``num_draws`` indices in proportion to the weights, systematically.
+    """Returns indices in proportion to the weights, systematically, ``(*batch, num_draws)`` of weights ``(*batch, N)``.
 
-    One uniform number places ``num_draws`` evenly spaced pointers on the cumulative weights: less noise
+    One uniform number a row places ``num_draws`` evenly spaced pointers on the cumulative weights: less noise
     than independent draws, and unbiased (Douc, Cappé & Moulines 2005).
     """
-    cumulative = torch.softmax(log_weight.double(), 0).cumsum(0)
-    start = torch.rand((), dtype=torch.float64, device=log_weight.device)
+    cumulative = torch.softmax(log_weight.double(), -1).cumsum(-1)
+    start = torch.rand(*log_weight.shape[:-1], 1, dtype=torch.float64, device=log_weight.device)
     pointers = (torch.arange(num_draws, device=log_weight.device) + start) / num_draws
-    return torch.searchsorted(cumulative / cumulative[-1], pointers).clamp(max=len(log_weight) - 1)
+    return torch.searchsorted(cumulative / cumulative[..., -1:], pointers).clamp(max=log_weight.shape[-1] - 1)

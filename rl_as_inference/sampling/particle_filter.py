@@ -15,6 +15,7 @@ from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.processes.programs import ProgramProcess
 from rl_as_inference.program.recording import log_prob_of, record
 from rl_as_inference.program.sites import is_action, is_observation, step_of
+from rl_as_inference.sampling.importance import resample
 
 __all__ = ["ParticleBelief", "ParticleFilter", "ProgramBelief", "ProgramFilter"]
 
@@ -178,11 +179,7 @@ class ParticleFilter:
         poor = size < self.threshold * self.num_particles
         if not bool(poor.any()):
             return belief
-        cumulative = belief.log_weight[poor].exp().cumsum(1)
-        cumulative = cumulative / cumulative[:, -1:]
-        offset = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, device=cumulative.device)
-        steps = torch.arange(self.num_particles, dtype=cumulative.dtype, device=cumulative.device)
-        index = torch.searchsorted(cumulative, (offset + steps) / self.num_particles).clamp(max=self.num_particles - 1)
+        index = resample(belief.log_weight[poor], self.num_particles)
         states, log_weight = belief.states.clone(), belief.log_weight.clone()
         rows = torch.arange(len(index), device=index.device)[:, None]
         states[poor] = belief.states[poor][rows, index]
@@ -258,8 +255,7 @@ class ProgramFilter:
         count, nesting = self.num_particles, self.process._nesting
         log_weight, known = belief.log_weight, dict(belief.values)
         if known and float(1 / (2 * log_weight).exp().sum()) < self.threshold * count:
-            offset = (torch.rand(()) + torch.arange(count)) / count
-            index = torch.searchsorted(log_weight.exp().cumsum(0), offset).clamp(max=count - 1)
+            index = resample(log_weight, count)
             known = {name: value[index] for name, value in known.items()}
             log_weight = torch.full_like(log_weight, -math.log(count))
         given = {name: torch.as_tensor(value) for name, value in given.items()}
