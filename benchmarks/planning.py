@@ -268,7 +268,8 @@ def drawn(found: dict[str, Any]) -> Any:
         sizes, errors = [int(n) for n in part[key]], list(part[key].values())
         ax.loglog(sizes, errors, "o-", color=color, markersize=4, label=f"{label} (exponent {slope(part[key]):.2f})")
         ax.loglog(sizes, [errors[0] * (n / sizes[0]) ** -0.5 for n in sizes], ":", color=GREY)
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_ylim(bottom=6e-3)  # room for the legend
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
     tidy(ax, "particles", "root mean square error", "Causal plans; dotted: one over the root")
     return ax.figure
 
