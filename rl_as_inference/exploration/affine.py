@@ -38,6 +38,18 @@ class Affine(NamedTuple):
     place: Tensor
     """Where each Gaussian number lies in the blocks, as an index into ``B * k``, ``(n,)``."""
 
+    def in_blocks(self, x: Tensor) -> Tensor:
+        """Returns Gaussian numbers ``(D, n)`` by blocks, ``(D, B, k)``."""
+        return x.new_zeros(len(x), self.mean.numel()).index_copy(1, self.place, x).reshape(len(x), *self.mean.shape)
+
+    def at(self, x: Tensor, which: Tensor) -> Tensor:
+        """Returns the numbers ``y`` of these indices ``(L,)`` at Gaussian numbers ``(D, n)``: ``(D, L)``."""
+        row = self.varying[which]
+        open_ = (row >= 0).nonzero().squeeze(-1)
+        row = row[open_]
+        told = torch.einsum("lk,dlk->dl", self.slopes[row], self.in_blocks(x)[:, self.block[row]])
+        return self.offset[which].expand(len(x), -1).index_add(1, open_, told)
+
 
 def affine(
     function: Callable[[Tensor], Tensor],

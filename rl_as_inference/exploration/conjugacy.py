@@ -41,11 +41,16 @@ class Site(NamedTuple):
         """How many entries it has; a Beta has two, p and 1 - p."""
         return self.shape.numel() * (2 if self.kind == "beta" else 1)
 
+    @property
+    def width(self) -> int:
+        """How many entries a row of it has."""
+        return 2 if self.kind == "beta" else self.shape[-1]
+
     def value(self, flat: Tensor) -> Tensor:
         """Returns values of the site, ``(*batch, *shape)``, from those of all entries of its kind, ``(*batch, E)``."""
         own = flat[..., self.start : self.start + self.size]
         own = own.unflatten(-1, (-1, 2))[..., 0] if self.kind == "beta" else own
-        return own.reshape(*flat.shape[:-1], *self.shape)
+        return own.reshape(flat.shape[:-1] + self.shape)
 
 
 class Moves(NamedTuple):
@@ -57,6 +62,12 @@ class Moves(NamedTuple):
     """For each the entry of the Dirichlet rows that is its probability, ``(S, A, K)``; -1 where it is known."""
     probabilities: Tensor
     """Those that are known, float64 ``(S, A, K)``; 0 elsewhere."""
+
+    def find(self, state: Tensor, action: Tensor, next_state: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the entry of each transition, -1 where it is known or impossible; and its known probability."""
+        same = self.indices[state, action] == next_state[:, None]
+        entry = torch.where(same, self.entries[state, action], -1).amax(-1)
+        return entry, torch.where(same, self.probabilities[state, action], 0.0).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ class Structure:
         first = processes[0]
         device = first.terminal.device if isinstance(first, TabularMDP) else first.A.device
         parts = [_concentration(found[site.name]["fn"], site) for site in sites.values() if site.kind != "normal"]
-        widths = [_width(site) for site in sites.values() if site.kind != "normal"]
+        widths = [site.width for site in sites.values() if site.kind != "normal"]
         concentration = torch.cat([*parts, torch.zeros(0, dtype=torch.float64)]).to(device)
         counted, rows = 0, []
         for part, width in zip(parts, widths, strict=True):
@@ -194,10 +205,6 @@ def _sites(found: dict[str, Any]) -> dict[str, Site]:
     return sites
 
 
-def _width(site: Site) -> int:
-    return 2 if site.kind == "beta" else site.shape[-1]
-
-
 def _concentration(fn: Any, site: Site) -> Tensor:
     """Returns the parameters of a Dirichlet or Beta site, one for each entry, float64 on the host."""
     bare = _bare(fn)
@@ -257,7 +264,7 @@ def _generic(
             numbers.append((mean + (factor @ noise[..., None]).squeeze(-1)).reshape(-1).to(site.like.dtype).double())
         else:
             shares = 0.5 + torch.rand(site.size, dtype=torch.float64, generator=generator)
-            shares = shares.reshape(-1, _width(site))
+            shares = shares.reshape(-1, site.width)
             shares = (shares / shares.sum(-1, keepdim=True)).to(site.like.dtype)
             if site.kind == "beta":
                 shares = torch.stack([shares[:, 0], 1 - shares[:, 0]], -1)

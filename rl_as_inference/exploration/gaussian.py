@@ -38,7 +38,7 @@ class Gaussian:
         """Returns draws of all Gaussian numbers, ``(count, n)``."""
         noise = torch.randn(count, *self.centre.shape, dtype=torch.float64, device=self.centre.device)
         x = self.means() + torch.einsum("bij,nbj->nbi", self.roots(), noise)
-        return x.reshape(count, -1)[:, self.prior.place]
+        return x.flatten(1)[:, self.prior.place]
 
 
 @dataclass(frozen=True)
