@@ -101,7 +101,10 @@ class Structure:
             NotConjugateError: if it is not conjugate; says why.
         """
         with seeded(0), pyro.poutine.block(), torch.no_grad():
-            found = _unknowns(pyro.poutine.trace(family).get_trace())
+            try:
+                found = _unknowns(pyro.poutine.trace(family).get_trace())
+            except NotImplementedError as problem:
+                raise NotConjugateError(f"the family cannot be drawn from ({problem})") from None
         sites = _sites(found)
         generator = torch.Generator().manual_seed(0)
         entries, normals, processes = [], [], []
