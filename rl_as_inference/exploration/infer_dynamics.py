@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
@@ -59,6 +60,10 @@ class UnknownDynamics(Density[Transitions]):
                         "leave rewards out, (states, actions)"
                     )
         return self.data
+
+    def _impossible(self, refuted: str, widest: Tensor) -> str:
+        never = (widest == -torch.inf).nonzero()
+        return self.data.improbable(int(never[0])) if len(never) else refuted
 
     def _cost(self, process: MarkovDecisionProcess, shown: Transitions) -> tuple[int, int]:
         return 1, len(shown.tally)

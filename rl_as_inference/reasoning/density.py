@@ -171,6 +171,7 @@ class Density(Generic[Data]):
     def _check(self) -> None:
         """Raises ValueError where what was seen is impossible in the family, and notes for which joint values."""
         lengths, best = set(), torch.full((), -torch.inf)
+        widest = best
         refuted: list[list[str | None]] = []
         self.eps = max([torch.finfo(like.dtype).eps for _, _, like in self._sites.values()], default=0.0)
         given = self._met()
@@ -194,13 +195,23 @@ class Density(Generic[Data]):
                     self.num_backups = steps * len(self.combinations)
                     self.num_entries = self.num_backups * width
                     self.eps = max(self.eps, torch.finfo(logs.dtype).eps)
+                    widest = torch.maximum(widest, logs.double().cpu())
                     if refuted[-1][-1] is None:
                         best = torch.maximum(best, logs.double().cpu())
         self._refuted = torch.tensor([all(each) for each in zip(*refuted, strict=True)])
         if bool(self._refuted.all()):
-            raise ValueError(f"{self.data.noun}: {refuted[0][0]}")
+            raise ValueError(f"{self.data.noun}: {self._impossible(str(refuted[0][0]), widest)}")
         if bool((best == -torch.inf).any()):
             raise ValueError(f"{self.data.noun}: {self.data.improbable(int((best == -torch.inf).nonzero()[0]))}")
+
+    def _impossible(self, refuted: str, widest: Tensor) -> str:
+        """Returns what to say where each joint value of the discrete unknowns is refuted.
+
+        Args:
+            refuted: what refutes the first.
+            widest: the largest log probability of each entry, ``(M,)``.
+        """
+        return refuted
 
     def _points(self) -> Tensor:
         """Returns some vectors to try the family at, ``(D, size)``."""

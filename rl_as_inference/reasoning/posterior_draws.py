@@ -120,7 +120,9 @@ def _nuts(
             value, slope = ask(x.detach())
             return value + slope @ (x - x.detach())  # which has this value, and this gradient
 
-        kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=True)
+        # A covariance that is estimated from few draws is worse than none: it makes steps short.
+        full = 10 * unknowns.size <= num_warmup
+        kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=full)
         kernel.initial_params = values = {"x": start}
         kernel.setup(num_warmup)
         draws = []
