@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import check_count
+from rl_as_inference.exploration.affine import by_block
 from rl_as_inference.exploration.conjugacy import Moves, NotConjugateError, Structure, run_at
 from rl_as_inference.exploration.gaussian import Exact, Noisy
 from rl_as_inference.exploration.transitions import read_transitions
@@ -307,6 +308,8 @@ class ConjugatePosterior:
         moves, place = self._moves, state * self.structure.process.num_actions + action
         if self._slots is None:
             return place
+        if moves.dense:
+            return place * moves.indices.shape[-1] + next_state
         slot = ((moves.indices[state, action] == next_state[:, None]) & self._slots[state, action]).int().argmax(-1)
         return place * moves.indices.shape[-1] + slot
 
@@ -384,7 +387,7 @@ class ConjugatePosterior:
         mean, variance = numbers.offset.clone(), torch.zeros_like(numbers.offset)
         if len(numbers.slopes):
             mean = mean + torch.where(open_, (numbers.slopes * self.gaussian.means()[numbers.block]).sum(-1)[row], 0.0)
-            spread = torch.einsum("vk,vkj->vj", numbers.slopes, self.gaussian.roots()[numbers.block])
+            spread = by_block(numbers.slopes, numbers.block, self.gaussian.roots())
             variance = torch.where(open_, spread.square().sum(-1)[row], 0.0)
         if self._slots is None:
             return mean.reshape(process.reward_table.shape), variance.reshape(process.reward_table.shape)

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rl_as_inference.exploration.affine import Affine
+from rl_as_inference.exploration.affine import SMALL, Affine, by_block
 
 __all__ = ["Exact", "Gaussian", "Noisy"]
 
@@ -68,13 +68,17 @@ class Noisy(Gaussian):
         """
         if len(block) == 0:
             return self
-        own = torch.einsum("ni,nij->nj", slopes, self.prior.factor[block])
+        own = by_block(slopes, block, self.prior.factor)
         left = total - weight * (slopes * self.prior.mean[block]).sum(-1)
-        if len(self.precision) == 1:
-            precision = self.precision + (own.T * weight) @ own
+        precision = self.precision
+        if own.shape[1] > SMALL:
+            precision = precision.clone()
+            for b in block.unique().tolist():
+                here = block == b
+                precision[b] += (own[here].T * weight[here]) @ own[here]
         else:
             products = weight[:, None, None] * own[:, :, None] * own[:, None, :]
-            precision = self.precision.index_add(0, block, products)
+            precision = precision.index_add(0, block, products)
         pull = self.pull.index_add(0, block, left[:, None] * own)
         lower = torch.linalg.cholesky(precision)
         eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
@@ -106,9 +110,9 @@ class Exact(Gaussian):
             slopes: ``(N, k)``.
             value: ``(N,)``.
         """
-        own = torch.einsum("ni,nij->nj", slopes, self.prior.factor[block])
+        own = by_block(slopes, block, self.prior.factor)
         size = own.norm(dim=-1)
-        ahead = torch.einsum("nij,nj->ni", self.root[block], own).norm(dim=-1) > _NOTHING_NEW * size
+        ahead = by_block(own, block, self.root).norm(dim=-1) > _NOTHING_NEW * size
         own, left = own / size[:, None], (value - (slopes * self.prior.mean[block]).sum(-1)) / size
         centre, root = self.centre.clone(), self.root.clone()
         for i in ahead.nonzero().squeeze(-1).tolist():

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyro
 import torch
@@ -12,8 +12,9 @@ from torch.distributions import biject_to
 
 from rl_as_inference.checks import all_hold, deferred, holds
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
+from rl_as_inference.reasoning.seen import Seen
 
-__all__ = ["Density", "Seen", "device_of"]
+__all__ = ["Density", "device_of"]
 
 _SOMETIMES = (
     "family: {name!r} is drawn in some runs and not in others; draw it always, and use it where it counts "
@@ -21,44 +22,6 @@ _SOMETIMES = (
 )
 _LIMIT = 1_000
 """Joint values of discrete unknowns that are summed over, one plan each."""
-
-
-class Seen(Protocol):
-    """What was seen of a family's process, and how likely it was: entries, each with a log probability."""
-
-    noun: ClassVar[str]
-    """What messages call it."""
-    advice: ClassVar[str]
-    """What to say to those whom it tells nothing."""
-
-    @property
-    def tally(self) -> Tensor:
-        """How often each entry was seen in all, ``(M,)``."""
-
-    @property
-    def mask(self) -> Tensor:
-        """Which steps were seen of which ``N``, ``(T, N)``."""
-
-    def by_one(self, logs: Tensor) -> Tensor:
-        """Returns the sums of ``(*batch, M)`` over the entries of each, ``(*batch, N)``."""
-
-    def to(self, device: torch.device) -> Self:
-        """Returns the same on a device."""
-
-    def check(self, process: Any) -> None:
-        """Raises ValueError where it is not of this process."""
-
-    def within(self, process: Any) -> Self:
-        """Returns what counts of it for a process."""
-
-    def log_probabilities(self, process: Any, acting: Any) -> Tensor:
-        """Returns the log probability of each entry, ``(M,)`` in nats."""
-
-    def refuted(self, process: Any, acting: Any, logs: Tensor) -> str | None:
-        """Returns what was seen that the process cannot do; None where there is nothing."""
-
-    def improbable(self, entry: int) -> str:
-        """Returns that an entry has no probability in any process of the family."""
 
 
 Data = TypeVar("Data", bound=Seen)

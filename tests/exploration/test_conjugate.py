@@ -13,6 +13,7 @@ from scipy import integrate
 from torch import Tensor
 
 from rl_as_inference import ConjugatePosterior, LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
+from rl_as_inference.exploration import affine, gaussian
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 
 F64 = torch.float64
@@ -207,8 +208,11 @@ class TestRewards:
         found = dense_posterior(mean, cov, slopes[cell], noise**2 * torch.eye(steps, dtype=F64), rewards - offset[cell])
         return rewards, *found
 
+    @pytest.mark.parametrize("small", [8, 0])  # blocks up to this size are worked on together
     @pytest.mark.parametrize(("noise", "steps"), [(0.3, 60), (0.0, 5), (0.0, 60), (1e-3, 12)])
-    def test_against_dense_algebra(self, noise: float, steps: int) -> None:
+    def test_against_dense_algebra(self, noise: float, steps: int, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(affine, "SMALL", small)
+        monkeypatch.setattr(gaussian, "SMALL", small)
         rewards, mean, cov = self.closed(noise, steps)
         belief = ConjugatePosterior.exactly(self.family, reward_noise=noise)
         half = steps // 2
@@ -351,6 +355,15 @@ def a_square() -> TabularMDP:
     return two(torch.eye(2, dtype=F64), pyro.sample("w", normal(2, 1)) ** 2)
 
 
+def a_far_limit() -> TabularMDP:
+    return two(torch.eye(2, dtype=F64), pyro.sample("w", normal(2, 1)).clamp(-6, 6))
+
+
+def a_low_limit() -> TabularMDP:
+    row = pyro.sample("row", dist.Dirichlet(torch.ones(2, dtype=F64))).clamp(min=0.1)
+    return two((row / row.sum()).expand(2, 2))
+
+
 def no_gradient() -> TabularMDP:
     worth = pyro.sample("w", dist.Normal(torch.zeros((), dtype=F64), 1.0)).item()
     return two(torch.eye(2, dtype=F64), torch.full((2, 1), worth, dtype=F64))
@@ -418,6 +431,8 @@ def improper() -> TabularMDP:
         (bare, "no unknowns"),
         (a_gamma, "'g' is drawn from Gamma"),
         (a_square, "reward is not affine"),
+        (a_far_limit, "reward is not affine"),
+        (a_low_limit, "what follows state 0 and action 0"),
         (no_gradient, "reward is not affine"),
         (hierarchy, "the prior of 'w' depends on other unknowns"),
         (mixed_rows, "what follows state 0 and action 0 are neither known nor those of one Dirichlet"),
