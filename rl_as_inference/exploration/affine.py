@@ -11,12 +11,12 @@ import scipy.sparse.csgraph
 import torch
 from torch import Tensor
 
-__all__ = ["SMALL", "Affine", "affine", "by_block"]
+__all__ = ["Affine", "affine", "by_block"]
 
 _AT_ONCE = 512
 """Numbers whose gradients are taken together."""
 
-SMALL = 8
+_SMALL = 8
 """Blocks up to this size are worked on together."""
 
 
@@ -59,7 +59,7 @@ class Affine(NamedTuple):
 
 def by_block(rows: Tensor, block: Tensor, matrices: Tensor) -> Tensor:
     """Returns each row ``(V, k)`` times the matrix of its block, of ``(B, k, k)``: ``(V, k)``."""
-    if matrices.shape[-1] <= SMALL:
+    if matrices.shape[-1] <= _SMALL:
         return torch.einsum("vi,vij->vj", rows, matrices[block])
     out = torch.empty_like(rows)  # a matrix for each row would not fit
     for b in block.unique().tolist():

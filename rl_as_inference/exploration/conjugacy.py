@@ -276,7 +276,8 @@ def _generic(
             numbers.append((mean + (factor @ noise[..., None]).squeeze(-1)).reshape(-1).to(site.like.dtype).double())
         else:
             uniform = torch.rand(site.size // site.width, site.width, dtype=torch.float64, generator=generator)
-            shares = (-8 * uniform).exp() if wide else 0.5 + uniform
+            ranks = uniform.argsort(-1).argsort(-1) / max(site.width - 1, 1)
+            shares = (-8 * ranks - uniform).exp() if wide else 0.5 + uniform
             shares = (shares / shares.sum(-1, keepdim=True)).to(site.like.dtype)
             if site.kind == "beta":
                 shares = torch.stack([shares[:, 0], 1 - shares[:, 0]], -1)

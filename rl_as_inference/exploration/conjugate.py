@@ -278,10 +278,11 @@ class ConjugatePosterior:
         row, first = which[open_], open_.nonzero().squeeze(-1)
         if isinstance(self.gaussian, Noisy):
             unique, back = row.unique(return_inverse=True)
-            weight = torch.zeros(len(unique), dtype=torch.float64, device=row.device)
-            weight = weight.index_add(0, back, torch.ones_like(left[open_])) / self.reward_noise**2
-            total = torch.zeros_like(weight).index_add(0, back, left[open_]) / self.reward_noise**2
-            return self.gaussian.seeing(numbers.block[unique], numbers.slopes[unique], total, weight)
+            count = torch.zeros(len(unique), dtype=torch.float64, device=row.device)
+            count = count.index_add(0, back, torch.ones_like(left[open_]))
+            mean = torch.zeros_like(count).index_add(0, back, left[open_]) / count
+            weight = count / self.reward_noise**2
+            return self.gaussian.seeing(numbers.block[unique], numbers.slopes[unique], mean, weight)
         unique, back = row.unique(return_inverse=True)
         pick = torch.full_like(unique, len(row)).scatter_reduce(
             0, back, torch.arange(len(row), device=row.device), "amin"

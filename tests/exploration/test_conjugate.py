@@ -13,7 +13,7 @@ from scipy import integrate
 from torch import Tensor
 
 from rl_as_inference import ConjugatePosterior, LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
-from rl_as_inference.exploration import affine, gaussian
+from rl_as_inference.exploration import affine
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 
 F64 = torch.float64
@@ -211,8 +211,7 @@ class TestRewards:
     @pytest.mark.parametrize("small", [8, 0])  # blocks up to this size are worked on together
     @pytest.mark.parametrize(("noise", "steps"), [(0.3, 60), (0.0, 5), (0.0, 60), (1e-3, 12)])
     def test_against_dense_algebra(self, noise: float, steps: int, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(affine, "SMALL", small)
-        monkeypatch.setattr(gaussian, "SMALL", small)
+        monkeypatch.setattr(affine, "_SMALL", small)
         rewards, mean, cov = self.closed(noise, steps)
         belief = ConjugatePosterior.exactly(self.family, reward_noise=noise)
         half = steps // 2
