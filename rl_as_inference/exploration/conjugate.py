@@ -48,11 +48,15 @@ class ConjugatePosterior:
     """
 
     structure: Structure
+    """What was found by looking at the family."""
     reward_noise: float
+    """In reward units."""
     counts: Tensor
     """Dirichlet parameters of all entries, prior and seen, ``(E,)``."""
     gaussian: Noisy | Exact
+    """What is believed of Gaussian unknowns."""
     num_seen: int = 0
+    """Transitions seen."""
 
     @staticmethod
     def of(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior | None:
