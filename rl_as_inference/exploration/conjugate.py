@@ -163,14 +163,10 @@ class ConjugatePosterior:
                 raise ValueError(f"name must be one of the sites {sorted(self.structure.sites)}, got {each!r}")
         site, second = self.structure.sites[name], self.structure.sites[other or name]
         if site.kind == "normal" and second.kind == "normal":
-            place = self.structure.numbers.place
-            width = self.gaussian.centre.shape[-1]
+            place, roots = self.structure.numbers.place, self.gaussian.roots().flatten(0, 1)
             ours, theirs = (place[each.start : each.start + each.size] for each in (site, second))
-            roots = self.gaussian.roots()
-            products = torch.einsum(
-                "ik,jk->ij", roots[ours // width, ours % width], roots[theirs // width, theirs % width]
-            )
-            return torch.where((ours // width)[:, None] == (theirs // width)[None], products, 0.0)
+            near = (ours // roots.shape[1])[:, None] == (theirs // roots.shape[1])[None]
+            return torch.where(near, roots[ours] @ roots[theirs].T, 0.0)
         if other is not None and other != name:
             raise ValueError(f"other must be a Normal site, and so must name: {name!r} and {other!r} are not both")
         own = self.counts[site.start : site.start + site.size]
