@@ -3,6 +3,7 @@
 from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
+from rl_as_inference.exploration import ConjugatePosterior, infer_dynamics
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
@@ -35,6 +36,7 @@ from rl_as_inference.trajectories import Trajectories
 __all__ = [
     "MPO",
     "Comparison",
+    "ConjugatePosterior",
     "Estimate",
     "FitResult",
     "GradientComparison",
@@ -69,6 +71,7 @@ __all__ = [
     "history",
     "hyperbolic_policy",
     "infer_agent",
+    "infer_dynamics",
     "inspect",
     "learn_offline",
     "load_run",
