@@ -102,9 +102,7 @@ def bandit_family(
     return family
 
 
-def _machine(
-    pays: Tensor, horizon: int | None, discount: float | Tensor, temperature: float | Tensor
-) -> TabularMDP:
+def _machine(pays: Tensor, horizon: int | None, discount: float | Tensor, temperature: float | Tensor) -> TabularMDP:
     options: dict[str, Any] = {"dtype": pays.dtype, "device": pays.device}
     stay = torch.eye(3, **options)[:, None].expand(3, len(pays), 3)
     chosen = torch.stack([torch.zeros_like(pays), 1 - pays, pays], -1)

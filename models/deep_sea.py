@@ -90,6 +90,7 @@ def deep_sea(
 def deep_sea_family(
     size: int = 10,
     *,
+    reach: int | None = 1,
     concentration: float | None = None,
     scale: float = 1.0,
     discount: float | Tensor = 1.0,
@@ -130,10 +131,13 @@ def deep_sea_family(
             raise ValueError(f"{name} must be > 0, got {value!r}")
     options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     num_states = size * size
-    row = torch.arange(num_states, device=device) // size
-    below = ((row + 1) % size * size)[:, None] + torch.arange(size, device=device)
-    successors = below[:, None].expand(num_states, 2, size)
-    weights, loc = torch.full((num_states, 2, size), weight, **options), torch.zeros(num_states, 2, **options)
+    cell = torch.arange(num_states, device=device)
+    width = size if reach is None else min(2 * reach + 1, size)
+    # A window of cells around the diver, moved inwards where it would stick out of the sea.
+    window = (cell % size - width // 2).clamp(0, size - width)[:, None] + torch.arange(width, device=device)
+    below = ((cell // size + 1) % size * size)[:, None] + window
+    successors = below[:, None].expand(num_states, 2, width)
+    weights, loc = torch.full((num_states, 2, width), weight, **options), torch.zeros(num_states, 2, **options)
 
     def family() -> TabularMDP:
         transition = pyro.sample("transition", dist.Dirichlet(weights).to_event(2))

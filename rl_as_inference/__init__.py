@@ -3,6 +3,7 @@
 from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
+from rl_as_inference.exploration import ConjugatePosterior, Exploration, bayes_adaptive, explore
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
@@ -35,7 +36,9 @@ from rl_as_inference.trajectories import Trajectories
 __all__ = [
     "MPO",
     "Comparison",
+    "ConjugatePosterior",
     "Estimate",
+    "Exploration",
     "FitResult",
     "GradientComparison",
     "GymnasiumProcess",
@@ -57,11 +60,13 @@ __all__ = [
     "Trajectories",
     "TrajectoryELBO",
     "act",
+    "bayes_adaptive",
     "compare",
     "compare_gradients",
     "estimate_elbo",
     "estimate_log_evidence",
     "exact",
+    "explore",
     "fit",
     "follow",
     "given_return",

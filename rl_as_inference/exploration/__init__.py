@@ -1,5 +1,8 @@
 """Unknown dynamics: what is known of them from what was seen, and how to find out more."""
 
+from rl_as_inference.exploration.bayes_adaptive import BayesAdaptive, bayes_adaptive
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
+from rl_as_inference.exploration.exploration import Belief, Exploration
+from rl_as_inference.exploration.explore import explore
 
-__all__ = ["ConjugatePosterior"]
+__all__ = ["BayesAdaptive", "Belief", "ConjugatePosterior", "Exploration", "bayes_adaptive", "explore"]
