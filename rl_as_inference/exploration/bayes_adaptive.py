@@ -120,8 +120,8 @@ def bayes_adaptive(
         )
     if len(prior.structure.numbers.slopes):
         raise ValueError(
-            "strategy 'exact' needs known rewards: beliefs of a Normal unknown cannot be enumerated; let what is unknown "
-            "be a transition, as in models.families.bandit"
+            "strategy 'exact' needs known rewards: beliefs of a Normal unknown cannot be enumerated; let what is "
+            "unknown be a transition, as in models.families.bandit"
         )
     graph = _Graph(prior, process.finite_horizon("strategy 'exact'"), num_episodes, max_beliefs)
     return graph.life()
@@ -158,8 +158,9 @@ class _Graph:
                 ]
                 if len(self.nodes) > limit:
                     raise ValueError(
-                        f"strategy 'exact': there are more than {limit} hyperstates (state and counts) after {step + 1} "
-                        f"of {life} steps; give fewer episodes or a shorter horizon, or raise max_beliefs"
+                        f"strategy 'exact': there are {len(self.nodes)} hyperstates (state and counts) after "
+                        f"{step + 1} of {life} steps, more than max_beliefs = {limit}; give fewer episodes or a "
+                        f"shorter horizon, or raise it"
                     )
             layer = following
 

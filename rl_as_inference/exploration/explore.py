@@ -78,8 +78,8 @@ def explore(
         num_episodes: ≥ 1.
         seed: of worlds drawn, actions and outcomes.
         num_seeds: how many independent runs, side by side; None for one, whose answers have no axis of runs.
-        reward_noise: the standard deviation of Gaussian noise with which the agent sees rewards, in reward units. With 0
-            a reward seen once is known. Returns are without it.
+        reward_noise: the standard deviation of Gaussian noise with which the agent sees rewards, in reward units. With
+            0 a reward seen once is known. Returns are without it.
         temperature: in reward units per nat. Of ``"soft_q"``: α, by default the family's. Of ``"k_learning"``: a fixed
             τ; by default that which makes its bound least, anew each episode. Of ``"exact"``: α, by default 0. Others
             have none.
@@ -123,7 +123,7 @@ def explore(
         if isinstance(prior.structure.process, LinearGaussianMDP):
             if strategy != "posterior_sampling":
                 raise ValueError(
-                    f"strategy {strategy!r} needs a finite family; of a linear-Gaussian one there is 'posterior_sampling'"
+                    f"strategy {strategy!r} needs a finite family; a linear-Gaussian one has 'posterior_sampling'"
                 )
             found = explore_linear(prior, truth, num_episodes, runs)
         elif strategy == "exact":

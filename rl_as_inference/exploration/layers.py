@@ -50,11 +50,11 @@ class Layers:
     ) -> None:
         self.initial, self.terminal, self.horizon, self.discount = initial, terminal, horizon, discount
         self.log_prior = log_prior
-        reached = initial > 0
+        reached = before = initial > 0
         self.states, self.position, self.successors = [], [], []
         self._everywhere: list[bool] = []
         for t in range(horizon + 1):
-            if t and torch.equal(reached, before):
+            if self.states and torch.equal(reached, before):
                 states, position = self.states[-1], self.position[-1]
             else:
                 states = reached.nonzero().squeeze(-1)
@@ -92,8 +92,7 @@ class Layers:
     def expect(self, value: Tensor, transition: Tensor, t: int) -> Tensor:
         """Returns ``Σ_{s'} p(s'|s,a) V(s')``, ``(B, n_t, A)``, from ``p``, ``(B, n_t, A, K)``."""
         if self._everywhere[t]:
-            batch, states, actions, _ = transition.shape
-            return torch.bmm(transition.flatten(1, 2), value[:, :, None]).view(batch, states, actions)
+            return (transition.flatten(1, 2) @ value[..., None]).reshape(len(value), *transition.shape[1:3])
         return (transition * value[:, self.successors[t]]).sum(-1)
 
     def at(self, table: Tensor, t: int) -> Tensor:
@@ -125,9 +124,12 @@ class Layers:
         return value, TablePolicy(self, tables[::-1])
 
     def evaluate(self, policy: TablePolicy, transition: Tensor, reward: Tensor) -> Tensor:
-        """Returns the expected returns of each run's policy, ``(B,)``, under ``p``, ``(B, S, A, K)``, and ``r``, ``(B, S, A)``.
+        """Returns what each run's policy earns on average, ``(B,)``, in reward units.
 
-        The policy may be one for other layers.
+        Args:
+            policy: it may be one for other layers.
+            transition: ``p(s'|s,a)``, ``(B, S, A, K)``, or one for all runs.
+            reward: ``r(s,a)``, ``(B, S, A)``, likewise.
         """
         batch = len(policy.tables[0])
         value = self.initial.new_zeros(batch, len(self.states[-1]))
@@ -173,10 +175,10 @@ def greedy(q: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft(temperature: Tensor, *, counting: bool = False) -> Improve:
-    """Returns the soft maximum ``V = τ log Σ_a p(a) e^{Q(a)/τ}`` at a temperature of each run, ``(B,)`` in reward units.
+    """Returns the soft maximum, ``V = τ log Σ_a p(a) e^{Q(a)/τ}``, and its Boltzmann policy.
 
     Args:
-        temperature: τ, one for each run.
+        temperature: τ of each run, ``(B,)`` in reward units per nat.
         counting: whether ``p`` is 1 for every action that is allowed, as in K-learning, and not the action prior.
     """
 

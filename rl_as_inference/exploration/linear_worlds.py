@@ -12,7 +12,7 @@ from rl_as_inference.processes import LinearGaussianMDP
 
 __all__ = ["explore_linear"]
 
-_COLD = 1e-6
+_COLD = 1e-8
 """The temperature that stands for 0: the action prior's pull on the gains is as small against the costs."""
 
 

@@ -203,6 +203,9 @@ class TableBeliefs:
         self.episodes += 1
 
     def _as_transition(self, entries: Tensor) -> Tensor:
+        if not self._num_rows:
+            known = torch.zeros_like(self.indices, dtype=entries.dtype) if self._known is None else self._known
+            return known.expand(len(entries), *known.shape)
         shares = entries / self._sums(entries)[:, self._rows] if self._width is None else self._shares(entries)
         table = shares[:, self._entry]
         if self._open is None:
