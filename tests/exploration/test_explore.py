@@ -185,7 +185,9 @@ def test_posterior_sampling_and_k_learning_solve_what_soft_q_learning_does_not()
 
 def test_noise_is_seen_and_not_earned():
     """A machine whose two arms pay 0 and 1: with noise 2 the first episodes' variance is what Bayes' rule says."""
-    truth = rlai.TabularMDP(torch.ones(1, 2, 1, dtype=F64), torch.tensor([[0.0, 1.0]], dtype=F64), torch.ones(1), horizon=1)
+    truth = rlai.TabularMDP(
+        torch.ones(1, 2, 1, dtype=F64), torch.tensor([[0.0, 1.0]], dtype=F64), torch.ones(1), horizon=1
+    )
 
     def family():
         worth = pyro.sample("worth", dist.Normal(torch.zeros(1, 2, dtype=F64), 1.0).to_event(2))
@@ -213,7 +215,7 @@ def test_a_black_box_can_be_acted_in_and_not_judged():
     assert found.regret is None
     assert found.best is None
     assert float(found.beliefs[-1].counts.sum()) > 3
-    with pytest.raises(ValueError, match="num_seeds: .* one agent at a time"):
+    with pytest.raises(ValueError, match=r"num_seeds: .* one agent at a time"):
         rlai.explore(family, box, num_episodes=3, num_seeds=2)
 
 
@@ -270,7 +272,7 @@ def test_a_truth_of_another_shape_is_told_which():
     family = families.deep_sea(3, dtype=F64)
     with pytest.raises(ValueError, match=r"truth: its state_space is Discrete\(16\), .* is Discrete\(9\)"):
         rlai.explore(family, models.deep_sea(4), num_episodes=1)
-    with pytest.raises(ValueError, match="truth: its horizon is 2, .* is 3"):
+    with pytest.raises(ValueError, match=r"truth: its horizon is 2, .* is 3"):
         rlai.explore(family, models.deep_sea(3, horizon=2), num_episodes=1)
     wide = rlai.TabularMDP(torch.eye(9)[:, None].expand(9, 3, 9), torch.zeros(9, 3), torch.eye(9)[0], horizon=3)
     with pytest.raises(ValueError, match="truth: its action_space is Discrete"):

@@ -26,9 +26,9 @@ class Vapor:
 
     and the policy ``λ_t(s,a) / Σ_a λ_t(s,a)``. ``λ`` approximates the posterior probability that the best policy goes
     through ``(s,a)`` at ``t``, and the program's value bounds the expected best return from above where rewards are
-    Gaussian, transitions known and states not met twice in an episode. It is at most K-learning's bound, which has one
-    temperature for all pairs where ``σ sqrt(-2 log λ) = min_τ (σ²/2τ - τ log λ)`` has its own for each. Unknown
-    transitions enter by their mean.
+    Gaussian, transitions known and states not met twice in an episode. As ``σ sqrt(-2 log λ) = min_τ (σ²/2τ - τ log
+    λ)``, each pair has a temperature of its own, where K-learning has one for all; and entropy is of the occupancy,
+    where K-learning's is of actions given states. Unknown transitions enter by their mean.
 
     The program is solved by Clarabel, an interior-point method, through CVXPY. ``u = λ sqrt(-log λ)`` is written by
     cones: ``u² ≤ λ h`` (second-order) and ``h ≤ -λ log λ`` (exponential).
