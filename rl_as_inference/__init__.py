@@ -3,7 +3,7 @@
 from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
-from rl_as_inference.exploration import ConjugatePosterior, Exploration, bayes_adaptive, explore
+from rl_as_inference.exploration import ConjugatePosterior, Exploration, bayes_adaptive, explore, infer_dynamics
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
@@ -74,6 +74,7 @@ __all__ = [
     "history",
     "hyperbolic_policy",
     "infer_agent",
+    "infer_dynamics",
     "inspect",
     "learn_offline",
     "load_run",

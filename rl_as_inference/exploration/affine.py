@@ -11,10 +11,13 @@ import scipy.sparse.csgraph
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "affine"]
+__all__ = ["Affine", "affine", "by_block"]
 
 _AT_ONCE = 512
 """Numbers whose gradients are taken together."""
+
+_SMALL = 8
+"""Blocks up to this size are worked on together."""
 
 
 class Affine(NamedTuple):
@@ -37,6 +40,31 @@ class Affine(NamedTuple):
     """``(B, k, k)``."""
     place: Tensor
     """Where each Gaussian number lies in the blocks, as an index into ``B * k``, ``(n,)``."""
+
+    def in_blocks(self, x: Tensor) -> Tensor:
+        """Returns Gaussian numbers ``(D, n)`` by blocks, ``(D, B, k)``."""
+        return x.new_zeros(len(x), self.mean.numel()).index_copy(1, self.place, x).reshape(len(x), *self.mean.shape)
+
+    def at(self, x: Tensor, which: Tensor) -> Tensor:
+        """Returns the numbers ``y`` of these indices ``(L,)`` at Gaussian numbers ``(D, n)``: ``(D, L)``."""
+        row = self.varying[which]
+        open_ = (row >= 0).nonzero().squeeze(-1)
+        row = row[open_]
+        if len(self.mean) == 1:
+            told = self.in_blocks(x)[:, 0] @ self.slopes[row].T
+        else:
+            told = torch.einsum("lk,dlk->dl", self.slopes[row], self.in_blocks(x)[:, self.block[row]])
+        return self.offset[which].expand(len(x), -1).index_add(1, open_, told)
+
+
+def by_block(rows: Tensor, block: Tensor, matrices: Tensor) -> Tensor:
+    """Returns each row ``(V, k)`` times the matrix of its block, of ``(B, k, k)``: ``(V, k)``."""
+    if matrices.shape[-1] <= _SMALL:
+        return torch.einsum("vi,vij->vj", rows, matrices[block])
+    out = torch.empty_like(rows)  # a matrix for each row would not fit
+    for b in block.unique().tolist():
+        out[block == b] = rows[block == b] @ matrices[b]
+    return out
 
 
 def affine(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl_as_inference.exploration.affine import Affine, affine
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
+from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.randomness import seeded
 
 __all__ = ["Moves", "NotConjugateError", "Site", "Structure", "run_at"]
@@ -41,11 +42,16 @@ class Site(NamedTuple):
         """How many entries it has; a Beta has two, p and 1 - p."""
         return self.shape.numel() * (2 if self.kind == "beta" else 1)
 
+    @property
+    def width(self) -> int:
+        """How many entries a row of it has."""
+        return 2 if self.kind == "beta" else self.shape[-1]
+
     def value(self, flat: Tensor) -> Tensor:
         """Returns values of the site, ``(*batch, *shape)``, from those of all entries of its kind, ``(*batch, E)``."""
         own = flat[..., self.start : self.start + self.size]
         own = own.unflatten(-1, (-1, 2))[..., 0] if self.kind == "beta" else own
-        return own.reshape(*flat.shape[:-1], *self.shape)
+        return own.reshape(flat.shape[:-1] + self.shape)
 
 
 class Moves(NamedTuple):
@@ -57,6 +63,16 @@ class Moves(NamedTuple):
     """For each the entry of the Dirichlet rows that is its probability, ``(S, A, K)``; -1 where it is known."""
     probabilities: Tensor
     """Those that are known, float64 ``(S, A, K)``; 0 elsewhere."""
+    dense: bool
+    """Whether the ``K`` successors are all states, in their order."""
+
+    def find(self, state: Tensor, action: Tensor, next_state: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the entry of each transition, -1 where it is known or impossible; and its known probability."""
+        if self.dense:
+            return self.entries[state, action, next_state], self.probabilities[state, action, next_state]
+        same = self.indices[state, action] == next_state[:, None]
+        entry = torch.where(same, self.entries[state, action], -1).amax(-1)
+        return entry, torch.where(same, self.probabilities[state, action], 0.0).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -90,13 +106,16 @@ class Structure:
             NotConjugateError: if it is not conjugate; says why.
         """
         with seeded(0), pyro.poutine.block(), torch.no_grad():
-            found = _unknowns(pyro.poutine.trace(family).get_trace())
+            try:
+                found = _unknowns(pyro.poutine.trace(family).get_trace())
+            except NotImplementedError as problem:
+                raise NotConjugateError(f"the family cannot be drawn from ({problem})") from None
         sites = _sites(found)
         generator = torch.Generator().manual_seed(0)
         entries, normals, processes = [], [], []
         own = 0.0
         for draw in range(_DRAWS):
-            values, flat, gauss = _generic(sites, found, generator)
+            values, flat, gauss = _generic(sites, found, generator, wide=draw == _DRAWS - 1)
             process, trace = _traced(family, values)
             total = _check_priors(trace, found)
             if draw and abs(total - own) > 1e-6 * (1 + abs(own)):
@@ -109,7 +128,7 @@ class Structure:
         first = processes[0]
         device = first.terminal.device if isinstance(first, TabularMDP) else first.A.device
         parts = [_concentration(found[site.name]["fn"], site) for site in sites.values() if site.kind != "normal"]
-        widths = [_width(site) for site in sites.values() if site.kind != "normal"]
+        widths = [site.width for site in sites.values() if site.kind != "normal"]
         concentration = torch.cat([*parts, torch.zeros(0, dtype=torch.float64)]).to(device)
         counted, rows = 0, []
         for part, width in zip(parts, widths, strict=True):
@@ -194,10 +213,6 @@ def _sites(found: dict[str, Any]) -> dict[str, Site]:
     return sites
 
 
-def _width(site: Site) -> int:
-    return 2 if site.kind == "beta" else site.shape[-1]
-
-
 def _concentration(fn: Any, site: Site) -> Tensor:
     """Returns the parameters of a Dirichlet or Beta site, one for each entry, float64 on the host."""
     bare = _bare(fn)
@@ -246,18 +261,23 @@ def _check_priors(trace: Any, found: dict[str, Any]) -> float:
 
 
 def _generic(
-    sites: dict[str, Site], found: dict[str, Any], generator: torch.Generator
+    sites: dict[str, Site], found: dict[str, Any], generator: torch.Generator, wide: bool
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Returns values of the sites that nothing has in common by chance, and the same as entries and as numbers."""
+    """Returns values of the sites that nothing has in common by chance, and the same as entries and as numbers.
+
+    Args:
+        wide: take values of all magnitudes, so that limits (a clamp) are met.
+    """
     entries, numbers = [], []
     for site in sites.values():
         if site.kind == "normal":
             mean, factor = (x.cpu() for x in _gaussian(found[site.name]["fn"], site))
-            noise = torch.randn(mean.shape, dtype=torch.float64, generator=generator)
+            noise = torch.randn(mean.shape, dtype=torch.float64, generator=generator) * (30.0 if wide else 1.0)
             numbers.append((mean + (factor @ noise[..., None]).squeeze(-1)).reshape(-1).to(site.like.dtype).double())
         else:
-            shares = 0.5 + torch.rand(site.size, dtype=torch.float64, generator=generator)
-            shares = shares.reshape(-1, _width(site))
+            uniform = torch.rand(site.size // site.width, site.width, dtype=torch.float64, generator=generator)
+            ranks = uniform.argsort(-1).argsort(-1) / max(site.width - 1, 1)
+            shares = (-8 * ranks - uniform).exp() if wide else 0.5 + uniform
             shares = (shares / shares.sum(-1, keepdim=True)).to(site.like.dtype)
             if site.kind == "beta":
                 shares = torch.stack([shares[:, 0], 1 - shares[:, 0]], -1)
@@ -314,6 +334,7 @@ def _row_of_cells(process: TabularMDP) -> Tensor | None:
 def _moves(processes: list[TabularMDP], entries: list[Tensor], rows: Tensor) -> Moves:
     """Returns which entry each probability is; the last of the draws verifies what the others suggest."""
     indices, table = processes[0].kernel.rows()
+    dense = isinstance(processes[0].kernel, DenseKernel)
     tables = []
     for process in processes:
         slots, probabilities = process.kernel.rows()
@@ -325,7 +346,7 @@ def _moves(processes: list[TabularMDP], entries: list[Tensor], rows: Tensor) -> 
     varies = ((stacked[1:] - stacked[:1]).abs() > tolerance * stacked[:1].abs()).any(0)
     found = torch.full(table.shape, -1, dtype=torch.long, device=table.device)
     if not bool(varies.any()):
-        return Moves(indices, found, _normalised(tables[0], torch.zeros_like(varies)))
+        return Moves(indices, found, _normalised(tables[0], torch.zeros_like(varies)), dense)
     open_rows = varies.any(-1)
     slots = open_rows[..., None] & (stacked != 0).any(0)
     where = slots.nonzero()
@@ -349,7 +370,7 @@ def _moves(processes: list[TabularMDP], entries: list[Tensor], rows: Tensor) -> 
     bad = open_rows & ~whole
     if bool(bad.any()):
         raise NotConjugateError(_not_a_row(indices, bad.nonzero()[0]))
-    return Moves(indices, found, _normalised(tables[0], open_rows[..., None].expand_as(slots)))
+    return Moves(indices, found, _normalised(tables[0], open_rows[..., None].expand_as(slots)), dense)
 
 
 def _not_a_row(indices: Tensor, where: Tensor) -> str:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import check_count
-from rl_as_inference.exploration.conjugacy import NotConjugateError, Structure, run_at
+from rl_as_inference.exploration.affine import by_block
+from rl_as_inference.exploration.conjugacy import Moves, NotConjugateError, Structure, run_at
 from rl_as_inference.exploration.gaussian import Exact, Noisy
+from rl_as_inference.exploration.transitions import read_transitions
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 
 __all__ = ["ConjugatePosterior"]
@@ -76,6 +78,23 @@ class ConjugatePosterior:
         kind = Exact if structure.moves is not None and noise == 0 else Noisy
         return ConjugatePosterior(structure, noise, structure.concentration, kind.before(structure.numbers))
 
+    def before(self) -> ConjugatePosterior:
+        """Returns what was known before anything was seen."""
+        prior = self.structure.numbers
+        gaussian = Noisy.before(prior) if isinstance(self.gaussian, Noisy) else Exact.before(prior)
+        return replace(self, counts=self.structure.concentration, gaussian=gaussian, num_seen=0)
+
+    def given(self, trajectories: Any) -> ConjugatePosterior:
+        """Returns the posterior after trajectories, in any of the forms of :func:`infer_dynamics`.
+
+        Raises:
+            ValueError: as :meth:`updated` does; step and trajectory are named.
+        """
+        seen = read_transitions(trajectories)
+        seen.check(self.structure.process)
+        state, action, reward, after = seen.flat
+        return self._seeing(state, action, reward, after, lambda i: f"{seen.noun}: {seen.name(i)}")
+
     @cached_property
     def process(self) -> MarkovDecisionProcess:
         """The process at the mean of the unknowns."""
@@ -91,14 +110,27 @@ class ConjugatePosterior:
     def draw(self, count: int) -> dict[str, Tensor]:
         """Returns independent draws of the sites, ``(count, *site)`` float64 by name."""
         check_count("count", count)
-        entries = self._as_rows(torch._standard_gamma(self.counts.expand(count, -1)))
-        return self._by_site(entries, self.gaussian.draw(count))
+        return self.by_site(*self.draw_all(count))
+
+    def draw_all(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns independent draws of all Dirichlet entries ``(count, E)`` and all Gaussian numbers ``(count, n)``."""
+        counts = self.counts.expand(count, -1)
+        # Gamma(c) is Gamma(c + 1) U^{1/c}: in logarithms, as small parameters give numbers that underflow.
+        logs = torch._standard_gamma(counts + 1).log() + torch.rand_like(counts).log() / counts
+        top = logs.new_full((count, self._num_rows), -torch.inf)
+        top = top.scatter_reduce(1, self.structure.rows.expand_as(logs), logs, "amax")
+        return self._as_rows((logs - top[:, self.structure.rows]).exp()), self.gaussian.draw(count)
 
     def mean(self) -> dict[str, Tensor]:
         """Returns the mean of each site, float64 by name."""
-        return self._by_site(
-            self._as_rows(self.counts), self.gaussian.means().reshape(-1)[self.structure.numbers.place]
-        )
+        return self.by_site(self._as_rows(self.counts), self.gaussian.means().reshape(-1)[self.structure.numbers.place])
+
+    def variance(self) -> dict[str, Tensor]:
+        """Returns the variance of each site's numbers, ``(*site)`` float64 by name."""
+        share, rows = self._as_rows(self.counts), self.structure.rows
+        total = self.counts.new_zeros(self._num_rows).index_add(0, rows, self.counts)[rows]
+        numbers = self.gaussian.roots().square().sum(-1).reshape(-1)[self.structure.numbers.place]
+        return self.by_site(share * (1 - share) / (total + 1), numbers)
 
     def covariance(self, name: str, other: str | None = None) -> Tensor:
         """Returns the covariance of a site, float64; in the sites' units, squared.
@@ -142,15 +174,15 @@ class ConjugatePosterior:
 
         Args:
             state, action, next_state: of a finite process integers ``(N,)``, of a linear one ``(N, ds)``, ``(N, da)``.
-            reward: ``(N,)`` in reward units; None, or NaN, where they were not seen.
+            reward: ``(N,)`` in reward units; None where they were not seen. What a linear process earns is known.
 
         Raises:
             ValueError: if states or actions are outside the process's spaces, a transition is one that no value of the
                 unknowns allows, or rewards that are seen exactly contradict one another; the transition is named.
         """
-        return self.seeing(state, action, reward, next_state, lambda i: f"transition {i}")
+        return self._seeing(state, action, reward, next_state, lambda i: f"transition {i}")
 
-    def seeing(
+    def _seeing(
         self, state: Any, action: Any, reward: Any, next_state: Any, name: Callable[[int], str]
     ) -> ConjugatePosterior:
         """Returns what :meth:`updated` does, with transitions called by ``name`` in messages."""
@@ -207,9 +239,7 @@ class ConjugatePosterior:
                 where = int(((value < 0) | (value >= size)).nonzero()[0])
                 raise ValueError(f"{name(where)}: {what} {int(value[where])} is outside 0 … {size - 1}")
         alive = ~process.terminal[state]
-        same = moves.indices[state, action] == next_state[:, None]
-        entry = torch.where(same, moves.entries[state, action], -1).amax(-1)
-        known = torch.where(same, moves.probabilities[state, action], 0.0).sum(-1)
+        entry, known = moves.find(state, action, next_state)
         impossible = alive & (entry < 0) & (known == 0)
         if bool(impossible.any()):
             i = int(impossible.nonzero()[0])
@@ -222,7 +252,13 @@ class ConjugatePosterior:
         counts = self.counts.index_add(0, told, torch.ones_like(told, dtype=torch.float64))
         believed = self.gaussian
         if reward is not None:
-            believed = self._seeing_rewards(state, action, reward, next_state, alive & ~reward.isnan(), name)
+            reward = reward if reward.is_floating_point() else reward.double()
+            if not bool(reward.isfinite().all()):
+                i = int((~reward.isfinite()).nonzero()[0])
+                raise ValueError(
+                    f"{name(i)}: its reward is {float(reward[i]):g}; leave rewards out where not seen (None)"
+                )
+            believed = self._seeing_rewards(state, action, reward, next_state, alive, name)
         return replace(self, counts=counts, gaussian=believed, num_seen=self.num_seen + int(alive.sum()))
 
     def _seeing_rewards(
@@ -235,23 +271,18 @@ class ConjugatePosterior:
         name: Callable[[int], str],
     ) -> Noisy | Exact:
         assert isinstance(self.structure.process, TabularMDP)
-        numbers = self.structure.numbers
-        place = state * self.structure.process.num_actions + action
-        if self._slots is not None:
-            moves = self.structure.moves
-            assert moves is not None
-            slot = ((moves.indices[state, action] == next_state[:, None]) & self._slots[state, action]).int().argmax(-1)
-            place = place * moves.indices.shape[-1] + slot
+        numbers, place = self.structure.numbers, self.paid_in(state, action, next_state)
         which = numbers.varying[place]
         open_ = seen & (which >= 0)
         left = reward.double() - numbers.offset[place]
         row, first = which[open_], open_.nonzero().squeeze(-1)
         if isinstance(self.gaussian, Noisy):
             unique, back = row.unique(return_inverse=True)
-            weight = torch.zeros(len(unique), dtype=torch.float64, device=row.device)
-            weight = weight.index_add(0, back, torch.ones_like(left[open_])) / self.reward_noise**2
-            total = torch.zeros_like(weight).index_add(0, back, left[open_]) / self.reward_noise**2
-            return self.gaussian.seeing(numbers.block[unique], numbers.slopes[unique], total, weight)
+            count = torch.zeros(len(unique), dtype=torch.float64, device=row.device)
+            count = count.index_add(0, back, torch.ones_like(left[open_]))
+            mean = torch.zeros_like(count).index_add(0, back, left[open_]) / count
+            weight = count / self.reward_noise**2
+            return self.gaussian.seeing(numbers.block[unique], numbers.slopes[unique], mean, weight)
         unique, back = row.unique(return_inverse=True)
         pick = torch.full_like(unique, len(row)).scatter_reduce(
             0, back, torch.arange(len(row), device=row.device), "amin"
@@ -268,9 +299,20 @@ class ConjugatePosterior:
             raise ValueError(
                 f"{name(i)}: its reward {float(reward[i]):g}, in state {int(state[i])} by action {int(action[i])}, is "
                 f"not {float(expected[i]):g}, as the family and the other rewards have it; rewards are seen exactly "
-                f"with reward_noise = 0, so give reward_noise > 0 where they vary"
+                f"with reward_noise = 0, so give reward_noise > 0 where they vary, or leave rewards out"
             )
         return believed
+
+    def paid_in(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """Returns which of the reward's numbers transitions ``(N,)`` are paid, ``(N,)``."""
+        assert isinstance(self.structure.process, TabularMDP)
+        moves, place = self._moves, state * self.structure.process.num_actions + action
+        if self._slots is None:
+            return place
+        if moves.dense:
+            return place * moves.indices.shape[-1] + next_state
+        slot = ((moves.indices[state, action] == next_state[:, None]) & self._slots[state, action]).int().argmax(-1)
+        return place * moves.indices.shape[-1] + slot
 
     @cached_property
     def _slots(self) -> Tensor | None:
@@ -330,7 +372,7 @@ class ConjugatePosterior:
         return torch.where(moves.entries >= 0, self._as_rows(self.counts)[entry], moves.probabilities)
 
     @property
-    def _moves(self) -> Any:
+    def _moves(self) -> Moves:
         if self.structure.moves is None:
             raise ValueError(
                 "the family's process is linear-Gaussian: it has no tables; ask for mean() and covariance()"
@@ -346,7 +388,7 @@ class ConjugatePosterior:
         mean, variance = numbers.offset.clone(), torch.zeros_like(numbers.offset)
         if len(numbers.slopes):
             mean = mean + torch.where(open_, (numbers.slopes * self.gaussian.means()[numbers.block]).sum(-1)[row], 0.0)
-            spread = torch.einsum("vk,vkj->vj", numbers.slopes, self.gaussian.roots()[numbers.block])
+            spread = by_block(numbers.slopes, numbers.block, self.gaussian.roots())
             variance = torch.where(open_, spread.square().sum(-1)[row], 0.0)
         if self._slots is None:
             return mean.reshape(process.reward_table.shape), variance.reshape(process.reward_table.shape)
@@ -377,15 +419,21 @@ class ConjugatePosterior:
         out = slots.new_zeros(*slots.shape[:2], len(slots))
         return out.scatter_add(-1, moves.indices, slots)
 
+    @cached_property
+    def _num_rows(self) -> int:
+        rows = self.structure.rows
+        return int(rows[-1]) + 1 if len(rows) else 0
+
     def _as_rows(self, entries: Tensor) -> Tensor:
         """Returns positive entries ``(*batch, E)`` divided by the sums of their rows."""
         rows = self.structure.rows
         if len(rows) == 0:
             return entries
-        totals = entries.new_zeros(*entries.shape[:-1], int(rows[-1]) + 1).index_add(-1, rows, entries)
+        totals = entries.new_zeros(*entries.shape[:-1], self._num_rows).index_add(-1, rows, entries)
         return entries / totals[..., rows]
 
-    def _by_site(self, entries: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+    def by_site(self, entries: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+        """Returns Dirichlet entries ``(*batch, E)`` and Gaussian numbers ``(*batch, n)`` as values of the sites."""
         return {
             name: site.value(numbers if site.kind == "normal" else entries)
             for name, site in self.structure.sites.items()

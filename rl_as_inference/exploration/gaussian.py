@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rl_as_inference.exploration.affine import Affine
+from rl_as_inference.exploration.affine import Affine, by_block
 
 __all__ = ["Exact", "Gaussian", "Noisy"]
 
@@ -38,17 +38,21 @@ class Gaussian:
         """Returns draws of all Gaussian numbers, ``(count, n)``."""
         noise = torch.randn(count, *self.centre.shape, dtype=torch.float64, device=self.centre.device)
         x = self.means() + torch.einsum("bij,nbj->nbi", self.roots(), noise)
-        return x.reshape(count, -1)[:, self.prior.place]
+        return x.flatten(1)[:, self.prior.place]
 
 
 @dataclass(frozen=True)
 class Noisy(Gaussian):
-    """Numbers are seen with independent Gaussian noise."""
+    """Numbers are seen with independent Gaussian noise.
 
-    precision: Tensor
-    """Of ``z``, ``(B, k, k)``."""
-    pull: Tensor
-    """The precision times the mean of ``z``, ``(B, k)``."""
+    Least squares in triangular form: the mean of ``z`` solves ``upper z = target``. The precision, ``upper' upper``, is
+    never formed, so that small noise costs half the digits that it would.
+    """
+
+    upper: Tensor
+    """``(B, k, k)``."""
+    target: Tensor
+    """``(B, k)``."""
 
     @classmethod
     def before(cls, prior: Affine) -> Self:
@@ -57,30 +61,35 @@ class Noisy(Gaussian):
         unit = eye.expand_as(prior.factor)
         return cls(prior, torch.zeros_like(prior.mean), unit, unit, torch.zeros_like(prior.mean))
 
-    def seeing(self, block: Tensor, slopes: Tensor, total: Tensor, weight: Tensor) -> Self:
+    def seeing(self, block: Tensor, slopes: Tensor, mean: Tensor, weight: Tensor) -> Self:
         """Returns what is believed after numbers ``slopes · x`` are seen.
 
         Args:
             block: the block of each, ``(N,)``.
             slopes: ``(N, k)``.
-            total: ``(N,)``, the sum of what was seen times the noise's precision.
-            weight: ``(N,)``, the sum of that precision.
+            mean: ``(N,)``, of what was seen of each.
+            weight: ``(N,)``, the precision of that mean.
         """
         if len(block) == 0:
             return self
-        own = torch.einsum("ni,nij->nj", slopes, self.prior.factor[block])
-        left = total - weight * (slopes * self.prior.mean[block]).sum(-1)
-        if len(self.precision) == 1:
-            precision = self.precision + (own.T * weight) @ own
+        left = (mean - (slopes * self.prior.mean[block]).sum(-1)) * weight.sqrt()
+        own = by_block(slopes, block, self.prior.factor) * weight.sqrt()[:, None]
+        upper, target = self.upper.clone(), self.target.clone()
+        if own.shape[1] == 1:
+            size = (upper[:, 0, 0].square().index_add(0, block, own[:, 0].square())).sqrt()
+            target = ((upper[..., 0] * target).index_add(0, block, own * left[:, None])) / size[:, None]
+            upper = size[:, None, None]
         else:
-            products = weight[:, None, None] * own[:, :, None] * own[:, None, :]
-            precision = self.precision.index_add(0, block, products)
-        pull = self.pull.index_add(0, block, left[:, None] * own)
-        lower = torch.linalg.cholesky(precision)
-        eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
-        root = torch.linalg.solve_triangular(lower, eye, upper=False).mT
-        centre = torch.cholesky_solve(pull[..., None], lower).squeeze(-1)
-        return replace(self, centre=centre, root=root, precision=precision, pull=pull)
+            for b in block.unique().tolist():
+                here = block == b
+                rows = torch.cat([own[here], left[here, None]], 1)
+                table = torch.cat([torch.cat([upper[b], target[b, :, None]], 1), rows])
+                triangle = torch.linalg.qr(table, mode="r").R
+                upper[b], target[b] = triangle[: len(upper[b]), :-1], triangle[: len(upper[b]), -1]
+        eye = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device).expand_as(upper)
+        root = torch.linalg.solve_triangular(upper, eye, upper=True)
+        centre = torch.linalg.solve_triangular(upper, target[..., None], upper=True).squeeze(-1)
+        return replace(self, centre=centre, root=root, upper=upper, target=target)
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,9 @@ class Exact(Gaussian):
             slopes: ``(N, k)``.
             value: ``(N,)``.
         """
-        own = torch.einsum("ni,nij->nj", slopes, self.prior.factor[block])
+        own = by_block(slopes, block, self.prior.factor)
         size = own.norm(dim=-1)
-        ahead = torch.einsum("nij,nj->ni", self.root[block], own).norm(dim=-1) > _NOTHING_NEW * size
+        ahead = by_block(own, block, self.root).norm(dim=-1) > _NOTHING_NEW * size
         own, left = own / size[:, None], (value - (slopes * self.prior.mean[block]).sum(-1)) / size
         centre, root = self.centre.clone(), self.root.clone()
         for i in ahead.nonzero().squeeze(-1).tolist():

@@ -1,4 +1,4 @@
-"""The posterior density of an agent's unknowns at several points at once.
+"""The posterior density of a family's unknowns at several points at once.
 
 The family is run under ``torch.func.vmap``, which refuses Python that depends on the unknowns' values. What is left
 are operations on tensors alone, which are recorded once and replayed without Pyro, constructors and planner. Conditions
@@ -7,13 +7,14 @@ has alone. Where a family cannot be batched, all are asked by themselves.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from rl_as_inference.checks import all_hold, deferred
-from rl_as_inference.reasoning.unknowns import Unknowns
+from rl_as_inference.reasoning.density import Density
 from rl_as_inference.tracing import in_direct_calls, traced
 
 __all__ = ["batched_gradient", "batched_parts", "gradient_by_row", "parts_by_row"]
@@ -30,7 +31,7 @@ _ENTRY_LIMIT = 30_000_000
 larger ones it is arithmetic that takes time, which batching does not spare."""
 
 
-def gradient_by_row(unknowns: Unknowns) -> Batched:
+def gradient_by_row(unknowns: Density[Any]) -> Batched:
     """Returns the potentials ``(C,)`` in nats, infinite where there is none, and their gradients ``(C, size)``."""
 
     def gradient(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,8 +41,8 @@ def gradient_by_row(unknowns: Unknowns) -> Batched:
     return gradient
 
 
-def parts_by_row(unknowns: Unknowns) -> Batched:
-    """Returns :meth:`Unknowns.parts` of each row, ``(C, K)`` and ``(C, K, M)``, without gradient."""
+def parts_by_row(unknowns: Density[Any]) -> Batched:
+    """Returns :meth:`Density.parts` of each row, ``(C, K)`` and ``(C, K, M)``, without gradient."""
 
     def parts(u: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -51,7 +52,7 @@ def parts_by_row(unknowns: Unknowns) -> Batched:
     return parts
 
 
-def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Batched | None:
+def batched_gradient(unknowns: Density[Any], examples: Tensor) -> Batched | None:
     """Returns :func:`gradient_by_row` of up to ``C`` points in one evaluation; None where it cannot be had.
 
     Args:
@@ -74,7 +75,7 @@ def batched_gradient(unknowns: Unknowns, examples: Tensor) -> Batched | None:
     return _tried(unknowns, answers, gradient_by_row(unknowns), examples)
 
 
-def batched_parts(unknowns: Unknowns, examples: Tensor) -> Batched | None:
+def batched_parts(unknowns: Density[Any], examples: Tensor) -> Batched | None:
     """Returns :func:`parts_by_row` of up to ``C`` points in one evaluation; None where it cannot be had.
 
     Args:
@@ -93,7 +94,7 @@ def batched_parts(unknowns: Unknowns, examples: Tensor) -> Batched | None:
     return _tried(unknowns, answers, parts_by_row(unknowns), examples)
 
 
-def _tried(unknowns: Unknowns, answers: Batched, single: Batched, examples: Tensor) -> Batched | None:
+def _tried(unknowns: Density[Any], answers: Batched, single: Batched, examples: Tensor) -> Batched | None:
     """Returns the answers of a batch, with those of ``single`` for rows that do not pass; None where they differ.
 
     Args:

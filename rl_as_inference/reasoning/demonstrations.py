@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Demonstrations:
         observations: what the agent saw, ``(T+1, N, *observation)``, likewise; None where nothing is known of it.
     """
 
+    noun: ClassVar[str] = "demonstrations"
+    advice: ClassVar[str] = (
+        "give other demonstrations or fix the unknown. Rewards and temperature are known only up to a common factor, "
+        "and rewards up to a constant"
+    )
     states: Tensor
     actions: Tensor
     mask: Tensor
@@ -231,6 +236,24 @@ class Demonstrations:
         _, counts = self.cells
         own = torch.eye(self.num, dtype=torch.float64, device=counts.device)[:, ~self.complete]
         return torch.cat([counts, own], 1)
+
+    @cached_property
+    def tally(self) -> Tensor:
+        """Returns how often all demonstrations have each entry of :meth:`log_probabilities`, ``(M,)``."""
+        return self.weights.sum(0)
+
+    def by_one(self, logs: Tensor) -> Tensor:
+        """Returns the sums over each demonstration's entries ``(*batch, N)``, of logarithms ``(*batch, M)``."""
+        return logs @ self.weights.T
+
+    def improbable(self, entry: int) -> str:
+        """Returns that an entry has no probability under the family."""
+        t, n = self.where(entry)
+        if bool(self.complete[n]):
+            what = f"the action at step {t} of demonstration {n} has no probability under the family's policy"
+        else:
+            what = f"demonstration {n}, of which a part is unseen, has no probability under the family"
+        return f"{what}; mend the demonstration, or give the action an action_prior > 0"
 
     def where(self, entry: int) -> tuple[int, int]:
         """Returns the step and the demonstration of an entry of :meth:`log_probabilities`."""

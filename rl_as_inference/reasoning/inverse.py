@@ -1,39 +1,23 @@
 """What an agent wants, how rational it is and what it believes, from what it did."""
 
-import inspect
-import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro.infer import NUTS, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
-from rl_as_inference.checks import check_count
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.exact.backups import check_dynamics
 from rl_as_inference.nouns import DemonstrationsLike
-from rl_as_inference.processes import MarkovDecisionProcess
-from rl_as_inference.progress import progress_bar
 from rl_as_inference.randomness import seeded
-from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
-from rl_as_inference.reasoning.demonstrations import read_demonstrations
-from rl_as_inference.reasoning.lockstep import lockstep
-from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
+from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
+from rl_as_inference.reasoning.posterior_draws import as_inference_data, check_asked, draw_posterior, warn_of_priors
 from rl_as_inference.reasoning.unknowns import Unknowns
 
 if TYPE_CHECKING:
     import arviz
 
 __all__ = ["infer_agent"]
-
-_AT_ONCE = 8
-"""Draws whose likelihoods are computed together; so few, because each has tables of a whole plan."""
 
 
 def infer_agent(
@@ -124,239 +108,18 @@ def infer_agent(
     if method not in ("nuts", "svi", "map"):
         raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
     check_dynamics(dynamics)
-    if not callable(family) or isinstance(family, MarkovDecisionProcess):
-        raise ValueError(
-            f"family must be a Pyro program without arguments, which draws what is unknown and returns a process, got "
-            f"{type(family).__name__}"
-        )
-    for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
-        check_count(name, value)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
-    _check_takes_nothing(family)
+    check_asked(family, num_draws, num_chains, num_warmup, seed)
     with seeded(seed), torch.inference_mode(False), torch.enable_grad():
         unknowns = Unknowns(family, read_demonstrations(demonstrations), dynamics)
-        found = modes(unknowns, volume=method != "map")
-        mode = found[0]
-        stats: dict[str, Tensor] = {}
-        if method == "map":
-            draws = mode[None, None]
-        else:
-            scale = laplace_scale(unknowns, mode)
-            starts = distinct_modes(unknowns, found, scale)
-            if len(starts) > 1:
-                _warn_of_modes(method)
-            per_chain = -(-num_draws // num_chains)
-            if unknowns.size == 0:
-                draws = mode.expand(num_chains, per_chain, 0)
-            elif method == "nuts":
-                draws, stats = _nuts(unknowns, starts, scale, per_chain, num_chains, num_warmup, progress)
-            else:
-                draws, stats = _svi(unknowns, mode, scale, num_draws)
-        answer = _as_inference_data(unknowns, draws, stats, method, dynamics)
-        _warn_of_priors(unknowns, mode, answer)
+        drawn = draw_posterior(unknowns, method, num_draws, num_chains, num_warmup, progress)
+        answer = as_inference_data(
+            unknowns, drawn, "demonstration", _seen_of(unknowns.data), {"method": method, "dynamics": dynamics}
+        )
+        warn_of_priors(unknowns, drawn.mode, answer)
     return answer
 
 
-def _check_takes_nothing(family: Callable[[], Any]) -> None:
-    try:
-        inspect.signature(family).bind()
-    except TypeError as problem:
-        raise ValueError(f"family must be a program without arguments ({problem}); bind them, lambda: …") from None
-    except ValueError:  # of a callable that has no signature to look at
-        return
-
-
-def _warn_of_modes(method: str) -> None:
-    what = (
-        "chains of NUTS start at different ones and may not pass between them: more chains help, and r_hat tells"
-        if method == "nuts"
-        else "the Gaussian is fitted at the highest alone; method='nuts' starts chains at several"
-    )
-    warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=3)
-
-
-def _nuts(
-    unknowns: Unknowns,
-    centres: list[Tensor],
-    scale: Tensor,
-    per_chain: int,
-    num_chains: int,
-    num_warmup: int,
-    progress: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = centres[0] + scale x``, chains about each centre in turn."""
-    mode = centres[0]
-    about = [torch.linalg.solve_triangular(scale, (each - mode)[:, None], upper=False)[:, 0] for each in centres]
-    starts = [about[index % len(about)] + torch.randn(unknowns.size).double() for index in range(num_chains)]
-    examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
-    gradient = batched_gradient(unknowns, examples) or gradient_by_row(unknowns)
-
-    def answer(points: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        values, slopes = gradient(mode + torch.stack(points) @ scale.T)
-        return list(zip(values, slopes @ scale, strict=True))
-
-    def chain(start: Tensor, ask: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        def potential(values: dict[str, Tensor]) -> Tensor:
-            x = values["x"]
-            value, slope = ask(x.detach())
-            return value + slope @ (x - x.detach())  # which has this value, and this gradient
-
-        kernel = NUTS(potential_fn=potential, max_tree_depth=8, full_mass=True)
-        kernel.initial_params = values = {"x": start}
-        kernel.setup(num_warmup)
-        draws = []
-        for index in range(num_warmup + per_chain):
-            values = kernel.sample(values)
-            bar.advance("warm-up" if index < num_warmup else "sampling")
-            draws.append(values["x"])
-        diverged = torch.zeros(per_chain, dtype=torch.bool)
-        diverged[list(kernel.diagnostics()["divergences"])] = True
-        return torch.stack(draws[num_warmup:]), diverged
-
-    seeds = torch.randint(2**62, (num_chains,)).tolist()
-    # As in Pyro's own MCMC: handlers around the caller see nothing, and no distribution checks its arguments.
-    with (
-        pyro.poutine.block(),
-        pyro.validation_enabled(False),
-        progress_bar("NUTS", num_chains * (num_warmup + per_chain), show=progress) as bar,
-    ):
-        draws, diverged = zip(*lockstep([partial(chain, start) for start in starts], answer, seeds), strict=True)
-    return mode + torch.stack(draws) @ scale.T, {"diverging": torch.stack(diverged)}
-
-
-def _svi(unknowns: Unknowns, mode: Tensor, scale: Tensor, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Fits a Gaussian that starts as the Laplace approximation, by Adam with a falling learning rate."""
-    support = dist.constraints.independent(dist.constraints.real, 1)
-
-    def program() -> None:
-        u = pyro.sample("u", dist.ImproperUniform(support, (), (unknowns.size,)))
-        pyro.factor("posterior", -unknowns.potential(mode + scale @ u))
-
-    store = pyro.get_param_store()
-    own = f"{AutoMultivariateNormal.__name__}."
-    state = store.get_state()
-    kept = {part: {n: v for n, v in values.items() if not n.startswith(own)} for part, values in state.items()}
-    with store.scope(kept):  # the family's parameters are the caller's
-        guide = AutoMultivariateNormal(
-            program, init_loc_fn=lambda site: torch.zeros(unknowns.size, dtype=torch.float64), init_scale=1.0
-        )
-        steps = 200
-        optim = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.03 ** (1 / steps)})
-        svi = SVI(program, guide, optim, loss=Trace_ELBO(num_particles=4))
-        for _ in range(steps):
-            svi.step()
-        with torch.no_grad():
-            u = guide.get_posterior().sample((num_draws,))
-    return (mode + u @ scale.T)[None], {}
-
-
-def _as_inference_data(
-    unknowns: Unknowns, draws: Tensor, stats: dict[str, Tensor], method: str, dynamics: str
-) -> "arviz.InferenceData":
-    chains, count = draws.shape[:2]
-    flat = draws.flatten(0, 1)
-    values = {
-        name: value.reshape(chains, count, *value.shape[1:]) for name, value in unknowns.constrained(flat)[0].items()
-    }
-    logs, likelihood = _logs(unknowns, flat)
-    which = logs.argmax(-1) if method == "map" else dist.Categorical(logits=logs).sample()
-    chances = logs.softmax(-1)
-    for name, support in unknowns.discrete.items():
-        index = torch.tensor([_position(support, each[name]) for each in unknowns.combinations])
-        values[name] = support[index[which]].reshape(chains, count)
-        share = chances.new_zeros(len(flat), len(support)).index_add(1, index, chances)
-        stats[f"probability_{name}"] = share.reshape(chains, count, -1)
-    stats["lp"] = (torch.logsumexp(logs, -1) + unknowns.constrained(flat)[1]).reshape(chains, count)
-    picked = likelihood[torch.arange(len(flat)), which].reshape(chains, count, -1)
-    return _to_arviz(unknowns, values, stats, picked, {"method": method, "dynamics": dynamics})
-
-
-def _logs(unknowns: Unknowns, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns log joint densities ``(D, K)`` and log likelihoods ``(D, K, N)``, for joint values of discrete sites."""
-    parts = parts_by_row(unknowns)
-    if unknowns.size and len(draws) >= 10 * _AT_ONCE:  # fewer do not pay for the record
-        parts = batched_parts(unknowns, draws[: 2 * _AT_ONCE].reshape(2, _AT_ONCE, -1)) or parts
-    joint, likelihood = [], []
-    # With nothing continuous unknown, all draws share their density.
-    for u in draws.split(_AT_ONCE) if unknowns.size else draws[None, :1]:
-        prior, seen = parts(u)
-        joint.append(prior + seen @ unknowns.data.weights.sum(0))
-        likelihood.append(seen @ unknowns.data.weights.T)
-    found = torch.cat(joint), torch.cat(likelihood)
-    return found if unknowns.size else (found[0].expand(len(draws), -1), found[1].expand(len(draws), -1, -1))
-
-
-def _to_arviz(
-    unknowns: Unknowns,
-    values: dict[str, Tensor],
-    stats: dict[str, Tensor],
-    likelihood: Tensor,
-    attributes: dict[str, str],
-) -> "arviz.InferenceData":
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
-        import arviz
-
-    def arrays(group: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: value.detach().cpu().numpy() for name, value in group.items()}
-
-    seen = {"state": unknowns.data.states, "action": unknowns.data.actions}
-    if unknowns.data.observations is not None:
-        seen["observation"] = unknowns.data.observations
-    groups: dict[str, Any] = {
-        "posterior": arrays(values),
-        "sample_stats": arrays(stats),
-        "log_likelihood": arrays({"demonstration": likelihood}),
-        "observed_data": arrays(seen),
-        "constant_data": arrays({"mask": unknowns.data.mask}),
-    }
-    if unknowns.prior:
-        groups["prior"] = {name: value[None] for name, value in arrays(unknowns.prior).items()}
-    dims = {"demonstration": ["which_demonstration"], "mask": ["time", "which_demonstration"]}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="More chains")
-        return arviz.from_dict(**groups, dims=dims, attrs=attributes)
-
-
-def _position(support: Tensor, value: Tensor) -> int:
-    return int((support == value).nonzero()[0])
-
-
-def _warn_of_priors(unknowns: Unknowns, mode: Tensor, answer: Any) -> None:
-    """Warns of what the demonstrations leave at its prior.
-
-    For continuous unknowns: a direction of the unconstrained vector along which the posterior's variance, by the
-    prior's covariance and the demonstrations' Fisher information, is more than 98% of the prior's. For a discrete
-    one: its posterior within 0.01 of its prior in total variation.
-    """
-    advice = (
-        "the posterior equals the prior there, so give other demonstrations or fix the unknown. Rewards and "
-        "temperature are known only up to a common factor, and rewards up to a constant"
-    )
-    if unknowns.size and unknowns.prior:
-        prior = torch.atleast_2d(torch.cov(unknowns.prior_u().T))
-        root = torch.linalg.cholesky(prior + 1e-12 * prior.diagonal().mean() * torch.eye(len(prior)))
-        gained, directions = torch.linalg.eigh(root.T @ unknowns.information(mode) @ root)
-        labels = [
-            name if values[0].numel() == 1 else f"{name}[{i}]"
-            for name in unknowns.names
-            for i in range(unknowns.shape(name).numel())
-            for values in [unknowns.prior[name]]
-        ]
-        for gain, direction in zip(gained, directions.T, strict=True):
-            if 1 / (1 + float(gain)) > 0.98:
-                u = root @ direction / prior.diagonal().sqrt()
-                u = u / u[u.abs().argmax()]
-                terms = [f"{float(c):+.2f} {label}" for c, label in zip(u, labels, strict=True) if abs(c) > 0.1]
-                warnings.warn(
-                    f"the demonstrations say nothing about the direction {' '.join(terms)} (unconstrained, in prior "
-                    f"standard deviations): {advice}",
-                    UserWarning,
-                    stacklevel=3,
-                )
-    for name, support in unknowns.discrete.items():
-        after = torch.as_tensor(answer.sample_stats[f"probability_{name}"].values).mean((0, 1))
-        before = unknowns.discrete_prior(name)
-        if len(support) > 1 and float((after - before).abs().sum()) / 2 < 0.01:
-            warnings.warn(f"the demonstrations say nothing about {name}: {advice}", UserWarning, stacklevel=3)
+def _seen_of(data: Demonstrations) -> dict[str, Tensor]:
+    """Returns what the demonstrations show, by name."""
+    seen = {"state": data.states, "action": data.actions}
+    return seen if data.observations is None else {**seen, "observation": data.observations}

@@ -1,4 +1,4 @@
-"""The modes of the posterior of an agent's unknowns, and its scale about the highest."""
+"""The modes of the posterior of a family's unknowns, and its scale about the highest."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from rl_as_inference.reasoning.unknowns import Unknowns
+from rl_as_inference.reasoning.density import Density
 
 __all__ = ["distinct_modes", "laplace_scale", "modes"]
 
@@ -16,7 +16,7 @@ _HEIGHT = 7.0
 """Nats below the highest mode from which on another is passed over: a thousandth as probable."""
 
 
-def modes(unknowns: Unknowns, volume: bool) -> list[Tensor]:
+def modes(unknowns: Density[Any], volume: bool) -> list[Tensor]:
     """Returns the vectors to which L-BFGS climbs from some prior draws, highest first, and that one to rounding."""
     if unknowns.size == 0:
         return [torch.zeros(0, dtype=torch.float64)]
@@ -54,7 +54,7 @@ def _far_apart(starts: Tensor, heights: Tensor) -> list[int]:
     return [*chosen, *rest][:3]
 
 
-def distinct_modes(unknowns: Unknowns, found: list[Tensor], scale: Tensor) -> list[Tensor]:
+def distinct_modes(unknowns: Density[Any], found: list[Tensor], scale: Tensor) -> list[Tensor]:
     """Returns the first mode, and others a standard deviation away that are not far less probable, each once."""
     if unknowns.size == 0:
         return found
@@ -68,7 +68,7 @@ def distinct_modes(unknowns: Unknowns, found: list[Tensor], scale: Tensor) -> li
     return kept
 
 
-def _polished(unknowns: Unknowns, mode: Tensor, volume: bool) -> Tensor:
+def _polished(unknowns: Density[Any], mode: Tensor, volume: bool) -> Tensor:
     """Returns the mode after Newton steps, which end where L-BFGS is stopped by rounding of the height."""
     for _ in range(5):
         _, slope = unknowns.gradient(mode, volume)
@@ -85,7 +85,7 @@ def _polished(unknowns: Unknowns, mode: Tensor, volume: bool) -> Tensor:
     return mode
 
 
-def _curvature(unknowns: Unknowns, u: Tensor, volume: bool = True) -> Tensor:
+def _curvature(unknowns: Density[Any], u: Tensor, volume: bool = True) -> Tensor:
     """Returns the second derivatives of the potential, by differences of its gradient."""
     step = 1e-5
     rows = [
@@ -96,7 +96,7 @@ def _curvature(unknowns: Unknowns, u: Tensor, volume: bool = True) -> Tensor:
     return (curvature + curvature.T) / 2
 
 
-def laplace_scale(unknowns: Unknowns, mode: Tensor) -> Tensor:
+def laplace_scale(unknowns: Density[Any], mode: Tensor) -> Tensor:
     """Returns the lower triangle ``L`` with ``L L'`` the covariance of the Laplace approximation."""
     if unknowns.size == 0:
         return torch.zeros(0, 0, dtype=torch.float64)

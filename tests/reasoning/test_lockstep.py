@@ -17,7 +17,7 @@ from benchmarks.inverse import family_on_grid
 from rl_as_inference import LinearGaussianMDP, TabularMDP, exact, hyperbolic_policy, infer_agent, models
 from rl_as_inference.checks import check_temperature, deferred
 from rl_as_inference.exact import Dynamics
-from rl_as_inference.reasoning import batching, inverse
+from rl_as_inference.reasoning import batching, posterior_draws
 from rl_as_inference.reasoning.demonstrations import read_demonstrations
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.unknowns import Unknowns
@@ -427,7 +427,7 @@ class TestChains:
         shown = shown_by(family, hidden=False)
         options = {"num_draws": 30, "num_warmup": 10, "num_chains": 3}
         batched = infer_agent(family, shown, **options).posterior
-        monkeypatch.setattr(inverse, "batched_gradient", lambda *_: None)
+        monkeypatch.setattr(posterior_draws, "batched_gradient", lambda *_: None)
         alone = infer_agent(family, shown, **options).posterior
         for name in batched:
             assert abs(batched[name] - alone[name]).max() < 1e-6
