@@ -214,10 +214,11 @@ class _Graph:
                 filled[node, action, : len(outcomes)] = torch.tensor([o[:3] for o in outcomes])
                 chance[node, action, : len(outcomes)] = torch.tensor([o[3] for o in outcomes], dtype=torch.float64)
         device = self.process.terminal.device
-        edges = _Edges(*(part.to(device) for part in filled.unbind(-1)), used=(chance > 0).to(device))
+        child, after, fresh = filled.to(device).unbind(-1)
+        graph = _Edges(child, after, fresh, (chance > 0).to(device))
         steps, states, counts = zip(*self.nodes, strict=True)
         told = torch.tensor(counts, device=device).reshape(len(counts), -1)
         parts = torch.tensor(steps, device=device), torch.tensor(states, device=device), told
         # The process is made by the same function that puts the life into a given world.
-        bare = BayesAdaptive(self.process, *parts, self.episode, edges)
+        bare = BayesAdaptive(self.process, *parts, self.episode, graph)
         return replace(bare, process=bare._life(self.process, chance.to(device)))

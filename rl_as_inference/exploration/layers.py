@@ -51,7 +51,9 @@ class Layers:
         self.initial, self.terminal, self.horizon, self.discount = initial, terminal, horizon, discount
         self.log_prior = log_prior
         reached = before = initial > 0
-        self.states, self.position, self.successors = [], [], []
+        self.states: list[Tensor] = []
+        self.position: list[Tensor] = []
+        self.successors: list[Tensor] = []
         self._everywhere: list[bool] = []
         for t in range(horizon + 1):
             if self.states and torch.equal(reached, before):

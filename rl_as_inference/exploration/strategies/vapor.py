@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -57,9 +59,15 @@ class Vapor:
         program = self._program
         transition = beliefs.transition()
         mean, variance = beliefs.reward(transition)
-        found = []
+        found: list[list[Tensor]] = []
+        known: dict[bytes, list[Tensor]] = {}
         for run in range(beliefs.num_runs):
-            found.append(program.solve(transition[run], mean[run], variance[run].sqrt()))
+            own = transition[run], mean[run], variance[run].sqrt()
+            # Runs that believe the same, as all do at first, share a program.
+            key = b"".join(table.numpy().tobytes() for table in own)
+            if key not in known:
+                known[key] = program.solve(*own)
+            found.append(known[key])
         # Solvers leave tiny negative numbers where there is nothing.
         tables = [torch.stack(step).clamp(min=1e-12).log() for step in zip(*found, strict=True)]
         return TablePolicy(beliefs.layers, [logs.log_softmax(-1) for logs in tables])
@@ -124,16 +132,19 @@ class _Program:
         self.spread.value = self._flat(spread)
         chance = [transition[s][e] for s, e in zip(layers.states, self.edges, strict=False)]
         self.chance.value = torch.cat(chance).numpy()
+        nearly = None
         for step in _SWITCH:
-            try:
+            with contextlib.suppress(cp.SolverError), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Solution may be inaccurate")
                 self.problem.solve(solver=cp.CLARABEL, max_iter=400, min_switch_step_length=step)
-            except cp.SolverError:
-                continue
-            if self.flow.value is not None:
-                break
-        else:
+                nearly = self.flow.value if nearly is None else nearly
+                if self.problem.status == cp.OPTIMAL:
+                    break
+        # Where every scaling stops short of Clarabel's tolerance of 1e-8, the first answer it calls nearly optimal.
+        solution = self.flow.value if self.problem.status == cp.OPTIMAL else nearly
+        if solution is None:
             raise RuntimeError(f"strategy 'vapor': Clarabel did not solve the program ({self.problem.status})")
-        flow = torch.as_tensor(np.append(self.flow.value, 0.0))
+        flow = torch.as_tensor(np.append(solution, 0.0))
         return [flow[number] for number in self.number]
 
     def _flat(self, tables: list[Tensor]) -> np.ndarray[Any, Any]:
