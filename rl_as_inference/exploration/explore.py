@@ -154,8 +154,8 @@ def _act(
     elif runs > 1 and not isinstance(truth, MarkovDecisionProcess):
         raise ValueError(f"num_seeds: {truth.name} runs one agent at a time; call explore for each seed")
     returns, regret, held = [], [], [Belief.of(beliefs)]
-    total = torch.zeros(runs, dtype=torch.float64)
-    done = torch.zeros(runs, dtype=torch.bool)
+    total = beliefs.counts.new_zeros(runs)
+    done = total > 0
     for episode in range(1, num_episodes + 1):
         policy = strategy.policy(beliefs)
         walks = truth.rollout(policy, runs)
@@ -187,7 +187,7 @@ class _Known:
 
     def __init__(self, truth: TabularMDP) -> None:
         self.truth = truth
-        indices, chance = (rows for rows in truth.kernel.rows())
+        indices, chance = truth.kernel.rows()
         most = int((chance > 0).sum(-1).max())
         if most < chance.shape[-1]:  # few of many successors: no need to look at all
             chance, slot = chance.topk(most, dim=-1)
@@ -255,7 +255,7 @@ def _live(
     world, episode = life.under(truth), life.episode
     walks = world.rollout(plan, runs)
     # What the rest of the episode is worth in each hyperstate, in the world as it is.
-    rest = torch.zeros(len(life.states), dtype=torch.float64)
+    rest = torch.zeros_like(world.initial_probabilities)
     reward, policy = world.expected_reward(), plan.policy
     for step in reversed(range(num_episodes * episode)):
         here = life.steps == step

@@ -14,7 +14,10 @@ from rl_as_inference.processes import TabularMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["Drawn", "TableBeliefs"]
+__all__ = ["Drawn", "TableBeliefs", "impossible"]
+
+_SMALL = 0.02
+"""Dirichlet parameters from which Gamma draws may vanish."""
 
 
 class Drawn(NamedTuple):
@@ -144,7 +147,7 @@ class TableBeliefs:
 
     def draw(self) -> Drawn:
         """Returns for every run a process drawn from what it believes."""
-        transition = self._as_transition(torch._standard_gamma(self.concentration))
+        transition = self._as_transition(self._gammas())
         numbers = self.mean + self.precision.rsqrt() * torch.randn_like(self.mean)
         return Drawn(transition, self._with_paid(transition, self._as_reward(numbers)))
 
@@ -179,6 +182,8 @@ class TableBeliefs:
         pair = state * self.indices.shape[1] + action
         number = self._number[pair]
         told = alive & (number >= 0)
+        if self.noise == 0:
+            self._check_known(walks, alive & (number < 0), self._offset[pair], same)
         if self._paid is None and bool(told.any()):
             slope, left = self._slope[pair][told], walks.rewards.double()[told] - self._offset[pair][told]
             where = (run[told], number[told])
@@ -201,6 +206,31 @@ class TableBeliefs:
                 self.precision.index_put_(where, weight, accumulate=True)
                 self.mean = (before * self.mean + shift) / self.precision
         self.episodes += 1
+
+    def _check_known(self, walks: Trajectories, known: Tensor, expected: Tensor, same: Tensor) -> None:
+        """Raises ValueError if a reward that the family knows is not the one that was seen."""
+        if self._paid is not None:
+            expected = torch.where(same, self._paid[walks.states[:-1], walks.actions], 0.0).sum(-1)
+        off = known & ((walks.rewards.double() - expected).abs() > 1e-5 * (1 + expected.abs()))
+        if bool(off.any()):
+            t, run = (int(i) for i in off.nonzero()[0])
+            raise ValueError(
+                f"truth: state {int(walks.states[t, run])} and action {int(walks.actions[t, run])} paid "
+                f"{float(walks.rewards[t, run]):g}, and the family says {float(expected[t, run]):g}; make that reward "
+                f"unknown, or give reward_noise > 0"
+            )
+
+    def _gammas(self) -> Tensor:
+        """Returns Gamma draws of all entries, ``(B, E)``, up to a factor for each row."""
+        if not self.concentration.numel() or float(self.concentration.min()) > _SMALL:
+            return torch._standard_gamma(self.concentration)
+        # A Gamma variable of shape α is one of shape α + 1 times U^(1/α), which is less than the least number if α is
+        # small, often for a whole row.
+        logs = torch._standard_gamma(self.concentration + 1).log()
+        logs = logs + torch.rand_like(logs).log() / self.concentration
+        top = logs.new_full((self.num_runs, self._num_rows), -torch.inf)
+        top = top.scatter_reduce(1, self._rows.expand_as(logs), logs, "amax")
+        return (logs - top[:, self._rows]).exp()
 
     def _as_transition(self, entries: Tensor) -> Tensor:
         if not self._num_rows:

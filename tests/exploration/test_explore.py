@@ -310,10 +310,14 @@ def test_what_the_family_holds_impossible_is_named():
         rlai.explore(stays, Parts(), num_episodes=1)
 
 
-def test_rewards_that_vary_need_noise():
-    lake = rlai.GymnasiumProcess("FrozenLake-v1", horizon=3, seed=0, is_slippery=False)
-    assert isinstance(lake.state_space, gymnasium.spaces.Discrete)
+def test_a_known_reward_that_is_another_is_told():
+    pays = models.bandit(dtype=F64)
+    twice = pays.replace(reward=2 * pays.reward_table)
+    with pytest.raises(ValueError, match="paid 2, and the family says 1"):
+        rlai.explore(families.bandit(dtype=F64), twice, num_episodes=40)
 
+
+def test_rewards_that_vary_need_noise():
     class Varies(rlai.MarkovDecisionProcess):
         def __init__(self):
             super().__init__(horizon=2)

@@ -118,6 +118,24 @@ def test_worlds_are_drawn_from_what_is_believed():
     torch.testing.assert_close(drawn.reward.var(0), variance[0], rtol=0.1, atol=0)
 
 
+def test_worlds_are_drawn_where_next_to_nothing_is_known():
+    """Weights of 1e-4: each of 3,000 draws is one of the successors, as often as its weight says (z-scores)."""
+    weights = torch.tensor([1e-4, 3e-4, 0.0], dtype=F64)
+
+    def family():
+        row = pyro.sample("row", dist.Dirichlet(weights[:2]))
+        rows = torch.cat([row, torch.zeros(1, dtype=F64)]).expand(3, 1, 3)
+        return rlai.TabularMDP(rows, torch.zeros(3, 1, dtype=F64), torch.eye(3, dtype=F64)[2], horizon=2)
+
+    pyro.set_rng_seed(0)
+    drawn = beliefs_of(family, 3000).draw().transition[:, 0, 0]
+    assert bool(drawn.isfinite().all())
+    share = drawn.mean(0)
+    z = (share[:2] - weights[:2] / 4e-4) / math.sqrt(0.25 * 0.75 / 3000)
+    assert float(z.abs().max()) < 4
+    assert float(drawn.amax(-1).mean()) > 0.99
+
+
 def test_posterior_sampling_takes_each_arm_as_often_as_it_is_best():
     """40,000 draws of three arms, against integrals over their densities."""
     means, deviations = [0.2, 0.0, -0.3], [0.3, 1.0, 0.7]
