@@ -39,6 +39,10 @@ NAMES = {
 }
 
 
+LEAST = {"posterior_sampling": 10, "k_learning": 10}
+"""The size from which on growth is fitted."""
+
+
 def dives(strategy: str, size: int, limit: int, seeds: int = 10, reach: int | None = 1, **options: Any) -> Any:
     """Returns the episodes until solved of each seed, and the seconds that an episode of all of them took."""
     started = time.perf_counter()
@@ -302,7 +306,7 @@ def main(arguments: list[str]) -> int:
         for part in chosen or PARTS:
             record.update(json.loads(json.dumps(PARTS[part](quick))))
             record["growth"] = {
-                name: growth(record[name], exponential=name == "soft_q", least=0 if name == "soft_q" else 5)
+                name: growth(record[name], exponential=name == "soft_q", least=LEAST.get(name, 0))
                 for name in NAMES
                 if name in record and len(record[name]) > 2
             }

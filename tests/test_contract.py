@@ -289,6 +289,30 @@ def test_a_walk_is_its_programs_density(feature: str) -> None:
         assert not bool((~draws.mask & (after != before)).any())
 
 
+@pytest.mark.filterwarnings("ignore:the trajectories say nothing")
+@pytest.mark.parametrize("feature", FEATURES)
+def test_which_dynamics_it_was_is_told_by_the_tables(feature: str) -> None:
+    """infer_dynamics between a process and one that mixes its moves: Bayes' rule with the tables' probabilities."""
+    tables, process = FEATURES[feature].tables, FEATURES[feature].process
+    mixed = 0.5 * tables.kernel.dense() + 0.5 / tables.num_states
+    other = TabularMDP(mixed, tables.reward_table, tables.initial_probabilities, horizon=3, terminal=tables.terminal)
+    if isinstance(process, InParts):
+        choices = [process, InParts(other, process.first_state, process.first_action)]
+    else:
+        choices = [tables, other]
+
+    def family() -> Any:
+        return choices[int(pyro.sample("which", dist.Categorical(torch.tensor([0.4, 0.6], dtype=torch.float64))))]
+
+    pyro.set_rng_seed(0)
+    draws = process.rollout(None, 6)
+    answer = rlai.infer_dynamics(family, draws, num_draws=1, num_chains=1)
+    where = draws.states[:-1], draws.actions, draws.states[1:]
+    logs = [torch.where(draws.mask, each.kernel.dense()[where].log(), 0.0).sum() for each in (tables, other)]
+    odds = math.log(0.4 / 0.6) + float(logs[0] - logs[1])
+    assert abs(answer.sample_stats["probability_which"].values[0, 0, 0] - 1 / (1 + math.exp(-odds))) < 1e-9
+
+
 # The same mistake, the same error.
 
 

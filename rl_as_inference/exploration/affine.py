@@ -11,13 +11,17 @@ import scipy.sparse.csgraph
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "affine", "by_block"]
+__all__ = ["Affine", "NotAffineError", "affine", "by_block"]
 
 _AT_ONCE = 512
 """Numbers whose gradients are taken together."""
 
 _SMALL = 8
 """Blocks up to this size are worked on together."""
+
+
+class NotAffineError(ValueError):
+    """Says in what a function is not affine."""
 
 
 class Affine(NamedTuple):
@@ -73,8 +77,7 @@ def affine(
     values: list[Tensor],
     prior: list[tuple[Tensor, Tensor]],
     groups: Tensor | None,
-    what: str,
-    error: type[Exception],
+    eps: float,
 ) -> Affine:
     """Returns how the values of a function are affine in its argument.
 
@@ -84,35 +87,33 @@ def affine(
         values: what the function gives there.
         prior: means ``(c, k)`` and Cholesky factors ``(c, k, k)`` of independent vectors, that fill ``(n,)`` in order.
         groups: numbers that belong together, ``(M,)``, so that what they hang on is one block; None if none do.
-        what: what the values are, for messages.
-        error: raised where the function is not affine.
+        eps: the rounding error of the coarsest numbers that the function computes with.
+
+    Raises:
+        NotAffineError: if it is not affine.
     """
     device, size = values[0].device, len(points[0])
-    stacked = torch.stack(values)
-    single = 1e-5 if function_type(function, points[0]) == torch.float32 else 1e-9
-    scale = stacked.abs().amax(0)
-    varies = ((stacked[1:] - stacked[:1]).abs() > single * (1e-3 + scale)).any(0)
+    first, rounding = values[0], 64 * eps
+    varies = torch.zeros_like(first, dtype=torch.bool)
+    for value in values[1:]:
+        varies |= (value - first).abs() > rounding * torch.maximum(value.abs(), first.abs())
     at = varies.nonzero().squeeze(-1)
     if len(at) and size == 0:
-        raise error(f"{what} depends on unknowns that are not Normal")
+        raise NotAffineError("depends on unknowns that are not Normal")
     rows, columns, slopes = _jacobian(function, points[0], at)
-    offset = stacked[0].clone()
     jacobian = scipy.sparse.csr_array(
-        (slopes.cpu().numpy(), (rows.cpu().numpy(), columns.cpu().numpy())), shape=(len(at), size)
+        (slopes.double().cpu().numpy(), (rows.cpu().numpy(), columns.cpu().numpy())), shape=(len(at), size)
     )
+    offset = first.clone()
     if len(at):
+        here, start = first[at].cpu().numpy(), points[0].cpu().numpy()
         for point, value in zip(points[1:], values[1:], strict=True):
-            moved = torch.as_tensor(jacobian @ (point - points[0]).cpu().numpy(), device=device)
-            if bool(((offset[at] + moved - value[at]).abs() > 100 * single * (1e-3 + scale[at])).any()):
-                raise error(f"{what} is not affine in unknowns that are Normal")
-        offset[at] -= torch.as_tensor(jacobian @ points[0].cpu().numpy(), device=device)
+            there, end = value[at].cpu().numpy(), point.cpu().numpy()
+            off = abs(here + jacobian @ (end - start) - there)
+            if (off > rounding * (abs(here) + abs(there) + abs(jacobian) @ (abs(start) + abs(end)))).any():
+                raise NotAffineError("is not affine in unknowns that are Normal")
+        offset[at] -= torch.as_tensor(jacobian @ start, device=device)
     return _in_blocks(jacobian, offset, at, prior, groups, size)
-
-
-def function_type(function: Callable[[Tensor], Tensor], point: Tensor) -> torch.dtype:
-    """Returns the floating type of a function's values."""
-    with torch.no_grad():
-        return function(point).dtype
 
 
 def _jacobian(function: Callable[[Tensor], Tensor], point: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:

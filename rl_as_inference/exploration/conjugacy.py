@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from rl_as_inference.exploration.affine import Affine, affine
+from rl_as_inference.exploration.affine import Affine, NotAffineError, affine
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.kernels import DenseKernel
 from rl_as_inference.randomness import seeded
@@ -105,54 +105,62 @@ class Structure:
         Raises:
             NotConjugateError: if it is not conjugate; says why.
         """
-        with seeded(0), pyro.poutine.block(), torch.no_grad():
-            try:
-                found = _unknowns(pyro.poutine.trace(family).get_trace())
-            except NotImplementedError as problem:
-                raise NotConjugateError(f"the family cannot be drawn from ({problem})") from None
-        sites = _sites(found)
-        generator = torch.Generator().manual_seed(0)
-        entries, normals, processes = [], [], []
-        own = 0.0
-        for draw in range(_DRAWS):
-            values, flat, gauss = _generic(sites, found, generator, wide=draw == _DRAWS - 1)
-            process, trace = _traced(family, values)
-            total = _check_priors(trace, found)
-            if draw and abs(total - own) > 1e-6 * (1 + abs(own)):
-                raise NotConjugateError("the family observes something, or has factors, that depend on its unknowns")
-            own = total
-            entries.append(flat)
-            normals.append(gauss)
-            processes.append(process)
-        _check_alike(processes)
-        first = processes[0]
-        device = first.terminal.device if isinstance(first, TabularMDP) else first.A.device
-        parts = [_concentration(found[site.name]["fn"], site) for site in sites.values() if site.kind != "normal"]
-        widths = [site.width for site in sites.values() if site.kind != "normal"]
-        concentration = torch.cat([*parts, torch.zeros(0, dtype=torch.float64)]).to(device)
-        counted, rows = 0, []
-        for part, width in zip(parts, widths, strict=True):
-            rows.append(torch.arange(len(part)) // width + counted)
-            counted += len(part) // width
-        row = torch.cat([*rows, torch.zeros(0, dtype=torch.long)]).to(device)
-        moves = None
-        if isinstance(first, TabularMDP):
-            moves = _moves(processes, [flat.to(device) for flat in entries], row)
-            groups = _row_of_cells(first)
-        else:  # the noise ties all rows together
-            groups = torch.zeros_like(_numbers(first), dtype=torch.long)
-        gaussian = [site for site in sites.values() if site.kind == "normal"]
-        prior = [_gaussian(found[site.name]["fn"], site) for site in gaussian]
-        numbers = affine(
+        # As if nobody had asked: no random numbers, handlers or gradients of the caller's are touched.
+        with seeded(0), pyro.poutine.block(), torch.inference_mode(False), torch.no_grad():
+            return _structure(family)
+
+
+def _structure(family: Callable[[], Any]) -> Structure:
+    try:
+        found = _unknowns(pyro.poutine.trace(family).get_trace())
+    except NotImplementedError as problem:
+        raise NotConjugateError(f"the family cannot be drawn from ({problem})") from None
+    sites = _sites(found)
+    generator = torch.Generator().manual_seed(0)
+    entries, numbers, processes, densities = [], [], [], []
+    for draw in range(_DRAWS):
+        values, flat, gauss = _generic(sites, found, generator, wide=draw == _DRAWS - 1)
+        process, trace = _traced(family, values)
+        densities.append(_check_priors(trace, found))
+        entries.append(flat)
+        numbers.append(gauss)
+        processes.append(process)
+    if any(abs(each - densities[0]) > 1e-6 * (1 + abs(densities[0])) for each in densities):
+        raise NotConjugateError("the family observes something, or has factors, that depend on its unknowns")
+    _check_alike(processes)
+    first = processes[0]
+    device = first.terminal.device if isinstance(first, TabularMDP) else first.A.device
+    entries = [flat.to(device) for flat in entries]
+    concentration, rows = (part.to(device) for part in _dirichlet_rows(sites, found))
+    eps = max(torch.finfo(each.dtype).eps for each in (_numbers(first), *(site.like for site in sites.values())))
+    if isinstance(first, TabularMDP):
+        moves, groups = _moves(processes, entries, rows, eps), _row_of_cells(first)
+    else:  # the noise ties all rows together
+        moves, groups = None, torch.zeros_like(_numbers(first), dtype=torch.long)
+    prior = [_gaussian(found[site.name]["fn"], site) for site in sites.values() if site.kind == "normal"]
+    try:
+        found_affine = affine(
             lambda flat: _numbers(_traced(family, _values(sites, entries[0], flat))[0]),
-            [normal.to(device) for normal in normals],
+            [gauss.to(device) for gauss in numbers],
             [_numbers(process).detach().double() for process in processes],
             prior,
             groups,
-            "reward" if moves is not None else "A, B or drift",
-            NotConjugateError,
+            eps,
         )
-        return Structure(family, first, sites, concentration, row, moves, numbers)
+    except NotAffineError as problem:
+        raise NotConjugateError(f"{'reward' if moves is not None else 'A, B or drift'} {problem}") from None
+    return Structure(family, first, sites, concentration, rows, moves, found_affine)
+
+
+def _dirichlet_rows(sites: dict[str, Site], found: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns the parameter of each entry, and the row that it belongs to."""
+    parameters, rows, count = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.long)], 0
+    for site in sites.values():
+        if site.kind != "normal":
+            parameters.append(_concentration(found[site.name]["fn"], site))
+            rows.append(torch.arange(site.size) // site.width + count)
+            count += site.size // site.width
+    return torch.cat(parameters), torch.cat(rows)
 
 
 def run_at(family: Callable[[], Any], values: dict[str, Tensor]) -> MarkovDecisionProcess:
@@ -331,7 +339,7 @@ def _row_of_cells(process: TabularMDP) -> Tensor | None:
     return torch.arange(shape[:2].numel(), device=process.terminal.device).repeat_interleave(shape[-1])
 
 
-def _moves(processes: list[TabularMDP], entries: list[Tensor], rows: Tensor) -> Moves:
+def _moves(processes: list[Any], entries: list[Tensor], rows: Tensor, eps: float) -> Moves:
     """Returns which entry each probability is; the last of the draws verifies what the others suggest."""
     indices, table = processes[0].kernel.rows()
     dense = isinstance(processes[0].kernel, DenseKernel)
@@ -341,7 +349,7 @@ def _moves(processes: list[TabularMDP], entries: list[Tensor], rows: Tensor) -> 
         if slots.shape != indices.shape or not torch.equal(slots, indices):
             raise NotConjugateError("which successors a state has depends on the unknowns")
         tables.append(probabilities.detach().double())
-    tolerance = 8 * torch.finfo(table.dtype).eps * max(1.0, table.shape[-1] ** 0.5)
+    tolerance = 8 * eps * max(1.0, table.shape[-1] ** 0.5)
     stacked = torch.stack(tables)
     varies = ((stacked[1:] - stacked[:1]).abs() > tolerance * stacked[:1].abs()).any(0)
     found = torch.full(table.shape, -1, dtype=torch.long, device=table.device)

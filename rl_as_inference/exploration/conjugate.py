@@ -19,6 +19,9 @@ from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, 
 
 __all__ = ["ConjugatePosterior"]
 
+_NEVER_NOTHING = 0.05
+"""Gamma variables of larger parameters do not underflow."""
+
 
 @dataclass(frozen=True)
 class ConjugatePosterior:
@@ -45,11 +48,15 @@ class ConjugatePosterior:
     """
 
     structure: Structure
+    """What was found by looking at the family."""
     reward_noise: float
+    """In reward units."""
     counts: Tensor
     """Dirichlet parameters of all entries, prior and seen, ``(E,)``."""
     gaussian: Noisy | Exact
+    """What is believed of Gaussian unknowns."""
     num_seen: int = 0
+    """Transitions seen."""
 
     @staticmethod
     def of(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior | None:
@@ -115,6 +122,8 @@ class ConjugatePosterior:
     def draw_all(self, count: int) -> tuple[Tensor, Tensor]:
         """Returns independent draws of all Dirichlet entries ``(count, E)`` and all Gaussian numbers ``(count, n)``."""
         counts = self.counts.expand(count, -1)
+        if len(self.counts) == 0 or float(self.counts.min()) > _NEVER_NOTHING:
+            return self._as_rows(torch._standard_gamma(counts)), self.gaussian.draw(count)
         # Gamma(c) is Gamma(c + 1) U^{1/c}: in logarithms, as small parameters give numbers that underflow.
         logs = torch._standard_gamma(counts + 1).log() + torch.rand_like(counts).log() / counts
         top = logs.new_full((count, self._num_rows), -torch.inf)

@@ -23,6 +23,9 @@ __all__ = ["exact_inference_data", "warn_of_untouched"]
 _AT_ONCE = 2_000_000
 """Log probabilities that are held together."""
 
+_PRIOR = 5_000_000
+"""Numbers up to which 200 draws are taken from the prior."""
+
 _AS_BEFORE = 0.98
 """The share of the prior's variance from which on a number counts as unseen."""
 
@@ -58,7 +61,7 @@ def exact_inference_data(
             "posterior": {
                 name: value.unflatten(0, shape) for name, value in posterior.by_site(entries, numbers).items()
             },
-            "prior": posterior.before().draw(200),
+            "prior": posterior.before().draw(max(10, min(200, _PRIOR // (entries.shape[1] + numbers.shape[1])))),
             "sample_stats": {"lp": density.unflatten(0, shape)},
             "observed_data": seen.observed,
             "constant_data": constants,

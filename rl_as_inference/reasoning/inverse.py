@@ -94,7 +94,7 @@ def infer_agent(
             same are one behaviour, as are rewards that differ by a constant: fix one of them, or normalise.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def family():
         ...     worth = pyro.sample("worth", dist.Normal(0.0, 1.0))
         ...     reward = torch.stack([torch.zeros(()), worth])[None]

@@ -363,6 +363,11 @@ def a_low_limit() -> TabularMDP:
     return two((row / row.sum()).expand(2, 2))
 
 
+def a_ripple() -> TabularMDP:
+    worth = pyro.sample("w", normal(2, 1))
+    return two(torch.eye(2, dtype=F64), worth + 1e-9 * worth.sin())
+
+
 def no_gradient() -> TabularMDP:
     worth = pyro.sample("w", dist.Normal(torch.zeros((), dtype=F64), 1.0)).item()
     return two(torch.eye(2, dtype=F64), torch.full((2, 1), worth, dtype=F64))
@@ -431,6 +436,7 @@ def improper() -> TabularMDP:
         (a_gamma, "'g' is drawn from Gamma"),
         (a_square, "reward is not affine"),
         (a_far_limit, "reward is not affine"),
+        (a_ripple, "reward is not affine"),
         (a_low_limit, "what follows state 0 and action 0"),
         (no_gradient, "reward is not affine"),
         (hierarchy, "the prior of 'w' depends on other unknowns"),
@@ -450,6 +456,23 @@ def test_what_is_not_conjugate_is_told_why(family: Any, why: str) -> None:
     assert ConjugatePosterior.of(family) is None
     with pytest.raises(NotConjugateError, match=why):
         ConjugatePosterior.exactly(family)
+
+
+def test_coarse_numbers_on_the_way_are_conjugate_still() -> None:
+    """A family that draws in single precision and gives doubles, within the caller's inference mode."""
+
+    def family() -> TabularMDP:
+        p = pyro.sample("p", dist.Beta(torch.ones(2), torch.ones(2)).to_event(1)).double()
+        worth = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        table = torch.stack([1 - p, p], -1)[:, None]
+        return TabularMDP(table, (worth * 0.1 + 0.3).double()[:, None], UNIFORM, horizon=2)
+
+    with torch.inference_mode():
+        belief = ConjugatePosterior.exactly(family, reward_noise=0.1)
+    state = torch.tensor([0, 0, 1])
+    belief = belief.updated(state, 0 * state, torch.tensor([0.4, 0.5, 0.3]), torch.tensor([1, 1, 0]))
+    assert torch.allclose(belief.mean()["p"], torch.tensor([0.75, 1 / 3], dtype=F64), **EXACT)
+    assert torch.allclose(belief.mean()["w"], torch.tensor([1.0, 0.0], dtype=F64), rtol=0, atol=1e-6)
 
 
 def test_analysis_leaves_random_numbers_and_the_store_as_they_were() -> None:

@@ -140,7 +140,7 @@ def by_logit() -> TabularMDP:
 
 
 @pytest.mark.filterwarnings("ignore:the trajectories say nothing")
-@pytest.mark.parametrize(("method", "count"), [("nuts", 300), ("svi", 3000)])
+@pytest.mark.parametrize(("method", "count"), [("nuts", 300), ("svi", 1000)])
 def test_sampled_answers_agree_with_the_exact_one(seen: Trajectories, method: str, count: int) -> None:
     """Means and variances of five unknowns, seed 0: z within 4 (of SVI's within 0.1 deviations: a Gaussian fits)."""
     exact = infer_dynamics(beta_family, seen, reward_noise=0.5, num_draws=2).constant_data
@@ -174,28 +174,26 @@ def lines(slip: Tensor) -> TabularMDP:
 def test_calibration_of_nuts() -> None:
     """Simulation-based calibration: ranks of true slips among 99 draws are uniform.
 
-    The prior is logistic-normal, so that nothing is conjugate. Sixty lines have slips, and twelve steps, of their own:
-    sixty independent posteriors drawn as one, for seeds 0 and 1. χ² of 120 ranks in ten bins, p > 0.01.
+    The prior is logistic-normal, so that nothing is conjugate. A hundred lines have slips, and twelve steps, of their
+    own: a hundred independent posteriors drawn as one, seed 0. χ² of the 100 ranks in ten bins, p > 0.01.
     """
-    count, ranks = 60, []
+    count = 100
 
     def family() -> TabularMDP:
         odds = pyro.sample("odds", dist.Normal(torch.full((count,), -1.0, dtype=F64), 1.5).to_event(1))
         return lines(odds.sigmoid())
 
-    for seed in range(2):
-        pyro.set_rng_seed(seed)
-        odds = torch.randn(count, dtype=F64) * 1.5 - 1
-        truth = lines(odds.sigmoid())
-        states, actions = [3 * torch.arange(count) + 1], torch.randint(2, (12, count))
-        for action in actions:
-            states.append(truth.next_state(states[-1], action))
-        answer = infer_dynamics(family, (torch.stack(states), actions), num_draws=200, num_warmup=60, seed=seed)
-        assert answer.attrs["method"] == "nuts"
-        assert not answer.sample_stats["diverging"].values.any()
-        draws = answer.posterior["odds"].values[:, ::2].reshape(-1, count)[:99]
-        ranks.append((draws < odds.numpy()).sum(0))
-    bins = np.bincount(np.concatenate(ranks) // 10, minlength=10)
+    pyro.set_rng_seed(0)
+    odds = torch.randn(count, dtype=F64) * 1.5 - 1
+    truth = lines(odds.sigmoid())
+    states, actions = [3 * torch.arange(count) + 1], torch.randint(2, (12, count))
+    for action in actions:
+        states.append(truth.next_state(states[-1], action))
+    answer = infer_dynamics(family, (torch.stack(states), actions), num_draws=200, num_warmup=60)
+    assert answer.attrs["method"] == "nuts"
+    assert not answer.sample_stats["diverging"].values.any()
+    draws = answer.posterior["odds"].values[:, ::2].reshape(-1, count)[:99]
+    bins = np.bincount((draws < odds.numpy()).sum(0) // 10, minlength=10)
     assert stats.chisquare(bins).pvalue > 0.01
 
 
