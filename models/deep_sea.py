@@ -100,15 +100,17 @@ def deep_sea_family(
 ) -> Callable[[], TabularMDP]:
     """Returns the family that an agent who has never dived believes in.
 
-        transition (s, a) ~ Dirichlet(concentration, …, concentration)   over the N cells of the next row
+        transition (s, a) ~ Dirichlet(concentration, …)   over the cells of the next row within reach
         reward (s, a)     ~ N(0, scale²)
 
-    The agent knows that it sinks one row a step, and nothing else: not that it moves by one column, nor that it moves
-    alike in all rows, nor where rewards are. The priors of rewards are those of O'Donoghue, Osband & Ionescu (2020,
-    arXiv:2001.00805), section 4; a concentration of 1/N has the weight of one observation.
+    The agent knows that it sinks one row a step and moves by at most ``reach`` columns (near the edges the window is
+    moved inwards). It does not know which action does what, nor that they do alike in all rows, nor where rewards are.
+    The priors of rewards are those of O'Donoghue, Osband & Ionescu (2020, arXiv:2001.00805), and so are the weights,
+    1/N; they spread them over the whole row, which is ``reach=None`` and takes many more episodes.
 
     Args:
         size: ``N``, ≥ 2.
+        reach: by how many columns a step may move, ≥ 1; None for any number.
         concentration: > 0; None for 1/N.
         scale: the standard deviation of an unknown reward, > 0.
         discount: γ in [0, 1].
@@ -125,6 +127,8 @@ def deep_sea_family(
         (16, 2, 4)
     """
     check_integer("size", size, 2)
+    if reach is not None:
+        check_integer("reach", reach, 1, " or None")
     weight = 1 / size if concentration is None else concentration
     for name, value in (("concentration", weight), ("scale", scale)):
         if not value > 0:
