@@ -71,10 +71,10 @@ def deep_sea(quick: bool) -> dict[str, Any]:
 
 def dirichlet(quick: bool) -> dict[str, Any]:
     """K-learning whose values bound the best return also where transitions are unknown."""
-    sizes = (3, 4) if quick else (3, 4, 5, 6, 7, 8, 10)
+    sizes = (3, 4) if quick else (4, 6, 8, 10)
     return {
         "k_learning_dirichlet": {
-            size: dives("k_learning", size, 200 * size, transition_term="dirichlet") for size in sizes
+            size: dives("k_learning", size, 100 * size, transition_term="dirichlet") for size in sizes
         }
     }
 
@@ -94,7 +94,7 @@ def whole_rows(quick: bool) -> dict[str, Any]:
     """The family in which a diver may come to any column: Dirichlet(1/N) over the whole next row."""
     sizes = (4,) if quick else (5, 10, 20)
     return {
-        f"{strategy}, whole rows": {size: dives(strategy, size, 80 * size, reach=None) for size in sizes}
+        f"{strategy}, whole rows": {size: dives(strategy, size, 40 * size, reach=None) for size in sizes}
         for strategy in ("posterior_sampling", "k_learning")
     }
 
