@@ -73,9 +73,9 @@ class Exploration:
         """The first episode by which the problem counts as solved; None if it never does. A list, of several runs.
 
         It is the first ``n`` whose average regret over episodes ``1 … n`` is below 0.9 of what the action prior loses,
-        ``V* - V^prior``: of DeepSea, that fewer than nine in ten dives so far missed the treasure, as in bsuite (Osband
-        et al. 2020, arXiv:1908.03568, "episodes until < 90 % bad episodes"). Regret is of policies and not of what they
-        happened to earn, so that luck solves nothing.
+        ``V* - V^prior``: of DeepSea, that fewer than nine in ten dives so far missed the treasure, as bsuite's plots
+        count (Osband et al. 2020, arXiv:1908.03568, "episodes until < 90 % bad episodes"; its code takes 80 %). Regret
+        is of policies and not of what they happened to earn, so that luck solves nothing.
 
         Raises:
             ValueError: if regret is not known.
