@@ -1,6 +1,7 @@
 """The strategies' mathematics: against closed forms, generic solvers, brute force, and each other."""
 
 import math
+import sys
 
 import numpy as np
 import pyro
@@ -347,3 +348,9 @@ def test_vapor_solves_a_sea():
         stop_when_solved=True,
     )
     assert max(found.solved_after) <= 40
+
+
+def test_vapor_without_its_packages_says_how_to_get_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    with pytest.raises(ImportError, match=r"pip install 'rl-as-inference\[vapor\]'"):
+        Vapor()
