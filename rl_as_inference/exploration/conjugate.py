@@ -14,7 +14,7 @@ from rl_as_inference.checks import check_count
 from rl_as_inference.exploration.affine import by_block
 from rl_as_inference.exploration.conjugacy import Moves, NotConjugateError, Structure, run_at
 from rl_as_inference.exploration.gaussian import Exact, Noisy
-from rl_as_inference.exploration.transitions import read_transitions
+from rl_as_inference.exploration.transitions import checked_noise, read_transitions
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 
 __all__ = ["ConjugatePosterior"]
@@ -78,9 +78,7 @@ class ConjugatePosterior:
     @staticmethod
     def exactly(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior:
         """Returns what :meth:`of` does; ValueError says why a family is not conjugate."""
-        noise = float(reward_noise)
-        if not 0 <= noise < float("inf"):
-            raise ValueError(f"reward_noise must be a finite number >= 0 (reward units), got {reward_noise!r}")
+        noise = checked_noise(reward_noise)
         structure = Structure.of(family)
         kind = Exact if structure.moves is not None and noise == 0 else Noisy
         return ConjugatePosterior(structure, noise, structure.concentration, kind.before(structure.numbers))
@@ -108,8 +106,14 @@ class ConjugatePosterior:
         return self.process_of(self.mean())
 
     def process_of(self, values: dict[str, Tensor]) -> MarkovDecisionProcess:
-        """Returns the process that the family builds at these values of its sites, in the sites' own types."""
+        """Returns the process that the family builds at these values of its sites, in the sites' own types.
+
+        Raises:
+            ValueError: unless there is a value for each site.
+        """
         sites = self.structure.sites
+        if set(values) != set(sites):
+            raise ValueError(f"values must have the sites {sorted(sites)}, got {sorted(values)}")
         return run_at(
             self.structure.family, {name: torch.as_tensor(value).to(sites[name].like) for name, value in values.items()}
         )
@@ -159,18 +163,16 @@ class ConjugatePosterior:
                 raise ValueError(f"name must be one of the sites {sorted(self.structure.sites)}, got {each!r}")
         site, second = self.structure.sites[name], self.structure.sites[other or name]
         if site.kind == "normal" and second.kind == "normal":
-            place = self.structure.numbers.place
-            width = self.gaussian.centre.shape[-1]
+            place, roots = self.structure.numbers.place, self.gaussian.roots().flatten(0, 1)
             ours, theirs = (place[each.start : each.start + each.size] for each in (site, second))
-            roots = self.gaussian.roots()
-            products = torch.einsum(
-                "ik,jk->ij", roots[ours // width, ours % width], roots[theirs // width, theirs % width]
-            )
-            return torch.where((ours // width)[:, None] == (theirs // width)[None], products, 0.0)
+            near = (ours // roots.shape[1])[:, None] == (theirs // roots.shape[1])[None]
+            return torch.where(near, roots[ours] @ roots[theirs].T, 0.0)
         if other is not None and other != name:
             raise ValueError(f"other must be a Normal site, and so must name: {name!r} and {other!r} are not both")
         own = self.counts[site.start : site.start + site.size]
-        rows = own.reshape(*site.shape, 2) if site.kind == "beta" else own.reshape(site.shape)
+        rows = own.reshape(-1, site.width).reshape(
+            *(site.shape if site.kind == "beta" else site.shape[:-1]), site.width
+        )
         total = rows.sum(-1, keepdim=True)
         share = rows / total
         spread = (torch.diag_embed(share) - share[..., :, None] * share[..., None, :]) / (total[..., None] + 1)
@@ -225,11 +227,10 @@ class ConjugatePosterior:
         table[numbers.varying >= 0] = numbers.slopes
         whitened = torch.linalg.solve_triangular(lower, table.reshape(ds, -1), upper=False).reshape(ds, ds + da + 1, -1)
         slopes = torch.einsum("nf,dfk->dnk", features, whitened).flatten(0, 1)
-        block = numbers.block[:1].expand(len(slopes)) if len(numbers.block) else slopes.new_zeros(0).long()
-        one = torch.ones_like(residual.flatten())
         believed = self.gaussian
-        if len(numbers.block):
-            believed = believed.seeing(block, slopes, residual.flatten(), one)
+        if len(numbers.block):  # all rows are of one block, as the noise ties them together
+            block, seen = numbers.block[:1].expand(len(slopes)), residual.flatten()
+            believed = believed.seeing(block, slopes, seen, torch.ones_like(seen))
         return replace(self, gaussian=believed, num_seen=self.num_seen + len(state))
 
     def _seeing_steps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
@@ -18,7 +19,7 @@ from rl_as_inference.processes.reward_shapes import checked_reward
 from rl_as_inference.program.recording import log_prob_of
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["Cells", "ReplayLike", "Transitions", "read_transitions"]
+__all__ = ["Cells", "ReplayLike", "Transitions", "checked_noise", "read_transitions"]
 
 
 @runtime_checkable
@@ -268,15 +269,20 @@ def _told(value: Tensor) -> str:
     return f"{value.item():g}" if value.dim() == 0 else str([round(x, 4) for x in value.flatten().tolist()])
 
 
+def checked_noise(reward_noise: Any) -> float:
+    """Returns a standard deviation; raises ValueError unless it is a finite number, and not negative."""
+    if isinstance(reward_noise, bool) or not isinstance(reward_noise, Real) or not 0 <= float(reward_noise) < math.inf:
+        raise ValueError(f"reward_noise must be a finite number >= 0 (reward units), got {reward_noise!r}")
+    return float(reward_noise)
+
+
 def read_transitions(given: Any, reward_noise: float = 0.0) -> Transitions:
     """Returns trajectories given in any of the forms of :func:`infer_dynamics`, on the host.
 
     Raises:
         ValueError: if they have none of these forms, there are no transitions in them, or one of them is NaN.
     """
-    noise = float(reward_noise)
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"reward_noise must be a finite number >= 0 (reward units), got {reward_noise!r}")
+    noise = checked_noise(reward_noise)
     if isinstance(given, Transitions):
         return given
     rewards: Tensor | None

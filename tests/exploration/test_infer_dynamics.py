@@ -364,6 +364,10 @@ class TestBadInput:
             infer_dynamics(beta_family, seen, method="map")
         with pytest.raises(ValueError, match="reward_noise must be a finite number >= 0"):
             infer_dynamics(beta_family, seen, reward_noise=-1.0)
+        with pytest.raises(ValueError, match="reward_noise must be a finite number >= 0"):
+            ConjugatePosterior.of(beta_family, reward_noise="none")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"values must have the sites \['stay', 'worth'\], got \['stay'\]"):
+            ConjugatePosterior.exactly(beta_family).process_of({"stay": torch.tensor(0.5)})
         with pytest.raises(ValueError, match="num_draws must be an integer >= 1"):
             infer_dynamics(beta_family, seen, num_draws=0)
 
