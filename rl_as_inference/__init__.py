@@ -3,7 +3,7 @@
 from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
-from rl_as_inference.exploration import ConjugatePosterior, infer_dynamics
+from rl_as_inference.exploration import ConjugatePosterior, Exploration, bayes_adaptive, explore, infer_dynamics
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
@@ -38,6 +38,7 @@ __all__ = [
     "Comparison",
     "ConjugatePosterior",
     "Estimate",
+    "Exploration",
     "FitResult",
     "GradientComparison",
     "GymnasiumProcess",
@@ -59,11 +60,13 @@ __all__ = [
     "Trajectories",
     "TrajectoryELBO",
     "act",
+    "bayes_adaptive",
     "compare",
     "compare_gradients",
     "estimate_elbo",
     "estimate_log_evidence",
     "exact",
+    "explore",
     "fit",
     "follow",
     "given_return",

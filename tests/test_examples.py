@@ -47,6 +47,21 @@ def test_every_example_asks_its_question_and_has_its_test():
         assert f"test_{name}" in globals(), f"{name} has no test"
 
 
+def test_explore(run):
+    text = run("explore")
+    small, large = (
+        re.findall(rf"_\w+ {NUMBER}", next(x for x in text.splitlines() if f"size  {n}" in x)) for n in (4, 7)
+    )
+    assert len(small) == len(large) == 3
+    sampling, k_learning, soft = map(float, large)
+    assert max(sampling, k_learning) < 60 < soft, "twice as deep is much harder for soft Q-learning alone"
+    assert numbers(text, "nobody knows are worth") == [6.0218]
+    # Mean regret over 100 runs of at most 2.5 each.
+    after = text.split("regret over")[1]
+    regrets = {name: numbers(after, f"  {name} ")[0] for name in ("exact", "soft_q")}
+    assert all(0.5 < regret < 1.3 for regret in regrets.values())
+
+
 def test_first_program(run):
     text = run("first_program")
     (elbo,), best = numbers(text, "ELBO of the policy, exact"), numbers(text, "largest ELBO of any policy")[0]

@@ -16,11 +16,15 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 import rl_as_inference as rlai
 from rl_as_inference import exact, models
 from rl_as_inference.guides import CategoricalPolicy, TabularPolicy, amortized_policy
+from rl_as_inference.models import families
 from rl_as_inference.processes.programs import as_process
 
 F64 = torch.float64
 PROGRAMS = ("corridor", "hidden_goal", "uncertain_slip")
-TABULAR = ("cliff", "frozen_lake", "gridworld", "procrastination", "random_mdp", "restaurants")
+TABULAR = (
+    *("bandit", "cliff", "deep_sea", "frozen_lake", "gridworld", "procrastination", "random_mdp", "restaurants"),
+    "river_swim",
+)
 BELIEFS = ("crying_baby", "food_truck", "machine_wear", "t_maze", "tiger")
 HIDDEN = (*BELIEFS, "light_dark", "light_dark_linear")
 PROCESSES = (*TABULAR, *HIDDEN, "double_integrator", "pendulum", "point_mass", "short_strings")
@@ -123,7 +127,7 @@ def test_the_exact_elbo_of_the_prior_is_that_of_its_rollouts(name):
     assert abs(estimate.mean - float(exact.elbo(mdp, None))) < 4 * estimate.standard_error
     assert exact.elbo(mdp, None) < exact.optimal_elbo(mdp)
     gap = float(exact.log_evidence(mdp) - exact.optimal_elbo(mdp))
-    if name in ("procrastination", "restaurants"):  # nothing is luck there
+    if name in ("deep_sea", "procrastination", "restaurants"):  # nothing is luck there
         assert abs(gap) < 1e-9
     else:
         assert gap > 0
@@ -164,6 +168,10 @@ def test_the_exact_elbo_of_the_prior_is_that_of_its_rollouts(name):
         ("cliff", {"fall_cost": -1.0}, "fall_cost must be"),
         ("frozen_lake", {"map_name": "9x9"}, "map_name must be '4x4' or '8x8'"),
         ("frozen_lake", {"horizon": -1}, "horizon must be"),
+        ("deep_sea", {"size": 1}, "size must be an integer >= 2"),
+        ("river_swim", {"length": 1}, "length must be an integer >= 2"),
+        ("bandit", {"probabilities": ()}, "at least one arm"),
+        ("bandit", {"probabilities": (0.5, 1.5)}, "probabilities must be a probability"),
     ],
 )
 def test_bad_arguments_are_named(name, arguments, words):
@@ -504,6 +512,62 @@ def test_a_trained_guide_shares_itself_out_among_the_goals_or_settles_for_one():
         shares[temperature] = torch.bincount(nearest[distance < 0.5], minlength=4) / 2000
     assert shares[0.5].min() > 0.03
     assert shares[0.25].max() > 0.9
+
+
+# Problems with families.
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_one_way_of_all_leads_to_the_treasure_of_a_deep_sea(seed):
+    sea, cell = models.deep_sea(4, mapping_seed=seed, dtype=F64), torch.zeros(1, dtype=torch.long)
+    found = []
+    for actions in product((0, 1), repeat=4):
+        state, total, columns = cell, 0.0, []
+        for t, action in enumerate(actions):
+            step = sea.advance(state, torch.tensor([action]), t)
+            state, total = step.next_state, total + float(step.reward)
+            columns.append(int(state) % 4)
+        found.append(total)
+        right = sum(after > before or after == 3 for before, after in zip([0, *columns], columns, strict=False))
+        assert total == pytest.approx((total > 0.5) - 0.0025 * right)
+    assert sorted(found)[-2:] == pytest.approx([0.0, 0.99])
+    assert bool((sea.reward_table[:, 0] < 0).any()) == (seed is not None)
+
+
+def test_the_river_has_its_known_answers():
+    river = models.river_swim(dtype=F64)
+    torch.testing.assert_close(river.kernel.dense()[0, 1, :2], torch.tensor([0.4, 0.6], dtype=F64))
+    torch.testing.assert_close(river.kernel.dense()[5, 1, 4:], torch.tensor([0.4, 0.6], dtype=F64))
+    forever = models.river_swim(horizon=None, discount=0.999, dtype=F64).at_temperature(1e-6)
+    # Whoever always swims right is in the last pool that often, in the long run.
+    often = torch.linalg.matrix_power(river.kernel.dense()[:, 1], 10_000)[0, 5]
+    best = float(exact.expected_return(forever, exact.plan(forever)))
+    assert best * 0.001 == pytest.approx(float(often), abs=0.01)
+
+
+@pytest.mark.parametrize("name", families.__all__)
+def test_a_family_draws_processes_with_the_spaces_of_its_problem(name):
+    family, problem = getattr(families, name)(dtype=F64), make(name, dtype=F64)
+    pyro.set_rng_seed(0)
+    drawn = family()
+    assert (drawn.state_space, drawn.action_space) == (problem.state_space, problem.action_space)
+    assert drawn.horizon == problem.horizon
+    supported = drawn.kernel.dense() > 0
+    assert bool(supported[problem.kernel.dense() > 0].all())
+    assert torch.equal(drawn.initial_probabilities, problem.initial_probabilities)
+
+
+def test_bad_families_are_refused():
+    for name, arguments, words in [
+        ("deep_sea", {"size": 1}, "size must be"),
+        ("deep_sea", {"concentration": 0.0}, "concentration must be > 0"),
+        ("deep_sea", {"reach": 0}, "reach must be an integer >= 1"),
+        ("river_swim", {"scale": -1.0}, "scale must be > 0"),
+        ("bandit", {"num_arms": 0}, "num_arms must be"),
+        ("bandit", {"prior": (1.0, 0.0)}, "prior must be the two parameters"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            getattr(families, name)(**arguments)
 
 
 # pendulum
