@@ -6,6 +6,7 @@ from rl_as_inference.compare import Comparison, GradientComparison, compare, com
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
+from rl_as_inference.learned import LearnedDynamics
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.offline import OfflineResult, learn_offline
 from rl_as_inference.planning import MPPIPlanner, SMCPlanner
@@ -40,6 +41,7 @@ __all__ = [
     "GradientComparison",
     "GymnasiumProcess",
     "History",
+    "LearnedDynamics",
     "LinearGaussianMDP",
     "LinearGaussianPOMDP",
     "MPPIPlanner",
