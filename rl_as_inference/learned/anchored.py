@@ -15,7 +15,7 @@ from rl_as_inference.state_time_network import check_hidden_sizes
 
 __all__ = ["AnchoredEnsemble", "bounded_log_scale"]
 
-_LOG_SCALES = (-6.0, 1.0)
+_LOG_SCALES = (-5.0, 1.0)
 """Between which learned noise lies, as the logarithm of its share of what is predicted."""
 
 
@@ -66,7 +66,9 @@ class AnchoredEnsemble(nn.Module):
         self.scales: dict[str, float] = {}
         for layer, (before, after) in enumerate(pairwise(sizes)):
             last = layer == self.num_layers - 1
-            self._add(f"weight_{layer}", (ensemble, before, after), prior_scale * math.sqrt((1 if last else 2) / before))
+            self._add(
+                f"weight_{layer}", (ensemble, before, after), prior_scale * math.sqrt((1 if last else 2) / before)
+            )
             self._add(f"bias_{layer}", (ensemble, 1, after), prior_scale)
 
     def _add(self, name: str, shape: tuple[int, ...], scale: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ __all__ = ["DynamicsFit", "fit_dynamics", "least_transitions"]
 
 _TRY_EVERY = 100
 """Updates between trials on what is held out."""
+_FARTHEST = 5.0
+"""Errors on what is held out count for this many standard deviations at most: else a few surprises would be all."""
 _NOISE_BOUNDS = (0.3, 30.0)
 """Between which noise is scaled at last."""
 _FEWEST_TO_SCALE = 20
@@ -35,7 +38,8 @@ class DynamicsFit:
         num_held_out: how many of them were held out.
         num_updates: gradient steps taken.
         log_likelihood: of what was trained on, nats a transition, mean of the members at the last trial.
-        held_out_log_likelihood: of what was not, with each member at its best; NaN if nothing was held out.
+        held_out_log_likelihood: of what was not, with each member at its best; NaN if nothing was held out. Errors
+            beyond five standard deviations count as five here.
         history: of every trial: updates so far, and both numbers then.
     """
 
@@ -94,9 +98,26 @@ def fit_dynamics(
         networks.noise.fill_(1.0)
         if recalibrate and len(held) >= _FEWEST_TO_SCALE:
             mean, raw = networks.transition(inputs[held].expand(networks.ensemble, -1, -1)).chunk(2, -1)
-            error = (targets[held] - mean) / bounded_log_scale(raw).exp()
-            networks.noise.copy_(error.square().mean(1, keepdim=True).sqrt().clamp(*_NOISE_BOUNDS))
+            networks.noise.copy_(_calibrating_factor(targets[held], mean, bounded_log_scale(raw).exp()))
     return found
+
+
+def _calibrating_factor(target: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Returns what noise is to be multiplied by for the mixture's 90 % intervals to hold 90 % of targets, ``(o,)``.
+
+    By bisection of its logarithm. The members' differences stay as they are.
+
+    Args:
+        target: ``(n, o)``.
+        mean, scale: of every member, ``(E, n, o)``.
+    """
+    low, high = (torch.full_like(target[0], math.log(bound)) for bound in _NOISE_BOUNDS)
+    for _ in range(20):
+        middle = (low + high) / 2
+        below = torch.special.ndtr((target - mean) / (scale * middle.exp())).mean(0)
+        few = ((below - 0.5).abs() < 0.45).to(target.dtype).mean(0) < 0.9
+        low, high = torch.where(few, middle, low), torch.where(few, high, middle)
+    return ((low + high) / 2).exp()
 
 
 def _climbed(
@@ -114,10 +135,12 @@ def _climbed(
     ensemble, number = networks.transition, networks.ensemble
     per_unit = -networks.output_scale.log().sum()  # from normalised numbers to those of the data
 
-    def likelihood(values: Tensor, wanted: Tensor) -> Tensor:
+    def likelihood(values: Tensor, wanted: Tensor, farthest: float = math.inf) -> Tensor:
         """Returns the mean log likelihood of each member, ``(E,)`` in nats of normalised numbers."""
         mean, raw = values.chunk(2, -1)
-        return gaussian_log_density(wanted, mean, bounded_log_scale(raw).exp()).mean(-1)
+        scale = bounded_log_scale(raw).exp()
+        error = (wanted - mean).clamp(-farthest * scale, farthest * scale) if math.isfinite(farthest) else wanted - mean
+        return gaussian_log_density(error, torch.zeros_like(error), scale).mean(-1)
 
     best = torch.full((number,), -torch.inf, dtype=inputs.dtype, device=inputs.device)
     kept = {name: value.detach().clone() for name, value in ensemble.named_parameters()}
@@ -125,6 +148,7 @@ def _climbed(
     since, update, running = 0, 0, torch.zeros((), dtype=inputs.dtype, device=inputs.device)
     with _trained(ensemble, learning_rate) as (parameters, optimiser):
         for update in range(1, num_updates + 1):
+            _slow_down(optimiser, learning_rate, update / num_updates)
             rows = train[torch.randint(len(train), (number, batch_size), device=train.device)]
             own = likelihood(ensemble(inputs[rows], parameters), targets[rows])
             loss = -own.sum() + ensemble.anchor_penalty(parameters).sum() / len(train)
@@ -142,7 +166,7 @@ def _climbed(
                 continue
             with torch.no_grad():
                 others = inputs[held].expand(number, -1, -1)
-                now = likelihood(ensemble(others, parameters), targets[held])
+                now = likelihood(ensemble(others, parameters), targets[held], _FARTHEST)
                 better = now > best
                 best = torch.where(better, now, best)
                 for name, value in parameters.items():
@@ -161,7 +185,12 @@ def _climbed(
 
 
 def _fit_endings(
-    networks: DynamicsNetworks, seen: Transitions, train: Tensor, num_updates: int, batch_size: int, learning_rate: float
+    networks: DynamicsNetworks,
+    seen: Transitions,
+    train: Tensor,
+    num_updates: int,
+    batch_size: int,
+    learning_rate: float,
 ) -> None:
     """Fits which states are terminal: none of those acted in was, and those that ended were; of others it is not known."""
     ensemble = networks.ending
@@ -171,7 +200,8 @@ def _fit_endings(
         ended = networks.ending_inputs(seen.next_state[seen.terminated])
     half = max(1, batch_size // 2)
     with _trained(ensemble, learning_rate) as (parameters, optimiser):
-        for _ in range(num_updates):
+        for update in range(1, num_updates + 1):
+            _slow_down(optimiser, learning_rate, update / num_updates)
             parts = [
                 each[torch.randint(len(each), (networks.ensemble, half), device=each.device)] for each in (lived, ended)
             ]
@@ -197,6 +227,12 @@ def _trained(
     yield parameters, torch.optim.Adam(list(parameters.values()), lr=learning_rate)
 
 
+def _slow_down(optimiser: torch.optim.Optimizer, learning_rate: float, share: float) -> None:
+    """Sets the step size of a fit that has done a share of its updates: it falls by a cosine to a hundredth."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
+
+
 def _outputs(networks: DynamicsNetworks, seen: Transitions) -> Tensor:
     """Returns what is to be predicted, ``(n, o)``: the change of state, and the reward if that is learned."""
     change = seen.next_state - seen.state
@@ -215,7 +251,9 @@ def _normalise(networks: DynamicsNetworks, seen: Transitions) -> None:
         # What varies by rounding alone does not vary.
         varies = spread > 1e-6 * values.abs().amax(0).clamp(min=torch.finfo(values.dtype).tiny)
         scale.copy_(torch.where(varies, spread, 1.0))
-    # A number of the state that never moves: a small share of what it is, instead of 1 in units that are not known.
+    # Of a number of the state that never moves the unit is free, and small: so is then what is wrong.
     size = networks.num_states
-    still = outputs[:, :size].abs().amax(0) <= 1e-6 * seen.state.abs().amax(0)
-    networks.output_scale[:size] = torch.where(still, networks.input_scale[:size], networks.output_scale[:size])
+    largest = seen.state.abs().amax(0)
+    still = outputs[:, :size].abs().amax(0) <= 1e-6 * largest
+    small = 1e-3 * torch.where(largest > 0, largest, 1.0)
+    networks.output_scale[:size] = torch.where(still, small, networks.output_scale[:size])

@@ -28,7 +28,7 @@ class DynamicsNetworks(nn.Module):
 
     Attributes:
         num_outputs: ``o``: ``d``, and 1 for the reward.
-        noise: what learned noise is multiplied by, ``(E, 1, o)``.
+        noise: what learned noise is multiplied by, ``(o,)``.
         num_seen, num_endings: how many transitions, and ends among them, they were fitted to last.
     """
 
@@ -68,7 +68,7 @@ class DynamicsNetworks(nn.Module):
         for name, size in (("input", self.num_inputs), ("output", self.num_outputs)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
-        self.register_buffer("noise", torch.ones(ensemble, 1, self.num_outputs))
+        self.register_buffer("noise", torch.ones(self.num_outputs))
         for name in ("num_seen", "num_endings"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -38,7 +39,8 @@ class HasTransitions(Protocol):
         """``(n,)`` bool: the successor is terminal. A time limit is no ending."""
 
 
-class Transitions(NamedTuple):
+@dataclass(frozen=True)
+class Transitions:
     """Transitions as tensors, as :class:`HasTransitions` says."""
 
     state: Tensor
@@ -47,7 +49,7 @@ class Transitions(NamedTuple):
     next_state: Tensor
     terminated: Tensor
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.reward)
 
 
@@ -72,7 +74,7 @@ def read_transitions(
     first: Tensor | None = None
     if isinstance(data, Trajectories):
         data, first = _of_trajectories(data)
-    names = Transitions._fields
+    names = [field.name for field in fields(Transitions)]
     try:
         columns = {name: torch.as_tensor(getattr(data, name), device=like.device) for name in names}
     except AttributeError as error:
@@ -97,7 +99,9 @@ def read_transitions(
     if discrete:
         number = int(action_space.n)  # type: ignore[attr-defined]
         if action.is_floating_point() or bool(((action < 0) | (action >= number)).any()):
-            raise ValueError(f"data: action must hold integers from 0 to {number - 1}, as {action_space} counted from 0")
+            raise ValueError(
+                f"data: action must hold integers from 0 to {number - 1}, as {action_space} counted from 0"
+            )
         action = action.long()
     seen = Transitions(
         columns["state"].to(like.dtype),
