@@ -1,7 +1,7 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
 from rl_as_inference import exact, guides, inspect, models
-from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
+from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
@@ -46,6 +46,7 @@ __all__ = [
     "LinearGaussianPOMDP",
     "MPPIPlanner",
     "MarkovDecisionProcess",
+    "ModelBasedAgent",
     "OfflineResult",
     "PartiallyObservedMDP",
     "Run",
