@@ -79,7 +79,7 @@ class Algorithm(ABC):
         """Returns the soft value that these modules are."""
 
     def companion(self, modules: list[dict[str, nn.Module]], num_envs: int) -> Companion | None:
-        """Returns what learns and acts beside the update, between steps (a model of the world, say); by default nothing.
+        """Returns what learns and acts beside the update, between steps (a model of the world); by default nothing.
 
         Args:
             modules: of each seed.

@@ -17,7 +17,16 @@ from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
-__all__ = ["OBJECTS", "MadeOtherwiseError", "Saved", "Snapshot", "how_made", "load_saved", "named_environment", "save_snapshot"]
+__all__ = [
+    "OBJECTS",
+    "MadeOtherwiseError",
+    "Saved",
+    "Snapshot",
+    "how_made",
+    "load_saved",
+    "named_environment",
+    "save_snapshot",
+]
 
 _FORMAT = "rl-as-inference agent 3"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.checkpoint import OBJECTS
+from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.model_based import ModelBasedAgent
 from rl_as_inference.agents.mpo import MPO
 from rl_as_inference.agents.options import (

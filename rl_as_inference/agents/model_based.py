@@ -83,10 +83,11 @@ class ModelBasedAgent(Learner):
       (:class:`~rl_as_inference.agents.model_planning.MemberPlanner`);
     - ``planner="policy"``: the policy that learned in the model, which is MBPO (Janner et al. 2019, arXiv:1906.08253).
 
-    Planning with an ensemble is PETS (Chua et al. 2018, arXiv:1805.12114); with ``guided`` a plan begins from the policy
-    and ends in its soft value (as in Piché et al. 2019). Rewards and endings are learned, unless ``reward_function``
-    says the former. The discount, temperature and action prior are those of the policy's program; a plan is inference in
-    the same program with the members in the dynamics' place.
+    Planning with an ensemble is PETS (Chua et al. 2018, arXiv:1805.12114); with ``guided`` a plan begins from the
+    policy and ends in its soft value (as in Piché et al. 2019). Rewards and endings are learned, unless
+    ``reward_function`` says the former. The discount, temperature and action prior are those of the policy's program; a
+    plan is inference in the same program with the members in the dynamics' place. With ``optimistic`` each sequence has
+    one member, drawn, so that what some member hopes for is tried.
 
     Args:
         env: as for :class:`SoftActorCritic`; its states are vectors.

@@ -267,14 +267,25 @@ class ModelBasedOptions(LearnerOptions, total=False):
     num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
     planner: Annotated[
         Planner | None,
-        _Row(None, "what acts: a plan in the model, or the policy learned in it; by default mppi, smc for discrete actions"),
+        _Row(
+            None,
+            "what acts: a plan in the model, or the policy learned in it; by default mppi, smc for discrete actions",
+        ),
     ]
     look_ahead: Annotated[int, _Row(20, "steps of a plan", check_count)]
     num_samples: Annotated[
         int, _Row(100, "action sequences (mppi; each in every member), or particles of each member (smc)", _SEVERAL)
     ]
     plan_iterations: Annotated[int, _Row(2, "importance steps of a plan of mppi", check_count)]
-    guided: Annotated[bool, _Row(True, "plans begin from the policy and end in the critics that are learned in the model")]
+    optimistic: Annotated[
+        bool,
+        _Row(
+            False, "of mppi: each action sequence has one member, drawn, and is chosen for its hopes; else their mean"
+        ),
+    ]
+    guided: Annotated[
+        bool, _Row(True, "plans begin from the policy and end in the critics that are learned in the model")
+    ]
     ensemble: Annotated[int, _Row(5, "members of the model: draws of what is not known", check_count)]
     model_hidden_sizes: Annotated[
         Sequence[int],
@@ -283,7 +294,9 @@ class ModelBasedOptions(LearnerOptions, total=False):
     model_every: Annotated[int, _Row(200, "environment steps between fits of the model", check_count)]
     model_updates: Annotated[int, _Row(600, "gradient steps of a fit at most", check_count)]
     model_learning_rate: Annotated[float, _Row(1e-3, "Adam's step size for the model", check_positive)]
-    imagined_steps: Annotated[int, _Row(5, "steps of a walk that is imagined, from a state that was lived", check_count)]
+    imagined_steps: Annotated[
+        int, _Row(5, "steps of a walk that is imagined, from a state that was lived", check_count)
+    ]
     imagined_transitions: Annotated[
         int, _Row(10_000, "transitions imagined after each fit, for policy and critics to learn from", _SEVERAL)
     ]

@@ -103,7 +103,7 @@ class WorldModel:
                 look_ahead=options["look_ahead"],
                 num_samples=options["num_samples"],
                 iterations=options["plan_iterations"],
-                num_futures=options["ensemble"],
+                num_futures=1 if options["optimistic"] else options["ensemble"],
                 **guide,
             )
         return PlanningPolicy(planner)
@@ -230,7 +230,9 @@ class _Ahead:
 
 
 def _lived(replay: Replay, seed: int) -> Transitions:
-    """Returns a seed's transitions."""
-    several = replay.num_learners > 1
-    columns = (replay.state, replay.action, replay.reward, replay.next_state, replay.terminated)
-    return Transitions(*(column[seed] if several else column for column in columns))
+    """Returns a seed's transitions; the end of a horizon is of the time, and no state is terminal for it."""
+    terminated = replay.terminated
+    if replay.horizon is not None:
+        terminated = terminated & (replay.time + 1 < replay.horizon)
+    columns = (replay.state, replay.action, replay.reward, replay.next_state, terminated)
+    return Transitions(*(column[seed] if replay.num_learners > 1 else column for column in columns))

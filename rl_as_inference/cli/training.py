@@ -64,7 +64,9 @@ def train_command(
     ] = None,
     algorithm: Annotated[
         str,
-        typer.Option("--algorithm", "--learner", help="sac (soft actor-critic), sql (soft Q-learning), mpo (MPO) or model-based."),
+        typer.Option(
+            "--algorithm", "--learner", help="sac (soft actor-critic), sql (soft Q-learning), mpo (MPO) or model-based."
+        ),
     ] = "sac",
     num_steps: Annotated[
         int,

@@ -91,7 +91,7 @@ class AnchoredEnsemble(nn.Module):
         return values
 
     def anchor_penalty(self, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Returns ``½ Σ ((θ - θ₀)/scale)²`` of each member, ``(E,)`` in nats: minus its log prior, but for a constant."""
+        """Returns ``½ Σ ((θ - θ₀)/scale)²`` of each member, ``(E,)`` in nats: minus a log prior, up to a constant."""
         own = dict(self.named_parameters()) if parameters is None else parameters
         apart = [(own[name] - self.get_buffer(f"anchor_{name}")) / scale for name, scale in self.scales.items()]
         return torch.stack([0.5 * each.square().sum((1, 2)) for each in apart]).sum(0)

@@ -139,7 +139,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         patience: int = 5,
         recalibrate: bool = True,
     ) -> DynamicsFit:
-        """Fits the networks to all of ``data``, from where they are, and returns how well they predict what was held out.
+        """Fits the networks to all of ``data``, from where they are, and returns how well they predict what is held out.
 
         Each member climbs ``E[log p(s', r | s, a, θ)] + log N(θ; θ₀, scale²) / n``: the ELBO of its posterior draw as a
         point guide (Pyro's ``AutoDelta``), a transition. Every so many-th transition is held out; every 100 updates the
@@ -150,8 +150,8 @@ class LearnedDynamics(MarkovDecisionProcess):
         Again with more data it goes on from the weights that there are. Draws come from PyTorch's generator.
 
         Args:
-            data: trajectories, a learner's ``replay``, or :class:`~rl_as_inference.learned.Transitions`: everything that
-                was seen, not only what is new.
+            data: trajectories, a learner's ``replay``, or :class:`~rl_as_inference.learned.Transitions`: all that was
+                seen, not only what is new.
             num_updates: gradient steps at most.
             batch_size: transitions of a step, drawn for each member by itself.
             learning_rate: Adam's.
@@ -253,7 +253,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         return torch.cat([state, member.to(state)], -1)
 
     def transition(self, state: Tensor, action: Tensor) -> Any:
-        """Returns ``p(s', k | s, a)`` over states that carry their member; of one that carries none yet, any member's."""
+        """Returns ``p(s', k | s, a)`` over states that carry their member; of one that carries none, any member's."""
         self._check_fitted("a transition")
         if not self._carries(state):
             prediction = self.predict(state, action)
@@ -269,7 +269,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         return reparameterized(chances, "the transition") if pathwise else drawn(chances)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """Returns what the next state's member expects to be earned, ``(*batch,)``; of all of them, if it carries none."""
+        """Returns what the next state's member expects to be earned, ``(*batch,)``; the mean, if it carries none."""
         if self.given_reward is not None:
             return self.given_reward(self.as_seen(state), action, self.as_seen(next_state))
         self._check_fitted("a reward")
@@ -385,7 +385,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         self._latest = None
 
     def save(self, path: str | Path) -> None:
-        """Writes networks, spaces and numbers to ``path``, whole or not at all; what was given as functions is not in it.
+        """Writes networks, spaces and numbers to ``path``, whole or not at all; functions that were given are not in it.
 
         Raises:
             ValueError: if the file cannot be written.

@@ -192,7 +192,7 @@ def _fit_endings(
     batch_size: int,
     learning_rate: float,
 ) -> None:
-    """Fits which states are terminal: none of those acted in was, and those that ended were; of others it is not known."""
+    """Fits which states are terminal: none of those acted in was, those that ended were; others are not known."""
     ensemble = networks.ending
     assert ensemble is not None
     with torch.no_grad():

@@ -13,7 +13,7 @@ from rl_as_inference.learned.anchored import AnchoredEnsemble, bounded_log_scale
 __all__ = ["DynamicsNetworks"]
 
 _FARTHEST = 10.0
-"""Inputs further from the mean, in standard deviations, are taken for as far: what is said there is not known anyway."""
+"""Inputs further from the mean, in standard deviations, are taken for as far: what comes of them is not known."""
 
 
 class DynamicsNetworks(nn.Module):

@@ -16,7 +16,7 @@ __all__ = ["HasTransitions", "Transitions", "TransitionsLike", "read_transitions
 
 
 class HasTransitions(Protocol):
-    """What a learner's ``replay`` offers: tensors of ``n`` transitions, or ``(num_learners, n)`` of several learners."""
+    """What a learner's ``replay`` offers: tensors of ``n`` transitions."""
 
     @property
     def state(self) -> Tensor:
@@ -114,7 +114,7 @@ def read_transitions(
 
 
 def _of_trajectories(draws: Trajectories) -> tuple[Transitions, Tensor]:
-    """Returns the transitions of trajectories, and their first states; where one ends before the last step, it ended."""
+    """Returns the transitions of trajectories, and their first states; one that stops before the last step ended."""
     if len(draws.states) != draws.horizon + 1:
         raise ValueError(f"data has {len(draws.states)} states of {draws.horizon} steps, and one is needed after each")
     mask = draws.mask

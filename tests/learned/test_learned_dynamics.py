@@ -12,6 +12,7 @@ from gymnasium.spaces import Box, Discrete
 
 import rl_as_inference as rlai
 from rl_as_inference import LearnedDynamics, MarkovDecisionProcess
+from rl_as_inference.checkpoints import save_tensors
 from rl_as_inference.guides import TanhGaussianPolicy
 from rl_as_inference.learned import AnchoredEnsemble, Transitions
 from rl_as_inference.learned.transitions import read_transitions
@@ -290,11 +291,8 @@ def test_a_file_holds_all_of_it(tmp_path, learned, truth, data):
     first = learned.fit(data, 20)
     torch.manual_seed(5)
     assert again.fit(data, 20) == first
+    save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="no dynamics written by save"):
-        rlai.guides.GaussianPolicy  # noqa: B018
-        from rl_as_inference.checkpoints import save_tensors
-
-        save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
         LearnedDynamics.load(tmp_path / "other.safetensors")
 
 
@@ -324,7 +322,7 @@ def test_bad_data_are_refused(truth, data):
         dynamics.fit(replace(seen, action=seen.action[:, 0]))
     with pytest.raises(TypeError, match="data must be Trajectories, a learner's replay"):
         dynamics.fit([1, 2])
-    with pytest.raises(ValueError, match="held_out must be a share from 0 to 0.5"):
+    with pytest.raises(ValueError, match="held_out must be a share from 0 to"):
         dynamics.fit(data, held_out=0.9)
     with pytest.raises(ValueError, match="index must be below 5"):
         dynamics.member(5)
