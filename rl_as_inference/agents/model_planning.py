@@ -29,10 +29,10 @@ class MemberPlanner(SMCPlanner):
 
     def __init__(self, dynamics: LearnedDynamics, **options: Any) -> None:
         super().__init__(dynamics.certain(), **options)
-        self.dynamics = dynamics
+        self.model = dynamics
 
     def plan(self, states: Tensor, t: int, steps: int) -> Answer:
-        number = self.dynamics.ensemble
+        number = self.model.ensemble
         member = torch.arange(number, device=states.device).to(states).repeat(len(states))
         roots = torch.cat([states.repeat_interleave(number, 0), member[:, None]], -1)
         actions, log_weight = self._by_weights(roots, t, steps)

@@ -109,10 +109,10 @@ class WorldModel:
         return PlanningPolicy(planner)
 
     def policy(self, seed: int) -> Policy:
-        """Returns what acts outside of the loop."""
+        """Returns what acts outside of the loop: a plan, once there is a model to plan in, or the policy."""
         self._set_temperature(seed)
         found = self.others[seed]
-        return self.modules[seed]["policy"] if found is None else found
+        return self.modules[seed]["policy"] if found is None or not self.dynamics[seed].num_transitions else found
 
     # What the loop asks.
 
@@ -222,7 +222,7 @@ class _Ahead:
         value = SoftValue(
             self.model.task,
             modules["critics"],
-            modules["policy"],  # type: ignore[arg-type]
+            modules["policy"],
             temperature=float(temperature),
             num_draws=_VALUE_DRAWS,
         )

@@ -139,7 +139,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         patience: int = 5,
         recalibrate: bool = True,
     ) -> DynamicsFit:
-        """Fits the networks to all of ``data``, from where they are, and returns how well they predict what is held out.
+        """Fits the networks to all of ``data``, from where they are, and returns how well they predict what was kept.
 
         Each member climbs ``E[log p(s', r | s, a, θ)] + log N(θ; θ₀, scale²) / n``: the ELBO of its posterior draw as a
         point guide (Pyro's ``AutoDelta``), a transition. Every so many-th transition is held out; every 100 updates the
@@ -385,7 +385,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         self._latest = None
 
     def save(self, path: str | Path) -> None:
-        """Writes networks, spaces and numbers to ``path``, whole or not at all; functions that were given are not in it.
+        """Writes networks, spaces and numbers to ``path``, whole or not at all; functions that were given are left out.
 
         Raises:
             ValueError: if the file cannot be written.

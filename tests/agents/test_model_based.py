@@ -116,6 +116,39 @@ def test_a_reward_that_is_known_is_not_learned(tmp_path):
     assert again.num_steps == 31
 
 
+def test_before_there_is_a_model_its_policy_acts():
+    agent = ModelBasedAgent("Pendulum-v1", **TINY)
+    assert agent.policy is agent.modules[0]["policy"]
+    assert agent.act([1.0, 0.0, 0.0]).shape == (1,)
+    with pytest.raises(ValueError, match="dynamics were never fitted"):
+        rlai.inspect.foresee(agent, 5)
+
+
+def test_it_says_what_it_foresaw_planned_and_did():
+    agent = ModelBasedAgent("Pendulum-v1", **TINY)
+    agent.learn(31, progress=False)
+    before = state_of(agent)
+    found = rlai.inspect.foresee(agent, 8, every=4, num_draws=5)
+    assert [look.start for look in found.outlooks] == [0, 4]
+    assert (found.states.shape, found.actions.shape) == ((9, 3), (8, 1))
+    look = found.outlooks[1]
+    assert look.planned
+    assert (look.draws.shape, look.expected.shape) == ((3, 5, 4, 3), (3, 4, 3))
+    torch.testing.assert_close(look.draws[:, :, 0], found.states[4].expand(3, 5, 3))
+    # What a member expects is what its own process does without luck.
+    state, walk = found.states[4], []
+    member = agent.dynamics.certain().member(2)
+    for action in look.actions:
+        state = member.transition(state[None], action[None]).mean[0]
+        walk.append(state)
+    torch.testing.assert_close(look.expected[2, 1:], torch.stack(walk))
+    assert all(torch.equal(before[name], value) for name, value in state_of(agent).items())
+    ax = rlai.inspect.plots.plot_foresight(found, 3)
+    assert ax.get_ylabel() == "action"
+    with pytest.raises(ValueError, match="agent has no model of the world: it is SoftActorCritic"):
+        rlai.inspect.foresee(rlai.SoftActorCritic("Pendulum-v1"), 5)
+
+
 def test_plans_go_on_within_an_episode_and_begin_anew_in_the_next():
     agent = ModelBasedAgent("Pendulum-v1", **TINY)
     agent.learn(32, progress=False)
@@ -178,8 +211,6 @@ def test_problems_that_do_not_fit_are_refused():
         ModelBasedAgent("FrozenLake-v1")
     with pytest.raises(TypeError, match="has no option 'horizon'"):
         ModelBasedAgent("Pendulum-v1", horizon=3)
-    with pytest.raises(ValueError, match="dynamics were never fitted"):
-        ModelBasedAgent("Pendulum-v1", **TINY).act([1.0, 0.0, 0.0])
 
 
 def test_it_is_a_name_of_the_command_line_and_of_records(tmp_path):
