@@ -82,11 +82,16 @@ class WorldModel:
         )
         self.log_likelihood: float | None = None
         self._fitted_at: int | None = None
-        self.policies = [[self.planning(seed) for _ in range(num_envs)] for seed in range(len(modules))]
-        self.others = [self.planning(seed) for seed in range(len(modules))]
+        self.policies = [[self.planning(seed, explores=True) for _ in range(num_envs)] for seed in range(len(modules))]
+        self.others = [self.planning(seed, explores=False) for seed in range(len(modules))]
 
-    def planning(self, seed: int) -> PlanningPolicy | None:
-        """Returns a policy that plans in a seed's dynamics, with a last plan of its own; None where no plan acts."""
+    def planning(self, seed: int, *, explores: bool) -> PlanningPolicy | None:
+        """Returns a policy that plans in a seed's dynamics, with a last plan of its own; None where no plan acts.
+
+        Args:
+            seed: whose.
+            explores: whether it acts in the loop, where it may hope; what is evaluated does not.
+        """
         options, dynamics = self.options, self.dynamics[seed]
         if self.planner == "policy":
             return None
@@ -103,7 +108,7 @@ class WorldModel:
                 look_ahead=options["look_ahead"],
                 num_samples=options["num_samples"],
                 iterations=options["plan_iterations"],
-                num_futures=1 if options["optimistic"] else options["ensemble"],
+                num_futures=1 if explores and options["optimistic"] else options["ensemble"],
                 **guide,
             )
         return PlanningPolicy(planner)

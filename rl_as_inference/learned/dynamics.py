@@ -265,6 +265,9 @@ class LearnedDynamics(MarkovDecisionProcess):
         return CarriedStates(mean[..., : self.size], scale[..., : self.size], member.long())
 
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
+        if self._carries(state) and self.noisy and self.num_transitions:  # as its distribution draws, without it
+            mean, scale = (each[..., : self.size] for each in self._outputs(state, action))
+            return torch.cat([torch.addcmul(mean, scale, torch.randn_like(mean)), state[..., -1:]], -1)
         chances = self.transition(state, action)
         return reparameterized(chances, "the transition") if pathwise else drawn(chances)
 
@@ -301,12 +304,11 @@ class LearnedDynamics(MarkovDecisionProcess):
             seen, member = state[..., : self.size].reshape(-1, self.size), state[..., -1].reshape(-1).long()
             inputs = self.networks.inputs(seen, action.reshape(-1, *action.shape[len(batch) :]))
             found = self.networks.by_member(self.networks.gaussian_stacked, inputs, member)
+            found[:, : self.size] += seen
             outputs = self._shaped(found, batch)
             self._latest = (state, action, versions, outputs)
         mean, scale = outputs.chunk(2, -1)
-        apart = mean.clone()
-        apart[..., : self.size] += state[..., : self.size]
-        return apart, scale
+        return mean, scale
 
     # Walks carry their member behind the state.
 
@@ -328,10 +330,13 @@ class LearnedDynamics(MarkovDecisionProcess):
         return self.as_seen(state)
 
     def lifted(self, state: Tensor) -> Tensor:
-        """Returns states ``(N, d)`` with members in turn, from one at random on, ``(N, d + 1)``; others as they are."""
+        """Returns states ``(N, d)`` with members in turn, ``(N, d + 1)``; others as they are.
+
+        Of rows that do not share out evenly to the members the first one is drawn.
+        """
         if self._carries(state):
             return state
-        first = torch.randint(self.ensemble, (), device=state.device)
+        first: Any = 0 if len(state) % self.ensemble == 0 else torch.randint(self.ensemble, (), device=state.device)
         member = (torch.arange(len(state), device=state.device) + first) % self.ensemble
         return torch.cat([state, member.to(state)[:, None]], -1)
 

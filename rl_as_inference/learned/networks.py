@@ -117,12 +117,10 @@ class DynamicsNetworks(nn.Module):
         """
         count, number = len(inputs), self.ensemble
         if count % number == 0 and count:
-            first = member[:1]
-            turns = (torch.arange(count, device=member.device) + first) % number
+            turns = torch.arange(number, device=member.device).repeat(count // number)
             if torch.equal(turns, member):  # in turn, as planners have them: nothing is to be sorted
-                shift = int(first)
-                stacked = inputs.view(-1, number, inputs.shape[-1]).transpose(0, 1).roll(shift, 0)
-                return function(stacked).roll(-shift, 0).transpose(0, 1).reshape(count, -1)
+                stacked = inputs.view(-1, number, inputs.shape[-1]).transpose(0, 1)
+                return function(stacked).transpose(0, 1).reshape(count, -1)
         order = member.argsort(stable=True)
         counts = torch.bincount(member, minlength=number)
         ordered = member[order]
