@@ -139,9 +139,9 @@ def speed() -> dict[str, Any]:
 
 def pendulum(seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     """Returns what agents get on Pendulum-v1 within 2,000 steps, and what soft actor-critic had by then."""
-    before = json.loads(RESULTS.read_text()).get("pendulum", {}).get("rows", []) if RESULTS.exists() else []
-    rows = {row["seed"]: row for row in before if row["steps"] == STEPS}
-    for seed in seeds:
+    before = _read().get("pendulum", {})
+    rows = {row["seed"]: row for row in before.get("rows", []) if before["config"] == json.loads(json.dumps(PENDULUM))}
+    for seed in seeds:  # each by itself, with how long it took
         agent = ModelBasedAgent("Pendulum-v1", seed=seed, **PENDULUM)
         started, spent, curve = time.perf_counter(), time.process_time(), []
         agent.learn(STEPS, progress=False)
@@ -198,6 +198,12 @@ def half_cheetah(seeds: tuple[int, ...] = (0, 1, 2), keep: Path | None = None) -
                 agent.save(path, seconds=seconds, curve=curve)
         found[str(seed)] = curve
     return {"config": CHEETAH, "curves": found, "soft actor-critic": _sac("half_cheetah", 20_000, 3)}
+
+
+def _read() -> dict[str, Any]:
+    """Returns what was found so far."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
 
 
 def _sac(name: str, step: int, count: int) -> list[float]:
@@ -288,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"parts must be of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = _read()
     names = given.parts or ([] if given.picture else [name for name in PARTS if name != "half_cheetah"])
     with progress_bar("model_based", max(len(names), 1)) as bar:
         for name in names:
@@ -296,6 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
             options |= {"keep": given.keep} if name == "half_cheetah" else {}
             where = {"date": datetime.date.today().isoformat(), "cpu": cpu(), "threads": torch.get_num_threads()}
             result = PARTS[name](**options)
+            found = _read()  # another part may have come in the meantime
             found[name] = json.loads(json.dumps({**result, "measured": where}))
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
             bar.advance(name)

@@ -280,7 +280,8 @@ class ModelBasedOptions(LearnerOptions, total=False):
     optimistic: Annotated[
         bool,
         _Row(
-            False, "of mppi, while it learns: an action sequence has one member and is chosen for its hopes; else their mean"
+            False,
+            "of mppi, while it learns: an action sequence has one member and is chosen for its hopes; else their mean",
         ),
     ]
     guided: Annotated[

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import gymnasium
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -340,3 +341,24 @@ def test_what_was_never_fitted_says_so(truth):
             ValueError, match=r"dynamics were never fitted, and .* needs that; fit\(transitions\) first"
         ):
             asked()
+
+
+def test_it_is_an_environment_that_shows_states_alone(learned):
+    env = rlai.to_gymnasium(learned)
+    state, _ = env.reset(seed=0)
+    assert state.shape == (1,)
+    after, _, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert (after.shape, terminated, truncated) == ((1,), False, False)
+
+
+def test_the_fan_tells_ignorance_from_luck(learned):
+    torch.manual_seed(0)
+    data = rlai.posterior(learned, None, method="guide", num_draws=100)
+    ax = rlai.inspect.plots.plot_fan(data)
+    labels = ax.get_legend_handles_labels()[1]
+    assert "ignorance: medians of the members" in labels
+    paths = data.posterior["state"].values[0, :, :, 0]
+    member = data.posterior["member"].values[0]
+    lowest = min(float(np.median(paths[member == k, 3])) for k in range(5))
+    band = ax.collections[labels.index("ignorance: medians of the members") - sum("median" == x[-6:] for x in labels)]
+    assert min(y for x, y in band.get_paths()[0].vertices if x == 3) == pytest.approx(lowest, abs=1e-6)
