@@ -149,11 +149,7 @@ class MarkovDecisionProcess(InSpaces):
         horizon = self.finite_horizon("running the program")
         check_at_least("num_trajectories", num_trajectories)
         with pyro.plate("trajectories", num_trajectories, dim=-1):
-            return self._unknowns_drawn()._run(horizon, markov)
-
-    def _unknowns_drawn(self) -> "MarkovDecisionProcess":
-        """Returns the process that a run of the program is of; one of unknown dynamics draws them here, in sites."""
-        return self
+            return self.with_unknowns_drawn()._run(horizon, markov)
 
     def _run(self, horizon: int, markov: bool) -> Tensor:
         """Runs the program of the trajectories of a plate, and returns their last state."""
@@ -218,17 +214,6 @@ class MarkovDecisionProcess(InSpaces):
             pathwise: draw what is seen by ``rsample``.
         """
         return state
-
-    def as_seen(self, state: Tensor) -> Tensor:
-        """Returns states ``(*batch, *state)`` of a walk as members of the state space, which critics are asked with.
-
-        That is what they are, but where a walk carries what was drawn once for it.
-        """
-        return state
-
-    def told(self, draws: Trajectories) -> Trajectories:
-        """Returns the trajectories of a walk as members of the state space, with what it carried among the latents."""
-        return draws
 
     def has_ended(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool ``(*batch,)``; None if none ever is."""

@@ -360,5 +360,5 @@ def test_the_fan_tells_ignorance_from_luck(learned):
     paths = data.posterior["state"].values[0, :, :, 0]
     member = data.posterior["member"].values[0]
     lowest = min(float(np.median(paths[member == k, 3])) for k in range(5))
-    band = ax.collections[labels.index("ignorance: medians of the members") - sum("median" == x[-6:] for x in labels)]
+    band = ax.collections[labels.index("ignorance: medians of the members") - sum(x[-6:] == "median" for x in labels)]
     assert min(y for x, y in band.get_paths()[0].vertices if x == 3) == pytest.approx(lowest, abs=1e-6)
