@@ -1,12 +1,13 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
 from rl_as_inference import exact, guides, inspect, models
-from rl_as_inference.agents import MPO, SoftActorCritic, SoftPolicyIteration, SoftQLearning
+from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.exploration import ConjugatePosterior, Exploration, bayes_adaptive, explore, infer_dynamics
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
 from rl_as_inference.inference import estimate_log_evidence, posterior, trajectory_kl
+from rl_as_inference.learned import LearnedDynamics
 from rl_as_inference.objectives import Estimate, TrajectoryELBO, estimate_elbo
 from rl_as_inference.offline import OfflineResult, learn_offline
 from rl_as_inference.planning import MPPIPlanner, SMCPlanner
@@ -43,10 +44,12 @@ __all__ = [
     "GradientComparison",
     "GymnasiumProcess",
     "History",
+    "LearnedDynamics",
     "LinearGaussianMDP",
     "LinearGaussianPOMDP",
     "MPPIPlanner",
     "MarkovDecisionProcess",
+    "ModelBasedAgent",
     "OfflineResult",
     "PartiallyObservedMDP",
     "Run",

@@ -156,6 +156,10 @@ class Trajectories:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         return {name: value for name, value in values.items() if value is not None}
 
+    def with_latent(self, name: str, value: Tensor, states: Tensor) -> "Trajectories":
+        """Returns the trajectories with other states, and what was drawn once for each, ``(N, ...)``, as a latent."""
+        return replace(self, states=states, latents={**self.latents, name: value})
+
     def to(self, *args: Any, **kwargs: Any) -> "Trajectories":
         """Returns the trajectories with every tensor moved as :meth:`torch.Tensor.to` does to a device."""
         moved: dict[str, Any] = {

@@ -19,7 +19,13 @@ __all__ = ["PAGES", "with_tables"]
 
 PAGES = tuple(Path(__file__).parent.parent / "docs" / name for name in ("command-line.md", "learners.md", "report.md"))
 _TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end -->)", re.S)
-_ALGORITHMS = {None: "all", "sac": "`SoftActorCritic`", "sql": "`SoftQLearning`", "mpo": "`MPO`"}
+_ALGORITHMS = {
+    None: "all",
+    "sac": "`SoftActorCritic`",
+    "sql": "`SoftQLearning`",
+    "mpo": "`MPO`",
+    "model-based": "`ModelBasedAgent`",
+}
 
 
 def with_tables(text: str) -> str:

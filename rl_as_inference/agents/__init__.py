@@ -1,8 +1,9 @@
-"""Learners on environments: soft actor-critic, soft Q-learning, MPO, soft policy iteration."""
+"""Learners on environments: soft actor-critic, soft Q-learning, MPO, soft policy iteration, and in learned dynamics."""
 
 from rl_as_inference.agents.curves import CurveRow
 from rl_as_inference.agents.evaluation import Evaluation
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.model_based import ModelBasedAgent
 from rl_as_inference.agents.mpo import MPO
 from rl_as_inference.agents.perturbations import PerturbedReturns, perturb
 from rl_as_inference.agents.replay import Batch, Replay
@@ -19,6 +20,7 @@ __all__ = [
     "CurveRow",
     "Evaluation",
     "Learner",
+    "ModelBasedAgent",
     "PerturbedReturns",
     "Replay",
     "ReturnConstraint",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rl_as_inference.agents.companion import Companion
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.task import Task
@@ -95,6 +96,15 @@ class Algorithm(ABC):
     @abstractmethod
     def critic_of(self, modules: dict[str, nn.Module]) -> SoftValue:
         """Returns the soft value that these modules are."""
+
+    def companion(self, modules: list[dict[str, nn.Module]], num_envs: int) -> Companion | None:
+        """Returns what learns and acts beside the update, between steps (a model of the world); by default nothing.
+
+        Args:
+            modules: of each seed.
+            num_envs: environments of each.
+        """
+        return None
 
     def identity(self) -> dict[str, Any]:
         """Returns what of the algorithm makes the learned numbers mean what they do, for a checkpoint to be held to."""

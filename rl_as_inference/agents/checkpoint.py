@@ -17,11 +17,23 @@ from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
-__all__ = ["MadeOtherwiseError", "Saved", "Snapshot", "how_made", "load_saved", "named_environment", "save_snapshot"]
+__all__ = [
+    "OBJECTS",
+    "MadeOtherwiseError",
+    "Saved",
+    "Snapshot",
+    "how_made",
+    "load_saved",
+    "named_environment",
+    "save_snapshot",
+]
 
 _FORMAT = "rl-as-inference agent 3"
 
-_NOT_MADE_AGAIN = ("device", "env_kwargs", "policy")
+OBJECTS = ("policy", "reward_function")
+"""Options that are the user's own objects, which a file cannot hold."""
+
+_NOT_MADE_AGAIN = ("device", "env_kwargs", *OBJECTS)
 """Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
 
 
@@ -86,11 +98,12 @@ class Saved(NamedTuple):
                 f"path: {self.path!r} was written by an earlier version, which did not note the agent's options; make "
                 f"the agent the same way, and restore(path)"
             )
-        if (policy := self.made["policy"]) is not None and "policy" not in changes:
-            raise ValueError(
-                f"policy: the agent in {self.path!r} has a {policy} of the user's, which a file cannot hold; "
-                f"{kind}.load(path, policy=...) with one made the same way"
-            )
+        for name in OBJECTS:
+            if (held := self.made.get(name)) is not None and name not in changes:
+                raise ValueError(
+                    f"{name}: the agent in {self.path!r} has a {held} of the user's, which a file cannot hold; "
+                    f"{kind}.load(path, {name}=...) with one made the same way"
+                )
         options = from_held(self.made["options"])
         if env is None:
             env = self.made["env"]
@@ -112,7 +125,7 @@ def how_made(source: EnvironmentLike, options: LearnerOptions) -> dict[str, Any]
         "env": env,
         "env_kwargs": env_kwargs,
         "env_given_as": _kind_of(source),
-        "policy": held.get("policy"),
+        **{name: held.get(name) for name in OBJECTS},
     }
 
 

@@ -38,6 +38,7 @@ class Loop:
         modules: of each seed, by name; their parameters are views of the update's vector.
         ledger: what was done so far.
         constraint: what tunes α to a return, or None.
+        companion: what the algorithm has beside its update, or None.
         random: everything random but the environments.
         stores_latest: whether replay holds the last observation of each state in its place.
         is_whole: false after an interruption inside a step, of which nothing can be kept.
@@ -78,10 +79,12 @@ class Loop:
         self.observation = torch.zeros(*batch, *task.state_shape, dtype=task.state_dtype, device=task.device)
         self.time = torch.zeros(batch, dtype=torch.int64, device=task.device)
         self.action = torch.zeros(*batch, *task.action_shape, dtype=self.replay.action_dtype, device=task.device)
+        with self.random:
+            self.companion = algorithm.companion(self.modules, self.num_envs)
         self.update = Update(
             self.modules,
             algorithm,
-            self.replay,
+            self.replay if self.companion is None else self.companion.replay,
             self.observation,
             self.time,
             self.action,
@@ -103,6 +106,9 @@ class Loop:
         else:
             if not self._action_is_fresh:
                 self.update.act()
+            planned = None if self.companion is None else self.companion.actions(self.observation, ledger.lengths)
+            if planned is not None:
+                self.action.copy_(planned)
             action = self._host(self.action)
         state, time = self.envs.state, ledger.lengths.copy() if timed else None
         step = self.envs.step(action)
@@ -116,6 +122,8 @@ class Loop:
         self._hold_return(step)
         self._action_is_fresh = False
         if ledger.num_steps >= self.options["learning_starts"]:
+            if self.companion is not None:
+                self.companion.learn(self.replay, ledger.num_steps)
             self._debt += self.options["updates_per_step"] * self.num_envs
             while self._debt >= 1:
                 self._debt -= 1
@@ -191,6 +199,9 @@ class Loop:
             "constraint": None if self.constraint is None else self.constraint.state_dict(),
             "envs": envs["json"],
         }
+        if self.companion is not None:
+            learned, progress["companion"] = self.companion.snapshot()
+            tensors |= {f"companion.{name}": tensor for name, tensor in learned.items()}
         return Snapshot(tensors, progress)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -211,6 +222,9 @@ class Loop:
         self._debt = progress["debt"]
         if self.constraint is not None:
             self.constraint.load_state_dict(progress["constraint"])
+        if self.companion is not None:
+            own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
+            self.companion.restore(own, progress["companion"])
         self.is_whole = True
         arrays = {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")}
         exact = self.envs.restore({"json": progress["envs"], "arrays": arrays})

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from rl_as_inference.agents.checkpoint import OBJECTS
 from rl_as_inference.agents.learner import Learner
+from rl_as_inference.agents.model_based import ModelBasedAgent
 from rl_as_inference.agents.mpo import MPO
 from rl_as_inference.agents.options import (
     LearnerOptions,
+    ModelBasedOptions,
     MPOOptions,
     SoftActorCriticOptions,
     SoftQLearningOptions,
@@ -41,6 +44,7 @@ ALGORITHMS = {
     "sac": KnownLearner(SoftActorCritic, SoftActorCriticOptions),
     "sql": KnownLearner(SoftQLearning, SoftQLearningOptions),
     "mpo": KnownLearner(MPO, MPOOptions),
+    "model-based": KnownLearner(ModelBasedAgent, ModelBasedOptions),
 }
 """As the command line calls them."""
 
@@ -83,11 +87,12 @@ def make_agent(
     name = record.setting("algorithm", argument)
     if name not in ALGORITHMS:
         raise ValueError(f"{argument}: run.json is not as rlai train writes it: its algorithm is {name!r}")
-    if record.settings.get("policy") is not None:
-        raise ValueError(
-            f"{argument}: the run learned a policy of its own ({record.settings['policy']}), which a file cannot hold; "
-            f"make the agent in Python, with that policy, and agent.restore(checkpoint)"
-        )
+    for own in OBJECTS:
+        if record.settings.get(own) is not None:
+            raise ValueError(
+                f"{argument}: the run has a {own.replace('_', ' ')} of its own ({record.settings[own]}), which a file "
+                f"cannot hold; make the agent in Python, with that, and agent.restore(checkpoint)"
+            )
     algorithm = ALGORITHMS[name]
     known = [option.name for option in options_of(algorithm.options) if option.name in record.settings]
     config = from_held({name: record.settings[name] for name in known})

@@ -27,8 +27,10 @@ __all__ = [
     "LearnerOptions",
     "MPOOptions",
     "Memory",
+    "ModelBasedOptions",
     "Objective",
     "Option",
+    "Planner",
     "Sampler",
     "SoftActorCriticOptions",
     "SoftQLearningOptions",
@@ -45,6 +47,7 @@ Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg
 ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
+Planner = Literal["mppi", "smc", "policy"]
 
 Check = Callable[[str, Any], object]
 """``(name, value)``: raises ValueError for a value that may not be."""
@@ -61,7 +64,7 @@ class Option:
     help: str
     """One line, without a full stop."""
     of: str | None
-    """``"sac"``, ``"sql"`` or ``"mpo"`` where only that algorithm has it; None where all have."""
+    """``"sac"``, ``"sql"``, ``"mpo"`` or ``"model-based"`` where only that algorithm has it; None where all have."""
     check: Check | None
 
     @property
@@ -87,6 +90,11 @@ def _share(name: str, value: Any) -> None:
     check_positive(name, value)
     if value > 1:
         raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
+def _zero_or_share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or value != 0:
+        _share(name, value)
 
 
 def _zero_or_positive(name: str, value: Any) -> None:
@@ -253,11 +261,59 @@ class MPOOptions(LearnerOptions, total=False):
     ]
 
 
+class ModelBasedOptions(LearnerOptions, total=False):
+    """The options of model-based agents."""
+
+    num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    planner: Annotated[
+        Planner | None,
+        _Row(
+            None,
+            "what acts: a plan in the model, or the policy learned in it; by default mppi, smc for discrete actions",
+        ),
+    ]
+    look_ahead: Annotated[int, _Row(20, "steps of a plan", check_count)]
+    num_samples: Annotated[
+        int, _Row(100, "action sequences (mppi; each in every member), or particles of each member (smc)", _SEVERAL)
+    ]
+    plan_iterations: Annotated[int, _Row(2, "importance steps of a plan of mppi", check_count)]
+    optimistic: Annotated[
+        bool,
+        _Row(
+            False,
+            "of mppi, while it learns: an action sequence has one member and is chosen for its hopes; else their mean",
+        ),
+    ]
+    guided: Annotated[
+        bool, _Row(True, "plans begin from the policy and end in the critics that are learned in the model")
+    ]
+    ensemble: Annotated[int, _Row(5, "members of the model: draws of what is not known", check_count)]
+    model_hidden_sizes: Annotated[
+        Sequence[int],
+        _Row((128, 128), "widths of the model's hidden layers", lambda _, value: check_hidden_sizes(value)),
+    ]
+    model_every: Annotated[int, _Row(200, "environment steps between fits of the model", check_count)]
+    model_updates: Annotated[int, _Row(600, "gradient steps of a fit at most", check_count)]
+    model_learning_rate: Annotated[float, _Row(1e-3, "Adam's step size for the model", check_positive)]
+    imagined_steps: Annotated[
+        int, _Row(5, "steps of a walk that is imagined, from a state that was lived", check_count)
+    ]
+    imagined_transitions: Annotated[
+        int, _Row(10_000, "transitions imagined after each fit, for policy and critics to learn from", _SEVERAL)
+    ]
+    real_share: Annotated[float, _Row(0.05, "of transitions that were lived, among those", _zero_or_share)]
+    reward_function: Annotated[
+        Callable[..., Any] | None,
+        _Row(None, "the reward where it is known, (state, action, next_state) -> reward; else it is learned"),
+    ]
+
+
 _OF: dict[type, str | None] = {
     LearnerOptions: None,
     SoftActorCriticOptions: "sac",
     SoftQLearningOptions: "sql",
     MPOOptions: "mpo",
+    ModelBasedOptions: "model-based",
 }
 """Whose options these are, as the command line calls the algorithm."""
 
@@ -382,6 +438,8 @@ def from_held(options: Mapping[str, Any]) -> dict[str, Any]:
 def _held(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return type(value).__name__
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     return list(value) if isinstance(value, tuple) else value

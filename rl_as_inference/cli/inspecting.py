@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 import torch
 import typer
 
+from rl_as_inference.agents.training import evaluation_seed
 from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.cli.common import app, check_least, plain_errors
 from rl_as_inference.cli.opening import AllowChanged, open_run
@@ -14,6 +15,7 @@ from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.inspect import Method
 from rl_as_inference.processes import GymnasiumProcess
 from rl_as_inference.report import draw_sources, is_report, render_report
+from rl_as_inference.report.foresight import foresight_picture
 from rl_as_inference.runs import Run
 
 __all__ = ["inspect_command"]
@@ -67,7 +69,8 @@ def inspect_command(
     )
     chosen: Method | None = method or ("guide" if simulates else None)  # type: ignore[assignment]
     sources = draw_sources(process, inspected.policy, method=chosen, num_draws=count)
-    page = render_report(process, sources, comparison=comparison, facts=_facts(inspected, count))
+    foresight = foresight_picture(inspected.agent, seed=evaluation_seed(inspected.record.seed))
+    page = render_report(process, sources, comparison=comparison, facts=_facts(inspected, count), foresight=foresight)
     with written_whole(target) as path:
         path.write_text(page, encoding="utf-8")
     if target.resolve().parent == run.resolve():  # it is the run's own then, and a run in its place takes it away

@@ -17,6 +17,7 @@ __all__ = ["checked_options", "names_of_learner_options", "takes_learner_options
 _NOT_HERE = {
     "seed": "every command has it",
     "policy": "an object",
+    "reward_function": "an object",
     "env_kwargs": "what the command does not know goes there",
     "dtype": "a model's option, which goes to the problem",
 }
@@ -83,7 +84,7 @@ def _annotation(options: list[Option]) -> Any:
     if bool in kinds:
         return Annotated[bool | None, typer.Option(f"{name}/--no-{name[2:]}", **told)]
     kind: Any = str
-    if option.name != "hidden_sizes" and not option.choices and not _has_words(option):
+    if not option.name.endswith("hidden_sizes") and not option.choices and not _has_words(option):
         kind = next((each for each in (int, float) if each in kinds), str)
     return Annotated[kind | None, typer.Option(name, **told)]
 
@@ -99,7 +100,7 @@ def _has_words(option: Option) -> bool:
 
 
 def _parsed(option: Option, value: Any) -> Any:
-    if option.name == "hidden_sizes":
+    if option.name.endswith("hidden_sizes"):
         return parse_sizes(value)
     if not _has_words(option) or value == "auto":
         return value

@@ -64,7 +64,9 @@ def train_command(
     ] = None,
     algorithm: Annotated[
         str,
-        typer.Option("--algorithm", "--learner", help="sac (soft actor-critic), sql (soft Q-learning) or mpo (MPO)."),
+        typer.Option(
+            "--algorithm", "--learner", help="sac (soft actor-critic), sql (soft Q-learning), mpo (MPO) or model-based."
+        ),
     ] = "sac",
     num_steps: Annotated[
         int,
@@ -90,7 +92,7 @@ def train_command(
     video: Video = 0,
     **learner: Any,
 ) -> None:
-    """Learn a policy on an environment by soft actor-critic, soft Q-learning or MPO."""
+    """Learn a policy on an environment by soft actor-critic, soft Q-learning or MPO, or in a model of it."""
     check_least(
         num_steps=(num_steps, 1),
         evaluate_every=(evaluate_every, 1),

@@ -13,14 +13,18 @@ from rl_as_inference.inference import (
 )
 from rl_as_inference.inspect import plots
 from rl_as_inference.inspect.diagnostics import Diagnosis, diagnose
+from rl_as_inference.inspect.foresight import Foresight, Outlook, foresee
 
 __all__ = [
     "Diagnosis",
     "DivergenceMethod",
     "EvidenceMethod",
+    "Foresight",
     "Method",
+    "Outlook",
     "diagnose",
     "estimate_log_evidence",
+    "foresee",
     "from_trajectories",
     "load_posterior",
     "plots",

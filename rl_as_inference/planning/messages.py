@@ -49,13 +49,13 @@ def log_densities(
     taken = process._own_action(actions)
     after = process._own_state(successors).movedim(1, 0)
     full = (len(after), b, n, m)
-    after = after.reshape(*after.shape[:2], 1, 1, *after.shape[2:]).expand(*full, *states.shape[2:])
+    after = after.reshape(*after.shape[:2], 1, 1, *after.shape[2:]).expand(*full, *after.shape[2:])
     density = log_prob_of(process.transition(before, taken), after)
     before, taken = before.expand(*full, *before.shape[3:]), taken.expand(*full, *taken.shape[3:])
     flat = (math.prod(full),)  # one batch dimension, as walks have
     one = before.reshape(*flat, *before.shape[before.dim() - event :])
     earned = checked_reward(
-        process.reward(one, taken.reshape(*flat, *taken.shape[4:]), after.reshape(one.shape)),
+        process.reward(one, taken.reshape(*flat, *taken.shape[4:]), after.reshape(*flat, *after.shape[4:])),
         one,
         torch.Size(flat),
         t,

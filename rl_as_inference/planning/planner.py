@@ -106,7 +106,7 @@ class Planner(ABC):
         over = self.process.horizon is not None and t >= self.process.horizon
         if self.critic is None or over:
             return torch.zeros(batch, dtype=self.dtype(states), device=states.device)
-        value = self.critic(states, t)
+        value = self.critic(self.process.as_seen(states), t)
         if value.shape != batch:
             raise ValueError(
                 f"critic must give one soft value a state, of shape {tuple(batch)}, got {tuple(value.shape)} at step "

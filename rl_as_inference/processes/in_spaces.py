@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.spaces import first_of, is_unit_box, uniform_log_density
+from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["InSpaces"]
 
@@ -56,3 +57,20 @@ class InSpaces:
         """The uniform action prior's log density in nats; None for unbounded actions."""
         bounded = isinstance(self.action_space, gymnasium.spaces.Discrete) or is_unit_box(self.action_space)
         return uniform_log_density(self.action_space) if bounded else None
+
+    # What a walk may carry beside its state, and a program draw before it begins: nothing, but of unknown dynamics.
+
+    def as_seen(self, state: Tensor) -> Tensor:
+        """Returns states ``(*batch, *state)`` of a walk as members of the state space, which critics are asked with.
+
+        That is what they are, but where a walk carries what was drawn once for it.
+        """
+        return state
+
+    def told(self, draws: Trajectories) -> Trajectories:
+        """Returns the trajectories of a walk as members of the state space, with what it carried among the latents."""
+        return draws
+
+    def with_unknowns_drawn(self) -> Any:
+        """Returns the process that a run of the program is of; one of unknown dynamics draws them here, in sites."""
+        return self

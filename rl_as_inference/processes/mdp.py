@@ -148,28 +148,32 @@ class MarkovDecisionProcess(InSpaces):
         """
         horizon = self.finite_horizon("running the program")
         check_at_least("num_trajectories", num_trajectories)
-        first = {FIRST: self._first("state_space")}
         with pyro.plate("trajectories", num_trajectories, dim=-1):
-            initial = self.initial()
-            state: Tensor = self._held(pyro.sample("state_0", initial, infer=dict(first)), -1)
-            like = state if state.is_floating_point() else initial.log_prob(state)
-            action: Tensor | None = None
-            for t in steps(horizon, self.discount, markov=markov, like=like):
-                done = self.terminated(state)
-                if done is not None:
-                    terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
-                seen, prior = self._seen_by_program(state, action, t)
-                action = self._own_action(act(f"action_{t}", seen, self._ask_of_prior(prior)))
-                transition = self.transition(state, action)
-                next_state = self._held(pyro.sample(f"state_{t + 1}", transition, infer=dict(first)), t)
-                # Enumerated sites stand to the left of the plate, and an action may have dimensions of its own.
-                acted = tuple(action.shape)[: action.dim() - len(self.action_space.shape or ())]
-                batch = torch.broadcast_shapes(self.batch_shape(state), acted, self.batch_shape(next_state))
-                earned = checked_reward(self.reward(state, action, next_state), state, batch, t, type(self).__name__)
-                reward(f"reward_{t}", earned, self.temperature)
-                state = next_state
-                if t == horizon - 1:
-                    self._seen_by_program(state, action, horizon)
+            return self.with_unknowns_drawn()._run(horizon, markov)
+
+    def _run(self, horizon: int, markov: bool) -> Tensor:
+        """Runs the program of the trajectories of a plate, and returns their last state."""
+        first = {FIRST: self._first("state_space")}
+        initial = self.initial()
+        state: Tensor = self._held(pyro.sample("state_0", initial, infer=dict(first)), -1)
+        like = state if state.is_floating_point() else initial.log_prob(state)
+        action: Tensor | None = None
+        for t in steps(horizon, self.discount, markov=markov, like=like):
+            done = self.terminated(state)
+            if done is not None:
+                terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
+            seen, prior = self._seen_by_program(state, action, t)
+            action = self._own_action(act(f"action_{t}", seen, self._ask_of_prior(prior)))
+            transition = self.transition(state, action)
+            next_state = self._held(pyro.sample(f"state_{t + 1}", transition, infer=dict(first)), t)
+            # Enumerated sites stand to the left of the plate, and an action may have dimensions of its own.
+            acted = tuple(action.shape)[: action.dim() - len(self.action_space.shape or ())]
+            batch = torch.broadcast_shapes(self.batch_shape(state), acted, self.batch_shape(next_state))
+            earned = checked_reward(self.reward(state, action, next_state), state, batch, t, type(self).__name__)
+            reward(f"reward_{t}", earned, self.temperature)
+            state = next_state
+            if t == horizon - 1:
+                self._seen_by_program(state, action, horizon)
         return self._counted(state)
 
     def _seen_by_program(self, state: Tensor, action: Tensor | None, t: int) -> tuple[Any, Any]:
@@ -382,7 +386,7 @@ class MarkovDecisionProcess(InSpaces):
             times = torch.arange(horizon, device=state.device)[:, None].expand(horizon, num_trajectories)
             rows.log_prior = list(self.prior_at(every).log_prob(actions))
             rows.log_policy = list(unclamped(self._ask(policy, every, times)).log_prob(actions))
-        return rows.trajectories(state, self.temperature, self.discount, seen=seen)
+        return self.told(rows.trajectories(state, self.temperature, self.discount, seen=seen))
 
     def _ask_of_silence(self, rows: Rows) -> None:
         """Asks, of the first trajectories that ended, whether the process rewards what is over."""

@@ -243,7 +243,7 @@ class _Stepper:
     def _see(self, states: Tensor, action: Tensor | None) -> Tensor:
         """Returns what is seen of states; of those that are not hidden all."""
         if self.hidden is None:
-            return states
+            return self.process.as_seen(states)
         taken = None if action is None else self.hidden._own_action(action)
         seen = self.hidden.draw_observation(self.hidden._own_state(states), taken)
         if seen is not None:

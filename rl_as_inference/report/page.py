@@ -26,6 +26,7 @@ def render_report(
     *,
     comparison: Comparison | None = None,
     facts: Sequence[tuple[str, str]] = (),
+    foresight: str | None = None,
 ) -> str:
     """Returns a report as one HTML document, with its scripts and styles inside; it asks no network for anything.
 
@@ -34,6 +35,7 @@ def render_report(
         sources: from :func:`draw_sources`, at least one.
         comparison: for the table and the gaps; None leaves them out.
         facts: names and values to head the page with.
+        foresight: a picture of what a model-based agent believed, as a ``data:`` address; None leaves it out.
 
     Raises:
         ValueError: if there are no sources.
@@ -72,6 +74,7 @@ def render_report(
         number=number,
         gaps=gaps is not None,
         view=embedded["view"],
+        foresight=foresight,
         latents=list(embedded["sources"][0]["draws"]["latents"]),
         # A program's draws have tossed its coins, and no longer tell its discount.
         survival=float(sources[0].data.constant_data["discount"]) if comparison is None else comparison.discount,

@@ -214,7 +214,7 @@ def _run(
         log_zs.append([before + _log_mean(weights) for before, weights in zip(log_z, log_weight, strict=True)])
         moments.append([_moments(*row) for row in zip(total.view_as(log_weight), log_weight, strict=True)])
         accepted.append(share.tolist())
-    draws = replace(draws, log_factors=draws.rewards / mdp.temperature)
+    draws = mdp.told(replace(draws, log_factors=draws.rewards / mdp.temperature))
     options: dict[str, Any] = {"dtype": total.dtype, "device": total.device}
     found = []
     for run, (rows, weights) in enumerate(zip(places.view_as(log_weight), log_weight, strict=True)):

@@ -114,7 +114,7 @@ def _filter(
         """Returns what the critic expects of particles from step ``t`` on, nats; nothing of those that have ended."""
         if critic is None or t == horizon:
             return 0.0
-        value = critic(state, t)
+        value = critic(mdp.as_seen(state), t)
         if value.shape != (num_particles,):
             raise ValueError(
                 f"critic must give one value a state, of shape ({num_particles},), got {tuple(value.shape)} at step {t}"
@@ -169,7 +169,7 @@ def _filter(
         line = index[line]
         lines.append(line)
     lines.reverse()
-    trajectories = rows.trajectories(state, mdp.temperature, 1.0, lines, seen)
+    trajectories = mdp.told(rows.trajectories(state, mdp.temperature, 1.0, lines, seen))
     return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
 
 

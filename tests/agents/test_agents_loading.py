@@ -119,7 +119,7 @@ def test_every_option_is_declared_with_words_and_a_default_that_may_be():
         assert not option.help.endswith("."), option.name
         if option.check is not None:
             option.check(option.name, option.default)
-    assert {option.of for option in all_options()} == {None, "sac", "sql", "mpo"}
+    assert {option.of for option in all_options()} == {None, "sac", "sql", "mpo", "model-based"}
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,22 @@ class TestTrain:
         assert rlai("train", "--resume", "--out", folder, "--num-steps", more)[0] == 0
         assert rlai("evaluate", folder, "--num-episodes", "2")[0] == 0
 
+    def test_a_model_based_run_is_inspected(self, tmp_path: Path) -> None:
+        folder = tmp_path / "a"
+        options = ["--planner", "policy", "--model-hidden-sizes", "8", "--model-updates", "10", "--look-ahead", "5"]
+        options += ["--imagined-transitions", "50", "--evaluate-every", "60", "--evaluate-episodes", "1"]
+        code, text, _ = rlai(
+            "train", "Pendulum-v1", "--learner", "model-based", *TINY, *options, "--num-steps", "60", "--out", folder
+        )
+        assert code == 0
+        assert "ModelBasedAgent on Pendulum-v1" in text
+        settings = RunRecord.read(folder).settings
+        assert (settings["algorithm"], settings["model_hidden_sizes"]) == ("model-based", [8])
+        assert rlai("inspect", folder, "--num-draws", "2")[0] == 0
+        page = (folder / "report.html").read_text()
+        assert "What it believed, what it planned, what happened" in page
+        assert 'src="data:image/png;base64,' in page
+
     def test_soft_q_learning_and_a_problem_in_parts(self, tmp_path: Path) -> None:
         code, text, _ = rlai("train", "CartPole-v1", "--algorithm", "sql", "--double", *QUICK, "--out", tmp_path / "a")
         assert code == 0
@@ -222,7 +238,7 @@ class TestTrain:
             ([], "PROBLEM is missing"),
             (["--g", "3"], "PROBLEM is missing"),
             (["Pendulum-v1", "--gee", "3"], "gee"),
-            (["Pendulum-v1", "--algorithm", "dqn"], "--algorithm must be one of sac, sql, mpo; got 'dqn'"),
+            (["Pendulum-v1", "--algorithm", "dqn"], "--algorithm must be one of sac, sql, mpo, model-based; got 'dqn'"),
             (["Pendulum-v1", "--double"], "--double goes with --algorithm sql"),
             (["CartPole-v1", "--algorithm", "sql", "--objective", "svg0"], "--objective goes with --algorithm sac"),
             (["CartPole-v1", "--target-entropy", "0.7"], "0.7 nats, which no policy on Discrete(2) can"),

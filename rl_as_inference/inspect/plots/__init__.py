@@ -5,6 +5,7 @@ from rl_as_inference.inspect.plots.actions import plot_actions
 from rl_as_inference.inspect.plots.comparisons import plot_dynamics_gap, plot_gaps
 from rl_as_inference.inspect.plots.elbo_history import plot_elbo_history
 from rl_as_inference.inspect.plots.energy import plot_free_energy
+from rl_as_inference.inspect.plots.foresight import plot_foresight
 from rl_as_inference.inspect.plots.occupancy import plot_occupancy
 from rl_as_inference.inspect.plots.perturbed_returns import plot_perturbation
 from rl_as_inference.inspect.plots.rationality_curve import plot_rationality
@@ -23,6 +24,7 @@ __all__ = [
     "plot_dynamics_gap",
     "plot_elbo_history",
     "plot_fan",
+    "plot_foresight",
     "plot_free_energy",
     "plot_gaps",
     "plot_learning_curve",

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.inspect.plots.from_data import label_of, state_paths
-from rl_as_inference.style import BLUE, GREY, new_axes, tidy, whole_numbers
+from rl_as_inference.inspect.plots.from_data import label_of, over_time, state_paths
+from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
     import arviz
@@ -40,7 +40,8 @@ def plot_states(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | Non
 def plot_fan(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
     """Draws quantile bands of one state dimension over time, of the posterior and, if there, of the prior.
 
-    The line is the median, the bands hold 50 % and 90 % of the draws.
+    The line is the median, the bands hold 50 % and 90 % of the draws. Of learned dynamics a third band tells ignorance
+    from luck: between the lowest and the highest of the members' medians.
 
     Args:
         data: what :func:`rl_as_inference.posterior` returns.
@@ -54,6 +55,8 @@ def plot_fan(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" 
     ax = new_axes(ax)
     for group, paths in groups:
         draw_fan(ax, paths, _COLOURS[group], f"{_name(data, group)}, ")
+    if "member" in data.posterior:
+        _draw_ignorance(ax, groups[-1][1], over_time(data, "posterior", "member"))
     ax.legend(frameon=False, fontsize=8)
     whole_numbers(ax.xaxis)
     return tidy(ax, "time (steps)", label_of(data, "state", dimension))
@@ -102,6 +105,14 @@ def draw_fan(ax: "Axes", paths: Any, colour: str, whose: str, times: Any = None)
         label = f"{whose}{high - low:.0%} of draws"
         ax.fill_between(times, *band, color=colour, alpha=shade, linewidth=0, label=label)
     ax.plot(times, np.nanmedian(paths, 0), color=colour, linewidth=1.8, label=f"{whose}median")
+
+
+def _draw_ignorance(ax: "Axes", paths: Any, member: Any) -> None:
+    """Draws the band that the medians of the members' paths ``(sample, time)`` span."""
+    medians = np.stack([np.nanmedian(paths[member == each], 0) for each in np.unique(member)])
+    label = "ignorance: medians of the members"
+    times = np.arange(paths.shape[1])
+    ax.fill_between(times, medians.min(0), medians.max(0), color=ORANGE, alpha=0.6, linewidth=0, label=label)
 
 
 def _paths(ax: "Axes", paths: Any, colour: str, count: int, label: str | None) -> None:
