@@ -40,8 +40,8 @@ _LEAST, _MARGIN = 1e-2, 10.0
 """Where they stay: at least the first; at most the second times what holds the bound of the best M-step.
 
 The improvement is within ``kl_improvement`` of the old policy, so that the best M-step at a multiplier ``λ`` is about
-``kl_improvement/(1 + λ)²`` away from it, and ``λ = √(kl_improvement/bound)`` holds the bound. What is above it then is the noise of
-Adam's steps, against which a larger ``λ`` does nothing but stop the learning.
+``kl_improvement/(1 + λ)²`` away from it, and ``λ = √(kl_improvement/bound)`` holds the bound. What is above it then is
+the noise of Adam's steps, against which a larger ``λ`` does nothing but stop the learning.
 """
 _LOG_SCALE_BOUNDS = (-5.0, 2.0)
 """Of the Gaussian before squashing: divergences are in units of its scale, which must not vanish."""
