@@ -44,7 +44,7 @@ def test_the_evidence_is_unbiased(discount: float, guided: bool) -> None:
 
 
 def test_conditions() -> None:
-    """A condition on a state in the middle and on the return, against every trajectory; 50 filters, then 1,500 draws."""
+    """A condition on a state in the middle and on the return, by enumeration; 50 filters, then 1,500 draws."""
     mdp = random_mdp(5, num_states=3, num_actions=2, horizon=4, temperature=0.4)
     program = pyro.condition(rlai.given_return(mdp, 0.5), data={"state_2": torch.tensor(1)})
     weights: dict[tuple[int, ...], float] = {}
