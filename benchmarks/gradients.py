@@ -62,7 +62,7 @@ def measure(quick: bool, advance: Advance) -> Section:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rounds = 2 if quick else 25
+        rounds = 1 if quick else 25
         replicates, size = (40, 32) if quick else (384, 64)
         times = _times(rounds)
         advance("gradients: times")

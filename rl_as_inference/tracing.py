@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 __all__ = ["in_direct_calls", "traced"]
 
 _WORDS = """
-    add amax bmm cat clamp div eq exp ge gt le log log1p logaddexp logical_and logical_not logsumexp lt
-    masked_fill maximum minimum mm mul neg permute pow reciprocal rsub select softmax sqrt squeeze stack
-    sub sum t transpose unsqueeze where
+    add amax amin bmm cat clamp div eq exp expand ge gt index_select le lerp log log1p logaddexp logical_and
+    logical_not logsumexp lt masked_fill maximum mean minimum mm mul neg permute pow reciprocal relu rsub select
+    softmax sqrt squeeze stack sub sum t tanh transpose unsqueeze view where
 """
 _DIRECT = frozenset(_WORDS.split())
-"""Operations whose functions in torch take the same arguments in the same order."""
+"""Operations whose functions in torch, or methods of a tensor, take the same arguments in the same order."""
 
 
 def traced(
@@ -58,7 +58,7 @@ def in_direct_calls(graph: fx.GraphModule) -> fx.GraphModule:
     for node in graph.graph.nodes:
         name = node.target._schema.name.partition("::")[2] if isinstance(node.target, torch._ops.OpOverload) else ""
         if name in _DIRECT:
-            node.target = getattr(torch, name)
+            node.target = getattr(torch, name) if hasattr(torch, name) else getattr(Tensor, name)
     graph.recompile()
     return graph
 

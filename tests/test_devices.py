@@ -64,7 +64,7 @@ def test_satisficing_and_rationality(device: torch.device, horizon: int | None) 
 
 @pytest.mark.parametrize("budgets", [{"reward_budget": 0.3}, {"dynamics_budget": 0.3}])
 def test_the_worst_case(device: torch.device, budgets: dict[str, float]) -> None:
-    host = random_mdp(3, horizon=4)
+    host = random_mdp(3, horizon=2)
     host = host.replace(reward=host.reward_table.abs() + 0.1)
     here = moved(host, device)
     ours, theirs = (
@@ -239,7 +239,7 @@ def test_guides_fit(device: torch.device) -> None:
 def test_guides_of_continuous_actions_fit(device: torch.device, name: str) -> None:
     problem = getattr(models, name)(device=device)
     policy = amortized_policy(problem, hidden_sizes=(16,)).to(device)
-    found = rlai.fit(problem, policy, steps=60, num_trajectories=64, seed=0, progress=False)
+    found = rlai.fit(problem, policy, steps=30, num_trajectories=64, seed=0, progress=False)
     assert found.elbo[-10:].mean() > found.elbo[:10].mean()
 
 

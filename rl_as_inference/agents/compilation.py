@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.tracing import traced
+from rl_as_inference.tracing import in_direct_calls, traced
 
 __all__ = ["accelerate", "draws_apart"]
 
@@ -47,7 +47,7 @@ def accelerate(
             f"{len(held)} parameters are read past their module (from a list kept beside them, say, or a slice of a "
             f"ParameterList), so that learning would not reach them; read each as an attribute of its module"
         )
-    fast: Callable[..., Any] = graph
+    fast: Callable[..., Any]
     if compile and _has_compiler(inputs[0].device):
         from torch import _inductor as inductor
 
@@ -65,6 +65,8 @@ def accelerate(
         }
         compiled: Any = inductor.compile(graph, examples, options)
         fast = compiled if on_host else lambda *tensors: compiled(*tensors, *draw())
+    else:
+        fast = in_direct_calls(graph)
     if inputs[0].device.type == "cuda":
         fast = _captured(fast, written, read)
     return fast

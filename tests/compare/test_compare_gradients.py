@@ -212,10 +212,10 @@ def check_statistics(found: rlai.GradientComparison) -> None:
 
 
 def test_statistics_on_the_double_integrator() -> None:
-    """N = 20,000, seed 0."""
+    """N = 8,000, seed 0."""
     system = double_integrator(horizon=8, dtype=torch.float64)
     torch.manual_seed(0)
-    found = rlai.compare_gradients(system, some_rule(system), num_trajectories=20_000, num_blocks=50)
+    found = rlai.compare_gradients(system, some_rule(system), num_trajectories=8_000, num_blocks=50)
     check_statistics(found)
     assert found["exact sum over actions, soft Q"].reason
     assert found["pathwise through the model, SVG(∞)"].unbiased

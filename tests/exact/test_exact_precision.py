@@ -30,16 +30,16 @@ def lonely(reward: float | torch.Tensor, **options: object) -> TabularMDP:
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_a_random_sweep(dtype: torch.dtype) -> None:
-    """18 problems and 5 of many states against 80 digits, 15 not the other precision's; exact_sweep.py has 2,000."""
+    """10 problems and 5 of many states against 80 digits, 7 not the other precision's; exact_sweep.py has 2,000."""
     errors = exact_sweep.Errors()
     first = 5000 if dtype == F64 else 5015
     with mpmath.workdps(exact_sweep.DIGITS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The first three: states that are never reached and worth infinitely much, and γ = 0 where e^V overflows.
-        for seed in (218, 504, 456, *range(first, first + 15)):
+        for seed in (218, 504, 456, *range(first, first + 7)):
             exact_sweep.check(seed, dtype, errors)
-        assert errors.finite > 36
-        assert errors.problems == 18
+        assert errors.finite > 20
+        assert errors.problems == 10
         for seed in range(5000, 5005):
             exact_sweep.check_large(seed, dtype, errors)
     assert exact_sweep.failures(str(dtype), errors) == []

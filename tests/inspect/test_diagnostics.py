@@ -266,12 +266,12 @@ class TestOtherMethods:
             assert trusted or ("unknown" in found.text and "do not trust" in found.text)
 
     def test_annealing(self) -> None:
-        """A goal that one path of the prior in a hundred finds, seeds 0-3: right, or not trusted.
+        """A goal that one path of the prior in a hundred finds, seeds 0-1: right, or not trusted.
 
         200 draws; and on the frozen lake, of which 200 do not see enough.
         """
         grid = gridworld(4, 4, horizon=8, temperature=0.5, dtype=torch.float64)
-        for seed in range(4):
+        for seed in range(2):
             torch.manual_seed(seed)
             data = rlai.posterior(grid, method="annealed", num_draws=200)
             notes = data.posterior.attrs

@@ -184,7 +184,7 @@ class TestLinearGaussian:
         system = double_integrator(horizon=6, dtype=F64)
         policy = amortized_policy(system)
         before = gap(system, policy)
-        rlai.fit(system, policy, steps=300, estimator="em", learning_rate=0.05, **options)
+        rlai.fit(system, policy, steps=120, estimator="em", learning_rate=0.1, **options)
         assert 0 <= gap(system, policy) < 0.01 < before
 
 
@@ -194,7 +194,7 @@ class TestOptimum:
     def test_exact_messages(self, seed: int, options: dict[str, float]) -> None:
         mdp = random_mdp(seed, num_states=5, num_actions=3, horizon=6, discount=0.95, terminal=seed == 1)
         policy = table_for(mdp)
-        fitted = rlai.fit(mdp, policy, steps=300, estimator="em", learning_rate=0.1, seed=0, **options)
+        fitted = rlai.fit(mdp, policy, steps=120, estimator="em", learning_rate=0.1, seed=0, **options)
         assert 0 <= gap(mdp, policy) < 0.01
         assert float(fitted.elbo[-1]) == pytest.approx(float(exact.elbo(mdp, policy).detach()), abs=1e-2)
         assert fitted.critic is None
@@ -202,7 +202,7 @@ class TestOptimum:
     def test_no_horizon(self) -> None:
         mdp = random_mdp(4, num_states=4, horizon=None, discount=0.8)
         policy = TabularPolicy(4, 2).double()
-        rlai.fit(mdp, policy, steps=250, estimator="em", learning_rate=0.1)
+        rlai.fit(mdp, policy, steps=150, estimator="em", learning_rate=0.1)
         assert 0 <= gap(mdp, policy) < 1e-3
 
     def test_learned_soft_q(self) -> None:
@@ -210,12 +210,12 @@ class TestOptimum:
         tables = random_mdp(2, num_states=4, num_actions=3, horizon=5, dtype=torch.float32)
         policy = table_for(tables, torch.float32)
         critic = TableCritic(exact.plan(tables).soft_q)
-        rlai.fit(tables, policy, steps=200, estimator="em", critic=critic, learning_rate=0.1, seed=0)
+        rlai.fit(tables, policy, steps=100, estimator="em", critic=critic, learning_rate=0.1, seed=0)
         assert 0 <= gap(tables, policy) < 0.01, "a given critic"
         policy = table_for(tables, torch.float32)
         wanted = rlai.fit(tables, policy, steps=1, estimator="exact_sum", seed=0).critic
         before = gap(tables, policy)
-        rlai.fit(tables, policy, steps=400, estimator="em", critic=wanted, learning_rate=0.05, seed=0)
+        rlai.fit(tables, policy, steps=200, estimator="em", critic=wanted, learning_rate=0.1, seed=0)
         assert 0 <= gap(tables, policy) < 0.05 < before, "one trained alongside"
 
     def test_continuous_actions(self) -> None:
@@ -228,7 +228,7 @@ class TestOptimum:
         before = gap(system, policy)
         critic = QEnsemble(system.state_space, system.action_space, num_critics=2, horizon=2, hidden_sizes=(64, 64))
         rlai.fit(
-            system, policy, steps=300, estimator="em", critic=critic, learning_rate=0.02, num_trajectories=128, seed=0
+            system, policy, steps=150, estimator="em", critic=critic, learning_rate=0.03, num_trajectories=128, seed=0
         )
         assert gap(system, policy) < 0.1 * before
 
@@ -278,7 +278,7 @@ class TestTrajectories:
         for eta in (0.5, 10.0):
             policy = TabularPolicy(3, 2, horizon=1).double()
             critic = SoftV(mdp.state_space, horizon=1).double()
-            rlai.fit(mdp, policy, steps=300, estimator="em", critic=critic, eta=eta, learning_rate=0.05, seed=0)
+            rlai.fit(mdp, policy, steps=150, estimator="em", critic=critic, eta=eta, learning_rate=0.1, seed=0)
             shares[eta] = float(policy(torch.tensor([0]), 0).probs[0, 1].detach())
         assert shares[0.5] > 0.6
         assert abs(shares[10.0] - 0.5) < 0.08
@@ -308,7 +308,7 @@ class TestTeacher:
         """Distilling the optimal plan: N = 256 trajectories of the guide a step, seed 0."""
         mdp = random_mdp(6, num_states=5, horizon=5, terminal=True, dtype=torch.float32)
         policy = table_for(mdp, torch.float32)
-        fitted = rlai.fit(mdp, policy, steps=200, teacher=exact.plan(mdp), learning_rate=0.1, seed=0)
+        fitted = rlai.fit(mdp, policy, steps=100, teacher=exact.plan(mdp), learning_rate=0.2, seed=0)
         assert fitted.estimator == "em"
         assert 0 <= gap(mdp, policy) < 0.01
 
@@ -328,7 +328,7 @@ class TestTeacher:
         system = double_integrator(horizon=4)
         policy = amortized_policy(system)
         before = gap(system, policy)
-        rlai.fit(system, policy, steps=300, teacher=exact.plan(system), learning_rate=0.05, num_trajectories=64, seed=0)
+        rlai.fit(system, policy, steps=120, teacher=exact.plan(system), learning_rate=0.1, num_trajectories=64, seed=0)
         assert gap(system, policy) < 0.05 * before
 
     def test_hidden_state(self) -> None:
@@ -338,7 +338,9 @@ class TestTeacher:
         teacher = rlai.guides.BeliefPolicy(pomdp, plan.policy)
         policy = amortized_policy(pomdp)
         before = float(exact.elbo(pomdp, policy).detach())
-        rlai.fit(pomdp, policy, steps=150, teacher=teacher, num_trajectories=64, tempering=1.0, seed=0)
+        rlai.fit(
+            pomdp, policy, steps=80, teacher=teacher, num_trajectories=64, learning_rate=0.04, tempering=1.0, seed=0
+        )
         after = float(exact.elbo(pomdp, policy).detach())
         best = float(exact.optimal_elbo(pomdp))
         assert best - after < 0.2 * (best - before)

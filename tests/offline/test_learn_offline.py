@@ -54,7 +54,7 @@ def expectile_of(values, tau):
 
 @pytest.mark.parametrize("tau", [0.5, 0.8])
 def test_implicit_q_learning_finds_the_in_sample_fixed_point(tau):
-    """60 walks (seed 0), tables, 3,000 updates: V is the expectile of Q over what was done, by iteration to rest."""
+    """60 walks (seed 0), tables, 2,000 updates: V is the expectile of Q over what was done, by iteration to rest."""
     data, gamma = walks(), 0.8
     rows = transitions(data)
     v = dict.fromkeys(range(4), 0.0)
@@ -66,7 +66,7 @@ def test_implicit_q_learning_finds_the_in_sample_fixed_point(tau):
         for state in range(3):
             v[state] = expectile_of([mean[s, a] for s, a, *_ in rows if s == state], tau)
     result = rlai.learn_offline(
-        data, method="iql", discount=gamma, expectile=tau, target_average=0.05, num_updates=3000, **SPACES, **TABLE
+        data, method="iql", discount=gamma, expectile=tau, target_average=0.05, num_updates=2000, **SPACES, **TABLE
     )
     learned = result.critic.action_values(torch.arange(4), t=0)
     for (s, a), value in mean.items():
@@ -74,9 +74,9 @@ def test_implicit_q_learning_finds_the_in_sample_fixed_point(tau):
 
 
 def test_behaviour_cloning_is_the_share_of_each_action():
-    """60 walks (seed 0), a table, 1,500 updates: shares in the data, to 0.05."""
+    """60 walks (seed 0), a table, 800 updates: shares in the data, to 0.05."""
     data = walks()
-    result = rlai.learn_offline(data, method="bc", num_updates=1500, **SPACES, **{**TABLE, "learning_rate": 0.004})
+    result = rlai.learn_offline(data, method="bc", num_updates=800, **SPACES, **{**TABLE, "learning_rate": 0.006})
     rows = transitions(data)
     for state in range(3):
         taken = [a for s, a, *_ in rows if s == state]
@@ -87,9 +87,9 @@ def test_behaviour_cloning_is_the_share_of_each_action():
 
 @pytest.mark.parametrize("method", ["iql", "awr", "mpo"])
 def test_what_was_learned_is_better_than_what_was_done(method):
-    """60 walks (seed 0), 1,500 updates: the exact discounted return beats the behaviour's by half of what there is."""
+    """60 walks (seed 0), 700 updates: the exact discounted return beats the behaviour's by half of what there is."""
     process = small_mdp(horizon=None, discount=0.8)
-    result = rlai.learn_offline(walks(), method=method, env=process, target_average=0.05, num_updates=1500, **TABLE)
+    result = rlai.learn_offline(walks(), method=method, env=process, target_average=0.05, num_updates=700, **TABLE)
     behaviour = float(rlai.exact.expected_return(process, TabularPolicy(4, 3)))
     nearly_greedy = rlai.exact.plan(process.at_temperature(1e-3))
     best = float(rlai.exact.expected_return(process, nearly_greedy.policy))
@@ -173,12 +173,12 @@ def test_every_method_learns_from_data_of_every_kind(method, kind):
 
 
 def test_truncation_is_bootstrapped_and_termination_is_not():
-    """One state that pays 1 for ever, cut off or ended after a step: 1/(1 - γ), and 1."""
+    """One state that pays 1 for ever, cut off or ended after a step: 1/(1 - γ) = 2, and 1; 700 updates."""
     step = {"observations": [0, 0], "actions": [0], "rewards": [1.0]}
-    for ending, value in (("truncations", 5.0), ("terminations", 1.0)):
+    for ending, value in (("truncations", 2.0), ("terminations", 1.0)):
         for method in ("iql", "awr"):
             result = rlai.learn_offline(
-                [{**step, ending: True}], method=method, discount=0.8, num_updates=1500, target_average=0.1, **TABLE
+                [{**step, ending: True}], method=method, discount=0.5, num_updates=700, target_average=0.1, **TABLE
             )
             assert result.critic(torch.tensor(0), 0).item() == pytest.approx(value, abs=0.1)
 

@@ -296,7 +296,7 @@ def test_no_horizon_is_differentiated_at_the_fixed_point() -> None:
 
 
 def test_small_calibration() -> None:
-    """40 data sets of 10 choices each, seeds 0 …: the truth's rank among 9 draws is uniform (chi-square p > 1e-3)."""
+    """25 data sets of 10 choices each, seeds 0 …: the truth's rank among 9 draws is uniform (chi-square p > 1e-3)."""
     one = torch.ones((), dtype=F64)
 
     def family() -> TabularMDP:
@@ -304,7 +304,7 @@ def test_small_calibration() -> None:
         return TabularMDP(one.expand(1, 2, 1), torch.stack([0 * one, worth])[None], one[None], horizon=1)
 
     ranks = []
-    for seed in range(40):
+    for seed in range(25):
         pyro.set_rng_seed(seed)
         trace = pyro.poutine.trace(family).get_trace()
         process = trace.nodes["_RETURN"]["value"]
@@ -461,7 +461,7 @@ class TestHyperbolic:
         process, policy = agent(torch.tensor(2.0, dtype=F64), torch.tensor(3.0, dtype=F64), False)
         pyro.set_rng_seed(0)
         shown = process.rollout(lambda s, t: dist.Categorical(policy[t, s]), 40)
-        found = infer_agent(family, shown, num_draws=60, num_warmup=25, num_chains=1)
+        found = infer_agent(family, shown, num_draws=40, num_warmup=20, num_chains=1)
         assert float(found.sample_stats["probability_sophisticated"].values[..., 1].mean()) < 0.2
         for name, true in (("k", 2.0), ("reward", 3.0)):
             draws = found.posterior[name].values

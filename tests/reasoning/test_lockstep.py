@@ -415,17 +415,17 @@ class TestChains:
         family = family_on_grid(3, 5)
         shown = shown_by(family, hidden=False)
         first, second, other = (
-            infer_agent(family, shown, num_draws=20, num_warmup=10, num_chains=4, seed=seed) for seed in (0, 0, 1)
+            infer_agent(family, shown, num_draws=12, num_warmup=5, num_chains=4, seed=seed) for seed in (0, 0, 1)
         )
         assert first.posterior.equals(second.posterior)
         assert not first.posterior.equals(other.posterior)
         assert len({float(x) for x in first.posterior["temperature"].values[:, -1]}) == 4
 
     def test_draws_are_those_of_gradients_of_single_points(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As far as rounding, which each step magnifies, does not part them: 10 draws a chain, to 1e-6."""
+        """As far as rounding, which each step magnifies, does not part them: 6 draws a chain, to 1e-6."""
         family = family_on_grid(3, 5)
         shown = shown_by(family, hidden=False)
-        options = {"num_draws": 30, "num_warmup": 10, "num_chains": 3}
+        options = {"num_draws": 18, "num_warmup": 6, "num_chains": 3}
         batched = infer_agent(family, shown, **options).posterior
         monkeypatch.setattr(posterior_draws, "batched_gradient", lambda *_: None)
         alone = infer_agent(family, shown, **options).posterior

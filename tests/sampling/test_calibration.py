@@ -98,18 +98,18 @@ class TestGivenOptimality:
             assert p_uniform(found, draws + 1) > LEAST_P, name
 
     def test_nuts_on_a_linear_gaussian_process(self) -> None:
-        """One chain of 240 draws, every second of them among 19 accepted trajectories of its own, seed 0.
+        """One chain of 160 draws, every second of them among 19 accepted trajectories of its own, seed 0.
 
         Draws of the posterior are exchangeable, so that either may be ranked among the other, and
         trajectories are cheaper than the chain; neighbours two apart are nearly independent here.
         """
         system, draws = walk(), 19
         pyro.set_rng_seed(0)
-        (chain,) = nuts(system, 240, num_warmup=80, num_chains=1)
-        few = summaries(chain.select(torch.arange(0, 240, 2)))
-        prior = summaries(accepted(system, 120 * draws))
+        (chain,) = nuts(system, 160, num_warmup=60, num_chains=1)
+        few = summaries(chain.select(torch.arange(0, 160, 2)))
+        prior = summaries(accepted(system, 80 * draws))
         for name, values in few.items():
-            found = ranks(values, prior[name].reshape(120, draws))
+            found = ranks(values, prior[name].reshape(80, draws))
             assert p_uniform(found // 4, 5) > LEAST_P, name
 
     def test_the_ranks_find_a_posterior_that_is_wrong(self) -> None:
