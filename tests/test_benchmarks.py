@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from benchmarks import posteriors
+from benchmarks import model_based, posteriors
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +84,9 @@ def test_short_runs_judge_bias_but_not_times(results):
     assert all((claim["holds"] is not None) == claim["judged"] for claim in claims)
     assert "PASS  bias of every estimator" in printed
     assert "TraceGraph_ELBO" in printed
+
+
+def test_what_was_found_of_learned_dynamics_holds() -> None:
+    held = model_based.claims(json.loads(model_based.RESULTS.read_text()))
+    assert len(held) >= 5
+    assert all(claim.holds for claim in held)

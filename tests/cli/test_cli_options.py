@@ -10,7 +10,7 @@ import typer
 from command_line import refused, rlai
 
 from rl_as_inference import compare, fit, load_run, posterior
-from rl_as_inference.agents import MPO, SoftActorCritic, SoftQLearning, perturb, train
+from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftQLearning, perturb, train
 from rl_as_inference.cli import app
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.option_names import meant
@@ -39,7 +39,7 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
     ),
     "fit": ([fit, load_problem, amortized_policy], {}),
     "train": (
-        [train, MPO, SoftActorCritic, SoftQLearning],
+        [train, MPO, ModelBasedAgent, SoftActorCritic, SoftQLearning],
         {"algorithm": "chooses the class", "video": "calls record_videos"},
     ),
     "evaluate": (
