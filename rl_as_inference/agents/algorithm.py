@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class Algorithm(ABC):
             ValueError: if the policy, or an option, does not fit the task.
         """
 
-    def make_critics(self, num_critics: int, hidden_sizes: tuple[int, ...]) -> QEnsemble:
+    def make_critics(self, num_critics: int, hidden_sizes: Sequence[int]) -> QEnsemble:
         """Returns freshly initialised critics that fit the task."""
         task = self.task
         return QEnsemble(
