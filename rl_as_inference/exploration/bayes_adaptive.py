@@ -118,6 +118,7 @@ def bayes_adaptive(
         raise ValueError(
             "strategy 'exact' needs a finite family; beliefs of a linear-Gaussian one cannot be enumerated"
         )
+    prior.structure.check_told()
     if len(prior.structure.numbers.slopes):
         raise ValueError(
             "strategy 'exact' needs known rewards: beliefs of a Normal unknown cannot be enumerated; let what is "

@@ -262,11 +262,20 @@ def _live(
         onward = 0.0 if (step + 1) % episode == 0 else world.kernel.expect(rest)[here]
         rest[here] = (policy[step][here] * (reward[here] + onward)).sum(-1)
     begins = walks.states[: num_episodes * episode : episode]
+    # An episode's policy is one for all states that it may begin in, and is worth what it is on average over them.
+    worth, first = torch.zeros_like(rest), truth.initial_probabilities.double()
+    for step in range(0, num_episodes * episode, episode):
+        here = (life.steps == step).nonzero().squeeze(-1)
+        _, belief = life.counts[here].unique(dim=0, return_inverse=True)
+        state = life.states[here]
+        pair = belief * len(first) + state  # some are there more than once
+        shares = first[state] * rest[here] / torch.bincount(pair)[pair]
+        worth[here] = torch.zeros_like(shares).index_add(0, belief, shares)[belief]
     returns = walks.rewards.unflatten(0, (num_episodes, episode)).sum(1)
     beliefs, held = TableBeliefs(prior, runs), []
     for e in sorted({0, num_episodes, *(2**k for k in range(num_episodes.bit_length()))}):
         held.append(Belief.of(beliefs.at(e, life.counts[walks.states[e * episode]])))
-    return Exploration(returns.T, known.best - rest[begins].T, known.best, known.prior, held)
+    return Exploration(returns.T, known.best - worth[begins].T, known.best, known.prior, held)
 
 
 def _check_alike(own: Any, truth: Any) -> None:

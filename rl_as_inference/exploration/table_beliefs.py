@@ -46,7 +46,8 @@ class TableBeliefs:
         layers: the states that can be reached by each step.
 
     Raises:
-        ValueError: if the process has no horizon, or a reward hangs on several unknowns.
+        ValueError: if the process has no horizon, a reward hangs on several unknowns, or another part of the process
+            (initial distribution, discount, temperature, action prior) on any.
     """
 
     def __init__(self, prior: ConjugatePosterior, num_runs: int) -> None:
@@ -55,7 +56,7 @@ class TableBeliefs:
         assert isinstance(process, TabularMDP)
         assert moves is not None
         self.process, self.num_runs, self.noise = process, num_runs, prior.reward_noise
-        # The initial distribution and the action prior are known.
+        structure.check_told()
         self.indices, self.entries = moves.indices, moves.entries
         known = moves.probabilities
         self._known = known if bool((known > 0).any()) else None

@@ -339,3 +339,46 @@ def test_rewards_that_vary_need_noise():
     with pytest.raises(ValueError, match="give reward_noise > 0 where they vary"):
         rlai.explore(family, Varies(), num_episodes=2)
     assert rlai.explore(family, Varies(), num_episodes=2, reward_noise=1.0).returns.shape == (2,)
+
+
+@pytest.mark.parametrize("part", ["initial distribution", "discount", "temperature", "action prior"])
+@pytest.mark.parametrize("strategy", ["posterior_sampling", "exact"])
+def test_what_transitions_do_not_tell_must_be_known(part, strategy):
+    def family():
+        chance = pyro.sample("chance", dist.Beta(torch.ones((), dtype=F64), 1.0))
+        both = torch.stack([chance, 1 - chance])
+        options = {"discount": float(chance)} if part == "discount" else {}
+        options |= {"temperature": float(chance)} if part == "temperature" else {}
+        options |= {"action_prior": both} if part == "action prior" else {}
+        start = both if part == "initial distribution" else torch.tensor([1.0, 0.0], dtype=F64)
+        return rlai.TabularMDP(both.expand(2, 2, 2), torch.zeros(2, 2, dtype=F64), start, horizon=2, **options)
+
+    fixed = rlai.TabularMDP(
+        torch.full((2, 2, 2), 0.5, dtype=F64), torch.zeros(2, 2), torch.tensor([1.0, 0.0]), horizon=2
+    )
+    with pytest.raises(ValueError, match=f"family: its {part} depends on its unknowns"):
+        rlai.explore(family, fixed, strategy=strategy, num_episodes=1)
+
+
+def test_regret_of_a_life_is_over_all_states_that_an_episode_may_begin_in():
+    """One start pays 1 for an unknown coin, the other 5 for nothing; by hand, in both orders of starts."""
+    stay, coin, end = (torch.eye(3, dtype=F64)[i] for i in (1, 0, 2))
+    reward = torch.tensor([[0.0, 0.0], [5.0, 5.0], [1.0, 1.0]], dtype=F64)
+    start = torch.tensor([0.5, 0.5, 0.0], dtype=F64)
+
+    def world(chances):
+        flips = torch.stack([p * end + (1 - p) * coin for p in chances])
+        rows = torch.stack([flips, stay.expand(2, 3), end.expand(2, 3)])
+        return rlai.TabularMDP(rows, reward, start, horizon=2)
+
+    def family():
+        return world(pyro.sample("p", dist.Beta(torch.ones(2, dtype=F64), 1.0).to_event(1)))
+
+    found = rlai.explore(family, world(torch.tensor([0.5, 0.9], dtype=F64)), strategy="exact", num_episodes=2,
+                         num_seeds=20)  # fmt: skip
+    assert found.best == pytest.approx(0.5 * 10 + 0.5 * 0.9, abs=1e-12)
+    # The first episode holds both coins alike: it loses half of (0.9 - 0.5) in half of its starts.
+    torch.testing.assert_close(found.regret[:, 0], torch.full((20,), 0.1, dtype=F64), rtol=0, atol=1e-9)
+    # The second is sure of a coin, or as unsure as before.
+    assert all(min(abs(x - y) for y in (0.0, 0.1, 0.2)) < 1e-9 for x in found.regret[:, 1].tolist())
+    assert len(found.regret[:, 1].round(decimals=6).unique()) >= 2
