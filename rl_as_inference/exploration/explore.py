@@ -273,8 +273,14 @@ def _live(
         worth[here] = torch.zeros_like(shares).index_add(0, belief, shares)[belief]
     returns = walks.rewards.unflatten(0, (num_episodes, episode)).sum(1)
     beliefs, held = TableBeliefs(prior, runs), []
+    state = life.states[walks.states[:-1]]
+    done = torch.arange(runs, device=state.device).expand_as(state), state, walks.actions
+    acted = (~truth.terminal[state]).double()
     for e in sorted({0, num_episodes, *(2**k for k in range(num_episodes.bit_length()))}):
-        held.append(Belief.of(beliefs.at(e, life.counts[walks.states[e * episode]])))
+        tried = torch.zeros_like(beliefs.counts).index_put_(
+            tuple(each[: e * episode] for each in done), acted[: e * episode], accumulate=True
+        )
+        held.append(Belief.of(beliefs.at(e, life.counts[walks.states[e * episode]], tried)))
     return Exploration(returns.T, known.best - worth[begins].T, known.best, known.prior, held)
 
 

@@ -382,3 +382,37 @@ def test_regret_of_a_life_is_over_all_states_that_an_episode_may_begin_in():
     # The second is sure of a coin, or as unsure as before.
     assert all(min(abs(x - y) for y in (0.0, 0.1, 0.2)) < 1e-9 for x in found.regret[:, 1].tolist())
     assert len(found.regret[:, 1].round(decimals=6).unique()) >= 2
+
+
+def test_rewards_that_vary_within_one_episode_need_noise():
+    """Of a pair that pays by where it leads, in the first episode, before anything is known."""
+    rows = torch.full((2, 1, 2), 0.5, dtype=F64)
+
+    def family():
+        worth = pyro.sample("worth", dist.Normal(torch.zeros(2, 1, dtype=F64), 1.0).to_event(2))
+        return rlai.TabularMDP(rows, worth, torch.tensor([1.0, 0.0], dtype=F64), horizon=8)
+
+    paid = torch.tensor([0.0, 1.0], dtype=F64).expand(2, 1, 2).clone()
+    truth = rlai.TabularMDP(rows, paid, torch.tensor([1.0, 0.0], dtype=F64), horizon=8)
+    with pytest.raises(ValueError, match="contradicts what was paid at another step"):
+        rlai.explore(family, truth, num_episodes=1, num_seeds=4)
+
+
+def test_a_life_counts_what_was_tried_and_takes_rows_that_name_a_state_twice():
+    """One Beta draw for two rows, beside known rows, one of which leads to state 1 by two successors."""
+    reward = torch.tensor([[0.0, 0.3], [1.0, -0.2]], dtype=F64)
+
+    def world(chance):
+        indices = torch.tensor([[[0, 1], [1, 1]], [[0, 1], [0, 1]]])
+        both, half = torch.stack([chance, 1 - chance]), torch.tensor([0.5, 0.5], dtype=F64)
+        rows = torch.stack([torch.stack([both, half]), torch.stack([both, half])])
+        return rlai.TabularMDP.from_successors(indices, rows, reward, torch.tensor([1.0, 0.0], dtype=F64), horizon=3)
+
+    def family():
+        return world(pyro.sample("chance", dist.Beta(torch.ones((), dtype=F64), 1.0)))
+
+    found = rlai.explore(family, world(torch.tensor(0.4, dtype=F64)), strategy="exact", num_episodes=2)
+    assert [float(belief.counts.sum()) for belief in found.beliefs] == [0.0, 3.0, 6.0]
+    # Always state 1 but for the start, by hand: 0.3 for the sure way there, then 1, then 1 or what action 0 leads to.
+    assert found.best == pytest.approx(0.3 + 1.0 + max(0.6 * 1.0 + 0.4 * 0.3, 0.0), abs=1e-9)
+    assert float(found.regret.min()) > -1e-8
