@@ -144,7 +144,8 @@ def _structure(family: Callable[[], Any]) -> Structure:
         raise NotConjugateError(f"the family cannot be drawn from ({problem})") from None
     sites = _sites(found)
     generator = torch.Generator().manual_seed(0)
-    entries, numbers, processes, densities = [], [], [], []
+    entries: list[Tensor] = []
+    numbers, processes, densities = [], [], []
     for reach in _REACH:
         generator.manual_seed(len(entries) if reach == 0 else len(_REACH))
         values, flat, gauss = _generic(sites, found, generator, reach)

@@ -217,13 +217,21 @@ class _Known:
         return self.layers.evaluate(policy, self.world.transition, self.world.reward)
 
     def check_support(self, beliefs: TableBeliefs) -> None:
-        """Raises ValueError for something that may happen here and that the family holds impossible."""
+        """Raises ValueError for what may happen here and the family holds impossible, or the other way for actions."""
         first = (self.layers.initial > 0) & ~(beliefs.layers.initial > 0)
         if bool(first.any()):
             raise ValueError(f"truth: it may begin in state {int(first.nonzero()[0])}, in which the family never does")
         if not torch.equal(self.truth.terminal, beliefs.process.terminal):
             state = int((self.truth.terminal != beliefs.process.terminal).nonzero()[0])
             raise ValueError(f"truth: state {state} is terminal there or in the family, and not in the other")
+        allowed = beliefs.layers.log_prior > -torch.inf
+        forbidden = allowed & (self.layers.log_prior == -torch.inf) & ~self.truth.terminal[:, None]
+        if bool(forbidden.any()):
+            state, action = (int(i) for i in forbidden.nonzero()[0])
+            raise ValueError(
+                f"truth: its action prior forbids action {action} in state {state}, and that of the family does not; "
+                f"give both the same"
+            )
         for t in range(self.layers.horizon):
             states = self.layers.states[t]
             states = states[~self.truth.terminal[states]]

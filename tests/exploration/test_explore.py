@@ -416,3 +416,17 @@ def test_a_life_counts_what_was_tried_and_takes_rows_that_name_a_state_twice():
     # Always state 1 but for the start, by hand: 0.3 for the sure way there, then 1, then 1 or what action 0 leads to.
     assert found.best == pytest.approx(0.3 + 1.0 + max(0.6 * 1.0 + 0.4 * 0.3, 0.0), abs=1e-9)
     assert float(found.regret.min()) > -1e-8
+
+
+def test_an_action_that_the_world_forbids_is_named():
+    """Else what acts would take it, and earn more than the best."""
+
+    def world(worth, **options):
+        return rlai.TabularMDP(torch.ones(1, 2, 1, dtype=F64), worth, torch.ones(1, dtype=F64), horizon=1, **options)
+
+    def family():
+        return world(pyro.sample("worth", dist.Normal(torch.zeros(1, 2, dtype=F64), 1.0).to_event(2)))
+
+    truth = world(torch.tensor([[0.0, 1.0]], dtype=F64), action_prior=torch.tensor([1.0, 0.0], dtype=F64))
+    with pytest.raises(ValueError, match="truth: its action prior forbids action 1 in state 0"):
+        rlai.explore(family, truth, num_episodes=4)
