@@ -24,17 +24,10 @@ _REACH = (0, 0, 0, 1, -1)
 
 The last verifies what the others suggest.
 """
-
-
 _KINDS: dict[type, str] = {
-    kind: name
+    getattr(module, name): "normal" if "Normal" in name else name.lower()
     for module in (dist, torch.distributions)
-    for kind, name in (
-        (module.Dirichlet, "dirichlet"),
-        (module.Beta, "beta"),
-        (module.Normal, "normal"),
-        (module.MultivariateNormal, "normal"),
-    )
+    for name in ("Dirichlet", "Beta", "Normal", "MultivariateNormal")
 }
 
 
@@ -121,8 +114,7 @@ class Structure:
         """Raises ValueError if a plan would need an unknown of which transitions and rewards do not tell."""
         if self.untold is not None:
             raise ValueError(
-                f"family: its {self.untold} depends on its unknowns, and is taken as known by an agent that explores; "
-                f"fix it"
+                f"family: its {self.untold} depends on its unknowns, and one who explores takes it as known; fix it"
             )
 
     @staticmethod

@@ -22,6 +22,7 @@ from rl_as_inference.nouns import Process, is_process
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.randomness import seeded
+from rl_as_inference.reasoning.posterior_draws import check_family
 
 __all__ = ["Strategy", "explore"]
 
@@ -103,6 +104,7 @@ def explore(
     """
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}; got {strategy!r}")
+    check_family(family, seed)
     check_count("num_episodes", num_episodes)
     if num_seeds is not None:
         check_count("num_seeds", num_seeds)

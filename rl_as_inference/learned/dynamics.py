@@ -101,6 +101,9 @@ class LearnedDynamics(MarkovDecisionProcess):
         self.size, num_actions = size_of(state_space, "state_space"), size_of(action_space, "action_space")
         if isinstance(action_space, gymnasium.spaces.Discrete) and action_space.start != 0:
             raise ValueError(f"action_space must count from 0, got {action_space}")
+        for what, function in (("reward", reward), ("terminated", terminated)):
+            if function is not None and not callable(function):
+                raise ValueError(f"{what} must be a function, or None to learn it; got {function!r}")
         self.state_space, self.action_space = state_space, action_space  # type: ignore[assignment]
         self.ensemble, self.hidden_sizes, self.prior_scale = ensemble, tuple(hidden_sizes), prior_scale
         self.given_reward, self.given_terminated, self.given_initial = reward, terminated, initial

@@ -27,6 +27,8 @@ class MemberDynamics(MarkovDecisionProcess):
             check_count("index", index, least=0)
             if index >= dynamics.ensemble:
                 raise ValueError(f"index must be below {dynamics.ensemble}, the number of members, got {index}")
+        elif bool(((index < 0) | (index >= dynamics.ensemble)).any()):
+            raise ValueError(f"index must hold members from 0 to {dynamics.ensemble - 1}, got {index.tolist()}")
         self.dynamics, self.index = dynamics, torch.as_tensor(index, device=dynamics.like.device)
         self.name = dynamics.name if isinstance(index, Tensor) else f"{dynamics.name}, member {index}"
         self.state_space, self.action_space = dynamics.state_space, dynamics.action_space

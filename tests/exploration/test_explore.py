@@ -430,3 +430,17 @@ def test_an_action_that_the_world_forbids_is_named():
     truth = world(torch.tensor([[0.0, 1.0]], dtype=F64), action_prior=torch.tensor([1.0, 0.0], dtype=F64))
     with pytest.raises(ValueError, match="truth: its action prior forbids action 1 in state 0"):
         rlai.explore(family, truth, num_episodes=4)
+
+
+@pytest.mark.parametrize(
+    ("family", "seed", "words"),
+    [
+        (3, 0, "family must be a Pyro program without arguments"),
+        (models.deep_sea(3), 0, "family must be a Pyro program without arguments"),
+        (families.deep_sea(3), "a", "seed must be an integer from 0"),
+        (families.deep_sea(3), None, "seed must be an integer from 0"),
+    ],
+)
+def test_what_is_no_family_or_seed_is_named(family, seed, words):
+    with pytest.raises(ValueError, match=words):
+        rlai.explore(family, models.deep_sea(3), num_episodes=1, seed=seed)

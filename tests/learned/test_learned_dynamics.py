@@ -388,3 +388,11 @@ def test_answers_are_not_kept_past_their_gradients(learned, whose):
     with torch.inference_mode():
         walks = process.rollout(None, 3)
         assert bool(walks.rewards.isfinite().all())
+
+
+def test_members_and_functions_that_there_are_not(learned, truth):
+    with pytest.raises(ValueError, match="index must hold members from 0 to"):
+        learned.member(torch.tensor([0, 99]))
+    for name in ("reward", "terminated"):
+        with pytest.raises(ValueError, match=f"{name} must be a function, or None to learn it"):
+            LearnedDynamics(truth.state_space, truth.action_space, **{name: 3})
