@@ -118,6 +118,7 @@ def bayes_adaptive(
         raise ValueError(
             "strategy 'exact' needs a finite family; beliefs of a linear-Gaussian one cannot be enumerated"
         )
+    prior.structure.check_told()
     if len(prior.structure.numbers.slopes):
         raise ValueError(
             "strategy 'exact' needs known rewards: beliefs of a Normal unknown cannot be enumerated; let what is "
@@ -184,7 +185,10 @@ class _Graph:
             slots = [(state, -1, 1.0)]
         else:
             indices, entries = (table[state][action] for table in self.moves)
-            slots = list(zip(indices, entries, self.known[state][action], strict=True))
+            known: dict[tuple[int, int], float] = {}
+            for after, entry, chance in zip(indices, entries, self.known[state][action], strict=True):
+                known[after, entry] = known.get((after, entry), 0.0) + chance  # known rows may name a state twice
+            slots = [(*slot, chance) for slot, chance in known.items()]
         for after, entry, chance in slots:
             if entry >= 0:
                 members = self.members[self.rows[entry]]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -17,8 +19,16 @@ from rl_as_inference.randomness import seeded
 
 __all__ = ["Moves", "NotConjugateError", "Site", "Structure", "run_at"]
 
-_DRAWS = 4
-"""Values at which the family is run: the last ones verify what the first ones suggest."""
+_REACH = (0, 0, 0, 1, -1)
+"""Values at which the family is run: generic ones; far ones; and their opposites, so that limits on both sides are met.
+
+The last verifies what the others suggest.
+"""
+_KINDS: dict[type, str] = {
+    getattr(module, name): "normal" if "Normal" in name else name.lower()
+    for module in (dist, torch.distributions)
+    for name in ("Dirichlet", "Beta", "Normal", "MultivariateNormal")
+}
 
 
 class NotConjugateError(ValueError):
@@ -97,6 +107,15 @@ class Structure:
     rows: Tensor
     moves: Moves | None
     numbers: Affine
+    untold: str | None = None
+    """Another part of a finite process that depends on unknowns, of which transitions and rewards do not tell."""
+
+    def check_told(self) -> None:
+        """Raises ValueError if a plan would need an unknown of which transitions and rewards do not tell."""
+        if self.untold is not None:
+            raise ValueError(
+                f"family: its {self.untold} depends on its unknowns, and one who explores takes it as known; fix it"
+            )
 
     @staticmethod
     def of(family: Callable[[], Any]) -> Structure:
@@ -117,15 +136,17 @@ def _structure(family: Callable[[], Any]) -> Structure:
         raise NotConjugateError(f"the family cannot be drawn from ({problem})") from None
     sites = _sites(found)
     generator = torch.Generator().manual_seed(0)
-    entries, numbers, processes, densities = [], [], [], []
-    for draw in range(_DRAWS):
-        values, flat, gauss = _generic(sites, found, generator, wide=draw == _DRAWS - 1)
+    entries: list[Tensor] = []
+    numbers, processes, densities = [], [], []
+    for reach in _REACH:
+        generator.manual_seed(len(entries) if reach == 0 else len(_REACH))
+        values, flat, gauss = _generic(sites, found, generator, reach)
         process, trace = _traced(family, values)
         densities.append(_check_priors(trace, found))
         entries.append(flat)
         numbers.append(gauss)
         processes.append(process)
-    if any(abs(each - densities[0]) > 1e-6 * (1 + abs(densities[0])) for each in densities):
+    if not all(abs(each - densities[0]) <= 1e-6 * (1 + abs(densities[0])) < math.inf for each in densities):
         raise NotConjugateError("the family observes something, or has factors, that depend on its unknowns")
     _check_alike(processes)
     first = processes[0]
@@ -149,7 +170,7 @@ def _structure(family: Callable[[], Any]) -> Structure:
         )
     except NotAffineError as problem:
         raise NotConjugateError(f"{'reward' if moves is not None else 'A, B or drift'} {problem}") from None
-    return Structure(family, first, sites, concentration, rows, moves, found_affine)
+    return Structure(family, first, sites, concentration, rows, moves, found_affine, _untold(processes))
 
 
 def _dirichlet_rows(sites: dict[str, Site], found: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -172,7 +193,7 @@ def _traced(family: Callable[[], Any], values: dict[str, Tensor]) -> tuple[Any, 
     with pyro.poutine.block():
         trace = pyro.poutine.trace(pyro.poutine.condition(family, data=values)).get_trace()
     process = trace.nodes["_RETURN"]["value"]
-    if not isinstance(process, TabularMDP | LinearGaussianMDP):
+    if type(process) not in (TabularMDP, LinearGaussianMDP):  # others may not move and pay by their tables
         raise NotConjugateError(
             f"the family returns a {type(process).__name__}; a TabularMDP or a LinearGaussianMDP can be conjugate"
         )
@@ -200,13 +221,8 @@ def _sites(found: dict[str, Any]) -> dict[str, Site]:
     sites, entries, numbers = {}, 0, 0
     for name, site in found.items():
         fn, value = _bare(site["fn"]), site["value"]
-        if isinstance(fn, torch.distributions.Dirichlet):
-            kind = "dirichlet"
-        elif isinstance(fn, torch.distributions.Beta):
-            kind = "beta"
-        elif isinstance(fn, torch.distributions.Normal | torch.distributions.MultivariateNormal):
-            kind = "normal"
-        else:
+        kind = _KINDS.get(type(fn))  # a subclass may have a density of its own
+        if kind is None:
             raise NotConjugateError(
                 f"{name!r} is drawn from {type(fn).__name__}; Dirichlet, Beta, Normal and MultivariateNormal are "
                 f"conjugate to what is seen of a process"
@@ -253,14 +269,14 @@ def _parameters(fn: Any) -> list[Tensor]:
 def _check_priors(trace: Any, found: dict[str, Any]) -> float:
     """Returns the log density of what the family observes itself; raises where priors hang on other unknowns."""
     observed = 0.0
+    trace.compute_log_prob(lambda name, site: name not in found)  # with masks and scales
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
         if name not in found:
             if not site["is_observed"]:
                 raise NotConjugateError(f"{name!r} is drawn in some runs of the family and not in others")
-            total = site["fn"].log_prob(site["value"]).sum() * site["scale"]
-            observed += float(total.detach())
+            observed += float(torch.as_tensor(site["log_prob_sum"]).detach())
             continue
         for ours, theirs in zip(_parameters(site["fn"]), _parameters(found[name]["fn"]), strict=True):
             if ours.shape != theirs.shape or not torch.equal(ours, theirs):
@@ -269,23 +285,27 @@ def _check_priors(trace: Any, found: dict[str, Any]) -> float:
 
 
 def _generic(
-    sites: dict[str, Site], found: dict[str, Any], generator: torch.Generator, wide: bool
+    sites: dict[str, Site], found: dict[str, Any], generator: torch.Generator, reach: int
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Returns values of the sites that nothing has in common by chance, and the same as entries and as numbers.
 
     Args:
-        wide: take values of all magnitudes, so that limits (a clamp) are met.
+        reach: 1 for values far on one side (of Gaussian numbers 15 to 45 standard deviations, of shares by factors of
+            e⁸), so that limits (a clamp) are met; -1 for the other side, 0 for neither.
     """
     entries, numbers = [], []
     for site in sites.values():
         if site.kind == "normal":
             mean, factor = (x.cpu() for x in _gaussian(found[site.name]["fn"], site))
-            noise = torch.randn(mean.shape, dtype=torch.float64, generator=generator) * (30.0 if wide else 1.0)
+            noise = torch.randn(mean.shape, dtype=torch.float64, generator=generator)
+            if reach:
+                far = 15.0 + 30.0 * torch.rand(mean.shape, dtype=torch.float64, generator=generator)
+                noise = reach * far * torch.where(noise < 0, -1.0, 1.0)
             numbers.append((mean + (factor @ noise[..., None]).squeeze(-1)).reshape(-1).to(site.like.dtype).double())
         else:
             uniform = torch.rand(site.size // site.width, site.width, dtype=torch.float64, generator=generator)
             ranks = uniform.argsort(-1).argsort(-1) / max(site.width - 1, 1)
-            shares = (-8 * ranks - uniform).exp() if wide else 0.5 + uniform
+            shares = (-8 * reach * ranks - uniform).exp() if reach else 0.5 + uniform
             shares = (shares / shares.sum(-1, keepdim=True)).to(site.like.dtype)
             if site.kind == "beta":
                 shares = torch.stack([shares[:, 0], 1 - shares[:, 0]], -1)
@@ -319,6 +339,19 @@ def _check_alike(processes: list[Any]) -> None:
                 ours, theirs = getattr(other, name), getattr(first, name)
                 if ours.shape != theirs.shape or not torch.equal(ours, theirs):
                     raise NotConjugateError(f"{name} depends on the unknowns; A, B and drift may")
+
+
+def _untold(processes: list[Any]) -> str | None:
+    """Returns a part of finite processes that differs between them beside what is learned of; None if none does."""
+    first = processes[0]
+    parts = (
+        ("initial_probabilities", "discount", "temperature", "action_prior") if isinstance(first, TabularMDP) else ()
+    )
+    for part in parts:
+        ours = torch.as_tensor(getattr(first, part)).detach()
+        if not all(torch.equal(ours, torch.as_tensor(getattr(other, part)).detach()) for other in processes[1:]):
+            return part.replace("_probabilities", "_distribution").replace("_", " ")
+    return None
 
 
 def _numbers(process: Any) -> Tensor:

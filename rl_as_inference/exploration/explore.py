@@ -22,6 +22,7 @@ from rl_as_inference.nouns import Process, is_process
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.randomness import seeded
+from rl_as_inference.reasoning.posterior_draws import check_family
 
 __all__ = ["Strategy", "explore"]
 
@@ -103,6 +104,7 @@ def explore(
     """
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}; got {strategy!r}")
+    check_family(family, seed)
     check_count("num_episodes", num_episodes)
     if num_seeds is not None:
         check_count("num_seeds", num_seeds)
@@ -217,13 +219,21 @@ class _Known:
         return self.layers.evaluate(policy, self.world.transition, self.world.reward)
 
     def check_support(self, beliefs: TableBeliefs) -> None:
-        """Raises ValueError for something that may happen here and that the family holds impossible."""
+        """Raises ValueError for what may happen here and the family holds impossible, or the other way for actions."""
         first = (self.layers.initial > 0) & ~(beliefs.layers.initial > 0)
         if bool(first.any()):
             raise ValueError(f"truth: it may begin in state {int(first.nonzero()[0])}, in which the family never does")
         if not torch.equal(self.truth.terminal, beliefs.process.terminal):
             state = int((self.truth.terminal != beliefs.process.terminal).nonzero()[0])
             raise ValueError(f"truth: state {state} is terminal there or in the family, and not in the other")
+        allowed = beliefs.layers.log_prior > -torch.inf
+        forbidden = allowed & (self.layers.log_prior == -torch.inf) & ~self.truth.terminal[:, None]
+        if bool(forbidden.any()):
+            state, action = (int(i) for i in forbidden.nonzero()[0])
+            raise ValueError(
+                f"truth: its action prior forbids action {action} in state {state}, and that of the family does not; "
+                f"give both the same"
+            )
         for t in range(self.layers.horizon):
             states = self.layers.states[t]
             states = states[~self.truth.terminal[states]]
@@ -262,11 +272,26 @@ def _live(
         onward = 0.0 if (step + 1) % episode == 0 else world.kernel.expect(rest)[here]
         rest[here] = (policy[step][here] * (reward[here] + onward)).sum(-1)
     begins = walks.states[: num_episodes * episode : episode]
+    # An episode's policy is one for all states that it may begin in, and is worth what it is on average over them.
+    worth, first = torch.zeros_like(rest), truth.initial_probabilities.double()
+    for step in range(0, num_episodes * episode, episode):
+        here = (life.steps == step).nonzero().squeeze(-1)
+        _, belief = life.counts[here].unique(dim=0, return_inverse=True)
+        state = life.states[here]
+        pair = belief * len(first) + state  # some are there more than once
+        shares = first[state] * rest[here] / torch.bincount(pair)[pair]
+        worth[here] = torch.zeros_like(shares).index_add(0, belief, shares)[belief]
     returns = walks.rewards.unflatten(0, (num_episodes, episode)).sum(1)
     beliefs, held = TableBeliefs(prior, runs), []
+    state = life.states[walks.states[:-1]]
+    done = torch.arange(runs, device=state.device).expand_as(state), state, walks.actions
+    acted = (~truth.terminal[state]).double()
     for e in sorted({0, num_episodes, *(2**k for k in range(num_episodes.bit_length()))}):
-        held.append(Belief.of(beliefs.at(e, life.counts[walks.states[e * episode]])))
-    return Exploration(returns.T, known.best - rest[begins].T, known.best, known.prior, held)
+        tried = torch.zeros_like(beliefs.counts).index_put_(
+            tuple(each[: e * episode] for each in done), acted[: e * episode], accumulate=True
+        )
+        held.append(Belief.of(beliefs.at(e, life.counts[walks.states[e * episode]], tried)))
+    return Exploration(returns.T, known.best - worth[begins].T, known.best, known.prior, held)
 
 
 def _check_alike(own: Any, truth: Any) -> None:

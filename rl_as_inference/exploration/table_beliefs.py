@@ -46,7 +46,8 @@ class TableBeliefs:
         layers: the states that can be reached by each step.
 
     Raises:
-        ValueError: if the process has no horizon, or a reward hangs on several unknowns.
+        ValueError: if the process has no horizon, a reward hangs on several unknowns, or another part of the process
+            (initial distribution, discount, temperature, action prior) on any.
     """
 
     def __init__(self, prior: ConjugatePosterior, num_runs: int) -> None:
@@ -55,7 +56,7 @@ class TableBeliefs:
         assert isinstance(process, TabularMDP)
         assert moves is not None
         self.process, self.num_runs, self.noise = process, num_runs, prior.reward_noise
-        # The initial distribution and the action prior are known.
+        structure.check_told()
         self.indices, self.entries = moves.indices, moves.entries
         known = moves.probabilities
         self._known = known if bool((known > 0).any()) else None
@@ -151,13 +152,18 @@ class TableBeliefs:
         numbers = self.mean + self.precision.rsqrt() * torch.randn_like(self.mean)
         return Drawn(transition, self._with_paid(transition, self._as_reward(numbers)))
 
-    def at(self, episodes: int, told: Tensor) -> TableBeliefs:
-        """Returns these beliefs with entries of Dirichlet rows seen so often more, ``(B, E)``, after some episodes."""
+    def at(self, episodes: int, told: Tensor, tried: Tensor) -> TableBeliefs:
+        """Returns what is believed after some episodes.
+
+        Args:
+            episodes: how many.
+            told: how often each entry of the Dirichlet rows was seen in them, ``(B, E)``.
+            tried: how often each action was tried, ``(B, S, A)``.
+        """
         other = copy.copy(self)
         other.episodes = episodes
         other.concentration = self.concentration + told
-        times = other.totals() - self.totals()
-        other.counts = self.counts + torch.where(times.isfinite(), times, 0.0)
+        other.counts = self.counts + tried
         return other
 
     def seen(self, walks: Trajectories) -> None:
@@ -189,16 +195,17 @@ class TableBeliefs:
             where = (run[told], number[told])
             if self.noise == 0:
                 known = self.precision[where] == torch.inf
-                off = known & ((self.mean[where] - left / slope).abs() > 1e-5 * (1 + left.abs()))
+                fresh = tuple(each[~known] for each in where)
+                self.mean[fresh] = (left / slope)[~known]
+                self.precision[fresh] = torch.inf
+                off = (slope * self.mean[where] - left).abs() > 1e-5 * (1 + left.abs())
                 if bool(off.any()):
                     t, which = (int(i) for i in told.nonzero()[off][0])
                     raise ValueError(
                         f"truth: state {int(state[t, which])} and action {int(action[t, which])} paid "
-                        f"{float(walks.rewards[t, which]):g} and something else before; rewards are seen exactly with "
-                        f"reward_noise = 0, so give reward_noise > 0 where they vary"
+                        f"{float(walks.rewards[t, which]):g}, which contradicts what was paid at another step; rewards "
+                        f"are seen exactly with reward_noise = 0, so give reward_noise > 0 where they vary"
                     )
-                self.mean[where] = left / slope
-                self.precision[where] = torch.inf
             else:
                 weight = slope.square() / self.noise**2
                 shift = torch.zeros_like(self.mean).index_put_(where, weight * left / slope, accumulate=True)

@@ -332,8 +332,10 @@ def _on_host(values: Any) -> Tensor:
 def _columns(given: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Returns states, actions, rewards and mask, time first, of tensors or of a list of single trajectories."""
     try:
-        if isinstance(given, tuple) and len(given) in (2, 3) and all(getattr(part, "ndim", 0) >= 2 for part in given):
+        if isinstance(given, tuple) and given and not all(isinstance(part, tuple) for part in given):
             parts = [_on_host(part) for part in given]
+            if any(part.dim() < 2 for part in parts):
+                raise ValueError("a tuple has an axis of trajectories; give one alone in a list, [(states, actions)]")
             each = [tuple(part[:, n] for part in parts) for n in range(parts[1].shape[1])]
             if wrong := [part.shape[1] for part in parts if part.shape[1] != parts[1].shape[1]]:
                 raise ValueError(f"states and rewards are of {wrong[0]} trajectories, actions of {parts[1].shape[1]}")

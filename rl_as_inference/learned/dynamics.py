@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,6 +101,9 @@ class LearnedDynamics(MarkovDecisionProcess):
         self.size, num_actions = size_of(state_space, "state_space"), size_of(action_space, "action_space")
         if isinstance(action_space, gymnasium.spaces.Discrete) and action_space.start != 0:
             raise ValueError(f"action_space must count from 0, got {action_space}")
+        for what, function in (("reward", reward), ("terminated", terminated)):
+            if function is not None and not callable(function):
+                raise ValueError(f"{what} must be a function, or None to learn it; got {function!r}")
         self.state_space, self.action_space = state_space, action_space  # type: ignore[assignment]
         self.ensemble, self.hidden_sizes, self.prior_scale = ensemble, tuple(hidden_sizes), prior_scale
         self.given_reward, self.given_terminated, self.given_initial = reward, terminated, initial
@@ -114,7 +118,8 @@ class LearnedDynamics(MarkovDecisionProcess):
         ).to(device=device, dtype=dtype or torch.get_default_dtype())
         self.noisy = True
         self._starts: Tensor | None = None
-        self._latest: tuple[Tensor, Tensor, tuple[int, int], Tensor] | None = None
+        self._latest: tuple[Tensor, Tensor, tuple[bool, int, int], Tensor] | None = None
+        self._stepping = False
 
     @property
     def num_transitions(self) -> int:
@@ -296,8 +301,13 @@ class LearnedDynamics(MarkovDecisionProcess):
 
     def _outputs(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and scale of the members that states carry, ``(*batch, d + 1)``; of one question once."""
-        versions = state._version, action._version
-        if (kept := self._latest) is not None and kept[0] is state and kept[1] is action and kept[2] == versions:
+        # A graph is for one backward pass, and tensors of inference mode do not tell whether they were changed.
+        graph = torch.is_grad_enabled() and (state.requires_grad or action.requires_grad)
+        untold = state.is_inference() or action.is_inference()
+        shared = self._stepping or not (graph or untold)
+        now = (graph, 0, 0) if untold else (graph, state._version, action._version)
+        kept = self._latest
+        if shared and kept is not None and kept[0] is state and kept[1] is action and kept[2] == now:
             outputs = kept[3]
         else:
             batch = state.shape[:-1]
@@ -306,7 +316,7 @@ class LearnedDynamics(MarkovDecisionProcess):
             found = self.networks.by_member(self.networks.gaussian_stacked, inputs, member)
             found[:, : self.size] += seen
             outputs = self._shaped(found, batch)
-            self._latest = (state, action, versions, outputs)
+            self._latest = (state, action, now, outputs) if shared else None
         mean, scale = outputs.chunk(2, -1)
         return mean, scale
 
@@ -343,7 +353,17 @@ class LearnedDynamics(MarkovDecisionProcess):
     def advance(
         self, state: Tensor, action: Tensor, t: int, alive: Tensor | None = None, *, pathwise: bool = False
     ) -> Transition:
-        return super().advance(self.lifted(state), action, t, alive, pathwise=pathwise)
+        with self.one_step():
+            return super().advance(self.lifted(state), action, t, alive, pathwise=pathwise)
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Within it a state and action ask the networks once, also where there are gradients."""
+        self._stepping = True
+        try:
+            yield
+        finally:
+            self._stepping, self._latest = False, None
 
     def told(self, draws: Trajectories) -> Trajectories:
         member = draws.states[0, :, -1].long()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.trajectories import Transition
 
 if TYPE_CHECKING:
     from rl_as_inference.learned.dynamics import LearnedDynamics
@@ -26,10 +27,12 @@ class MemberDynamics(MarkovDecisionProcess):
             check_count("index", index, least=0)
             if index >= dynamics.ensemble:
                 raise ValueError(f"index must be below {dynamics.ensemble}, the number of members, got {index}")
+        elif bool(((index < 0) | (index >= dynamics.ensemble)).any()):
+            raise ValueError(f"index must hold members from 0 to {dynamics.ensemble - 1}, got {index.tolist()}")
         self.dynamics, self.index = dynamics, torch.as_tensor(index, device=dynamics.like.device)
         self.name = dynamics.name if isinstance(index, Tensor) else f"{dynamics.name}, member {index}"
         self.state_space, self.action_space = dynamics.state_space, dynamics.action_space
-        self._latest: tuple[Tensor, int, Tensor] | None = None
+        self._latest: tuple[Tensor, tuple[bool, int], Tensor] | None = None
 
     def initial(self) -> Any:
         return self.dynamics.initial()
@@ -50,9 +53,18 @@ class MemberDynamics(MarkovDecisionProcess):
 
     def _carried(self, state: Tensor) -> Tensor:
         """Returns states with their member; of one state the same tensor, so that the networks are asked once."""
-        if (kept := self._latest) is not None and kept[0] is state and kept[1] == state._version:
+        member = self.index.to(state).expand(state.shape[:-1])[..., None]
+        if state.is_inference():  # such tensors do not tell whether they were changed
+            return torch.cat([state, member], -1)
+        now = torch.is_grad_enabled() and state.requires_grad, state._version
+        if (kept := self._latest) is not None and kept[0] is state and kept[1] == now:
             return kept[2]
-        member = self.index.to(state).expand(state.shape[:-1])
-        carried = torch.cat([state, member[..., None]], -1)
-        self._latest = (state, state._version, carried)
+        carried = torch.cat([state, member], -1)
+        self._latest = (state, now, carried)
         return carried
+
+    def advance(
+        self, state: Tensor, action: Tensor, t: int, alive: Tensor | None = None, *, pathwise: bool = False
+    ) -> Transition:
+        with self.dynamics.one_step():
+            return super().advance(state, action, t, alive, pathwise=pathwise)

@@ -24,7 +24,7 @@ from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
 if TYPE_CHECKING:
     import arviz
 
-__all__ = ["Drawn", "as_inference_data", "check_asked", "draw_posterior", "to_arviz", "warn_of_priors"]
+__all__ = ["Drawn", "as_inference_data", "check_asked", "check_family", "draw_posterior", "to_arviz", "warn_of_priors"]
 
 _AT_ONCE = 8
 """Draws whose likelihoods are computed together; so few, because each has tables of a whole plan."""
@@ -44,13 +44,18 @@ class Drawn(NamedTuple):
 
 def check_asked(family: Any, num_draws: int, num_chains: int, num_warmup: int, seed: int) -> None:
     """Raises ValueError where the arguments that all who draw take are wrong."""
+    check_family(family, seed)
+    for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
+        check_count(name, value)
+
+
+def check_family(family: Any, seed: int) -> None:
+    """Raises ValueError where this is no program without arguments that returns a process, or no seed."""
     if not callable(family) or isinstance(family, MarkovDecisionProcess):
         raise ValueError(
             f"family must be a Pyro program without arguments, which draws what is unknown and returns a process, got "
             f"{type(family).__name__}"
         )
-    for name, value in (("num_draws", num_draws), ("num_chains", num_chains), ("num_warmup", num_warmup)):
-        check_count(name, value)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     _check_takes_nothing(family)

@@ -424,6 +424,63 @@ def in_parts() -> MarkovDecisionProcess:
     return MarkovDecisionProcess(horizon=1)
 
 
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("limit", [0.5, 1.0, 2.0, 3.0, 10.0])
+@pytest.mark.parametrize("number", [0, 1])
+def test_limits_on_either_side_are_met(number: int, side: float, limit: float) -> None:
+    """A reward, a prior and a row that are cut off: what a clamp or an indicator makes of a number."""
+
+    def worth() -> Tensor:
+        values: Tensor = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+        return side * values[number]
+
+    def cut() -> TabularMDP:
+        return two(torch.eye(2, dtype=F64), worth().clamp(max=limit).expand(2, 1))
+
+    def truncated() -> TabularMDP:
+        value = worth()
+        pyro.factor("inside", torch.where(value < limit, 0.0, -torch.inf))
+        return two(torch.eye(2, dtype=F64), value.expand(2, 1))
+
+    def bounded() -> TabularMDP:
+        chance = pyro.sample("p", dist.Beta(torch.tensor([2.0, 2.0], dtype=F64), 3.0).to_event(1))[number]
+        chance = chance.clamp(max=1 - limit / 20) if side > 0 else chance.clamp(min=limit / 20)
+        return two(torch.stack([chance, 1 - chance]).expand(2, 2))
+
+    for family in (cut, truncated, bounded):
+        assert ConjugatePosterior.of(family) is None
+
+
+class HalfNormal(dist.Normal):  # type: ignore[misc]
+    """Has a density of its own."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(value > 0, super().log_prob(value) + math.log(2), -torch.inf)
+
+
+class Squared(TabularMDP):
+    """Does not pay by its table."""
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return super().reward(state, action, next_state) ** 2
+
+
+def own_density() -> TabularMDP:
+    return two(torch.eye(2, dtype=F64), pyro.sample("w", HalfNormal(torch.zeros((), dtype=F64), 1.0)).expand(2, 1))
+
+
+def own_process() -> TabularMDP:
+    worth = pyro.sample("w", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+    return Squared(torch.eye(2, dtype=F64).reshape(2, 1, 2), worth.expand(2, 1), UNIFORM, horizon=2)
+
+
+def masked_observation() -> TabularMDP:
+    worth = pyro.sample("w", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+    with pyro.poutine.mask(mask=worth > 0):
+        pyro.sample("seen", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+    return two(torch.eye(2, dtype=F64), worth.expand(2, 1))
+
+
 def improper() -> TabularMDP:
     worth = pyro.sample("w", dist.ImproperUniform(constraints.real, (), ()))
     return two(torch.eye(2, dtype=F64), worth.double().expand(2, 1))
@@ -449,6 +506,9 @@ def improper() -> TabularMDP:
         (rewards_by_rows, "reward depends on unknowns that are not Normal"),
         (unknown_noise, "noise_cov depends on the unknowns"),
         (in_parts, "returns a MarkovDecisionProcess"),
+        (own_density, "'w' is drawn from HalfNormal"),
+        (own_process, "returns a Squared"),
+        (masked_observation, "the family observes something"),
         (improper, "the family cannot be drawn from \\(ImproperUniform"),
     ],
 )

@@ -339,3 +339,108 @@ def test_rewards_that_vary_need_noise():
     with pytest.raises(ValueError, match="give reward_noise > 0 where they vary"):
         rlai.explore(family, Varies(), num_episodes=2)
     assert rlai.explore(family, Varies(), num_episodes=2, reward_noise=1.0).returns.shape == (2,)
+
+
+@pytest.mark.parametrize("part", ["initial distribution", "discount", "temperature", "action prior"])
+@pytest.mark.parametrize("strategy", ["posterior_sampling", "exact"])
+def test_what_transitions_do_not_tell_must_be_known(part, strategy):
+    def family():
+        chance = pyro.sample("chance", dist.Beta(torch.ones((), dtype=F64), 1.0))
+        both = torch.stack([chance, 1 - chance])
+        options = {"discount": float(chance)} if part == "discount" else {}
+        options |= {"temperature": float(chance)} if part == "temperature" else {}
+        options |= {"action_prior": both} if part == "action prior" else {}
+        start = both if part == "initial distribution" else torch.tensor([1.0, 0.0], dtype=F64)
+        return rlai.TabularMDP(both.expand(2, 2, 2), torch.zeros(2, 2, dtype=F64), start, horizon=2, **options)
+
+    fixed = rlai.TabularMDP(
+        torch.full((2, 2, 2), 0.5, dtype=F64), torch.zeros(2, 2), torch.tensor([1.0, 0.0]), horizon=2
+    )
+    with pytest.raises(ValueError, match=f"family: its {part} depends on its unknowns"):
+        rlai.explore(family, fixed, strategy=strategy, num_episodes=1)
+
+
+def test_regret_of_a_life_is_over_all_states_that_an_episode_may_begin_in():
+    """One start pays 1 for an unknown coin, the other 5 for nothing; by hand, in both orders of starts."""
+    stay, coin, end = (torch.eye(3, dtype=F64)[i] for i in (1, 0, 2))
+    reward = torch.tensor([[0.0, 0.0], [5.0, 5.0], [1.0, 1.0]], dtype=F64)
+    start = torch.tensor([0.5, 0.5, 0.0], dtype=F64)
+
+    def world(chances):
+        flips = torch.stack([p * end + (1 - p) * coin for p in chances])
+        rows = torch.stack([flips, stay.expand(2, 3), end.expand(2, 3)])
+        return rlai.TabularMDP(rows, reward, start, horizon=2)
+
+    def family():
+        return world(pyro.sample("p", dist.Beta(torch.ones(2, dtype=F64), 1.0).to_event(1)))
+
+    found = rlai.explore(family, world(torch.tensor([0.5, 0.9], dtype=F64)), strategy="exact", num_episodes=2,
+                         num_seeds=20)  # fmt: skip
+    assert found.best == pytest.approx(0.5 * 10 + 0.5 * 0.9, abs=1e-12)
+    # The first episode holds both coins alike: it loses half of (0.9 - 0.5) in half of its starts.
+    torch.testing.assert_close(found.regret[:, 0], torch.full((20,), 0.1, dtype=F64), rtol=0, atol=1e-9)
+    # The second is sure of a coin, or as unsure as before.
+    assert all(min(abs(x - y) for y in (0.0, 0.1, 0.2)) < 1e-9 for x in found.regret[:, 1].tolist())
+    assert len(found.regret[:, 1].round(decimals=6).unique()) >= 2
+
+
+def test_rewards_that_vary_within_one_episode_need_noise():
+    """Of a pair that pays by where it leads, in the first episode, before anything is known."""
+    rows = torch.full((2, 1, 2), 0.5, dtype=F64)
+
+    def family():
+        worth = pyro.sample("worth", dist.Normal(torch.zeros(2, 1, dtype=F64), 1.0).to_event(2))
+        return rlai.TabularMDP(rows, worth, torch.tensor([1.0, 0.0], dtype=F64), horizon=8)
+
+    paid = torch.tensor([0.0, 1.0], dtype=F64).expand(2, 1, 2).clone()
+    truth = rlai.TabularMDP(rows, paid, torch.tensor([1.0, 0.0], dtype=F64), horizon=8)
+    with pytest.raises(ValueError, match="contradicts what was paid at another step"):
+        rlai.explore(family, truth, num_episodes=1, num_seeds=4)
+
+
+def test_a_life_counts_what_was_tried_and_takes_rows_that_name_a_state_twice():
+    """One Beta draw for two rows, beside known rows, one of which leads to state 1 by two successors."""
+    reward = torch.tensor([[0.0, 0.3], [1.0, -0.2]], dtype=F64)
+
+    def world(chance):
+        indices = torch.tensor([[[0, 1], [1, 1]], [[0, 1], [0, 1]]])
+        both, half = torch.stack([chance, 1 - chance]), torch.tensor([0.5, 0.5], dtype=F64)
+        rows = torch.stack([torch.stack([both, half]), torch.stack([both, half])])
+        return rlai.TabularMDP.from_successors(indices, rows, reward, torch.tensor([1.0, 0.0], dtype=F64), horizon=3)
+
+    def family():
+        return world(pyro.sample("chance", dist.Beta(torch.ones((), dtype=F64), 1.0)))
+
+    found = rlai.explore(family, world(torch.tensor(0.4, dtype=F64)), strategy="exact", num_episodes=2)
+    assert [float(belief.counts.sum()) for belief in found.beliefs] == [0.0, 3.0, 6.0]
+    # Always state 1 but for the start, by hand: 0.3 for the sure way there, then 1, then 1 or what action 0 leads to.
+    assert found.best == pytest.approx(0.3 + 1.0 + max(0.6 * 1.0 + 0.4 * 0.3, 0.0), abs=1e-9)
+    assert float(found.regret.min()) > -1e-8
+
+
+def test_an_action_that_the_world_forbids_is_named():
+    """Else what acts would take it, and earn more than the best."""
+
+    def world(worth, **options):
+        return rlai.TabularMDP(torch.ones(1, 2, 1, dtype=F64), worth, torch.ones(1, dtype=F64), horizon=1, **options)
+
+    def family():
+        return world(pyro.sample("worth", dist.Normal(torch.zeros(1, 2, dtype=F64), 1.0).to_event(2)))
+
+    truth = world(torch.tensor([[0.0, 1.0]], dtype=F64), action_prior=torch.tensor([1.0, 0.0], dtype=F64))
+    with pytest.raises(ValueError, match="truth: its action prior forbids action 1 in state 0"):
+        rlai.explore(family, truth, num_episodes=4)
+
+
+@pytest.mark.parametrize(
+    ("family", "seed", "words"),
+    [
+        (3, 0, "family must be a Pyro program without arguments"),
+        (models.deep_sea(3), 0, "family must be a Pyro program without arguments"),
+        (families.deep_sea(3), "a", "seed must be an integer from 0"),
+        (families.deep_sea(3), None, "seed must be an integer from 0"),
+    ],
+)
+def test_what_is_no_family_or_seed_is_named(family, seed, words):
+    with pytest.raises(ValueError, match=words):
+        rlai.explore(family, models.deep_sea(3), num_episodes=1, seed=seed)

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.integrate
 import scipy.optimize
+import scipy.special
 import scipy.stats
 import torch
 
@@ -191,6 +192,24 @@ def test_k_learning_of_a_bandit_is_its_closed_form():
     np.testing.assert_allclose(policy.tables[0][0, 0].exp().numpy(), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_strategies_do_not_hang_on_the_unit_of_rewards(unit):
+    """K-learning's temperature by scipy's search, and both policies against those of rewards of order 1."""
+    mean, deviation = np.array([0.0, 1.0, 0.5]), np.array([2.0, 0.1, 1.0])
+    beliefs = arms(list(mean * unit), list(deviation * unit))
+    learner = KLearning()
+    policy = learner.policy(beliefs).tables[0].exp()[0, 0]
+
+    def bound(log_tau):
+        tau = np.exp(log_tau)
+        return tau * scipy.special.logsumexp((mean + deviation**2 / (2 * tau)) / tau)
+
+    best = scipy.optimize.minimize_scalar(bound, bounds=(-3, 3), method="bounded")
+    assert float(learner.bound(beliefs)[0]) / unit == pytest.approx(best.fun, rel=1e-3)
+    shares = scipy.special.softmax((mean + deviation**2 / (2 * np.exp(best.x))) / np.exp(best.x))
+    np.testing.assert_allclose(policy, shares, atol=0.01)
+
+
 def test_k_learning_is_a_soft_plan_with_another_reward():
     """The messages of exact.plan at temperature τ with the cumulant as reward; counting actions adds τ log A a step."""
     beliefs = beliefs_of(tree())
@@ -336,6 +355,26 @@ def test_vapor_of_a_tree_is_what_a_generic_solver_finds_and_bounds_the_best_retu
     )
     returns = values @ layers.start
     assert float(returns.mean()) < value(found) + 4 * float(returns.std()) / math.sqrt(20_000)
+
+
+def test_vapor_never_does_what_is_forbidden():
+    """Not even where its occupancy is 0 to rounding, so that nothing there is chosen over anything else."""
+    pytest.importorskip("clarabel")
+    one = torch.eye(2, dtype=F64)
+
+    def family():
+        worth = pyro.sample("worth", dist.Normal(torch.tensor([[0.0, 0.0, 0.0], [-1e3, -1e3, 9.0]], dtype=F64), 1e-3)
+                            .to_event(2))  # fmt: skip
+        rows = torch.stack([one, one.flip(0)])
+        rows = torch.cat([rows, one[1].expand(2, 1, 2)], 1)
+        prior = torch.tensor([[0.4, 0.3, 0.3], [0.5, 0.5, 0.0]], dtype=F64)
+        return rlai.TabularMDP(rows, worth, one[0], horizon=2, action_prior=prior)
+
+    beliefs = TableBeliefs(rlai.ConjugatePosterior.exactly(family), 1)
+    policy = Vapor().policy(beliefs)
+    step = policy.tables[1][0, int(policy.layers.position[1][1])].exp()
+    assert float(step[2]) == 0.0
+    assert float(step.sum()) == pytest.approx(1.0)
 
 
 def test_vapor_solves_a_sea():

@@ -330,6 +330,23 @@ class TestBadInput:
         with pytest.raises(ValueError, match=match):
             infer_dynamics(family, told, method=method, reward_noise=0.5)
 
+    def test_a_tuple_of_lists_is_time_first_and_one_trajectory_goes_in_a_list(self) -> None:
+        """Two lists of three rows are states and actions of three steps, not two trajectories with rewards."""
+
+        def coin() -> TabularMDP:
+            chance = pyro.sample("chance", dist.Beta(torch.ones((), dtype=torch.float64), 1.0))
+            rows = torch.stack([chance, 1 - chance]).expand(2, 2, 2)
+            return TabularMDP(rows, torch.zeros(2, 2), torch.tensor([1.0, 0.0]), horizon=3)
+
+        states, actions = [[0, 1], [1, 0], [0, 0]], [[0, 1], [1, 1], [0, 0]]
+        told = [
+            infer_dynamics(coin, given, num_draws=10).constant_data["mean_chance"].item()
+            for given in ((states, actions), (torch.tensor(states), torch.tensor(actions)))
+        ]
+        assert told == pytest.approx([4 / 6, 4 / 6], abs=1e-12)  # 0 was come to in 3 of 4 steps
+        with pytest.raises(ValueError, match="give one alone in a list"):
+            infer_dynamics(coin, ([0, 1, 0], [0, 0]))
+
     def test_states_that_are_no_numbers(self) -> None:
         states = torch.zeros(3, 2, 1, dtype=F64)
         states[2, 1] = math.nan

@@ -362,3 +362,37 @@ def test_the_fan_tells_ignorance_from_luck(learned):
     lowest = min(float(np.median(paths[member == k, 3])) for k in range(5))
     band = ax.collections[labels.index("ignorance: medians of the members") - sum(x[-6:] == "median" for x in labels)]
     assert min(y for x, y in band.get_paths()[0].vertices if x == 3) == pytest.approx(lowest, abs=1e-6)
+
+
+@pytest.mark.parametrize("whose", ["all", "member"])
+def test_answers_are_not_kept_past_their_gradients(learned, whose):
+    """The networks are asked once a step; asked again they answer with gradients, as often as one wants them."""
+    process = learned if whose == "all" else learned.member(1)
+    with torch.no_grad():
+        state = process.begin(4)
+    action = torch.zeros(4, 1, requires_grad=True)
+    with torch.no_grad():
+        silent = process.reward(state, action, state)
+
+    def slope():
+        return torch.autograd.grad(process.reward(state, action, state).sum(), action)[0]
+
+    first = slope()
+    torch.testing.assert_close(slope(), first, rtol=0, atol=0)
+    with torch.no_grad():
+        ahead = process.reward(state, action + 1e-2, state)
+    assert float(((ahead - silent) / 1e-2 - first[:, 0]).abs().max()) < 0.1 * float(first.abs().max())
+    own = process.lifted(state) if whose == "all" else state
+    step = process.advance(own, action, 0, pathwise=True)
+    assert step.reward.requires_grad
+    with torch.inference_mode():
+        walks = process.rollout(None, 3)
+        assert bool(walks.rewards.isfinite().all())
+
+
+def test_members_and_functions_that_there_are_not(learned, truth):
+    with pytest.raises(ValueError, match="index must hold members from 0 to"):
+        learned.member(torch.tensor([0, 99]))
+    for name in ("reward", "terminated"):
+        with pytest.raises(ValueError, match=f"{name} must be a function, or None to learn it"):
+            LearnedDynamics(truth.state_space, truth.action_space, **{name: 3})

@@ -40,8 +40,8 @@ class KLearning:
       Osband & Ionescu (2020, arXiv:2001.00805), table 3. Where they are unknown the bound need not hold. This is what
       solves DeepSea fast.
 
-    The temperature is the one that makes ``E V_0`` least: the tightest bound, by a search over a grid before
-    the first episode and then of five temperatures around the last one.
+    The temperature is the one that makes ``E V_0`` least: the tightest bound, by a search over a grid, in units of the
+    rewards, before the first episode and then of five temperatures around the last one.
 
     Args:
         temperature: a τ to stay at, in reward units per nat; None for the search.
@@ -57,6 +57,7 @@ class KLearning:
         self.temperature, self.transition_term, self.reward_range = temperature, transition_term, reward_range
         self.found: Tensor | None = None
         """The temperatures of the latest episode, ``(B,)``."""
+        self._unit = torch.ones(())
 
     def policy(self, beliefs: TableBeliefs) -> TablePolicy:
         """Returns each run's policy for the next episode."""
@@ -66,7 +67,8 @@ class KLearning:
         else:
             if self.found is None:
                 tried = torch.logspace(-3, 3, 25, dtype=known.mean.dtype, device=known.mean.device)
-                self.found = self._least(beliefs, known, tried[:, None].expand(-1, beliefs.num_runs))
+                self._unit = _unit(*beliefs.reward(known.transition))
+                self.found = self._least(beliefs, known, tried[:, None] * self._unit)
             steps = torch.tensor(_STEPS, dtype=known.mean.dtype, device=known.mean.device)
             self.found = self._least(beliefs, known, steps[:, None] * self.found)
         return self.values(beliefs, self.found, known)[1]
@@ -75,7 +77,7 @@ class KLearning:
         """Returns of temperatures ``(G, B)`` each run's with the tightest bound, ``(B,)``."""
         bounds = torch.stack([self.values(beliefs, tau, known)[0] for tau in tried])
         # Where nothing is unknown the bound falls to the last.
-        return tried.gather(0, bounds.argmin(0)[None])[0].clamp(min=1e-6)
+        return torch.maximum(tried.gather(0, bounds.argmin(0)[None])[0], 1e-6 * self._unit)
 
     def bound(self, beliefs: TableBeliefs) -> Tensor:
         """Returns ``E V_0`` at the latest temperatures, ``(B,)`` in reward units."""
@@ -111,6 +113,12 @@ class KLearning:
 
         value, policy = layers.backward(backup, soft(tau, counting=True), beliefs.num_runs)
         return value @ layers.start, policy
+
+
+def _unit(mean: Tensor, variance: Tensor) -> Tensor:
+    """Returns the power of ten next to the largest rewards that are believed in, ``(B,)``; 1 where all are 0."""
+    largest = (mean.abs() + variance.sqrt()).amax((1, 2))
+    return torch.where(largest > 0, 10.0 ** largest.log10().round(), 1.0)
 
 
 def _beta_cumulant(mean: Tensor, low: Tensor, high: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:

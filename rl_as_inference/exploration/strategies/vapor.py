@@ -70,7 +70,11 @@ class Vapor:
             found.append(known[key])
         # Solvers leave tiny negative numbers where there is nothing.
         tables = [torch.stack(step).clamp(min=1e-12).log() for step in zip(*found, strict=True)]
-        return TablePolicy(beliefs.layers, [logs.log_softmax(-1) for logs in tables])
+        forbidden = [beliefs.layers.log_prior[states] == -torch.inf for states in beliefs.layers.states]
+        return TablePolicy(
+            beliefs.layers,
+            [logs.masked_fill(no, -torch.inf).log_softmax(-1) for logs, no in zip(tables, forbidden, strict=False)],
+        )
 
 
 class _Program:
