@@ -93,13 +93,23 @@ def _share(name: str, value: Any) -> None:
 
 
 def _zero_or_share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or value != 0:
-        _share(name, value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def _zero_or_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or value != 0:
         check_positive(name, value)
+
+
+def _yes_or_no(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def _function(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function (state, action, next_state) -> reward, or None; got {value!r}")
 
 
 def _temperature(name: str, value: Any) -> None:
@@ -304,7 +314,9 @@ class ModelBasedOptions(LearnerOptions, total=False):
     real_share: Annotated[float, _Row(0.05, "of transitions that were lived, among those", _zero_or_share)]
     reward_function: Annotated[
         Callable[..., Any] | None,
-        _Row(None, "the reward where it is known, (state, action, next_state) -> reward; else it is learned"),
+        _Row(
+            None, "the reward where it is known, (state, action, next_state) -> reward; else it is learned", _function
+        ),
     ]
 
 
@@ -335,6 +347,8 @@ def options_of(declaration: type) -> tuple[Option, ...]:
         check = row.check
         if check is None and (words := _words(kind)):
             check = partial(_check_word, words=words)
+        if check is None and kind is bool:
+            check = _yes_or_no
         found.append(Option(name, kind, row.default, row.help, None if name in common else _OF[declaration], check))
     return tuple(found)
 

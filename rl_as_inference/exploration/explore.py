@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
@@ -302,3 +303,6 @@ def _check_alike(own: Any, truth: Any) -> None:
         ours, theirs = getattr(own, name), getattr(truth, name)
         if ours != theirs:
             raise ValueError(f"truth: its {name} is {theirs}, and that of the family's process is {ours}")
+    ours, theirs = float(own.discount), float(truth.discount)
+    if not math.isclose(ours, theirs, rel_tol=1e-6):
+        raise ValueError(f"truth: its discount is {theirs:g}, and that of the family's process is {ours:g}")

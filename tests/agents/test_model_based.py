@@ -192,7 +192,9 @@ BAD = {
     "too few": ({"learning_starts": 10}, "learning_starts is 10, and 20 transitions are needed"),
     "n steps": ({"n_step": 3}, "n_step=3 does not go with a model of the world"),
     "a memory": ({"memory": "gru"}, "memory='gru' does not go with a model of the world"),
-    "a share": ({"real_share": 2.0}, r"real_share must be in \(0, 1\]"),
+    "a share": ({"real_share": 2.0}, r"real_share must be a number in \[0, 1\], got 2.0"),
+    "yes": ({"optimistic": "yes"}, "optimistic must be True or False, got 'yes'"),
+    "a reward": ({"reward_function": 3}, "reward_function must be a function"),
     "an ensemble": ({"ensemble": 0}, "ensemble must be an integer >= 1"),
 }
 

@@ -274,6 +274,8 @@ def test_a_truth_of_another_shape_is_told_which():
         rlai.explore(family, models.deep_sea(4), num_episodes=1)
     with pytest.raises(ValueError, match=r"truth: its horizon is 2, .* is 3"):
         rlai.explore(family, models.deep_sea(3, horizon=2), num_episodes=1)
+    with pytest.raises(ValueError, match=r"truth: its discount is 0.5, .* is 1"):
+        rlai.explore(family, models.deep_sea(3, discount=0.5), num_episodes=1)
     wide = rlai.TabularMDP(torch.eye(9)[:, None].expand(9, 3, 9), torch.zeros(9, 3), torch.eye(9)[0], horizon=3)
     with pytest.raises(ValueError, match="truth: its action_space is Discrete"):
         rlai.explore(family, wide, num_episodes=1)
