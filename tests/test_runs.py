@@ -213,7 +213,7 @@ class TestPython:
     def test_a_policy_of_ones_own_is_said(self, tmp_path: Path) -> None:
         policy = TanhGaussianPolicy(gymnasium.spaces.Box(-8.0, 8.0, (3,)), 1, hidden_sizes=(8,))
         train(SoftActorCritic("Pendulum-v1", policy=policy, **TINY), 30, tmp_path, evaluate_episodes=1)
-        assert "learned a policy of its own (TanhGaussianPolicy)" in refused("evaluate", tmp_path)
+        assert "the run has a policy of its own (TanhGaussianPolicy)" in refused("evaluate", tmp_path)
 
     def test_a_folder_of_another_run_is_refused(self, tmp_path: Path, fitted: Path) -> None:
         with pytest.raises(ValueError, match="has files of an earlier run"):

@@ -148,7 +148,8 @@ def test_bench_runs_the_clones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "run it from the folder of a clone" in refused("bench")
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "run.py").write_text("import sys\nprint('ran', sys.argv[1:])\nsys.exit(3)\n")
+    loaded = sys.modules.get("benchmarks.run")
     code, _, _ = rlai("bench", "--quick")
     assert code == 3
     assert capfd.readouterr().out == "ran ['--quick']\n"
-    assert "benchmarks" not in sys.modules or "benchmarks.run" not in sys.modules
+    assert sys.modules.get("benchmarks.run") is loaded
