@@ -248,13 +248,17 @@ def claims(found: dict[str, Any]) -> list[Claim]:
     return held
 
 
+def _once(index: int, label: str) -> str:
+    return "" if index else label
+
+
 def drawn(found: dict[str, Any]) -> Any:
     """Returns the picture: what is predicted where data were and where they were not, and returns by step."""
     from matplotlib import pyplot as plt
 
     from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.0), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15.0, 4.0), layout="constrained")
     part = found["coverage"]["picture"]
     left = new_axes(left)
     left.fill_between(
@@ -269,19 +273,33 @@ def drawn(found: dict[str, Any]) -> Any:
     share = [100 * row["coverage in the region of 99 % of the data"] for row in found["coverage"]["rows"]]
     title = f"Where data were, {min(share):.1f} to {max(share):.1f} % covered ({len(share)} seeds)"
     tidy(left, "state", "next state, without a push", title)
-    right = new_axes(right)
-    for row in found["pendulum"]["rows"]:
-        steps, returns = zip(*row["episodes"], strict=True)
-        first = row is found["pendulum"]["rows"][0]
-        right.plot(steps, returns, "o-", color=BLUE, markersize=3, linewidth=0.9, label="model-based" if first else "")
-    for seed in range(len(SEEDS)):
-        with (CURVES / f"pendulum_sac_seed{seed}.csv").open() as file:
-            curve = [(int(row["step"]), float(row["mean_return"])) for row in csv.DictReader(file)]
-        steps, returns = zip(*[each for each in curve if each[0] <= STEPS], strict=True)
-        right.plot(steps, returns, color=ORANGE, linewidth=0.9, label="" if seed else "soft actor-critic")
-    right.axhline(-250, color=GREY, linestyle=":", linewidth=1)
-    right.legend(frameon=False, fontsize=8, loc="upper left")
-    tidy(right, "environment steps", "return (reward units)", "Pendulum-v1, every seed")
+    pendulums = [row["episodes"] for row in found["pendulum"]["rows"]]
+    cheetahs = [
+        [(row["step"], row["mean_return"]) for row in curve] for curve in found["half_cheetah"]["curves"].values()
+    ]
+    for panel, name, own, sac, least, title in (
+        (middle, "pendulum", pendulums, len(SEEDS), -250, "Pendulum-v1, every episode of every seed"),
+        (right, "half_cheetah", cheetahs, 3, None, "HalfCheetah-v5, every seed"),
+    ):
+        ax, last = new_axes(panel), own[0][-1][0]
+        for seed, curve in enumerate(own):
+            ax.plot(
+                *zip(*curve, strict=True),
+                "o-",
+                color=BLUE,
+                markersize=3,
+                linewidth=0.9,
+                label=_once(seed, "model-based"),
+            )
+        for seed in range(sac):
+            with (CURVES / f"{name}_sac_seed{seed}.csv").open() as file:
+                curve = [(int(row["step"]), float(row["mean_return"])) for row in csv.DictReader(file)]
+            curve = [each for each in curve if each[0] <= last]
+            ax.plot(*zip(*curve, strict=True), color=ORANGE, linewidth=0.9, label=_once(seed, "soft actor-critic"))
+        if least is not None:
+            ax.axhline(least, color=GREY, linestyle=":", linewidth=1)
+        ax.legend(frameon=False, fontsize=8, loc="upper left")
+        tidy(ax, "environment steps", "return (reward units)", title)
     return figure
 
 
