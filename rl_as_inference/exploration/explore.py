@@ -120,6 +120,7 @@ def explore(
         if strategy in ("posterior_sampling", "vapor"):
             raise ValueError(f"temperature: strategy {strategy!r} has none; leave it out")
     prior = ConjugatePosterior.exactly(family, reward_noise=reward_noise)
+    prior.structure.check_told()
     _check_alike(prior.structure.process, truth)
     runs = 1 if num_seeds is None else num_seeds
     with seeded(seed), torch.no_grad():
