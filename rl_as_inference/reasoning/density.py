@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +28,7 @@ _LIMIT = 1_000
 Data = TypeVar("Data", bound=Seen)
 
 
-class Density(Generic[Data]):
+class Density(ABC, Generic[Data]):
     """A family's sites, and their density given what was seen.
 
     Continuous sites are laid end to end in one vector ``u`` of unbounded float64 numbers. It and all that is
@@ -90,17 +91,17 @@ class Density(Generic[Data]):
             self._together = True
             self.num_backups //= len(self.combinations)
 
+    @abstractmethod
     def _read(self, returned: Any) -> tuple[MarkovDecisionProcess, Any]:
         """Returns the process that the family's return value stands for, and what else the likelihood takes."""
-        raise NotImplementedError
 
     def _met(self) -> Data:
         """Returns the data, which has met some of the family's processes."""
         return self.data
 
+    @abstractmethod
     def _cost(self, process: MarkovDecisionProcess, shown: Data) -> tuple[int, int]:
         """Returns the steps that a likelihood takes, one after the other, and the numbers that each goes through."""
-        raise NotImplementedError
 
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a continuous site's part of ``u``."""
