@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.evaluation import mode_of
-from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.task import Task
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.mdp import unvalidated
@@ -34,8 +33,8 @@ def choose(task: Task, policy: Policy, state: Any, time: Any, *, deterministic: 
         if not task.is_discrete:
             action = mode_of(chosen) if deterministic else chosen.sample()
         else:
-            log_policy = log_probabilities(chosen, task.num_actions, task.device)
-            action = log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy)
+            log_policy = task.log_policies(chosen)
+            action = task.action_at(log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy))
     acted: Array = action.cpu().numpy()
     return acted
 
@@ -77,7 +76,9 @@ def prior_actions(task: Task, state: Tensor) -> Tensor:
     if task.prior_of is not None:
         with unvalidated():
             action: Tensor = task.prior(state).sample()
-        return action if task.is_discrete else action.clamp(-1, 1)
+        return action.clamp(-1, 1) if isinstance(task.action_space, gymnasium.spaces.Box) else action
+    if task.factors is not None:
+        return (torch.rand(shape, dtype=torch.float64) * torch.tensor(task.factors.sizes)).long()
     if task.is_discrete:
         return torch.randint(task.num_actions, shape)
     return 2 * torch.rand(shape) - 1

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.options import ActorGradient
 from rl_as_inference.agents.task import Task
-from rl_as_inference.guides import CategoricalPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
+from rl_as_inference.factored import FactoredCategorical
+from rl_as_inference.guides import (
+    CategoricalPolicy,
+    FactoredCategoricalPolicy,
+    TanhGaussianMixturePolicy,
+    TanhGaussianPolicy,
+)
 from rl_as_inference.nouns import Policy
 
 __all__ = ["check_actor", "chosen_gradient", "made_actor", "users_actor"]
@@ -28,16 +34,19 @@ def made_actor(
     components: int,
     log_scale_bounds: tuple[float, float] = _LOG_SCALE_BOUNDS,
 ) -> nn.Module:
-    """Returns a policy for a task: a categorical, a tanh-Gaussian, or a mixture of these.
+    """Returns a policy for a task: a categorical, one for each factor, a tanh-Gaussian, or a mixture of these.
 
     Raises:
         ValueError: for a mixture over discrete actions.
     """
     options: dict[str, Any] = {"horizon": task.horizon, "hidden_sizes": hidden_sizes, "activation": "relu"}
-    if task.is_discrete:
+    if not isinstance(task.action_space, gymnasium.spaces.Box):
         if components > 1:
             raise ValueError("policy_components > 1 needs continuous actions; leave it out")
-        prior = None if task.prior_of is None else lambda state: _in_dtype(task.prior(state), task.dtype)
+        if task.factors is not None:
+            prior = task.prior if task.has_prior else None
+            return FactoredCategoricalPolicy(task.state_space, task.factors.sizes, prior=prior, **options)
+        prior = None if not task.has_prior else lambda state: _in_dtype(task.prior(state), task.dtype)
         return CategoricalPolicy(task.state_space, task.num_actions, prior=prior, **options)
     options["log_scale_bounds"] = log_scale_bounds
     family: Callable[..., nn.Module] = TanhGaussianPolicy
@@ -88,11 +97,18 @@ def check_draws(task: Task, policy: Policy, state: Tensor, time: Tensor | int, *
     chosen = policy(state, time)
     kind = type(chosen).__name__
     if task.is_discrete:
-        total = log_probabilities(chosen, task.num_actions, task.device).detach().exp().sum(-1)
+        total = task.log_policies(chosen).detach().exp().sum(-1)
         if not bool(((total - 1).abs() < 1e-3).all()):
             raise ValueError(
                 f"policy gives {kind} probabilities of {task.action_space} that sum to {float(total[0]):.4g}; it "
                 f"must be over these actions, counted from 0"
+            )
+        return
+    if task.factors is not None:
+        if not isinstance(chosen, FactoredCategorical) or chosen.sizes != task.factors.sizes:
+            raise ValueError(
+                f"policy gives {kind} for {task.action_space}, of which there are too many joint actions to sum over; "
+                f"give a rl_as_inference.factored.FactoredCategorical of sizes {task.factors.sizes}"
             )
         return
     if bool((chosen.sample((64,)).abs() > 1).any()):
@@ -118,8 +134,9 @@ def chosen_gradient(task: Task, chosen: Any, wanted: ActorGradient | None) -> Ac
     by_components = hasattr(chosen, "rsample_components")
     possible: dict[ActorGradient, bool] = {  # from the exactest on
         "exact_sum": task.is_discrete,
+        "factors": isinstance(chosen, FactoredCategorical),
         "components": by_components,
-        "pathwise": bool(chosen.has_rsample) and not task.is_discrete,
+        "pathwise": bool(chosen.has_rsample) and isinstance(task.action_space, gymnasium.spaces.Box),
         "score": True,
     }
     natural = next(gradient for gradient, can in possible.items() if can)

@@ -16,11 +16,12 @@ from rl_as_inference.agents.episodes import Origin
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
+from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.randomness import seeded
-from rl_as_inference.spaces import is_unit_box
+from rl_as_inference.spaces import factor_sizes, is_unit_box
 
 __all__ = ["Arena", "chosen_device"]
 
@@ -75,7 +76,7 @@ class Arena:
     def _task(self, options: LearnerOptions, device: torch.device) -> Task:
         process, action_space = self.process, self.envs.action_space
         prior_of = None if process is None or process.has_uniform_prior else process
-        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+        discrete, sizes = not isinstance(action_space, gymnasium.spaces.Box), factor_sizes(action_space)
         if prior_of is not None and not discrete and not is_unit_box(prior_of.action_space):
             raise ValueError(
                 f"action_space of {self.envs.name} is {prior_of.action_space}, and a process with an action prior of "
@@ -102,6 +103,7 @@ class Arena:
             device=device,
             dtype=options["dtype"],
             window=self.window,
+            factors=None if sizes is None else Factors(sizes).to(device),
         )
 
     def origin(self) -> Origin:

@@ -57,7 +57,7 @@ def check_target_entropy(
 
     ``-d`` is soft actor-critic's own (arXiv:1812.05905, appendix D), of a density about a fifth of the
     box wide in every dimension. Discrete actions have no density: their entropy lies between 0 and
-    ``log|A|``. Near the top (0.98 log|A| in arXiv:1910.07207) a policy may hardly prefer any action, and
+    ``log|A|``, the sum over their factors where an action has several. Near the top (0.98 log|A| in arXiv:1910.07207) a policy may hardly prefer any action, and
     α grows without bound wherever it should; near 0 nothing is explored and α vanishes. At half, two
     of four actions stay open on average, or one of two is taken eight times in nine.
 
@@ -74,7 +74,7 @@ def check_target_entropy(
         True
     """
     most = -uniform_log_density(action_space)
-    discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+    discrete = not isinstance(action_space, gymnasium.spaces.Box)
     if target_entropy is None:
         return TargetEntropy(0.5 * most if discrete else -float(math.prod(action_space.shape or ())), given=False)
     if isinstance(target_entropy, bool) or not isinstance(target_entropy, Real):

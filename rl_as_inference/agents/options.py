@@ -44,7 +44,7 @@ __all__ = [
 
 ActionPrior = Literal["uniform", "flat"]
 Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg"]
-ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
+ActorGradient = Literal["pathwise", "exact_sum", "factors", "components", "score"]
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
 Planner = Literal["mppi", "smc", "policy"]

@@ -83,7 +83,7 @@ class Replay:
         self.state_shape = tuple(state_space.shape or ())
         self.action_shape = tuple(action_space.shape or ())
         self.state_dtype = torch.int64 if isinstance(state_space, gymnasium.spaces.Discrete) else dtype
-        self.action_dtype = torch.int64 if isinstance(action_space, gymnasium.spaces.Discrete) else dtype
+        self.action_dtype = dtype if isinstance(action_space, gymnasium.spaces.Box) else torch.int64
         states, actions = math.prod(self.state_shape), math.prod(self.action_shape)
         widths = {"state": states, "action": actions, "reward": 1, "next_state": states, "terminated": 1}
         widths |= {"truncated": 1} if horizon is None else {"truncated": 1, "time": 1}

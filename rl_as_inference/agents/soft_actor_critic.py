@@ -13,7 +13,7 @@ from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.expectation import Expectation, How, expectation
-from rl_as_inference.agents.functional import Networks, Temperature, log_probabilities
+from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import (
     ActorGradient,
@@ -134,7 +134,7 @@ class ActorCritic(Algorithm):
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         chosen = networks("policy", state, time)
         if self.task.is_discrete:
-            return drawn_from_logits(self.log_policies(chosen))
+            return self.task.action_at(drawn_from_logits(self.task.log_policies(chosen)))
         if not self.entropy.mean_acts:
             return chosen.sample()
         action = mode_of(chosen)
@@ -157,10 +157,6 @@ class ActorCritic(Algorithm):
         """Returns the least critic's value at the points of an expectation."""
         return self.values(networks, pi.state, pi.time, pi.action).amin(0)
 
-    def log_policies(self, chosen: Any) -> Tensor:
-        """Returns ``log π`` of all discrete actions, ``(*batch, A)``."""
-        return log_probabilities(chosen, self.task.num_actions, self.task.device)
-
     def log_policy(self, networks: Networks, batch: Batch) -> Tensor:
         """Returns ``log π`` of the actions taken, ``(B,)``."""
         return networks("policy", batch.state, batch.time).log_prob(batch.action)
@@ -170,7 +166,7 @@ class ActorCritic(Algorithm):
         may_mask = self.task.prior_of is not None or self.options["policy"] is not None
         if self.task.target_entropy is None or not (self.task.is_discrete and may_mask):
             return 0.0
-        return self.task.target_entropy.shortfall(self.log_policies(chosen).detach())
+        return self.task.target_entropy.shortfall(self.task.log_policies(chosen).detach())
 
     # Its parts.
 

@@ -87,7 +87,7 @@ class SoftQ(Algorithm):
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         q = networks("critics", state, None, time).amin(0)
-        return drawn_from_logits(q / networks("temperature") + self.task.log_prior(state))
+        return self.task.action_at(drawn_from_logits(q / networks("temperature") + self.task.log_prior(state)))
 
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, options = self.task, self.options

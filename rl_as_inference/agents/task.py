@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.entropy import TargetEntropy
+from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.agents.windows import Window
+from rl_as_inference.factored import Factors
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.spaces import uniform_log_density
 
@@ -32,6 +34,7 @@ class Task:
         learns_temperature: whether it is tuned.
         target_entropy: what to tune it to; None if not to an entropy.
         window: how observations are put together to states; None where each is a state.
+        factors: of actions that are several at once; None of others.
     """
 
     name: str
@@ -48,21 +51,26 @@ class Task:
     device: torch.device
     dtype: torch.dtype
     window: Window | None = None
+    factors: Factors | None = None
 
     @property
     def is_discrete(self) -> bool:
-        """Whether actions are."""
+        """Whether all actions can be summed over: discrete ones, and joint ones that are few."""
+        if self.factors is not None:
+            return self.factors.is_small
         return isinstance(self.action_space, gymnasium.spaces.Discrete)
 
     @property
     def num_actions(self) -> int:
-        """``A``, of discrete actions."""
+        """``A``, of discrete actions; of joint ones their number."""
+        if self.factors is not None:
+            return self.factors.num_joint
         assert isinstance(self.action_space, gymnasium.spaces.Discrete)
         return int(self.action_space.n)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """Of one action: ``(d,)``, or ``()`` of a discrete one."""
+        """Of one action: ``(d,)``, ``(F,)`` of ``F`` factors, or ``()`` of a discrete one."""
         return tuple(self.action_space.shape or ())
 
     @property
@@ -74,6 +82,11 @@ class Task:
     def state_dtype(self) -> torch.dtype:
         """Of states: integers, or the learner's own."""
         return torch.int64 if isinstance(self.state_space, gymnasium.spaces.Discrete) else self.dtype
+
+    @property
+    def critic_space(self) -> gymnasium.Space[Any]:
+        """What critics are of: where all actions can be summed over, of all at once; else of one of the action space."""
+        return gymnasium.spaces.Discrete(self.num_actions) if self.is_discrete else self.action_space
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns the shape of a batch of states without that of a state."""
@@ -87,6 +100,11 @@ class Task:
         """Returns the last observation of states, which are that themselves where there is no window."""
         return state if self.window is None else self.window.latest(state)
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether the action prior is another than the uniform one over the action space."""
+        return self.prior_of is not None
+
     def prior(self, state: Tensor) -> Any:
         """Returns the action prior of the process that has one of its own, in states that count from 0."""
         assert self.prior_of is not None
@@ -94,18 +112,41 @@ class Task:
 
     def log_prior(self, state: Tensor, action: Tensor | None = None) -> Tensor:
         """Returns ``log p(a|s)`` in nats, of an action, or of all discrete ones; it may broadcast."""
-        if self.prior_of is not None and self.action_prior == "uniform":
-            prior = self.prior(state)
+        if self.has_prior:
+            prior, flat = self.prior(state), self.action_prior == "flat"
             if self.is_discrete:
-                return self.taken(prior.logits.log_softmax(-1).to(self.dtype), action)
-            return prior.log_prob(action).to(self.dtype)
+                log_prior = self.log_policies(prior).to(self.dtype)
+                return self.taken(_flat(log_prior) if flat else log_prior, action)
+            if not flat:
+                return prior.log_prob(action).to(self.dtype)
         constant = uniform_log_density(self.action_space) if self.action_prior == "uniform" else 0.0
         return torch.full((), constant, dtype=self.dtype, device=self.device)
 
+    def log_prior_factors(self, state: Tensor) -> Tensor:
+        """Returns ``log p`` of each factor's values in nats, ``(*batch, F, max(sizes))``; it may broadcast."""
+        assert self.factors is not None
+        if self.has_prior:
+            log_prior: Tensor = self.prior(state).log_factors.to(self.dtype)
+            return log_prior if self.action_prior == "uniform" else _flat(log_prior)
+        sizes = (
+            torch.tensor(self.factors.sizes) if self.action_prior == "uniform" else torch.ones(len(self.factors.sizes))
+        )
+        return -sizes.to(self.device, self.dtype).log()[:, None]
+
+    def log_policies(self, chosen: Any) -> Tensor:
+        """Returns the log probabilities of all discrete actions in a policy's distributions, ``(*batch, A)``."""
+        actions = None if self.factors is None else self.factors.actions
+        return log_probabilities(chosen, self.num_actions, self.device, actions)
+
+    def action_at(self, index: Tensor) -> Tensor:
+        """Returns discrete actions ``(*batch, *action)`` by their places among all, ``(*batch,)``."""
+        return index if self.factors is None else self.factors.action(index)
+
     def taken(self, values: Tensor, action: Tensor | None) -> Tensor:
-        """Returns the values ``(*lead, *batch)`` of discrete actions ``(*batch,)``, of those of all ``(..., A)``."""
+        """Returns the values ``(*lead, *batch)`` of discrete actions ``(*batch, *action)``, of all ``(..., A)``."""
         if action is None:
             return values
+        action = action if self.factors is None else self.factors.index(action)
         return values.gather(-1, action.expand(values.shape[:-1])[..., None]).squeeze(-1)
 
     def beside(self, state: Tensor, count: int) -> Tensor:
@@ -116,3 +157,8 @@ class Task:
     def times_beside(self, t: Tensor | int) -> Tensor | int:
         """Returns the times of what :meth:`beside` returns; they broadcast."""
         return t[..., None] if isinstance(t, Tensor) else t
+
+
+def _flat(log_prior: Tensor) -> Tensor:
+    """Returns 0 for the log probabilities of all that is allowed: forbidden actions stay so."""
+    return torch.where(log_prior > -torch.inf, 0.0, log_prior)
