@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from rl_as_inference.checks import check_count, check_horizon
+from rl_as_inference.factored import Factors, JointCategorical
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
@@ -29,6 +30,7 @@ class SoftmaxPolicy(nn.Module):
         temperature: a module without arguments that returns α.
         log_prior: ``state -> log p(a|s)`` of all actions, nats; uniform by default.
         takes_time: ``q`` is asked for ``q(state, t=t)``; else the policy is stationary.
+        sizes: of the factors of an action, whose joint actions these are; None where an action is one integer.
 
     Example:
         >>> from rl_as_inference.critics import QEnsemble
@@ -47,14 +49,17 @@ class SoftmaxPolicy(nn.Module):
         log_prior: Callable[[Tensor], Tensor] | None = None,
         *,
         takes_time: bool = False,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.q, self.temperature, self.log_prior, self.takes_time = q, temperature, log_prior, takes_time
+        self.factors = None if sizes is None else Factors(sizes)
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         values = self.q(state, t=t) if self.takes_time else self.q(state)
         logits = values.amin(0) / self.temperature().detach()
-        return dist.Categorical(logits=logits if self.log_prior is None else logits + self.log_prior(state))
+        logits = logits if self.log_prior is None else logits + self.log_prior(state)
+        return dist.Categorical(logits=logits) if self.factors is None else JointCategorical(logits, self.factors)
 
 
 class SteinSampler(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 from torch import Tensor, nn
 
-from rl_as_inference.factored import FactoredCategorical, Factors, JointCategorical
+from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
 from rl_as_inference.state_time_network import Activation, StateTimeNetwork
 
 __all__ = ["FactoredCategoricalPolicy"]
@@ -30,6 +30,11 @@ class FactoredCategoricalPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         prior: the action prior, ``state -> FactoredCategorical`` or ``JointCategorical``; uniform by default.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
+        joint: add a logit for each joint action, of which there must be few: every distribution is then in the family,
+            a :class:`~rl_as_inference.factored.JointCategorical`.
+
+    Raises:
+        ValueError: if a size is < 1, or joint actions are too many for ``joint``.
 
     Example:
         >>> import torch
@@ -50,20 +55,29 @@ class FactoredCategoricalPolicy(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         prior: Callable[[Tensor], Any] | None = None,
         activation: Activation = "tanh",
+        joint: bool = False,
     ) -> None:
         super().__init__()
-        self.factors = Factors(sizes)
+        self.factors, self.joint, self.prior = Factors(sizes), joint, prior
+        if joint and not self.factors.is_small:
+            raise ValueError(
+                f"joint=True needs at most {JOINT_ACTIONS} joint actions, and sizes {self.factors.sizes} have "
+                f"{self.factors.num_joint}; leave it out"
+            )
+        outputs = self.factors.num_values + (self.factors.num_joint if joint else 0)
         self.network = StateTimeNetwork(
-            state_space, self.factors.num_values, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+            state_space, outputs, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
         )
-        self.prior = prior
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
-        logits = self.network(state, t)
-        if self.prior is None:
-            return FactoredCategorical(logits, self.factors)
-        prior = self.prior(state)
-        if isinstance(prior, FactoredCategorical):
-            return FactoredCategorical(logits + self.factors.in_row(prior.log_factors), self.factors)
-        product = FactoredCategorical(logits, self.factors)
-        return JointCategorical(product.joint_logits + prior.joint_logits, self.factors)
+        factors, logits = self.factors, self.network(state, t)
+        prior = None if self.prior is None else self.prior(state)
+        by_factor, together = logits[..., : factors.num_values], logits[..., factors.num_values :]
+        if isinstance(prior, FactoredCategorical) and not self.joint:
+            by_factor = by_factor + factors.in_row(prior.log_factors)
+        product = FactoredCategorical(by_factor, factors)
+        if not self.joint and (prior is None or isinstance(prior, FactoredCategorical)):
+            return product
+        table = product.joint_logits
+        table = table + together if self.joint else table
+        return JointCategorical(table if prior is None else table + prior.joint_logits, factors)

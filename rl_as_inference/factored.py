@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -35,7 +35,7 @@ class Factors(nn.Module):
         sizes: of the factors, each ≥ 1.
 
     Attributes:
-        sizes: likewise.
+        sizes: likewise; ``limits`` is the same as a tensor, ``(F,)``.
         num_values: of all factors together, ``sum(sizes)``.
         num_joint: of joint actions, ``prod(sizes)``.
         actions: all joint actions, ``(num_joint, F)``; None where they are more than :data:`JOINT_ACTIONS`.
@@ -52,7 +52,7 @@ class Factors(nn.Module):
     """
 
     actions: Tensor | None
-    _limits: Tensor
+    limits: Tensor
     _strides: Tensor
     _factor_of: Tensor
     _value_of: Tensor
@@ -73,7 +73,7 @@ class Factors(nn.Module):
         place = torch.arange(self.most)
         there = place < limits[:, None]
         buffers: dict[str, Tensor | None] = {
-            "_limits": limits,
+            "limits": limits,
             "_factor_of": factor_of,
             "_value_of": torch.arange(self.num_values) - torch.tensor(ends)[factor_of],
             # Behind the values stands the one that fills up factors of fewer values.
@@ -96,7 +96,7 @@ class Factors(nn.Module):
 
     def action(self, index: Tensor) -> Tensor:
         """Returns the joint actions ``(*batch, F)`` in places ``(*batch,)``."""
-        return (index[..., None] // self._strides) % self._limits
+        return (index[..., None] // self._strides) % self.limits
 
     def by_factor(self, values: Tensor, fill: float) -> Tensor:
         """Returns values ``(*batch, num_values)`` as ``(*batch, F, most)``, filled up."""
@@ -143,7 +143,7 @@ class _OverFactors(TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:
         """Integers from 0, less than the factor's size."""
-        return constraints.independent(constraints.integer_interval(0, self.factors._limits - 1), 1)
+        return constraints.independent(constraints.integer_interval(0, self.factors.limits - 1), 1)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -181,7 +181,7 @@ class FactoredCategorical(_OverFactors):
         tensor([2, 0])
     """
 
-    arg_constraints = {"log_factors": constraints.independent(constraints.real, 2)}
+    arg_constraints: ClassVar[Any] = {"log_factors": constraints.independent(constraints.real, 2)}
 
     def __init__(self, logits: Tensor, sizes: Sequence[int] | Factors, *, validate_args: bool | None = None) -> None:
         self.factors = sizes if isinstance(sizes, Factors) else Factors(sizes).to(logits.device)
@@ -254,7 +254,7 @@ class JointCategorical(_OverFactors):
         (tensor([0.5000, 0.0000]), tensor(0.6931))
     """
 
-    arg_constraints = {"_log_table": constraints.independent(constraints.real, 1)}
+    arg_constraints: ClassVar[Any] = {"_log_table": constraints.independent(constraints.real, 1)}
 
     def __init__(
         self, joint_logits: Tensor, sizes: Sequence[int] | Factors, *, validate_args: bool | None = None

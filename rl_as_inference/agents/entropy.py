@@ -13,6 +13,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from rl_as_inference.factored import FactoredCategorical
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.spaces import uniform_log_density
@@ -37,6 +38,14 @@ class TargetEntropy:
     nats: float
     given: bool
 
+    def factor_shortfall(self, chosen: FactoredCategorical) -> Tensor:
+        """Returns the same of distributions of too many joint actions, ``(*batch,)``: the factors' sum."""
+        factors = chosen.factors
+        possible = factors.in_row(chosen.log_factors.detach()) > _MASKED
+        counts = factors.by_factor(possible.to(chosen.log_factors.dtype), 0.0).sum(-1)
+        share = counts / factors.limits
+        return torch.zeros_like(share[..., 0]) if self.given else 0.5 * share.log().sum(-1)
+
     def shortfall(self, log_policy_a: Tensor) -> Tensor:
         """Returns by how much less is asked of each state in which fewer actions are allowed, ``(*batch,)``, ≤ 0.
 
@@ -57,9 +66,10 @@ def check_target_entropy(
 
     ``-d`` is soft actor-critic's own (arXiv:1812.05905, appendix D), of a density about a fifth of the
     box wide in every dimension. Discrete actions have no density: their entropy lies between 0 and
-    ``log|A|``, the sum over their factors where an action has several. Near the top (0.98 log|A| in arXiv:1910.07207) a policy may hardly prefer any action, and
-    α grows without bound wherever it should; near 0 nothing is explored and α vanishes. At half, two
-    of four actions stay open on average, or one of two is taken eight times in nine.
+    ``log|A|``, which is the sum over the factors of an action that has several. Near the top (0.98 log|A| in
+    arXiv:1910.07207) a policy may hardly prefer any action, and α grows without bound wherever it should; near 0
+    nothing is explored and α vanishes. At half, two of four actions stay open on average, or one of two is taken
+    eight times in nine.
 
     Args:
         target_entropy: nats, or None for the default.

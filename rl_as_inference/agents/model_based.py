@@ -115,6 +115,11 @@ class ModelBasedAgent(Learner):
         options: ModelBasedOptions = filled(ModelBasedOptions, config, by="ModelBasedAgent")
         _check_options(options)
         arena = Arena(env, options)
+        if arena.task.factors is not None:
+            raise ValueError(
+                f"action_space of {arena.task.name} is {arena.envs.own_action_space}, and a model of the world takes "
+                f"Box and Discrete actions; use SoftActorCritic"
+            )
         if arena.task.prior_of is not None:
             raise ValueError(
                 f"env {arena.task.name} has an action prior of its own, and a model of the world has the uniform one; "

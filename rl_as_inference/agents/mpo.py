@@ -252,6 +252,7 @@ class MPO(Learner):
         if options["temperature"] is None:  # a process's α is of its ELBO, and not η
             options = {**options, "temperature": "auto"}
         arena = Arena(env, options)
+        arena.task.check_few_actions("MPO")
         arena.task = replace(arena.task, target_entropy=None)
         super().__init__(arena, remembering(lambda task: PolicyImprovement(task, options), arena, options), options)
         self.num_critics, self.num_action_draws = options["num_critics"], options["num_action_draws"]

@@ -163,8 +163,12 @@ class ActorCritic(Algorithm):
 
     def shortfall(self, chosen: Any) -> Tensor | float:
         """Returns by how much less entropy is asked of states in which a mask forbids actions, ``(B,)``, ≤ 0."""
-        may_mask = self.task.prior_of is not None or self.options["policy"] is not None
-        if self.task.target_entropy is None or not (self.task.is_discrete and may_mask):
+        may_mask = self.task.has_prior or self.options["policy"] is not None
+        if self.task.target_entropy is None or not may_mask:
+            return 0.0
+        if self.task.factors is not None and not self.task.is_discrete:
+            return self.task.target_entropy.factor_shortfall(chosen)
+        if not self.task.is_discrete:
             return 0.0
         return self.task.target_entropy.shortfall(self.task.log_policies(chosen).detach())
 

@@ -65,7 +65,7 @@ class SoftQ(Algorithm):
         if (target := self.task.target_entropy) is not None:
             log_alpha = networks.tree["temperature"]["log_temperature"]
             # Of the prior and not of the policy, whose probabilities vanish where α does.
-            less = 0.0 if self.task.prior_of is None else target.shortfall(log_prior.expand_as(least))
+            less = 0.0 if not self.task.has_prior else target.shortfall(log_prior.expand_as(least))
             total = total + temperature_loss(log_alpha, entropy - less, target.nats)
         return total, {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}
 
@@ -99,7 +99,11 @@ class SoftQ(Algorithm):
 
     def policy_of(self, modules: dict[str, nn.Module]) -> Policy:
         timed = self.task.horizon is not None
-        return SoftmaxPolicy(modules["critics"], modules["temperature"], self.task.log_prior, takes_time=timed)
+        sizes = None if self.task.factors is None else self.task.factors.sizes
+        policy = SoftmaxPolicy(
+            modules["critics"], modules["temperature"], self.task.log_prior, takes_time=timed, sizes=sizes
+        )
+        return policy.to(self.task.device)
 
     def critic_of(self, modules: dict[str, nn.Module]) -> SoftValue:
         temperature = float(modules["temperature"]().detach())
@@ -250,6 +254,7 @@ class SoftQLearning(Learner):
     def __init__(self, env: EnvironmentLike, **config: Unpack[SoftQLearningOptions]) -> None:
         options: SoftQLearningOptions = filled(SoftQLearningOptions, config, by="SoftQLearning")
         arena = Arena(env, options)
+        arena.task.check_few_actions("SoftQLearning")
         kind = SoftQ if arena.task.is_discrete else EnergyBasedQ
         super().__init__(arena, remembering(lambda task: kind(task, options), arena, options), options)
         self.double, self.sampler, self.num_critics = options["double"], options["sampler"], options["num_critics"]

@@ -13,7 +13,7 @@ from rl_as_inference.agents.entropy import TargetEntropy
 from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.agents.windows import Window
-from rl_as_inference.factored import Factors
+from rl_as_inference.factored import JOINT_ACTIONS, Factors
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.spaces import uniform_log_density
 
@@ -85,8 +85,17 @@ class Task:
 
     @property
     def critic_space(self) -> gymnasium.Space[Any]:
-        """What critics are of: where all actions can be summed over, of all at once; else of one of the action space."""
+        """What critics are of: all actions at once, where they can be summed over; else one of the action space."""
         return gymnasium.spaces.Discrete(self.num_actions) if self.is_discrete else self.action_space
+
+    def check_few_actions(self, by: str) -> None:
+        """Raises ValueError if there are too many joint actions for what sums over all of them."""
+        if self.factors is not None and not self.factors.is_small:
+            raise ValueError(
+                f"action_space of {self.name} has factors {self.factors.sizes}, {self.factors.num_joint} joint "
+                f"actions, and {by} sums over all of them, at most {JOINT_ACTIONS}; use SoftActorCritic, which sums "
+                f"factor by factor"
+            )
 
     def batch_shape(self, state: Tensor) -> torch.Size:
         """Returns the shape of a batch of states without that of a state."""
@@ -128,10 +137,8 @@ class Task:
         if self.has_prior:
             log_prior: Tensor = self.prior(state).log_factors.to(self.dtype)
             return log_prior if self.action_prior == "uniform" else _flat(log_prior)
-        sizes = (
-            torch.tensor(self.factors.sizes) if self.action_prior == "uniform" else torch.ones(len(self.factors.sizes))
-        )
-        return -sizes.to(self.device, self.dtype).log()[:, None]
+        log_sizes = self.factors.limits.to(self.dtype).log()[:, None]
+        return -log_sizes if self.action_prior == "uniform" else torch.zeros_like(log_sizes)
 
     def log_policies(self, chosen: Any) -> Tensor:
         """Returns the log probabilities of all discrete actions in a policy's distributions, ``(*batch, A)``."""

@@ -11,7 +11,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from rl_as_inference.factored import Factors
 from rl_as_inference.processes.environments import Environments, Step
+from rl_as_inference.spaces import factor_sizes
 
 __all__ = ["EpisodeWindow", "Window", "WindowedEnvironments"]
 
@@ -117,6 +119,12 @@ class _Code:
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         self._dims = len(space.shape or ())
         self._one_hot: Array | None = None
+        self._factors: Factors | None = None
+        if (sizes := factor_sizes(space)) is not None:
+            self._factors = Factors(sizes)
+            self.size = sum(sizes)
+            self.low, self.high = np.zeros(self.size), np.ones(self.size)
+            return
         if isinstance(space, Discrete):
             self.size = int(space.n)
             self._one_hot = np.eye(self.size, dtype=np.float32)
@@ -130,11 +138,16 @@ class _Code:
         """Returns ``(*batch, size)`` float32."""
         if self._one_hot is not None:
             return self._one_hot[elements]
+        if self._factors is not None:
+            coded: Array = self._factors.one_hot(torch.from_numpy(elements), torch.float32).numpy()
+            return coded
         rows = elements.reshape(*elements.shape[: elements.ndim - self._dims], self.size)
         return rows.astype(np.float32, copy=False)
 
     def tensor_rows(self, elements: Tensor) -> Tensor:
         """Returns ``(*batch, size)``; of integers in torch's default precision."""
+        if self._factors is not None:
+            return self._factors.to(elements.device).one_hot(elements, torch.get_default_dtype())
         if self._one_hot is None:
             return elements.reshape(*elements.shape[: elements.dim() - self._dims], self.size)
         return (elements[..., None] == torch.arange(self.size, device=elements.device)).to(torch.get_default_dtype())
