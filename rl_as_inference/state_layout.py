@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -188,6 +189,15 @@ class StateLayout:
             elif part.kind == "discrete":
                 high[part.columns] = np.subtract(part.counts, 1)
         return low, high
+
+    def unbounded(self) -> StateLayout:
+        """Returns the same layout with boxes that have no bounds, as of numbers on another scale."""
+        other = copy.copy(self)
+        other.parts = tuple(
+            replace(part, space=Box(-np.inf, np.inf, part.shape, np.float32)) if part.kind == "box" else part
+            for part in self.parts
+        )
+        return other
 
     def flatten(self, observation: Any, mask: Any = None) -> Array:
         """Returns an observation of the environment's, or a batch of them, as rows ``(*batch, size)`` float32.

@@ -9,9 +9,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from rl_as_inference.spaces import factor_sizes
+from rl_as_inference.state_layout import LaidOut, StateLayout, check_not_pixels, is_image
 
 __all__ = ["agent_actions", "agent_states", "as_agent_actions", "as_states", "finiteness", "name_of", "time_limit_of"]
 
@@ -37,17 +38,30 @@ def time_limit_of(env: Any) -> int | None:
 
 
 def agent_states(space: Any, name: str) -> tuple[gymnasium.Space[Any], int]:
-    """Returns the agent's state space and where the environment's integers start."""
+    """Returns the agent's state space and where the environment's integers start.
+
+    Images stay as they are, bytes; observations in parts are rows, :class:`LaidOut`.
+
+    Raises:
+        ValueError: for a space that is not supported.
+    """
     if isinstance(space, Discrete):
         return Discrete(int(space.n)), int(space.start)
+    try:
+        if isinstance(space, Dict | Tuple | MultiDiscrete | MultiBinary):
+            return LaidOut(StateLayout(space)), 0
+        if isinstance(space, Box):
+            check_not_pixels(space, "observation")
+    except ValueError as error:
+        raise ValueError(f"observation_space of {name}{str(error).removeprefix('observation_space')}") from error
     if isinstance(space, Box):
-        if space.dtype == np.float32:
+        if space.dtype == np.float32 or is_image(space):
             return space, 0
         with np.errstate(over="ignore"):
             return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32), 0
     raise ValueError(
-        f"observation_space of {name} is {type(space).__name__}, and Box or Discrete are supported; wrap it with "
-        f"gymnasium.wrappers.FlattenObservation"
+        f"observation_space of {name} is {type(space).__name__}, and Box, Discrete, MultiDiscrete, MultiBinary, and "
+        f"Dict or Tuple of these are supported; turn it into one of them with gymnasium.wrappers.TransformObservation"
     )
 
 
