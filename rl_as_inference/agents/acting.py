@@ -73,7 +73,7 @@ def _times(task: Task, states: Tensor, time: Any) -> Tensor | int:
 def prior_actions(task: Task, state: Tensor) -> Tensor:
     """Returns draws from the action prior in the agent's units, ``(*batch, *action)``."""
     shape = (*task.batch_shape(state), *task.action_shape)
-    if task.prior_of is not None:
+    if task.has_prior:
         with unvalidated():
             action: Tensor = task.prior(state).sample()
         return action.clamp(-1, 1) if isinstance(task.action_space, gymnasium.spaces.Box) else action

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.options import ActorGradient
 from rl_as_inference.agents.task import Task
-from rl_as_inference.factored import FactoredCategorical
+from rl_as_inference.factored import FactoredCategorical, JointCategorical
 from rl_as_inference.guides import (
     CategoricalPolicy,
     FactoredCategoricalPolicy,
@@ -21,7 +21,7 @@ from rl_as_inference.guides import (
 )
 from rl_as_inference.nouns import Policy
 
-__all__ = ["check_actor", "chosen_gradient", "made_actor", "users_actor"]
+__all__ = ["Within", "check_actor", "chosen_gradient", "made_actor", "users_actor"]
 
 _LOG_SCALE_BOUNDS = (-20.0, 2.0)
 """Of the Gaussian before squashing, as in soft actor-critic's own code: e² already fills the box's ends."""
@@ -68,6 +68,29 @@ def users_actor(policy: Any) -> nn.Module:
     if not isinstance(policy, nn.Module) or not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("policy has no parameters to train; pass a module such as those of rl_as_inference.guides")
     return policy
+
+
+class Within(nn.Module):
+    """A policy of the user's, held to what masks allow: its probabilities of that, normalised.
+
+    Args:
+        inner: the policy.
+        task: whose masks.
+    """
+
+    def __init__(self, inner: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.inner, self._task = inner, task
+
+    def forward(self, state: Tensor, t: int | Tensor) -> Any:
+        chosen, prior, task = self.inner(state, t), self._task.prior(state), self._task
+        if task.is_discrete:
+            logits = task.log_policies(chosen) + task.log_policies(prior).to(task.dtype)
+            return dist.Categorical(logits=logits) if task.factors is None else JointCategorical(logits, task.factors)
+        if not isinstance(chosen, FactoredCategorical):
+            return chosen  # which is refused
+        logits = chosen.factors.in_row(chosen.log_factors + prior.log_factors)
+        return FactoredCategorical(logits, chosen.factors)
 
 
 def check_actor(task: Task, policy: Policy, state: Tensor, time: Tensor | int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import torch
@@ -53,7 +53,8 @@ class Arena:
         device = chosen_device(options["device"])
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
-        envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        looks: Literal["look"] | None = "look" if options["action_masks"] and self.process is None else None
+        envs = Environments.make(source, num_envs=count, seed=options["seed"], masks=looks, **self.env_kwargs)
         self.observation_space, length = envs.state_space, options["history"]
         if options["memory"] is not None:
             length = options["burn_in"] + options["sequence_length"]
@@ -103,6 +104,7 @@ class Arena:
             device=device,
             dtype=options["dtype"],
             window=self.window,
+            masks=self.envs.masks if options["action_masks"] else None,
             factors=None if sizes is None else Factors(sizes).to(device),
         )
 
@@ -130,7 +132,8 @@ class Arena:
                 "with the environment's id or a factory, lambda: make_my_environment()"
             )
         options = {**self.env_kwargs, **make_kwargs}
-        return self.windowed(Environments.make(self.source, num_envs=num_envs, seed=seed, **options))
+        masks = self.envs.mask_size
+        return self.windowed(Environments.make(self.source, num_envs=num_envs, seed=seed, masks=masks, **options))
 
     def carry_statistics(self, envs: Environments | WindowedEnvironments, seed_index: int = 0) -> None:
         """Gives other environments the running statistics that a seed's policy learned under, to keep as they are."""

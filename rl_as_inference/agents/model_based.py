@@ -120,6 +120,11 @@ class ModelBasedAgent(Learner):
                 f"action_space of {arena.task.name} is {arena.envs.own_action_space}, and a model of the world takes "
                 f"Box and Discrete actions; use SoftActorCritic"
             )
+        if arena.task.masks is not None:
+            raise ValueError(
+                f"env {arena.task.name} gives action masks, of which a model of the world knows nothing; use "
+                f"SoftActorCritic, or say action_masks=False"
+            )
         if arena.task.prior_of is not None:
             raise ValueError(
                 f"env {arena.task.name} has an action prior of its own, and a model of the world has the uniform one; "

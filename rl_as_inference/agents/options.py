@@ -179,6 +179,12 @@ class LearnerOptions(TypedDict, total=False):
     action_prior: Annotated[
         ActionPrior, _Row("uniform", "'uniform', the model's; 'flat' takes log p for 0, as the papers do")
     ]
+    action_masks: Annotated[
+        bool,
+        _Row(
+            True, "keep to what the environment allows: info['action_mask'], or a part 'action_mask' of what it shows"
+        ),
+    ]
     learning_starts: Annotated[int, _Row(1000, "steps by the action prior before learning", check_count)]
     batch_size: Annotated[int, _Row(256, "transitions an update", check_count)]
     buffer_size: Annotated[int, _Row(1_000_000, "transitions that replay holds, for each seed", check_count)]

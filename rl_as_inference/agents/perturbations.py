@@ -168,7 +168,9 @@ def _returns(
     rows = []
     for index, policy in enumerate(agent.policies):
         made: list[_Perturbed] = []
-        envs = agent.arena.windowed(Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed))
+        envs = agent.arena.windowed(
+            Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed, masks=agent.envs.mask_size)
+        )
         agent.arena.carry_statistics(envs, index)
         try:
             with RandomStream(seed, agent.device), agent.threads():

@@ -140,7 +140,8 @@ class Recurrent(Algorithm):
         self.width = int((*options["hidden_sizes"], 64)[0])
         self.burn_in, self.length = options["burn_in"], options["sequence_length"]
         features = gymnasium.spaces.Box(-np.inf, np.inf, (self.width + self.window.observation_size,))
-        self.inner = make(replace(task, state_space=features, window=None))
+        masks = None if task.masks is None else task.masks.shifted(self.width)  # which the last observation ends in
+        self.inner = make(replace(task, state_space=features, window=None, masks=masks))
         self.metrics, self.targeted = self.inner.metrics, (*self.inner.targeted, "encoder")
 
     def batch(self, replay: Replay, storage: Tensor, size: Tensor, position: Tensor, count: int) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.actors import check_actor, check_draws, chosen_gradient, made_actor, users_actor
+from rl_as_inference.agents.actors import Within, check_actor, check_draws, chosen_gradient, made_actor, users_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.evaluation import mode_of
@@ -181,6 +181,7 @@ class ActorCritic(Algorithm):
         else:
             policy = users_actor(options["policy"])
             policy = copy.deepcopy(policy) if anew else policy
+            policy = policy if task.masks is None else Within(policy, task)
         modules: dict[str, nn.Module] = {
             "policy": policy,
             "critics": self.make_critics(options["num_critics"], sizes),

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.agents.entropy import TargetEntropy
+from rl_as_inference.agents.entropy import MASKED, TargetEntropy
 from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.agents.windows import Window
-from rl_as_inference.factored import JOINT_ACTIONS, Factors
+from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
 from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes.action_masks import ActionMasks
+from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.spaces import uniform_log_density
 
 __all__ = ["Task"]
@@ -35,6 +38,7 @@ class Task:
         target_entropy: what to tune it to; None if not to an entropy.
         window: how observations are put together to states; None where each is a state.
         factors: of actions that are several at once; None of others.
+        masks: where states say which actions are allowed; None where they do not.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Task:
     dtype: torch.dtype
     window: Window | None = None
     factors: Factors | None = None
+    masks: ActionMasks | None = None
 
     @property
     def is_discrete(self) -> bool:
@@ -112,12 +117,28 @@ class Task:
     @property
     def has_prior(self) -> bool:
         """Whether the action prior is another than the uniform one over the action space."""
-        return self.prior_of is not None
+        return self.prior_of is not None or self.masks is not None
 
     def prior(self, state: Tensor) -> Any:
-        """Returns the action prior of the process that has one of its own, in states that count from 0."""
-        assert self.prior_of is not None
-        return self.prior_of.prior_at(self.latest(state))
+        """Returns the action prior where it is not uniform: a process's own, or uniform over what a mask allows."""
+        if self.prior_of is not None:
+            return self.prior_of.prior_at(self.latest(state))
+        assert self.masks is not None
+        allowed = self.latest(state)[..., self.masks.columns] > 0.5
+        logits = torch.where(allowed, 0.0, -torch.inf).to(self.dtype)
+        if self.factors is None:
+            return dist.Categorical(logits=logits)
+        return (JointCategorical if self.masks.is_joint else FactoredCategorical)(logits, self.factors)
+
+    def log_counts(self, states: Tensor) -> Tensor:
+        """Returns the log of how many discrete actions are allowed in each state where any is taken, nats."""
+        with unvalidated(), torch.no_grad():
+            if self.factors is None or self.is_discrete:
+                counts = (self.log_policies(self.prior(states)) > MASKED).sum(-1).double().log()
+            else:
+                counts = (self.prior(states).log_factors > MASKED).sum(-1).double().log().sum(-1)
+            ended = None if self.prior_of is None else self.prior_of.has_ended(self.latest(states))
+        return counts if ended is None else counts[~ended]
 
     def log_prior(self, state: Tensor, action: Tensor | None = None) -> Tensor:
         """Returns ``log p(a|s)`` in nats, of an action, or of all discrete ones; it may broadcast."""

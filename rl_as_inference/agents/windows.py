@@ -168,6 +168,7 @@ class WindowedEnvironments:
         self.name, self.num_envs, self.seed = envs.name, envs.num_envs, envs.seed
         self.state_space, self.action_space = window.space, envs.action_space
         self.max_episode_steps = envs.max_episode_steps
+        self.masks, self.mask_size = envs.masks, envs.mask_size
         self.state: Array | None = None
 
     @property
@@ -198,9 +199,9 @@ class WindowedEnvironments:
         self.state = state
         return step._replace(next_state=next_state, state=state)
 
-    def agent_state(self, observation: Any) -> Array:
+    def agent_state(self, observation: Any, action_mask: Any = None) -> Array:
         """Returns an observation of the environment's, or a batch, in the agent's units; it is no window yet."""
-        return self._envs.agent_state(observation)
+        return self._envs.agent_state(observation, action_mask)
 
     @property
     def own_action_space(self) -> gymnasium.Space[Any]:

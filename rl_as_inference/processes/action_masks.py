@@ -13,14 +13,24 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from rl_as_inference.factored import JOINT_ACTIONS
-from rl_as_inference.processes.faults import StepError
+from rl_as_inference.processes.faults import Checks, StepError
 from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
 from rl_as_inference.processes.units import name_of
 from rl_as_inference.spaces import factor_sizes
 from rl_as_inference.state_layout import MASK, LaidOut
 
-__all__ = ["ActionMasks", "Looked", "MaskBeside", "look_for_masks", "masks_in"]
+__all__ = [
+    "MASK",
+    "ActionMasks",
+    "Looked",
+    "MaskBeside",
+    "flat_mask",
+    "look_for_masks",
+    "masks_in",
+    "put_beside",
+    "with_masks",
+]
 
 Array = np.ndarray[Any, Any]
 Environments: TypeAlias = "list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]"
@@ -50,23 +60,47 @@ class ActionMasks:
     def fault(self, mask: Array) -> str | None:
         """Returns what is wrong with a mask ``(sum(sizes),)``, to be said after "a mask that"; or None."""
         if not ((mask == 0) | (mask == 1)).all():
-            return f"has the values {sorted(set(mask.tolist()))}, and must have 1 for what is allowed and 0 for the rest"
+            return (
+                f"has the values {sorted(set(mask.tolist()))}, and must have 1 for what is allowed and 0 for the rest"
+            )
         empty = [not part.any() for part in np.split(mask, np.cumsum(self.sizes)[:-1])]
         if not any(empty):
             return None
         which = "" if len(self.sizes) == 1 else f" of factor {empty.index(True)}"
         return f"forbids every action{which}, {mask.astype(int).tolist()}; allow one, or end the episode there"
 
-    def settle(self, states: Array, terminated: Array) -> int | None:
-        """Allows everything in terminal states that allow nothing; returns the first other state with a fault."""
-        for index, state in enumerate(states):
-            mask = state[self.columns]
-            if self.fault(mask) is None:
-                continue
-            if not terminated[index]:
-                return index
-            mask[:] = 1
-        return None
+    def check(
+        self,
+        states: Array,
+        terminated: Array,
+        checks: Checks,
+        step: int,
+        *,
+        at_reset: bool = False,
+        only: int | None = None,
+    ) -> None:
+        """Raises StepError for a mask that allows nothing, but in terminal states: these then allow everything.
+
+        Args:
+            states: ``(num_envs, *state)``, written into where they are terminal.
+            terminated: which are, ``(num_envs,)`` bool.
+            checks: what raises.
+            step: taken so far.
+            at_reset: whether they begin episodes.
+            only: look at one of them.
+        """
+        for index in range(len(states)) if only is None else (only,):
+            mask = states[index][self.columns]
+            if fault := self.fault(mask):
+                if not terminated[index]:
+                    checks.blame(MASK, index, mask, step, fault, at_reset=at_reset)
+                mask[:] = 1
+
+    def check_given(self, states: Array) -> None:
+        """Raises ValueError for a mask that allows nothing in states ``(*batch, *state)``."""
+        for state in states.reshape(-1, states.shape[-1]):
+            if fault := self.fault(state[self.columns]):
+                raise ValueError(f"action_mask {fault}")
 
 
 def masks_in(state_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], name: str) -> ActionMasks | None:
@@ -129,6 +163,11 @@ def flat_mask(mask: Any, space: gymnasium.Space[Any]) -> Array:
         lengths = {int(space.n)}  # type: ignore[attr-defined]
     else:
         if len(sizes) > 1 and array.shape[-len(sizes) :] == sizes:
+            if sum(sizes) == math.prod(sizes):
+                raise ValueError(
+                    f"action_mask is of the joint actions of {space}, of which there are as many as its factors have "
+                    f"values together, and could be taken for theirs; make the action space Discrete({sum(sizes)})"
+                )
             array = array.reshape(*array.shape[: -len(sizes)], -1)
         if isinstance(space, MultiBinary) and array.shape[-1:] == (len(sizes),):
             array = np.stack([array != 1, array != 0], -1).reshape(*array.shape[:-1], -1)
@@ -165,7 +204,7 @@ class _Puts:
         self._step = 0
 
     def mask(self, info: Any, where: str, *, ended: bool = False) -> Array:
-        """Returns the mask that ``info`` gives; everything allowed at the end of an episode, where it need give none."""
+        """Returns the mask that ``info`` gives; where an episode ended it need give none, and all is allowed."""
         given = info.get(MASK)
         if given is None and ended:
             return np.ones(self.size, np.float32)
@@ -238,11 +277,12 @@ class MasksBeside(VectorWrapper, _Puts):
     ) -> tuple[Any, dict[str, Any]]:
         """Returns what the environments do, with the masks."""
         observations, info = self.env.reset(seed=seed, options=options)
-        return self.first(observations, info), info
+        which = (options or {}).get("reset_mask")
+        return self.first(observations, info, None if which is None else ~which), info
 
-    def first(self, observations: Any, info: dict[str, Any]) -> dict[str, Any]:
-        """Returns observations with the masks, of episodes that begin."""
-        return put_beside(observations, self.masks(info, "at a reset"))
+    def first(self, observations: Any, info: dict[str, Any], going_on: Any = None) -> dict[str, Any]:
+        """Returns observations with the masks, of episodes that begin, but for those that go on."""
+        return put_beside(observations, self.masks(info, "at a reset", going_on))
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Returns what the environments do, with the masks, also of final observations."""
@@ -316,7 +356,9 @@ def look_for_masks(environments: Environments, seed: int, *, again: bool = False
     answer = env.reset(seed=seed)
     if before:
         counts.put(before, frozen=False, sources=None)
-    observation, info = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, {})
+    if not isinstance(answer, tuple) or len(answer) != 2:  # which is for others to tell
+        return Looked(environments)
+    observation, info = answer
     given = info if vector is None else _one_of(info, 0) if isinstance(info, dict) else {}
     first = None if before or again else observation
     if not isinstance(given, dict) or given.get(MASK) is None:

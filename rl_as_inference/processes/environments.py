@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -13,11 +13,13 @@ from gymnasium.vector import VectorEnv
 from numpy import ndarray
 
 from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.processes.action_masks import MASK, flat_mask, look_for_masks, masks_in, put_beside, with_masks
 from rl_as_inference.processes.autoreset import Autoreset
 from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, NonFiniteError, StepError, wrong_reward
 from rl_as_inference.processes.normalization import Normalization, as_normalized, own_rewards
 from rl_as_inference.processes.observations import Observations
 from rl_as_inference.processes.running_statistics import RunningStatistics
+from rl_as_inference.processes.snapshots import checked_snapshot, episode_seed
 from rl_as_inference.processes.sources import made_of
 from rl_as_inference.processes.step import Step
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
@@ -60,6 +62,8 @@ class Environments:
         state: the states to act from next, ``(num_envs, *state)``; None before the first reset.
         num_steps: how many transitions the environments have made, all of them together.
         max_episode_steps: the time limit that the environment comes with, or None.
+        masks: where states say which actions are allowed; None where they do not.
+        mask_size: how long the masks beside observations are; None where there are none, or they are a part of these.
 
     Example:
         >>> envs = Environments.make("Pendulum-v1", num_envs=2, seed=0)
@@ -78,7 +82,16 @@ class Environments:
         *,
         seed: int = 0,
         normalization: Normalization | None = None,
+        masks: Literal["look"] | int | None = None,
     ) -> None:
+        self._first: Any = None  # the observation of a reset that was taken to look for masks
+        self.mask_size = masks if isinstance(masks, int) else None
+        if masks == "look":
+            first_seed = episode_seed(seed, 0, 0)
+            looked = look_for_masks(environments, first_seed, again=normalization is not None)
+            environments, self.mask_size, self._first = looked.environments, looked.size, looked.first
+        elif masks is not None:
+            environments = with_masks(environments, masks)
         environments = environments if normalization is None else normalization.around(environments)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
@@ -105,6 +118,7 @@ class Environments:
         self._num_states = int(states.n) if isinstance(states, Discrete) else 0
         self.action_space, self._to_environment = agent_actions(actions, self.name)
         self._actions_shape = (self.num_envs, *(self.action_space.shape or ()))
+        self.masks = masks_in(self.state_space, self.action_space, self.name)
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         self._none.flags.writeable = self._all.flags.writeable = False
         self.state: Array | None = None
@@ -125,6 +139,7 @@ class Environments:
         num_envs: int = 1,
         seed: int = 0,
         normalization: Normalization | None = None,
+        masks: Literal["look"] | int | None = None,
         **make_kwargs: Any,
     ) -> Environments:
         """Returns ``num_envs`` environments.
@@ -135,6 +150,8 @@ class Environments:
             num_envs: the size of the batch.
             seed: of all episodes, ≥ 0.
             normalization: of observations or rewards, which wrappers around each environment see to.
+            masks: what to do with a mask of actions in ``info["action_mask"]``: ``"look"`` whether there is one, and
+                make it a part of states then; its length, where that is known; None looks at none.
             **make_kwargs: for :func:`gymnasium.make`, with an id.
 
         Raises:
@@ -146,16 +163,22 @@ class Environments:
         if isinstance(env, _MakesEnvironments) and not isinstance(env, gymnasium.Env | VectorEnv):
             if normalization is not None:
                 make_kwargs["normalization"] = normalization
+            if masks is not None:
+                make_kwargs["masks"] = masks
             return env.environments(num_envs=num_envs, seed=seed, **make_kwargs)
-        return cls(made_of(env, num_envs, make_kwargs), seed=seed, normalization=normalization)
+        return cls(made_of(env, num_envs, make_kwargs), seed=seed, normalization=normalization, masks=masks)
 
     def reset(self) -> Array:
         """Returns the first states of new episodes, ``(num_envs, *state)``."""
         if self._vector is not None:
             self._autoreset.ended = self._none
             self._episodes = [episode + 1 for episode in self._episodes]
-            observations, _ = self._vector.reset(seed=self._seed_of(0))
+            observations, self._first = self._first, None
+            if observations is None or self._episodes[0]:
+                observations, _ = self._vector.reset(seed=self._seed_of(0))
             self.state = self._batch(observations)
+            if self.masks is not None:
+                self.masks.check(self.state, self._none, self._checks, self.num_steps, at_reset=True)
             return self.state
         self.state = np.empty(self._states_shape, self._state_dtype)
         for index in range(self.num_envs):
@@ -226,6 +249,8 @@ class Environments:
                 if terminated is self._none:
                     terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
                 terminated[index], truncated[index] = terminates, truncates
+        if self.masks is not None:
+            self.masks.check(next_state, terminated, self._checks, self.num_steps + 1)
         # Counted when all have stepped: after an error, a snapshot is of the step before.
         self.num_steps += self.num_envs
         self._rewards = rewards
@@ -238,11 +263,31 @@ class Environments:
         self.state = state
         return Step(next_state, rewards, terminated, truncated, self._all, state, own)
 
-    def agent_state(self, observation: Any) -> Array:
+    def agent_state(self, observation: Any, action_mask: Any = None) -> Array:
         """Returns an observation of the environment's, or a batch of them, as states: integers count from 0.
 
         Where observations are normalised, it is the environment's own, and the first one's statistics are used.
+
+        Args:
+            observation: as the environment gives it.
+            action_mask: what is allowed there, where that comes beside observations (or instead of what they say).
+
+        Raises:
+            ValueError: if one of them does not fit, nothing is allowed, or a mask is lacking or nobody's.
         """
+        if self.masks is None:
+            if action_mask is not None:
+                raise ValueError(f"action_mask: {self.name} gives no masks that are kept to; leave it out")
+            return self._plain_state(observation)
+        if action_mask is not None:
+            observation = put_beside(observation, flat_mask(action_mask, self.own_action_space))
+        elif self.mask_size is not None:
+            raise ValueError(f"action_mask is needed beside an observation of {self.name}; pass info[{MASK!r}]")
+        states = self._plain_state(observation)
+        self.masks.check_given(states)
+        return states
+
+    def _plain_state(self, observation: Any) -> Array:
         if self._normalizes and (normalized := as_normalized(self._envs[0], observation)) is not None:
             return normalized
         return self._observations.state(observation)
@@ -333,7 +378,8 @@ class Environments:
         Raises:
             ValueError: if the snapshot is of another environment or batch.
         """
-        json, arrays = _check_snapshot(snapshot)
+        json, arrays = checked_snapshot(snapshot)
+        self._first = None
         if (json["name"], json["num_envs"]) != (self.name, self.num_envs):
             of, here = f"{json['num_envs']} x {json['name']}", f"{self.num_envs} x {self.name}"
             raise ValueError(f"snapshot is of {of}, and these are {here}; make the same environments")
@@ -387,12 +433,15 @@ class Environments:
         self._episodes[index] += 1
         self._starts[index] = self.num_steps // self.num_envs
         self._running.begin(index)
-        observation, _ = self._envs[index].reset(seed=self._seed_of(index))
+        observation, self._first = self._first, None
+        if observation is None or index or self._episodes[index]:
+            observation, _ = self._envs[index].reset(seed=self._seed_of(index))
         self._fill(states, index, observation)
+        if self.masks is not None:
+            self.masks.check(states, self._none, self._checks, self.num_steps, at_reset=True, only=index)
 
     def _seed_of(self, index: int) -> int:
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(index, self._episodes[index]))
-        return int(sequence.generate_state(1)[0] >> 1)  # environments may hold it in a signed 32-bit integer
+        return episode_seed(self.seed, index, self._episodes[index])
 
     def _fill(self, states: Array, index: int, observation: Any, step: int | None = None) -> None:
         """Writes an observation into a batch of states; without a step it came at a reset."""
@@ -413,6 +462,8 @@ class Environments:
         truncated, valid = self._checks.flags("truncated", truncated, count), self._all
         ended = terminated | truncated
         final = self._autoreset.final_observations(info) if ended.any() else None
+        if self.masks is not None:
+            self.masks.check(state, terminated if final is None else self._none, self._checks, count)
         if self._autoreset.skips_steps:
             # The step after an end ignores its action and gives the first state of the next episode.
             self._autoreset.check_starts(rewards, ended)
@@ -421,6 +472,8 @@ class Environments:
             next_state = state.copy()
             for index in np.flatnonzero(ended).tolist():
                 self._fill(next_state, index, final[index], count)
+                if self.masks is not None:
+                    self.masks.check(next_state, terminated, self._checks, count, only=index)
         elif ended.any():
             observations, _ = vector.reset(options={"reset_mask": ended.copy()})
             state = next_state.copy()
@@ -428,14 +481,3 @@ class Environments:
         self.num_steps += int(valid.sum())
         self._autoreset.ended, self.state = ended, state
         return Step(next_state, rewards, terminated, truncated, valid, state)
-
-
-def _check_snapshot(snapshot: Any) -> tuple[dict[str, Any], dict[str, Array]]:
-    try:
-        json, arrays = dict(snapshot["json"]), dict(snapshot["arrays"])
-        missing = {"name", "num_envs", "seed", "num_steps", "episodes"} - json.keys()
-    except (TypeError, KeyError, ValueError):
-        missing = {"json or arrays"}
-    if missing:
-        raise ValueError(f"snapshot lacks {', '.join(sorted(missing))}; pass what Environments.snapshot() returned")
-    return json, arrays

@@ -176,7 +176,7 @@ class Checks:
         self, field: str, index: int | None, value: Any, step: int, fault: str, *, at_reset: bool = False
     ) -> NoReturn:
         """Raises StepError: ``fault`` says what is wrong with a field, and the mend."""
-        which = "what" if field == "step" else f"an {field}" if field == "observation" else f"a {field}"
+        which = "what" if field == "step" else f"an {field}" if field[0] in "ao" else f"a {field}"
         message = f"{self._name} gave {which} {self._where(index, step, at_reset)} that {fault}"
         raise StepError(message, environment=self._name, step=step, env_index=index, field=field, value=value)
 
