@@ -163,7 +163,8 @@ class Task:
 
     def log_policies(self, chosen: Any) -> Tensor:
         """Returns the log probabilities of all discrete actions in a policy's distributions, ``(*batch, A)``."""
-        actions = None if self.factors is None else self.factors.actions
+        every = None if self.factors is None else self.factors.actions
+        actions = None if every is None else every.to(self.dtype)  # a Bernoulli takes no integers, and others either
         return log_probabilities(chosen, self.num_actions, self.device, actions)
 
     def action_at(self, index: Tensor) -> Tensor:

@@ -113,7 +113,10 @@ def test_a_process_takes_several_actions_at_once():
     chosen = policy(torch.zeros(1), 0)
     table, log_policy = process.table.flatten() / 0.5, chosen.joint_logits.detach()
     elbo = (log_policy.exp() * (table - math.log(6) - log_policy)).sum().item()
-    model = lambda: process(1)  # noqa: E731
+
+    def model():
+        return process(1)
+
     guide = config_enumerate(rlai.follow(model, policy), "parallel")
     assert -TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide) == pytest.approx(elbo, abs=1e-5)
     found = rlai.estimate_elbo(process, policy, 4000)
@@ -128,13 +131,13 @@ def test_fit_finds_the_best_of_the_family(joint):
     """With joint logits the log evidence itself; a product of factors is held to what coordinate ascent finds."""
     process = OneChoice()
     policy = FactoredCategoricalPolicy(process.state_space, (3, 2), horizon=1, hidden_sizes=(8,), joint=joint)
-    rlai.fit(process, policy, steps=300, num_trajectories=256, learning_rate=0.05, progress=False)
+    rlai.fit(process, policy, steps=120, num_trajectories=128, learning_rate=0.1, progress=False)
     table = process.table / 0.5
     chosen = policy(torch.zeros(1), 0)
     log_policy = chosen.joint_logits.detach().reshape(3, 2)
     elbo = (log_policy.exp() * (table - math.log(6) - log_policy)).sum().item()
     if joint:
-        assert elbo == pytest.approx(table.exp().mean().log().item(), abs=0.01)
+        assert elbo == pytest.approx(table.exp().mean().log().item(), abs=0.02)
         return
     best = -math.inf
     for start in range(10):
@@ -159,5 +162,5 @@ def test_an_unlike_prior_or_space_is_refused():
     class Shifted(OneChoice):
         action_space = gymnasium.spaces.MultiDiscrete([3, 2], start=[1, 0])
 
-    with pytest.raises(ValueError, match="no uniform prior here.*of integers from 0"):
+    with pytest.raises(ValueError, match=r"no uniform prior here.*of integers from 0"):
         Shifted().rollout(None, 2)
