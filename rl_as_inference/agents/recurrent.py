@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.functional import Networks
+from rl_as_inference.agents.heads import Heads, OnStates
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.task import Task
@@ -81,33 +82,6 @@ class GRUEncoder(nn.Module):
         return torch.stack(states)
 
 
-class _Heads(Networks):
-    """Networks on features, of whose losses only the critics' reaches the encoder."""
-
-    def __init__(self, networks: Networks, *, reaching: bool) -> None:
-        super().__init__(networks.modules, networks.tree)
-        self._reaching = reaching
-
-    def __call__(self, name: str, *args: Any) -> Any:
-        if args and not (self._reaching and name == "critics"):
-            args = (args[0].detach(), *args[1:])
-        return super().__call__(name, *args)
-
-    def frozen(self) -> Networks:
-        return _Heads(super().frozen(), reaching=False)
-
-
-class _OnWindows(nn.Module):
-    """A module on features as one on windows: ``(state, ...)`` is encoded first."""
-
-    def __init__(self, encode: Callable[..., Tensor], encoder: nn.Module, inner: Any) -> None:
-        super().__init__()
-        self._encode, self.encoder, self.inner = encode, encoder, inner
-
-    def forward(self, state: Tensor, *args: Any, **options: Any) -> Any:
-        return self.inner(self._encode(self.encoder, state), *args, **options)
-
-
 class Recurrent(Algorithm):
     """An algorithm whose state is what a recurrent encoder makes of observations and actions so far.
 
@@ -135,7 +109,7 @@ class Recurrent(Algorithm):
                 "memory: env is a process with an action prior of its own, which cannot be asked with what an encoder "
                 "makes of observations; use history=k"
             )
-        assert task.window is not None
+        assert isinstance(task.window, Window)
         self.window: Window = task.window
         self.width = int((*options["hidden_sizes"], 64)[0])
         self.burn_in, self.length = options["burn_in"], options["sequence_length"]
@@ -171,7 +145,7 @@ class Recurrent(Algorithm):
             time=learned(batch.time) if isinstance(batch.time, Tensor) else batch.time,
             next_times=learned(batch.next_times)[None] if isinstance(batch.next_times, Tensor) else batch.next_times,
         )
-        return self.inner.loss(_Heads(networks, reaching=True), _Heads(targets, reaching=False), transitions)
+        return self.inner.loss(Heads(networks, reaching=True), Heads(targets, reaching=False), transitions)
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         return self.inner.draw(networks, self._features(lambda *args: networks("encoder", *args), state), time)
@@ -192,12 +166,12 @@ class Recurrent(Algorithm):
             self.inner.check(modules, self._features(modules["encoder"], state), time, several=several)
 
     def policy_of(self, modules: dict[str, nn.Module]) -> Policy:
-        return _OnWindows(self._features, modules["encoder"], self.inner.policy_of(modules))
+        return OnStates(self._features, modules["encoder"], self.inner.policy_of(modules))
 
     def critic_of(self, modules: dict[str, nn.Module]) -> SoftValue:
         value = self.inner.critic_of(modules)
         value.task, value.policy = self.task, self.policy_of(modules)
-        value.q = _OnWindows(self._features, modules["encoder"], modules["critics"])
+        value.q = OnStates(self._features, modules["encoder"], modules["critics"])
         return value
 
     def identity(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.entropy import TargetEntropy
+from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.agents.windows import Window
 from rl_as_inference.processes import MarkovDecisionProcess
@@ -47,7 +48,7 @@ class Task:
     n_step: int
     device: torch.device
     dtype: torch.dtype
-    window: Window | None = None
+    window: Window | FrameStack | None = None
 
     @property
     def is_discrete(self) -> bool:
