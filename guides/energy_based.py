@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from rl_as_inference.checks import check_count, check_horizon
 from rl_as_inference.factored import Factors, JointCategorical
 from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.state_layout import layout_of
 from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
 __all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", "resampled"]
@@ -91,7 +92,9 @@ class SteinSampler(nn.Module):
         if not isinstance(state_space, gymnasium.spaces.Box):
             raise ValueError(f"state_space must be a Box for a sampler of continuous actions, got {state_space}")
         self.state_dims, self.action_size, self.horizon = len(state_space.shape), action_size, horizon
-        inputs = math.prod(state_space.shape) + action_size + (0 if horizon is None else NUM_TIME_FEATURES)
+        self.layout = layout_of(state_space)
+        seen = math.prod(state_space.shape) if self.layout is None else self.layout.num_inputs
+        inputs = seen + action_size + (0 if horizon is None else NUM_TIME_FEATURES)
         sizes = [inputs, *hidden_sizes]
         layers: list[nn.Module] = []
         for size, after in pairwise(sizes):
@@ -99,7 +102,8 @@ class SteinSampler(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], action_size))
 
     def forward(self, state: Tensor, noise: Tensor, t: int | Tensor = 0) -> Tensor:
-        inputs = [state.flatten(-self.state_dims) if self.state_dims else state[..., None], noise]
+        seen = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
+        inputs = [seen if self.layout is None else self.layout.inputs(seen.to(noise.dtype)), noise]
         if self.horizon is not None:
             features = time_features(t, self.horizon, noise)
             inputs.append(features.expand(*noise.shape[:-1], NUM_TIME_FEATURES))

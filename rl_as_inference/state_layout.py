@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeGuard
@@ -160,17 +159,29 @@ class StateLayout:
             if any(part.kind == "mask" for part in leaves):
                 raise ValueError(f"observation_space has a part {MASK!r}, and a mask of {mask} actions comes beside it")
             leaves.append(Part(MASK, "mask", (mask,), slice(0), MultiBinary(mask)))
+        self._arrange(leaves, beside=mask is not None)
+
+    @classmethod
+    def made_of(cls, parts: Iterable[Part]) -> StateLayout:
+        """Returns a layout of rows with such parts, whatever they are made from."""
+        layout = cls.__new__(cls)
+        layout._arrange(list(parts), beside=False)
+        return layout
+
+    def _arrange(self, leaves: list[Part], *, beside: bool) -> None:
         leaves.sort(key=lambda part: part.kind == "image")  # which keeps the order of the others
         edges = np.cumsum([0, *(part.size for part in leaves)]).tolist()
         self.parts = tuple(
             replace(part, columns=slice(*ends)) for part, ends in zip(leaves, pairwise(edges), strict=True)
         )
         if not edges[-1]:
-            raise ValueError(f"observation_space is {space}, in which there is nothing to see")
-        self.space, self.size = space, int(edges[-1])
+            raise ValueError("observation_space has no part in which there is anything to see")
+        self.size = int(edges[-1])
         self.num_numbers = sum(part.size for part in self.parts if part.kind != "image")
-        self.mask = next((part for part in self.parts if part.kind == "mask"), None)
-        self._beside = mask is not None
+        self.mask = next(
+            (part for part in reversed(self.parts) if part.kind == "mask"), None
+        )  # of a window, the latest
+        self._beside = beside
 
     @property
     def images(self) -> tuple[Part, ...]:
@@ -192,12 +203,10 @@ class StateLayout:
 
     def unbounded(self) -> StateLayout:
         """Returns the same layout with boxes that have no bounds, as of numbers on another scale."""
-        other = copy.copy(self)
-        other.parts = tuple(
+        return StateLayout.made_of(
             replace(part, space=Box(-np.inf, np.inf, part.shape, np.float32)) if part.kind == "box" else part
             for part in self.parts
         )
-        return other
 
     def flatten(self, observation: Any, mask: Any = None) -> Array:
         """Returns an observation of the environment's, or a batch of them, as rows ``(*batch, size)`` float32.
@@ -272,7 +281,7 @@ class StateLayout:
         return seen[0] if len(seen) == 1 else torch.cat(seen, -1)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StateLayout) and (self.space, self.parts) == (other.space, other.parts)
+        return isinstance(other, StateLayout) and self.parts == other.parts
 
     def __hash__(self) -> int:
         return hash(repr(self))

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said_with_the_part(changed, said):
         (Dict({"words": Text(4)}), "part 'words' of Text.*TransformObservation"),
         (Tuple((Graph(Box(0, 1, (1,)), None),)), "part '0' of Graph"),
         (Dict({"action_mask": Discrete(3)}), "'action_mask' of Discrete\\(3\\)"),
-        (Dict({}), "nothing to see"),
+        (Dict({}), "anything to see"),
     ],
 )
 def test_spaces_that_are_not_supported_are_refused(space, said):

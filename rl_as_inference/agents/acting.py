@@ -14,6 +14,7 @@ from rl_as_inference.agents.task import Task
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.state_layout import LaidOut, is_image
 
 __all__ = ["checked_states", "choose", "prior_actions"]
 
@@ -49,7 +50,12 @@ def checked_states(state: Any, space: gymnasium.Space[Any]) -> Array:
     if array.shape[array.ndim - len(shape) :] != shape:
         raise ValueError(f"observation must have shape {shape}, or be a batch of such, got {array.shape}")
     if not np.isfinite(array).all():
+        if isinstance(space, LaidOut):
+            part = space.layout.part_at(int(np.nonzero(~np.isfinite(array))[-1][0])).name
+            raise ValueError(f"observation has NaN or infinite entries in part {part!r}; act on finite ones")
         raise ValueError("observation has NaN or infinite entries; act on finite ones")
+    if is_image(space) and array.dtype.kind not in "biu":
+        raise ValueError(f"observation is of {array.dtype}, and {space} is of bytes, 0 to 255; act on images as bytes")
     if isinstance(space, gymnasium.spaces.Discrete) and not (
         np.issubdtype(array.dtype, np.integer) and (array >= 0).all() and (array < space.n).all()
     ):

@@ -394,6 +394,6 @@ class Learner:
             "dtype": str(self.dtype),
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
-            **({} if self.task.window is None else {"history": self.task.window.length}),
+            **({} if self.task.window is None else {self.task.window.option: self.task.window.length}),
             **self.algorithm.identity(),
         }

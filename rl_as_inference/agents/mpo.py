@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rl_as_inference.agents.actors import made_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
+from rl_as_inference.agents.encoded import behind_encoder
 from rl_as_inference.agents.functional import Multiplier, Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import MPOOptions, filled, takes_options
-from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -254,7 +254,7 @@ class MPO(Learner):
         arena = Arena(env, options)
         arena.task.check_few_actions("MPO")
         arena.task = replace(arena.task, target_entropy=None)
-        super().__init__(arena, remembering(lambda task: PolicyImprovement(task, options), arena, options), options)
+        super().__init__(arena, behind_encoder(lambda task: PolicyImprovement(task, options), arena, options), options)
         self.num_critics, self.num_action_draws = options["num_critics"], options["num_action_draws"]
         self.kl_improvement, self.kl_policy = options["kl_improvement"], options["kl_policy"]
         self.kl_mean, self.kl_scale = options["kl_mean"], options["kl_scale"]

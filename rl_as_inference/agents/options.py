@@ -212,6 +212,21 @@ class LearnerOptions(TypedDict, total=False):
             check_count,
         ),
     ]
+    frame_stack: Annotated[
+        int,
+        _Row(
+            1,
+            "observations that are the state, without the actions between; images are stacked along their channels",
+            check_count,
+        ),
+    ]
+    normalize_observations: Annotated[
+        bool, _Row(False, "bring observed numbers to mean 0 and variance 1, by running statistics")
+    ]
+    normalize_rewards: Annotated[
+        bool,
+        _Row(False, "learn from rewards divided by the running deviation of a return; those reported stay as they are"),
+    ]
     memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
     sequence_length: Annotated[
         int, _Row(16, "with memory: successive steps that are learned from together", partial(check_count, least=2))

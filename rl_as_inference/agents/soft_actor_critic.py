@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rl_as_inference.agents.actors import Within, check_actor, check_draws, chosen_gradient, made_actor, users_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
+from rl_as_inference.agents.encoded import Encoded, behind_encoder
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.expectation import Expectation, How, expectation
 from rl_as_inference.agents.functional import Networks, Temperature
@@ -22,7 +23,7 @@ from rl_as_inference.agents.options import (
     filled,
     takes_options,
 )
-from rl_as_inference.agents.recurrent import Recurrent, remembering
+from rl_as_inference.agents.recurrent import Recurrent
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -287,7 +288,7 @@ class SoftActorCritic(Learner):
         if options["memory"] is not None and options["policy"] is not None:
             raise ValueError("policy is a guide on states, and with memory these are made here; leave one of them out")
         arena = Arena(env, options)
-        algorithm = remembering(lambda task: ActorCritic(task, options), arena, options)
+        algorithm = behind_encoder(lambda task: ActorCritic(task, options), arena, options)
         super().__init__(arena, algorithm, options)
         self.objective, self.value_network = options["objective"], options["value_network"]
         self.num_critics, self.policy_components = options["num_critics"], options["policy_components"]
@@ -296,7 +297,7 @@ class SoftActorCritic(Learner):
     @property
     def actor_gradient(self) -> ActorGradient:
         """How the actor's expectation is taken."""
-        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent) else self.algorithm
+        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent | Encoded) else self.algorithm
         assert isinstance(algorithm, ActorCritic)
         assert algorithm.actor_gradient is not None
         return algorithm.actor_gradient

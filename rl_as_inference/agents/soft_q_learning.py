@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
+from rl_as_inference.agents.encoded import behind_encoder
 from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import SoftQLearningOptions, filled, takes_options
-from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -256,6 +256,6 @@ class SoftQLearning(Learner):
         arena = Arena(env, options)
         arena.task.check_few_actions("SoftQLearning")
         kind = SoftQ if arena.task.is_discrete else EnergyBasedQ
-        super().__init__(arena, remembering(lambda task: kind(task, options), arena, options), options)
+        super().__init__(arena, behind_encoder(lambda task: kind(task, options), arena, options), options)
         self.double, self.sampler, self.num_critics = options["double"], options["sampler"], options["num_critics"]
         self.num_particles, self.num_value_draws = options["num_particles"], options["num_value_draws"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.entropy import MASKED, TargetEntropy
+from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.agents.windows import Window
@@ -54,7 +55,7 @@ class Task:
     n_step: int
     device: torch.device
     dtype: torch.dtype
-    window: Window | None = None
+    window: Window | FrameStack | None = None
     factors: Factors | None = None
     masks: ActionMasks | None = None
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.factored import Factors
 from rl_as_inference.spaces import factor_sizes
+from rl_as_inference.state_layout import layout_of
 from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
 __all__ = ["QEnsemble"]
@@ -22,6 +23,7 @@ class QEnsemble(nn.Module):
     For continuous actions ``forward(state, action, t)`` is ``(num_critics, *batch)``; for discrete ones
     ``forward(state, t=t)`` is ``(num_critics, *batch, A)``. Rectified layers of the usual initialisation;
     discrete states are one-hot, and so is each factor of an action that has several, of which one action is asked for.
+    Of rows in parts and of images they see :meth:`StateLayout.inputs`.
 
     Args:
         state_space: ``Discrete`` or ``Box``.
@@ -59,6 +61,9 @@ class QEnsemble(nn.Module):
             raise ValueError(f"num_critics must be >= 1, got {num_critics}")
         self.num_critics, self.horizon = num_critics, horizon
         self.state_size, self.state_dims = _size("state_space", state_space)
+        self.layout = layout_of(state_space)
+        if self.layout is not None:
+            self.state_size = self.layout.num_inputs
         sizes = factor_sizes(action_space)
         self.factors = None if sizes is None else Factors(sizes)
         action_size, self.action_dims = _size("action_space", action_space) if sizes is None else (sum(sizes), 1)
@@ -79,6 +84,8 @@ class QEnsemble(nn.Module):
             inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(self.weights[0].dtype)
         else:
             inputs = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
+            if self.layout is not None:
+                inputs = self.layout.inputs(inputs.to(self.weights[0].dtype))
         if not self.discrete_actions:
             if action is None:
                 raise ValueError("action is needed: a critic of continuous actions is asked for one action's value")
