@@ -186,14 +186,9 @@ def _window(envs: Environments, options: LearnerOptions) -> Window | FrameStack 
                 raise ValueError(f"frame_stack={options['frame_stack']} does not go with {name}; leave one of them out")
         return FrameStack(envs.state_space, options["frame_stack"])
     layout = layout_of(envs.state_space)
-    if layout is not None:
-        if layout.images and any(wanted.values()):
-            name = next(name for name, given in wanted.items() if given)
-            raise ValueError(f"{name} does not go with images ({envs.name} observes {layout}); use frame_stack=k")
-        if wanted["memory"] and any(part.kind != "box" for part in layout.parts):
-            raise ValueError(
-                f"memory goes with observations of numbers, and {envs.name} observes {layout}; use history=k"
-            )
+    if layout is not None and layout.images and any(wanted.values()):
+        name = next(name for name, given in wanted.items() if given)
+        raise ValueError(f"{name} does not go with images ({envs.name} observes {layout}); use frame_stack=k")
     length = options["burn_in"] + options["sequence_length"] if wanted["memory"] else options["history"]
     return None if length == 1 else Window(envs.state_space, envs.action_space, length)
 
