@@ -110,6 +110,11 @@ def _zero_or_share(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
+def _below_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+
+
 def _zero_or_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or value != 0:
         check_positive(name, value)
@@ -258,10 +263,10 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
         _Row(
             None,
             "widths of the critics' hidden layers; by default hidden_sizes",
-            _or_none(lambda _, value: check_hidden_sizes(value)),
+            _or_none(lambda name, value: check_hidden_sizes(value, name)),
         ),
     ]
-    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _zero_or_share)]
+    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
     actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
