@@ -52,10 +52,10 @@ Planner = Literal["mppi", "smc", "policy"]
 
 ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
-    # Bhatt et al. 2024, arXiv:1902.05605, table 4; critics half as wide as there, as in Stable-Baselines3's
+    # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster (docs/learners.md)
     "batch_norm": {
         "learning_rate": 1e-3,
-        "critic_hidden_sizes": (1024, 1024),
+        "critic_hidden_sizes": (512, 512),
         "adam_beta": 0.5,
         "actor_every": 3,
     },

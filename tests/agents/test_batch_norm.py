@@ -277,7 +277,7 @@ def test_an_architecture_brings_defaults_that_what_is_given_replaces():
     found = {name: options[name] for name in ("learning_rate", "critic_hidden_sizes", "adam_beta", "actor_every")}
     assert found == {
         "learning_rate": 1e-3,
-        "critic_hidden_sizes": (1024, 1024),
+        "critic_hidden_sizes": (512, 512),
         "adam_beta": 0.5,
         "actor_every": 3,
     }
