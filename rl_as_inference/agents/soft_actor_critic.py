@@ -29,7 +29,13 @@ from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import SoftV
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
-from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, soft_td_target, wrong_td_target
+from rl_as_inference.objectives.soft_critics import (
+    n_step_td_target,
+    soft_critic_loss,
+    soft_td_target,
+    td_error,
+    wrong_td_target,
+)
 from rl_as_inference.randomness import drawn_from_logits
 
 __all__ = ["ActorCritic", "ActorGradient", "Objective", "SoftActorCritic"]
@@ -91,7 +97,8 @@ class ActorCritic(Algorithm):
 
         # Critics:      ½ (Q_i(s, a) - y)²
         q = self.values(networks, state, time, batch.action)
-        critic_loss = soft_critic_loss(q, self.target(frozen, targets, batch))
+        y = self.target(frozen, targets, batch)
+        critic_loss = soft_critic_loss(q, y, batch.weight)
 
         # Policy:       E_π[log π - log p - min_i Q_i/α], or -E_π[min_i Q_i] without its entropy
         chosen = networks("policy", state, time)
@@ -110,7 +117,7 @@ class ActorCritic(Algorithm):
             value = pi.mean(least - alpha * pi.relative).detach()
             total = total + 0.5 * (networks("value", state, time) - value).square().mean()
         metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": pi.entropy.mean(), "q": q.mean()}
-        return total, metrics
+        return total, metrics | {"td_error": td_error(q, y)}
 
     def target(self, networks: Networks, targets: Networks, batch: Batch) -> Tensor:
         """Returns ``y = r + γ E_π[min_i Q̄_i(s', a') - α (log π - log p)]``, ``(B,)``: what the critics should say."""

@@ -58,32 +58,50 @@ class Update:
         learning_rate: float,
         target_average: float,
     ) -> None:
-        self.algorithm, targeted, metrics = algorithm, algorithm.targeted, algorithm.metrics
+        self.algorithm, targeted = algorithm, algorithm.targeted
         self.replay, self.batch_size = replay, batch_size
         self.learning_rate, self.target_average = learning_rate, target_average
         # Called on given parameters only, so its own never count.
         self.template = {name: copy.deepcopy(module) for name, module in modules[0].items()}
         self.layout = FlatParameters(modules[0])
         self.target_layout = FlatParameters({name: modules[0][name] for name in targeted})
-        parameters = torch.stack([self.layout.flatten(FlatParameters.tree(each)) for each in modules])
-        for vector, each in zip(parameters, modules, strict=True):
+        self.tensors = self._begun(modules)
+        for vector, each in zip(self.tensors["parameters"], modules, strict=True):
             self.layout.attach(vector, each)
-        self.tensors = {
-            "parameters": parameters,
-            "targets": torch.cat([parameters[:, self.layout.spans[name]] for name in targeted], 1),
-            "first_moment": torch.zeros_like(parameters),
-            "second_moment": torch.zeros_like(parameters),
-            "decays": parameters.new_ones(len(modules), 2),
-            "sums": parameters.new_zeros(len(modules), len(metrics)),
-        }
         self.num_seeds = len(modules)
         written = [*self.tensors.values(), action]
         read = [observation, time, replay.storage]
         if self.num_seeds == 1:  # without the dimension of seeds, plain products serve, which are faster than batched
             written, read = [tensor[0] for tensor in written], [tensor[0] for tensor in read]
-        self._written, self._read = written, [*read, replay.size, replay.position]
         self._acting = (written[-1], written[0], *read[:2])
+        # Priorities keep the dimension of seeds.
+        self._priorities = replay.priorities
+        ranked = [] if replay.priorities is None else replay.priorities.tensors
+        self._written, self._read = [*written, *ranked], [*read, replay.size, replay.position]
         self.ready = self.compiled = False
+
+    def _begun(self, modules: Sequence[Mapping[str, nn.Module]]) -> dict[str, Tensor]:
+        """Returns all that learning changes, as it begins with modules."""
+        parameters = torch.stack([self.layout.flatten(FlatParameters.tree(each)) for each in modules])
+        targeted = self.algorithm.targeted
+        return {
+            "parameters": parameters,
+            "targets": torch.cat([parameters[:, self.layout.spans[name]] for name in targeted], 1),
+            "first_moment": torch.zeros_like(parameters),
+            "second_moment": torch.zeros_like(parameters),
+            "decays": parameters.new_ones(len(modules), 2),
+            "sums": parameters.new_zeros(len(modules), len(self.algorithm.metrics)),
+        }
+
+    def begin_anew(self, modules: Sequence[Mapping[str, nn.Module]]) -> None:
+        """Goes on with the parameters of other modules, as if these were made just now; what was counted stays.
+
+        Targets are theirs too, and Adam has seen nothing: the resets of Nikishin, Schwarzer, D'Oro, Bacon & Courville
+        (2022, arXiv:2205.07802).
+        """
+        for name, tensor in self._begun(modules).items():
+            if name != "sums":
+                self.tensors[name].copy_(tensor)
 
     def prepare(self, *, compile: bool) -> None:
         """Traces the update and the drawing of actions, and compiles the former if asked; no number changes."""
@@ -105,12 +123,21 @@ class Update:
 
     def _write_step(self, *tensors: Tensor) -> None:
         function: Any = self._stepped
+        *written, observation, time, storage, size, position = tensors
+        count = len(self.tensors)
+        state, action, ranked = written[:count], written[count], written[count + 1 :]
+        of_seed = ranked
         if self.num_seeds > 1:
-            function = torch.func.vmap(function, in_dims=(0,) * 9 + (None, None), randomness="different")
-        *state, action, observation, time, storage, size, position = tensors
-        new = function(*state, observation, time, storage, size, position)
-        for old, value in zip((*state, action), new, strict=True):
+            in_dims = (0,) * (count + 3) + (None, None) + (0,) * len(ranked)
+            function = torch.func.vmap(function, in_dims=in_dims, randomness="different")
+        else:
+            of_seed = [tensor[0] for tensor in ranked]
+        new = function(*state, observation, time, storage, size, position, *of_seed)
+        for old, value in zip((*state, action), new[: count + 1], strict=True):
             old.copy_(value)
+        if self._priorities is not None:
+            row, error = (each.reshape(self.num_seeds, -1) for each in new[count + 1 :])
+            self._priorities.renew(*ranked, row, error)
 
     def _write_action(self, action: Tensor, parameters: Tensor, observation: Tensor, time: Tensor) -> None:
         function: Any = self._drawn
@@ -136,14 +163,25 @@ class Update:
         storage: Tensor,
         size: Tensor,
         position: Tensor,
+        *ranked: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Returns one seed's learned numbers after a step, and its next actions; a pure function."""
-        batch = self.algorithm.batch(self.replay, storage, size, position, self.batch_size)
+        """Returns one seed's learned numbers after a step, and its next actions; a pure function.
+
+        With priorities, also the rows that were drawn and their errors.
+        """
+        row = weight = None
+        if self._priorities is not None:
+            tree, _, num_updates = ranked
+            row, weight = self._priorities.draw(tree, num_updates, size, self.batch_size)
+        batch = self.algorithm.batch(self.replay, storage, size, position, self.batch_size, row)
+        if weight is not None:
+            batch = batch._replace(weight=weight.to(storage.dtype))
         target_networks = Networks(self.template, self.target_layout.unflatten(targets))
 
         def loss(tree: Tree) -> tuple[Tensor, Tensor]:
             value, metrics = self.algorithm.loss(Networks(self.template, tree), target_networks, batch)
-            return value, torch.stack([metrics[name].detach() for name in self.algorithm.metrics])
+            numbers = torch.stack([metrics[name].detach() for name in self.algorithm.metrics])
+            return value, numbers if row is None else torch.cat([numbers, metrics["td_error"]])
 
         tree, metrics = self._gradient(loss, self.layout.unflatten(parameters))
         gradient = self.layout.flatten(tree)
@@ -156,7 +194,10 @@ class Update:
         learned = torch.cat([parameters[self.layout.spans[name]] for name in self.algorithm.targeted])
         targets = torch.lerp(targets, learned, self.target_average)
         action = self._drawn(parameters, observation, time)
-        return parameters, targets, first_moment, second_moment, decays, sums + metrics, action
+        seen: tuple[Tensor, ...] = ()
+        if row is not None:
+            metrics, seen = metrics[: len(sums)], (row, metrics[len(sums) :])
+        return parameters, targets, first_moment, second_moment, decays, sums + metrics, action, *seen
 
     def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Tensor]], tree: Tree) -> tuple[Tree, Tensor]:
         """Returns the gradient of a loss, and what the loss returns beside it."""
