@@ -203,6 +203,9 @@ class LearnerOptions(TypedDict, total=False):
         ),
     ]
     num_envs: Annotated[int, _Row(1, "environments stepped together, for each seed", check_count)]
+    asynchronous: Annotated[
+        bool, _Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
+    ]
     n_step: Annotated[
         int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
     ]
