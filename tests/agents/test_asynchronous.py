@@ -88,7 +88,7 @@ def test_learning_is_the_same():
 
 
 def test_slow_simulators_step_at_the_same_time():
-    """8 environments of 5 ms a step: the quickest step of 20, which other work on the machine delays least; loosely, half."""
+    """8 environments of 5 ms a step: the quickest step of 20, as others delay it least."""
     quickest = []
     for asynchronous in (True, False):
         agent, seconds = sac(Slow, num_envs=8, asynchronous=asynchronous, learning_starts=1000), []
