@@ -11,17 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference.checks import check_horizon
+from rl_as_inference.normalization import BatchRenorm
 
 __all__ = [
     "NUM_TIME_FEATURES",
     "Activation",
+    "Architecture",
     "StateTimeNetwork",
+    "check_architecture",
     "check_hidden_sizes",
     "check_log_scale_bounds",
     "time_features",
 ]
 
 Activation = Literal["tanh", "relu"]
+Architecture = Literal["plain", "batch_norm"]
+"""How layers are put together: as they are, or with normalisation between them."""
 
 _HARMONICS = 4
 NUM_TIME_FEATURES = 1 + 2 * _HARMONICS
@@ -34,6 +39,12 @@ def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
         raise ValueError(f"hidden_sizes must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
         raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+
+
+def check_architecture(architecture: Architecture) -> None:
+    """Raises ValueError unless it is one of those that there are."""
+    if architecture not in get_args(Architecture):
+        raise ValueError(f"architecture must be one of {', '.join(get_args(Architecture))}; got {architecture!r}")
 
 
 def check_log_scale_bounds(bounds: tuple[float, float]) -> None:
@@ -72,6 +83,8 @@ class StateTimeNetwork(nn.Module):
         hidden_sizes: the widths of the hidden layers.
         activation: ``"tanh"``, smooth, for the dozens of units of exact problems; ``"relu"``, the
             usual one of soft actor-critic.
+        architecture: ``"plain"``, or ``"batch_norm"``: a box, and what each hidden layer gives, are normalised by
+            :class:`~rl_as_inference.normalization.BatchRenorm`, as in CrossQ's policy (arXiv:1902.05605).
 
     Raises:
         ValueError: for another kind of space, a width < 1, or another activation.
@@ -87,9 +100,11 @@ class StateTimeNetwork(nn.Module):
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
+        architecture: Architecture = "plain",
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
+        check_architecture(architecture)
         if activation not in get_args(Activation):
             raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}; got {activation!r}")
         if not isinstance(state_space, gymnasium.Space):
@@ -99,18 +114,23 @@ class StateTimeNetwork(nn.Module):
         self.horizon = horizon = check_horizon(horizon)
         self.event_dim = len(state_space.shape or ())
         self.state_layer: nn.Module
+        self.norm: nn.Module | None = None
         if isinstance(state_space, gymnasium.spaces.Discrete):
             self.state_layer = nn.Embedding(int(state_space.n), first)
             nn.init.normal_(self.state_layer.weight, std=1.0)
         elif isinstance(state_space, gymnasium.spaces.Box):
             self.state_layer = nn.Linear(math.prod(state_space.shape), first)
+            if architecture == "batch_norm":
+                self.norm = BatchRenorm(math.prod(state_space.shape))
         else:
             raise ValueError(f"state_space must be Discrete or Box, got {state_space}")
         self.time_layer = None if horizon is None else nn.Linear(NUM_TIME_FEATURES, first)
         widths = [*hidden_sizes, num_outputs]
         layers: list[nn.Module] = []
         for size, after in pairwise(widths):
-            layers += [nn.Tanh() if activation == "tanh" else nn.ReLU(), nn.Linear(size, after)]
+            layers.append(nn.Tanh() if activation == "tanh" else nn.ReLU())
+            layers += [BatchRenorm(size)] if architecture == "batch_norm" else []
+            layers.append(nn.Linear(size, after))
         self.layers = nn.Sequential(*layers)
         last = layers[-1] if layers else self.state_layer
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
@@ -125,7 +145,7 @@ class StateTimeNetwork(nn.Module):
             hidden = self.state_layer(state)
         else:
             flat = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
-            hidden = self.state_layer(flat)
+            hidden = self.state_layer(flat if self.norm is None else self.norm(flat))
         if self.time_layer is not None and self.horizon is not None:
             hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))
         out: Tensor = self.layers(hidden)

@@ -14,6 +14,7 @@ from rl_as_inference.agents.options import ActorGradient
 from rl_as_inference.agents.task import Task
 from rl_as_inference.guides import CategoricalPolicy, TanhGaussianMixturePolicy, TanhGaussianPolicy
 from rl_as_inference.nouns import Policy
+from rl_as_inference.state_time_network import Architecture
 
 __all__ = ["check_actor", "chosen_gradient", "made_actor", "users_actor"]
 
@@ -26,6 +27,7 @@ def made_actor(
     *,
     hidden_sizes: Sequence[int],
     components: int,
+    architecture: Architecture = "plain",
     log_scale_bounds: tuple[float, float] = _LOG_SCALE_BOUNDS,
 ) -> nn.Module:
     """Returns a policy for a task: a categorical, a tanh-Gaussian, or a mixture of these.
@@ -33,7 +35,12 @@ def made_actor(
     Raises:
         ValueError: for a mixture over discrete actions.
     """
-    options: dict[str, Any] = {"horizon": task.horizon, "hidden_sizes": hidden_sizes, "activation": "relu"}
+    options: dict[str, Any] = {
+        "horizon": task.horizon,
+        "hidden_sizes": hidden_sizes,
+        "activation": "relu",
+        "architecture": architecture,
+    }
     if task.is_discrete:
         if components > 1:
             raise ValueError("policy_components > 1 needs continuous actions; leave it out")

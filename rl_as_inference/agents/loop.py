@@ -87,6 +87,7 @@ class Loop:
             self.action,
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
+            adam_beta=options.get("adam_beta", 0.9),
             target_average=options["target_average"],
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
@@ -125,7 +126,7 @@ class Loop:
             while self._debt >= 1:
                 self._debt -= 1
                 self._begin_anew_if_due()
-                self.update.step()
+                self.update.step(ledger.num_updates)
                 ledger.num_updates += 1
                 self._action_is_fresh = True
         self.is_whole = True

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.return_constraint import check_target_return
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
-from rl_as_inference.state_time_network import check_hidden_sizes
+from rl_as_inference.state_time_network import Architecture, check_hidden_sizes
+from rl_as_inference.threads import Precision
 
 __all__ = [
     "ActionPrior",
@@ -48,6 +49,18 @@ ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
 Planner = Literal["mppi", "smc", "policy"]
+
+ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
+    "plain": {},
+    # Bhatt et al. 2024, arXiv:1902.05605, table 4; critics half as wide as there, as in Stable-Baselines3's
+    "batch_norm": {
+        "learning_rate": 1e-3,
+        "critic_hidden_sizes": (1024, 1024),
+        "adam_beta": 0.5,
+        "actor_every": 3,
+    },
+}
+"""What other options are by default, with each architecture."""
 
 Check = Callable[[str, Any], object]
 """``(name, value)``: raises ValueError for a value that may not be."""
@@ -243,6 +256,10 @@ class LearnerOptions(TypedDict, total=False):
     burn_in: Annotated[
         int, _Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
     ]
+    precision: Annotated[
+        Precision,
+        _Row("float32", "inside matrix products, whose sums stay whole: 'bfloat16' rounds what is multiplied"),
+    ]
     compile: Annotated[
         bool | Literal["auto"], _Row("auto", "compile the update, once; 'auto' where it repays", _compile)
     ]
@@ -258,6 +275,24 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
     ]
     policy_components: Annotated[int, _Row(1, "Gaussians in a mixture policy", check_count)]
     num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    architecture: Annotated[
+        Architecture,
+        _Row(
+            "plain",
+            "of policy and critics; 'batch_norm' is CrossQ's (arXiv:1902.05605), and brings its own learning_rate, "
+            "critic_hidden_sizes, adam_beta and actor_every, where these are not given",
+        ),
+    ]
+    critic_hidden_sizes: Annotated[
+        Sequence[int] | None,
+        _Row(
+            None,
+            "widths of the critics' hidden layers; by default hidden_sizes",
+            _or_none(lambda _, value: check_hidden_sizes(value)),
+        ),
+    ]
+    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _zero_or_share)]
+    actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
     ]
@@ -408,7 +443,8 @@ def filled(declaration: type[Options], given: Mapping[str, Any], *, by: str = "a
     for name in given.keys() - {option.name for option in options}:
         meant = _meant(name, [option.name for option in options])
         raise TypeError(f"{by} has no option {name!r}" + (f"; did you mean {meant}?" if meant else ""))
-    values = {option.name: given.get(option.name, option.default) for option in options}
+    usual = {option.name: option.default for option in options}
+    values = {**usual, **ARCHITECTURES.get(given.get("architecture", "plain"), {}), **given}
     for option in options:
         if option.check is not None:
             option.check(option.name, values[option.name])
