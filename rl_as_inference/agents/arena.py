@@ -18,6 +18,7 @@ from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes.asynchronous import in_processes
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.randomness import seeded
 from rl_as_inference.spaces import is_unit_box
@@ -52,7 +53,11 @@ class Arena:
         device = chosen_device(options["device"])
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
-        envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        self.asynchronous = options["asynchronous"]
+        if self.asynchronous:
+            envs = Environments.make(in_processes(source, count, self.env_kwargs), seed=options["seed"])
+        else:
+            envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
         self.observation_space, length = envs.state_space, options["history"]
         if options["memory"] is not None:
             length = options["burn_in"] + options["sequence_length"]
@@ -128,6 +133,8 @@ class Arena:
                 "with the environment's id or a factory, lambda: make_my_environment()"
             )
         options = {**self.env_kwargs, **make_kwargs}
+        if self.asynchronous and num_envs > 1:
+            return self.windowed(Environments.make(in_processes(self.source, num_envs, options), seed=seed))
         return self.windowed(Environments.make(self.source, num_envs=num_envs, seed=seed, **options))
 
     def carry_statistics(self, envs: Environments | WindowedEnvironments, seed_index: int = 0) -> None:

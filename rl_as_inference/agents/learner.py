@@ -327,7 +327,8 @@ class Learner:
 
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it."""
-        saved.check(self._identity(), {*self._update.tensors, "action", "random.0", "replay.rows", "replay.position"})
+        held = {f"replay.{name}" for name in self.replay.state_dict()}
+        saved.check(self._identity(), {*self._update.tensors, "action", "random.0", *held})
         self._loop.restore(saved.snapshot)
         if self.compile == "auto":
             self._compiles = saved.snapshot.progress["compiles"]
@@ -390,5 +391,6 @@ class Learner:
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
             **({} if self.task.window is None else {"history": self.task.window.length}),
+            **({} if self.replay.priorities is None else {"priority_exponent": self.replay.priorities.exponent}),
             **self.algorithm.identity(),
         }

@@ -212,9 +212,39 @@ class LearnerOptions(TypedDict, total=False):
         float,
         _Row(1.0, "gradient steps an environment step (update-to-data ratio, UTD); may be below 1", check_positive),
     ]
+    reset_every: Annotated[
+        int | None,
+        _Row(
+            None,
+            "updates after which networks, targets, optimiser and a tuned α begin anew and replay stays",
+            _or_none(check_count),
+        ),
+    ]
     num_envs: Annotated[int, _Row(1, "environments stepped together, for each seed", check_count)]
+    asynchronous: Annotated[
+        bool, _Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
+    ]
     n_step: Annotated[
         int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
+    ]
+    priority_exponent: Annotated[
+        float,
+        _Row(
+            0.0,
+            "of prioritised replay: transitions are drawn in proportion to |TD error| to this power; 0: all alike",
+            _zero_or_positive,
+        ),
+    ]
+    importance_exponent: Annotated[
+        float,
+        _Row(
+            0.4,
+            "β of its importance weights, which the critics' loss has: 1 undoes the priorities in the mean",
+            _zero_or_share,
+        ),
+    ]
+    importance_annealing: Annotated[
+        int | None, _Row(None, "updates over which β rises to 1; by default it stays", _or_none(check_count))
     ]
     history: Annotated[
         int,

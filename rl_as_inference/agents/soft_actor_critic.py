@@ -29,7 +29,13 @@ from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import SoftV
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
-from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, soft_td_target, wrong_td_target
+from rl_as_inference.objectives.soft_critics import (
+    n_step_td_target,
+    soft_critic_loss,
+    soft_td_target,
+    td_error,
+    wrong_td_target,
+)
 from rl_as_inference.randomness import drawn_from_logits
 
 __all__ = ["ActorCritic", "ActorGradient", "Objective", "SoftActorCritic"]
@@ -91,7 +97,7 @@ class ActorCritic(Algorithm):
         frozen = networks.frozen()  # through which no gradient reaches any parameter
         state, time, alpha = batch.state, batch.time, frozen("temperature")
 
-        critic_loss, q = self.critics_step(networks, frozen, targets, batch)
+        critic_loss, q, error = self.critics_step(networks, frozen, targets, batch)
 
         # Policy:       E_π[log π - log p - min_i Q_i/α], or -E_π[min_i Q_i] without its entropy
         chosen = networks.learning("policy", state, time)
@@ -110,16 +116,16 @@ class ActorCritic(Algorithm):
             value = pi.mean(least - alpha * pi.relative).detach()
             total = total + 0.5 * (networks("value", state, time) - value).square().mean()
         metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": pi.entropy.mean(), "q": q.mean()}
-        return total, metrics
+        return total, metrics | {"td_error": error}
 
     def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, q = self.critics_step(networks, networks.frozen(), targets, batch)
-        return loss, {"critic_loss": loss, "q": q.mean()}
+        loss, q, error = self.critics_step(networks, networks.frozen(), targets, batch)
+        return loss, {"critic_loss": loss, "q": q.mean(), "td_error": error}
 
     def critics_step(
         self, networks: Networks, frozen: Networks, targets: Networks, batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, and their values, ``(num_critics, B)``."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, their values ``(num_critics, B)`` and errors ``(B,)``."""
         if self.architecture == "batch_norm":
             # One pass over both, by whose joint statistics both are normalised; no average of the critics is needed.
             following = self.followed(frozen, batch)
@@ -128,7 +134,7 @@ class ActorCritic(Algorithm):
         else:
             q = self.values(networks, batch.state, batch.time, batch.action)
             target = self.target(frozen, targets, batch)
-        return soft_critic_loss(q, target), q
+        return soft_critic_loss(q, target, batch.weight), q, td_error(q, target)
 
     def values_together(self, networks: Networks, batch: Batch, after: Expectation) -> tuple[Tensor, Tensor]:
         """Returns the critics' values of what was done, and of what follows, asked and normalised as one batch."""
