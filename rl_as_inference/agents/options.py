@@ -45,14 +45,14 @@ __all__ = [
 
 ActionPrior = Literal["uniform", "flat"]
 Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg"]
-ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
+ActorGradient = Literal["pathwise", "exact_sum", "factors", "components", "score"]
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
 Planner = Literal["mppi", "smc", "policy"]
 
 ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
-    # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster (docs/learners.md)
+    # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
     "batch_norm": {
         "learning_rate": 1e-3,
         "critic_hidden_sizes": (512, 512),
@@ -197,6 +197,12 @@ class LearnerOptions(TypedDict, total=False):
     action_prior: Annotated[
         ActionPrior, _Row("uniform", "'uniform', the model's; 'flat' takes log p for 0, as the papers do")
     ]
+    action_masks: Annotated[
+        bool,
+        _Row(
+            True, "keep to what the environment allows: info['action_mask'], or a part 'action_mask' of what it shows"
+        ),
+    ]
     learning_starts: Annotated[int, _Row(1000, "steps by the action prior before learning", check_count)]
     batch_size: Annotated[int, _Row(256, "transitions an update", check_count)]
     buffer_size: Annotated[int, _Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
@@ -253,6 +259,21 @@ class LearnerOptions(TypedDict, total=False):
             "observations, with the actions between them, that are the state; more than 1 where one does not tell it",
             check_count,
         ),
+    ]
+    frame_stack: Annotated[
+        int,
+        _Row(
+            1,
+            "observations that are the state, without the actions between; images are stacked along their channels",
+            check_count,
+        ),
+    ]
+    normalize_observations: Annotated[
+        bool, _Row(False, "bring observed numbers to mean 0 and variance 1, by running statistics")
+    ]
+    normalize_rewards: Annotated[
+        bool,
+        _Row(False, "learn from rewards divided by the running deviation of a return; those reported stay as they are"),
     ]
     memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
     sequence_length: Annotated[

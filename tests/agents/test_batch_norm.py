@@ -13,8 +13,8 @@ from torch.distributions.transforms import TanhTransform
 
 import rl_as_inference as rlai
 from rl_as_inference.agents import SoftActorCritic
+from rl_as_inference.batch_norm import BatchRenorm, learning_statistics, statistics_of
 from rl_as_inference.critics import QEnsemble
-from rl_as_inference.normalization import BatchRenorm, learning_statistics, statistics_of
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 CROSSQ = {"architecture": "batch_norm", "critic_hidden_sizes": (9, 6)}
