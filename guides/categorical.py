@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference.checks import check_count, check_horizon, holds
-from rl_as_inference.state_time_network import Activation, StateTimeNetwork
+from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork
 
 __all__ = ["CategoricalPolicy", "TabularPolicy"]
 
@@ -26,6 +26,7 @@ class CategoricalPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         prior: the action prior, ``state -> Categorical``; uniform by default.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
+        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
 
     Example:
         >>> policy = CategoricalPolicy(gymnasium.spaces.Discrete(5), 2, horizon=10)
@@ -45,13 +46,19 @@ class CategoricalPolicy(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         prior: Callable[[Tensor], Any] | None = None,
         activation: Activation = "tanh",
+        architecture: Architecture = "plain",
     ) -> None:
         super().__init__()
         check_count("num_actions", num_actions)
         if prior is not None and not callable(prior):
             raise ValueError(f"prior must be a callable state -> Categorical, or None; got {prior!r}")
         self.network = StateTimeNetwork(
-            state_space, num_actions, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+            state_space,
+            num_actions,
+            horizon=horizon,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            architecture=architecture,
         )
         self.prior = prior
 

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.spaces import log_tanh_slope
-from rl_as_inference.state_time_network import Activation, StateTimeNetwork, check_log_scale_bounds
+from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork, check_log_scale_bounds
 
 __all__ = ["GaussianPolicy", "TanhGaussianPolicy", "TanhNormal"]
 
@@ -79,6 +79,7 @@ class GaussianPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         initial_scale: the standard deviation it starts with.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
+        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
         log_scale_bounds: the least and the largest log standard deviation. By default wide enough for
             any problem in reasonable units, and never 0 or infinite.
 
@@ -99,6 +100,7 @@ class GaussianPolicy(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         initial_scale: float = 1.0,
         activation: Activation = "tanh",
+        architecture: Architecture = "plain",
         log_scale_bounds: tuple[float, float] = (-20.0, 8.0),
     ) -> None:
         super().__init__()
@@ -106,7 +108,12 @@ class GaussianPolicy(nn.Module):
         check_positive("initial_scale", initial_scale)
         check_log_scale_bounds(log_scale_bounds)
         self.network = StateTimeNetwork(
-            state_space, 2 * action_size, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+            state_space,
+            2 * action_size,
+            horizon=horizon,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            architecture=architecture,
         )
         self.initial_log_scale = math.log(initial_scale)
         self.log_scale_bounds = log_scale_bounds

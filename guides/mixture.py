@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from rl_as_inference.checks import check_at_least, check_count
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.spaces import log_tanh_slope
-from rl_as_inference.state_time_network import Activation, StateTimeNetwork, check_log_scale_bounds
+from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork, check_log_scale_bounds
 
 __all__ = ["TanhGaussianMixturePolicy", "TanhNormalMixture"]
 
@@ -107,6 +107,7 @@ class TanhGaussianMixturePolicy(nn.Module):
         horizon: the number of steps; None for a stationary policy.
         hidden_sizes: widths of the hidden layers.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
+        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
         log_scale_bounds: the least and the largest log standard deviation before squashing.
 
     Example:
@@ -126,6 +127,7 @@ class TanhGaussianMixturePolicy(nn.Module):
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
+        architecture: Architecture = "plain",
         log_scale_bounds: tuple[float, float] = (-20.0, 2.0),
     ) -> None:
         super().__init__()
@@ -136,7 +138,12 @@ class TanhGaussianMixturePolicy(nn.Module):
         self.log_scale_bounds = log_scale_bounds
         outputs = num_components * (1 + 2 * action_size)
         self.network = StateTimeNetwork(
-            state_space, outputs, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+            state_space,
+            outputs,
+            horizon=horizon,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            architecture=architecture,
         )
         # Components that start alike would stay alike: each begins around a centre of its own.
         self.centres = nn.Parameter(torch.randn(num_components, action_size))

@@ -10,31 +10,42 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.batch_norm import BatchRenorm
 from rl_as_inference.checks import check_horizon
 from rl_as_inference.state_layout import layout_of
 
 __all__ = [
     "NUM_TIME_FEATURES",
     "Activation",
+    "Architecture",
     "StateTimeNetwork",
+    "check_architecture",
     "check_hidden_sizes",
     "check_log_scale_bounds",
     "time_features",
 ]
 
 Activation = Literal["tanh", "relu"]
+Architecture = Literal["plain", "batch_norm"]
+"""How layers are put together: as they are, or with normalisation between them."""
 
 _HARMONICS = 4
 NUM_TIME_FEATURES = 1 + 2 * _HARMONICS
 """How many numbers :func:`time_features` gives."""
 
 
-def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
+def check_hidden_sizes(hidden_sizes: Sequence[int], name: str = "hidden_sizes") -> None:
     """Raises ValueError unless all widths are integers of at least 1."""
     if not isinstance(hidden_sizes, Sequence) or any(not isinstance(size, int) for size in hidden_sizes):
-        raise ValueError(f"hidden_sizes must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
+        raise ValueError(f"{name} must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
-        raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+        raise ValueError(f"{name} must be >= 1, got {tuple(hidden_sizes)}")
+
+
+def check_architecture(architecture: Architecture) -> None:
+    """Raises ValueError unless it is one of those that there are."""
+    if architecture not in get_args(Architecture):
+        raise ValueError(f"architecture must be one of {', '.join(get_args(Architecture))}; got {architecture!r}")
 
 
 def check_log_scale_bounds(bounds: tuple[float, float]) -> None:
@@ -74,6 +85,8 @@ class StateTimeNetwork(nn.Module):
         hidden_sizes: the widths of the hidden layers.
         activation: ``"tanh"``, smooth, for the dozens of units of exact problems; ``"relu"``, the
             usual one of soft actor-critic.
+        architecture: ``"plain"``, or ``"batch_norm"``: a box, and what each hidden layer gives, are normalised by
+            :class:`~rl_as_inference.batch_norm.BatchRenorm`, as in CrossQ's policy (arXiv:1902.05605).
 
     Raises:
         ValueError: for another kind of space, a width < 1, or another activation.
@@ -89,9 +102,11 @@ class StateTimeNetwork(nn.Module):
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
+        architecture: Architecture = "plain",
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
+        check_architecture(architecture)
         if activation not in get_args(Activation):
             raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}; got {activation!r}")
         if not isinstance(state_space, gymnasium.Space):
@@ -102,19 +117,24 @@ class StateTimeNetwork(nn.Module):
         self.event_dim = len(state_space.shape or ())
         self.layout = layout_of(state_space)
         self.state_layer: nn.Module
+        self.norm: nn.Module | None = None
         if isinstance(state_space, gymnasium.spaces.Discrete):
             self.state_layer = nn.Embedding(int(state_space.n), first)
             nn.init.normal_(self.state_layer.weight, std=1.0)
         elif isinstance(state_space, gymnasium.spaces.Box):
             size = math.prod(state_space.shape) if self.layout is None else self.layout.num_inputs
             self.state_layer = nn.Linear(size, first)
+            if architecture == "batch_norm":
+                self.norm = BatchRenorm(size)
         else:
             raise ValueError(f"state_space must be Discrete or Box, got {state_space}")
         self.time_layer = None if horizon is None else nn.Linear(NUM_TIME_FEATURES, first)
         widths = [*hidden_sizes, num_outputs]
         layers: list[nn.Module] = []
         for size, after in pairwise(widths):
-            layers += [nn.Tanh() if activation == "tanh" else nn.ReLU(), nn.Linear(size, after)]
+            layers.append(nn.Tanh() if activation == "tanh" else nn.ReLU())
+            layers += [BatchRenorm(size)] if architecture == "batch_norm" else []
+            layers.append(nn.Linear(size, after))
         self.layers = nn.Sequential(*layers)
         last = layers[-1] if layers else self.state_layer
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
@@ -131,7 +151,7 @@ class StateTimeNetwork(nn.Module):
             flat = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
             if self.layout is not None:
                 flat = self.layout.inputs(flat.to(next(self.state_layer.parameters()).dtype))
-            hidden = self.state_layer(flat)
+            hidden = self.state_layer(flat if self.norm is None else self.norm(flat))
         if self.time_layer is not None and self.horizon is not None:
             hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))
         out: Tensor = self.layers(hidden)

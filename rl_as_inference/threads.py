@@ -1,13 +1,16 @@
-"""How many of torch's threads a computation uses."""
+"""How torch computes for a while: on how many threads, and how precisely it multiplies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
-__all__ = ["one_thread_if_small"]
+__all__ = ["Precision", "check_precision", "one_thread_if_small", "products_in"]
+
+Precision = Literal["float32", "bfloat16"]
 
 _THREADED_FROM = 4_000_000
 """Numbers (parameters times batch) from which a second thread gains more than its barriers cost."""
@@ -37,3 +40,38 @@ def one_thread_if_small(num_numbers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_precision(precision: Precision, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises ValueError if matrix products cannot be taken in this precision, or it would change nothing."""
+    if precision == "float32":
+        return
+    if dtype != torch.float32:
+        raise ValueError(
+            f"precision={precision!r} rounds products of float32, and dtype is {dtype}; leave one of them out"
+        )
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ValueError(
+            f"precision={precision!r} needs a processor that multiplies so (AVX-512, AMX), and this one does not"
+        )
+
+
+@contextmanager
+def products_in(precision: Precision) -> Iterator[None]:
+    """Takes matrix products of float32 with factors rounded to bfloat16, and sums in float32, if asked.
+
+    The processor's matrix units do so at several times the speed; a GPU rounds to TensorFloat-32 instead, whose
+    mantissa is three bits longer. It is the whole process's setting meanwhile.
+
+    Example:
+        >>> with products_in("bfloat16"):
+        ...     torch.get_float32_matmul_precision()
+        'medium'
+    """
+    before = torch.get_float32_matmul_precision()
+    if precision == "bfloat16":
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

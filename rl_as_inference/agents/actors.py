@@ -20,6 +20,7 @@ from rl_as_inference.guides import (
     TanhGaussianPolicy,
 )
 from rl_as_inference.nouns import Policy
+from rl_as_inference.state_time_network import Architecture
 
 __all__ = ["Within", "check_actor", "chosen_gradient", "made_actor", "users_actor"]
 
@@ -32,6 +33,7 @@ def made_actor(
     *,
     hidden_sizes: Sequence[int],
     components: int,
+    architecture: Architecture = "plain",
     log_scale_bounds: tuple[float, float] = _LOG_SCALE_BOUNDS,
 ) -> nn.Module:
     """Returns a policy for a task: a categorical, one for each factor, a tanh-Gaussian, or a mixture of these.
@@ -39,7 +41,12 @@ def made_actor(
     Raises:
         ValueError: for a mixture over discrete actions.
     """
-    options: dict[str, Any] = {"horizon": task.horizon, "hidden_sizes": hidden_sizes, "activation": "relu"}
+    options: dict[str, Any] = {
+        "horizon": task.horizon,
+        "hidden_sizes": hidden_sizes,
+        "activation": "relu",
+        "architecture": architecture,
+    }
     if not isinstance(task.action_space, gymnasium.spaces.Box):
         if components > 1:
             raise ValueError("policy_components > 1 needs continuous actions; leave it out")

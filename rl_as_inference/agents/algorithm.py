@@ -15,6 +15,7 @@ from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import QEnsemble
 from rl_as_inference.nouns import Policy
+from rl_as_inference.state_time_network import Architecture
 
 __all__ = ["Algorithm"]
 
@@ -31,10 +32,16 @@ class Algorithm(ABC):
     Attributes:
         metrics: the names of the numbers that the loss reports.
         targeted: the modules that have target averages.
+        delayed: the modules that are learned at every ``period``-th update only.
+        delayed_metrics: the metrics that are theirs, and reported by those updates.
+        period: as said.
     """
 
     metrics: tuple[str, ...]
     targeted: tuple[str, ...] = ("critics",)
+    delayed: tuple[str, ...] = ()
+    delayed_metrics: tuple[str, ...] = ()
+    period: int = 1
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -60,7 +67,9 @@ class Algorithm(ABC):
             ValueError: if the policy, or an option, does not fit the task.
         """
 
-    def make_critics(self, num_critics: int, hidden_sizes: Sequence[int]) -> QEnsemble:
+    def make_critics(
+        self, num_critics: int, hidden_sizes: Sequence[int], architecture: Architecture = "plain"
+    ) -> QEnsemble:
         """Returns freshly initialised critics that fit the task."""
         task = self.task
         return QEnsemble(
@@ -69,6 +78,7 @@ class Algorithm(ABC):
             num_critics=num_critics,
             horizon=task.horizon,
             hidden_sizes=hidden_sizes,
+            architecture=architecture,
         )
 
     def values(self, networks: Networks, state: Tensor, time: Tensor | int, action: Tensor | None) -> Tensor:
@@ -78,13 +88,29 @@ class Algorithm(ABC):
         q: Tensor = networks("critics", state, action, time)
         return q
 
-    def batch(self, replay: Replay, storage: Tensor, size: Tensor, position: Tensor, count: int) -> Batch:
+    def batch(
+        self,
+        replay: Replay,
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+        count: int,
+        first: Tensor | None = None,
+    ) -> Batch:
         """Returns transitions to learn from, by a pure function of replay's tensors: see :meth:`Replay.batch`."""
-        return replay.batch(storage, size, position, count, self.task.n_step)
+        return replay.batch(storage, size, position, count, self.task.n_step, first)
 
     @abstractmethod
     def loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the sum of all losses, each of which trains modules of its own, and numbers to report."""
+        """Returns the sum of all losses, each of which trains modules of its own, and numbers to report.
+
+        Beside these, ``"td_error"``, ``(B,)`` in reward units, is what prioritised replay draws by; and where
+        ``batch.weight`` is given, the critics' loss counts each transition by it.
+        """
+
+    def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what :meth:`loss` does in the updates between, in which the modules in ``delayed`` wait."""
+        raise NotImplementedError(f"{type(self).__name__} has period {self.period} and no loss for the updates between")
 
     @abstractmethod
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:

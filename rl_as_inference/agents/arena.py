@@ -20,6 +20,7 @@ from rl_as_inference.agents.windows import Window, WindowedEnvironments
 from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes.asynchronous import in_processes
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.normalization import Normalization
 from rl_as_inference.randomness import seeded
@@ -57,9 +58,12 @@ class Arena:
         device = chosen_device(options["device"])
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
+        self.asynchronous = options["asynchronous"]
         self.normalization = _normalization(options)
         self._masks: Literal["look"] | int | None = "look" if options["action_masks"] and self.process is None else None
+        self._is_made = False
         envs = self._made(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        self._is_made = True
         self._masks = envs.mask_size
         self.observation_space = envs.state_space
         self.window = _window(envs, options)
@@ -131,6 +135,14 @@ class Arena:
         return self.windowed(self._made(source, num_envs=num_envs, seed=seed))
 
     def _made(self, source: EnvironmentLike, *, num_envs: int, seed: int, **make_kwargs: Any) -> Environments:
+        if self.asynchronous and (num_envs > 1 or not self._is_made):
+            if self.normalization is not None:
+                raise ValueError(
+                    "asynchronous=True does not go with normalize_observations or normalize_rewards, whose statistics "
+                    "would be in each environment's process; leave one of them out"
+                )
+            masks = self._masks is not None
+            return Environments.make(in_processes(source, num_envs, make_kwargs, masks=masks), seed=seed)
         return Environments.make(
             source, num_envs=num_envs, seed=seed, normalization=self.normalization, masks=self._masks, **make_kwargs
         )

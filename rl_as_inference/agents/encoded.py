@@ -65,13 +65,22 @@ class Encoded(Algorithm):
             masks = replace(task.masks, columns=layout.mask.columns)
         self.inner = make(replace(task, state_space=features, window=None, masks=masks))
         self.metrics, self.targeted = self.inner.metrics, self.inner.targeted
+        self.delayed, self.delayed_metrics = self.inner.delayed, self.inner.delayed_metrics
+        self.period = self.inner.period
 
     def loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner.loss(*self._behind(networks, targets, batch))
+
+    def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner.critic_loss(*self._behind(networks, targets, batch))
+
+    def _behind(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Networks, Networks, Batch]:
+        """Returns heads and features in place of networks and images."""
         seen = networks("encoder", batch.state)
         with torch.no_grad():
             following = networks.frozen()("encoder", batch.next_states)
         features = batch._replace(state=seen, next_states=following)
-        return self.inner.loss(Heads(networks, reaching=True), Heads(targets, reaching=False), features)
+        return Heads(networks, reaching=True), Heads(targets, reaching=False), features
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         return self.inner.draw(networks, networks("encoder", state), time)

@@ -11,26 +11,45 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
+from rl_as_inference.batch_norm import learning_statistics
 from rl_as_inference.factored import FactoredCategorical, JointCategorical
 
 __all__ = ["Multiplier", "Networks", "Temperature", "log_probabilities"]
 
 
 class Networks:
-    """Modules called on parameters that are given: ``networks("critics", state, action)``."""
+    """Modules called on parameters that are given: ``networks("critics", state, action)``.
 
-    def __init__(self, modules: Mapping[str, nn.Module], tree: Tree) -> None:
+    Args:
+        modules: by name.
+        tree: their parameters.
+        statistics: running statistics of their normalisation layers; what :meth:`learning` moves is put in their place.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], tree: Tree, statistics: Tree | None = None) -> None:
         self.modules, self.tree = modules, tree
+        self.statistics: Tree = {} if statistics is None else statistics
 
     def __call__(self, name: str, *args: Any) -> Any:
-        return functional_call(self.modules[name], self.tree[name], args)
+        return functional_call(self.modules[name], {**self.tree[name], **self.statistics.get(name, {})}, args)
+
+    def learning(self, name: str, *args: Any) -> Any:
+        """Returns what a call does, normalised by the batch itself, from which running statistics learn.
+
+        It is the same as a plain call of a module without such layers.
+        """
+        with learning_statistics(self.modules[name]) as moved:
+            answer = self(name, *args)
+        if moved:
+            self.statistics[name] = {**self.statistics.get(name, {}), **moved}
+        return answer
 
     def frozen(self) -> Networks:
         """Returns the same networks, through which no gradient reaches their parameters."""
         tree = {
             name: {key: value.detach() for key, value in parameters.items()} for name, parameters in self.tree.items()
         }
-        return Networks(self.modules, tree)
+        return Networks(self.modules, tree, dict(self.statistics))
 
 
 class Temperature(nn.Module):

@@ -16,7 +16,7 @@ class Heads(Networks):
     """Networks on features, of whose losses only the critics' reaches the encoder."""
 
     def __init__(self, networks: Networks, *, reaching: bool) -> None:
-        super().__init__(networks.modules, networks.tree)
+        super().__init__(networks.modules, networks.tree, networks.statistics)  # which learn for both
         self._reaching = reaching
 
     def __call__(self, name: str, *args: Any) -> Any:

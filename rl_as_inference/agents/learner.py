@@ -29,7 +29,7 @@ from rl_as_inference.processes.environments import NonFiniteError
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
-from rl_as_inference.threads import one_thread_if_small
+from rl_as_inference.threads import check_precision, one_thread_if_small, products_in
 
 __all__ = ["Learner"]
 
@@ -71,6 +71,7 @@ class Learner:
         self.hidden_sizes = tuple(options["hidden_sizes"])
         self.updates_per_step, self.compile = options["updates_per_step"], options["compile"]
 
+        check_precision(options["precision"], task.device, task.dtype)
         self._loop = Loop(arena, algorithm, options)
         self.modules, self.replay, self.constraint = self._loop.modules, self._loop.replay, self._loop.constraint
         self._random, self._update = self._loop.random, self._loop.update
@@ -262,8 +263,9 @@ class Learner:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """Uses as many threads as repay themselves in networks of this size."""
-        with one_thread_if_small(self._update.layout.size * self.batch_size * self.num_seeds):
+        """Uses as many threads as repay themselves in networks of this size, and the precision asked for."""
+        small = one_thread_if_small(self._update.layout.size * self.batch_size * self.num_seeds)
+        with small, products_in(self.options["precision"]):
             yield
 
     def evaluate(
@@ -329,7 +331,8 @@ class Learner:
 
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it."""
-        saved.check(self._identity(), {*self._update.tensors, "action", "random.0", "replay.rows", "replay.position"})
+        held = {f"replay.{name}" for name in self.replay.state_dict()}
+        saved.check(self._identity(), {*self._update.tensors, "action", "random.0", *held})
         self._loop.restore(saved.snapshot)
         if self.compile == "auto":
             self._compiles = saved.snapshot.progress["compiles"]
@@ -352,11 +355,8 @@ class Learner:
 
     def mean_metrics(self, num_updates: int) -> dict[str, float]:
         """Returns the means of the reported numbers over the last updates and all seeds, and forgets them."""
-        sums = self._update.tensors["sums"]
-        means = sums / num_updates
-        sums.zero_()
-        self.recent = [dict(zip(self.metrics, row, strict=True)) for row in means.tolist()]
-        return dict(zip(self.metrics, means.mean(0).tolist(), strict=True))
+        self.recent = self._update.means(num_updates)
+        return {name: sum(row[name] for row in self.recent) / self.num_seeds for name in self.metrics}
 
     def _look_at_temperatures(self) -> None:
         """Says so where α runs away."""
@@ -395,5 +395,6 @@ class Learner:
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
             **({} if self.task.window is None else {self.task.window.option: self.task.window.length}),
+            **({} if self.replay.priorities is None else {"priority_exponent": self.replay.priorities.exponent}),
             **self.algorithm.identity(),
         }

@@ -26,7 +26,7 @@ from rl_as_inference.objectives.mpo_losses import (
     multiplier_loss,
     regression_loss,
 )
-from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, softmax_policy
+from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, softmax_policy, td_error
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.spaces import log_tanh_slope
 
@@ -80,7 +80,8 @@ class PolicyImprovement(Algorithm):
 
         # Critics:      ½ (Q_i(s, a) - y)², the return of the old policy, without entropy
         q = self.values(networks, state, time, batch.action)
-        critic_loss = soft_critic_loss(q, self.target(targets, batch))
+        y = self.target(targets, batch)
+        critic_loss = soft_critic_loss(q, y, batch.weight)
 
         # E-step:       q(a|s) ∝ π̄(a|s) exp(min_i Q̄_i(s, a)/η), and η by its dual
         eta, old = networks("temperature"), targets("policy", state, time)
@@ -99,6 +100,7 @@ class PolicyImprovement(Algorithm):
             "entropy": entropy,
             "q": q.mean(),
             "kl_improvement": gain.sum(-1).mean(),
+            "td_error": td_error(q, y),
         }
         for name, module in networks.modules.items():
             if isinstance(module, Multiplier):

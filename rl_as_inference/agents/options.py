@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.return_constraint import check_target_return
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
-from rl_as_inference.state_time_network import check_hidden_sizes
+from rl_as_inference.state_time_network import Architecture, check_hidden_sizes
+from rl_as_inference.threads import Precision
 
 __all__ = [
     "ActionPrior",
@@ -48,6 +49,18 @@ ActorGradient = Literal["pathwise", "exact_sum", "factors", "components", "score
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
 Planner = Literal["mppi", "smc", "policy"]
+
+ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
+    "plain": {},
+    # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
+    "batch_norm": {
+        "learning_rate": 1e-3,
+        "critic_hidden_sizes": (512, 512),
+        "adam_beta": 0.5,
+        "actor_every": 3,
+    },
+}
+"""What other options are by default, with each architecture."""
 
 Check = Callable[[str, Any], object]
 """``(name, value)``: raises ValueError for a value that may not be."""
@@ -95,6 +108,11 @@ def _share(name: str, value: Any) -> None:
 def _zero_or_share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+
+
+def _below_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
 
 def _zero_or_positive(name: str, value: Any) -> None:
@@ -200,9 +218,39 @@ class LearnerOptions(TypedDict, total=False):
         float,
         _Row(1.0, "gradient steps an environment step (update-to-data ratio, UTD); may be below 1", check_positive),
     ]
+    reset_every: Annotated[
+        int | None,
+        _Row(
+            None,
+            "updates after which networks, targets, optimiser and a tuned α begin anew and replay stays",
+            _or_none(check_count),
+        ),
+    ]
     num_envs: Annotated[int, _Row(1, "environments stepped together, for each seed", check_count)]
+    asynchronous: Annotated[
+        bool, _Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
+    ]
     n_step: Annotated[
         int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
+    ]
+    priority_exponent: Annotated[
+        float,
+        _Row(
+            0.0,
+            "of prioritised replay: transitions are drawn in proportion to |TD error| to this power; 0: all alike",
+            _zero_or_positive,
+        ),
+    ]
+    importance_exponent: Annotated[
+        float,
+        _Row(
+            0.4,
+            "β of its importance weights, which the critics' loss has: 1 undoes the priorities in the mean",
+            _zero_or_share,
+        ),
+    ]
+    importance_annealing: Annotated[
+        int | None, _Row(None, "updates over which β rises to 1; by default it stays", _or_none(check_count))
     ]
     history: Annotated[
         int,
@@ -234,6 +282,10 @@ class LearnerOptions(TypedDict, total=False):
     burn_in: Annotated[
         int, _Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
     ]
+    precision: Annotated[
+        Precision,
+        _Row("float32", "inside matrix products, whose sums stay whole: 'bfloat16' rounds what is multiplied"),
+    ]
     compile: Annotated[
         bool | Literal["auto"], _Row("auto", "compile the update, once; 'auto' where it repays", _compile)
     ]
@@ -249,6 +301,24 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
     ]
     policy_components: Annotated[int, _Row(1, "Gaussians in a mixture policy", check_count)]
     num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    architecture: Annotated[
+        Architecture,
+        _Row(
+            "plain",
+            "of policy and critics; 'batch_norm' is CrossQ's (arXiv:1902.05605), and brings its own learning_rate, "
+            "critic_hidden_sizes, adam_beta and actor_every, where these are not given",
+        ),
+    ]
+    critic_hidden_sizes: Annotated[
+        Sequence[int] | None,
+        _Row(
+            None,
+            "widths of the critics' hidden layers; by default hidden_sizes",
+            _or_none(lambda name, value: check_hidden_sizes(value, name)),
+        ),
+    ]
+    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
+    actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
     ]
@@ -399,7 +469,8 @@ def filled(declaration: type[Options], given: Mapping[str, Any], *, by: str = "a
     for name in given.keys() - {option.name for option in options}:
         meant = _meant(name, [option.name for option in options])
         raise TypeError(f"{by} has no option {name!r}" + (f"; did you mean {meant}?" if meant else ""))
-    values = {option.name: given.get(option.name, option.default) for option in options}
+    usual = {option.name: option.default for option in options}
+    values = {**usual, **ARCHITECTURES.get(given.get("architecture", "plain"), {}), **given}
     for option in options:
         if option.check is not None:
             option.check(option.name, values[option.name])

@@ -38,6 +38,11 @@ def remembering(make: Callable[[Task], Algorithm], arena: Arena, options: Learne
         if options[name] > 1:
             given = options[name]
             raise ValueError(f"{name}={given} does not go with memory={options['memory']!r}; leave one of them out")
+    if options["priority_exponent"] > 0:
+        raise ValueError(
+            f"priority_exponent={options['priority_exponent']} is of single steps, and memory learns from sequences; "
+            f"leave one of them out"
+        )
     rows = (options["burn_in"] + options["sequence_length"]) * arena.num_envs
     for name in ("learning_starts", "buffer_size"):
         if options[name] < rows:  # type: ignore[literal-required]
@@ -126,7 +131,15 @@ class Recurrent(Algorithm):
         self.inner = make(replace(task, state_space=features, window=None, masks=masks))
         self.metrics, self.targeted = self.inner.metrics, (*self.inner.targeted, "encoder")
 
-    def batch(self, replay: Replay, storage: Tensor, size: Tensor, position: Tensor, count: int) -> Batch:
+    def batch(
+        self,
+        replay: Replay,
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+        count: int,
+        first: Tensor | None = None,
+    ) -> Batch:
         """Returns sequences with ``count`` transitions behind their burn-in, or a few more."""
         return replay.sequences(storage, size, position, -(-count // self.length), self.burn_in + self.length)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.episodes import Episode, Origin, chained, written_to_minari
+from rl_as_inference.agents.priorities import Priorities
 from rl_as_inference.state_layout import is_image, layout_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Batch(NamedTuple):
     """``(B,)``: of ``state``; 0 where time is not looked at."""
     next_times: Tensor | int = 0
     """``(n, B)``: of ``next_states``; 0 where time is not looked at."""
+    weight: Tensor | None = None
+    """``(B,)``: what each counts in the critics' loss, where replay is prioritised; None where all count alike."""
 
 
 class Replay:
@@ -58,6 +61,7 @@ class Replay:
         size: rows in use, a tensor on the device.
         position: the row written next, a tensor on the device.
         origin: what the environment calls the actions, for those who read them elsewhere; None where that is not known.
+        priorities: of the rows, where they are not all drawn alike; see :meth:`prioritise`.
 
     Example:
         >>> box = gymnasium.spaces.Box(-1, 1, (2,))
@@ -85,6 +89,7 @@ class Replay:
         self.num_learners, self.num_envs, self.horizon = num_learners, num_envs, horizon
         self.state_space, self.action_space = state_space, action_space
         self.origin: Origin | None = None
+        self.priorities: Priorities | None = None
         self.state_shape = tuple(state_space.shape or ())
         self.action_shape = tuple(action_space.shape or ())
         self.state_dtype = torch.int64 if isinstance(state_space, gymnasium.spaces.Discrete) else dtype
@@ -120,6 +125,17 @@ class Replay:
         self._rows = self.storage.numpy() if on_host else None
         self._row = np.empty((num_learners * num_envs, edges[-1]), np.dtype(str(dtype).removeprefix("torch.")))
         self._row_bytes = self._row.view(np.uint8)
+
+    def prioritise(self, exponent: float, importance_exponent: float, importance_annealing: int | None) -> None:
+        """Has rows drawn by their errors from now on: see :class:`~rl_as_inference.agents.priorities.Priorities`."""
+        self.priorities = Priorities(
+            self.capacity,
+            self.num_learners,
+            exponent=exponent,
+            importance_exponent=importance_exponent,
+            importance_annealing=importance_annealing,
+            device=self.storage.device,
+        )
 
     def add(
         self,
@@ -177,23 +193,34 @@ class Replay:
                 self._rows[:, to] = rows[:, of]
             else:
                 self.storage[:, to] = torch.as_tensor(rows[:, of]).to(self.storage.device, non_blocking=True)
+            if self.priorities is not None:
+                self.priorities.begin(to.start, to.stop)
         self._position = end % self.capacity
         self._size = min(self._size + count, self.capacity)
         self.size.fill_(self._size)
         self.position.fill_(self._position)
 
-    def batch(self, storage: Tensor, size: Tensor, position: Tensor, count: int, n_step: int = 1) -> Batch:
+    def batch(
+        self,
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+        count: int,
+        n_step: int = 1,
+        first: Tensor | None = None,
+    ) -> Batch:
         """Returns ``count`` segments drawn uniformly from one learner's rows ``(capacity, width)``.
 
         A pure function of its tensors (and of PyTorch's generator), so that it can be traced and
-        batched over learners.
+        batched over learners. Or the segments that begin with the rows ``first``, ``(count,)``.
         """
-        # Uniform numbers in float64, so that each of a million rows has the same chance.
-        draws = torch.rand(count, dtype=torch.float64, device=storage.device)
-        first = torch.minimum((draws * size).long(), size - 1).clamp(min=0)  # tracing comes before the first row
+        if first is None:
+            # Uniform numbers in float64, so that each of a million rows has the same chance.
+            draws = torch.rand(count, dtype=torch.float64, device=storage.device)
+            first = torch.minimum((draws * size).long(), size - 1).clamp(min=0)  # tracing comes before the first row
         picked: list[Tensor] = []
         alive: list[Tensor] = []
-        going = torch.ones_like(draws)
+        going = torch.ones_like(first, dtype=torch.float64)
         for k in range(n_step):
             index = first
             if k:
@@ -366,7 +393,8 @@ class Replay:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the rows in use and the ring's position, for a checkpoint."""
-        return {"rows": self.storage[:, : self._size], "position": self.position}
+        tensors = {"rows": self.storage[:, : self._size], "position": self.position}
+        return tensors if self.priorities is None else tensors | self.priorities.state_dict(self._size)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Fills the ring with a checkpoint's rows.
@@ -385,11 +413,15 @@ class Replay:
                 f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
             )
         self._size, self._position = rows.shape[1], int(tensors["position"]) % self.capacity
+        turn = 0
         if self._size < self.capacity:  # the rows of a full smaller ring too, oldest first, so that none is in the way
-            rows, self._position = rows.roll(-self._position, 1), self._size
+            turn = -self._position % max(self._size, 1)
+            rows, self._position = rows.roll(turn, 1), self._size
         self.storage[:, : self._size] = rows.to(self.storage)
         self.size.fill_(self._size)
         self.position.fill_(self._position)
+        if self.priorities is not None:
+            self.priorities.load_state_dict(tensors, turn)
 
 
 def _memory_of(device: torch.device | str) -> int:

@@ -30,7 +30,13 @@ from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import SoftV
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
-from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, soft_td_target, wrong_td_target
+from rl_as_inference.objectives.soft_critics import (
+    n_step_td_target,
+    soft_critic_loss,
+    soft_td_target,
+    td_error,
+    wrong_td_target,
+)
 from rl_as_inference.randomness import drawn_from_logits
 
 __all__ = ["ActorCritic", "ActorGradient", "Objective", "SoftActorCritic"]
@@ -82,7 +88,9 @@ class ActorCritic(Algorithm):
         self.options, self.entropy = options, OBJECTIVES[options["objective"]]
         self.has_value, self.exploration_noise = options["value_network"], options["exploration_noise"]
         self.actor_gradient = options["actor_gradient"]
-        self.targeted = ("value",) if self.has_value else ("critics",)
+        self.architecture, self.period = options["architecture"], options["actor_every"]
+        self.targeted = ("value",) if self.has_value else () if self.architecture == "batch_norm" else ("critics",)
+        self.delayed, self.delayed_metrics = ("policy", "temperature"), ("actor_loss", "entropy")
 
     # The update, as in the paper's algorithm 1: one step on the sum of all losses, at the parameters before it.
 
@@ -90,12 +98,10 @@ class ActorCritic(Algorithm):
         frozen = networks.frozen()  # through which no gradient reaches any parameter
         state, time, alpha = batch.state, batch.time, frozen("temperature")
 
-        # Critics:      ½ (Q_i(s, a) - y)²
-        q = self.values(networks, state, time, batch.action)
-        critic_loss = soft_critic_loss(q, self.target(frozen, targets, batch))
+        critic_loss, q, error = self.critics_step(networks, frozen, targets, batch)
 
         # Policy:       E_π[log π - log p - min_i Q_i/α], or -E_π[min_i Q_i] without its entropy
-        chosen = networks("policy", state, time)
+        chosen = networks.learning("policy", state, time)
         pi = expectation(self.task, chosen, state, time, self.acting)
         least = self.least(frozen, pi)
         actor_loss = pi.mean(pi.relative - least / alpha if self.entropy.acting else -least).mean()
@@ -111,18 +117,68 @@ class ActorCritic(Algorithm):
             value = pi.mean(least - alpha * pi.relative).detach()
             total = total + 0.5 * (networks("value", state, time) - value).square().mean()
         metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": pi.entropy.mean(), "q": q.mean()}
-        return total, metrics
+        return total, metrics | {"td_error": error}
 
-    def target(self, networks: Networks, targets: Networks, batch: Batch) -> Tensor:
-        """Returns ``y = r + γ E_π[min_i Q̄_i(s', a') - α (log π - log p)]``, ``(B,)``: what the critics should say."""
-        state, time, discount = batch.next_states, batch.next_times, self.task.discount
-        if self.has_value:
-            value = targets("value", state, time)
-            return soft_td_target(batch.rewards[0], value[0], batch.terminated[0], discount)
+    def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, q, error = self.critics_step(networks, networks.frozen(), targets, batch)
+        return loss, {"critic_loss": loss, "q": q.mean(), "td_error": error}
+
+    def critics_step(
+        self, networks: Networks, frozen: Networks, targets: Networks, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, their values ``(num_critics, B)`` and errors ``(B,)``."""
+        if self.architecture == "batch_norm":
+            # One pass over both, by whose joint statistics both are normalised; no average of the critics is needed.
+            following = self.followed(frozen, batch)
+            q, after = self.values_together(networks, batch, following)
+            target = self.target(frozen, targets, batch, following, after.detach().amin(0))
+        else:
+            q = self.values(networks, batch.state, batch.time, batch.action)
+            target = self.target(frozen, targets, batch)
+        return soft_critic_loss(q, target, batch.weight), q, td_error(q, target)
+
+    def values_together(self, networks: Networks, batch: Batch, after: Expectation) -> tuple[Tensor, Tensor]:
+        """Returns the critics' values of what was done, and of what follows, asked and normalised as one batch."""
+        task, count, lead = self.task, len(batch.state), self.task.batch_shape(after.state)
+        state = torch.cat([batch.state, after.state.reshape(-1, *task.state_shape)])
+        time: Tensor | int = 0
+        if isinstance(batch.time, Tensor):
+            time = torch.cat([batch.time, torch.as_tensor(after.time).expand(lead).reshape(-1)])
+        action = None
+        if after.action is not None:
+            action = torch.cat([batch.action, after.action.reshape(-1, *task.action_shape)])
+        values = networks.learning("critics", state, action, time)
+        q, following = values[:, :count], values[:, count:].unflatten(1, lead)
+        return (task.taken(q, batch.action) if task.is_discrete else q), following
+
+    def followed(self, networks: Networks, batch: Batch) -> Expectation:
+        """Returns the expectation over what the policy does next, through which no gradient passes."""
+        state, time = batch.next_states, batch.next_times
         with torch.no_grad():
-            alpha = networks("temperature")
-            pi = expectation(self.task, networks("policy", state, time), state, time, self.following)
-            least = self.least(targets, pi)
+            return expectation(self.task, networks("policy", state, time), state, time, self.following)
+
+    def target(
+        self,
+        networks: Networks,
+        targets: Networks,
+        batch: Batch,
+        pi: Expectation | None = None,
+        least: Tensor | None = None,
+    ) -> Tensor:
+        """Returns ``y = r + γ E_π[min_i Q̄_i(s', a') - α (log π - log p)]``, ``(B,)``: what the critics should say.
+
+        Args:
+            networks, targets: the present ones and their averages.
+            batch: of transitions.
+            pi, least: over what follows, and the least critic's values there, where these are known already.
+        """
+        discount = self.task.discount
+        if self.has_value:
+            value = targets("value", batch.next_states, batch.next_times)
+            return soft_td_target(batch.rewards[0], value[0], batch.terminated[0], discount)
+        pi = self.followed(networks, batch) if pi is None else pi
+        with torch.no_grad():
+            alpha, least = networks("temperature"), self.least(targets, pi) if least is None else least
             value = pi.mean(least - alpha * pi.relative if self.entropy.following else least)
             if self.entropy.present:
                 taken = self.log_policy(networks, batch), self.task.log_prior(batch.state, batch.action)
@@ -178,14 +234,21 @@ class ActorCritic(Algorithm):
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, options, sizes = self.task, self.options, self.options["hidden_sizes"]
         if options["policy"] is None:
-            policy = made_actor(task, hidden_sizes=sizes, components=options["policy_components"])
+            policy = made_actor(
+                task,
+                hidden_sizes=sizes,
+                components=options["policy_components"],
+                architecture=options["architecture"],
+            )
         else:
             policy = users_actor(options["policy"])
             policy = copy.deepcopy(policy) if anew else policy
             policy = policy if task.masks is None else Within(policy, task)
         modules: dict[str, nn.Module] = {
             "policy": policy,
-            "critics": self.make_critics(options["num_critics"], sizes),
+            "critics": self.make_critics(
+                options["num_critics"], options["critic_hidden_sizes"] or sizes, options["architecture"]
+            ),
             "temperature": Temperature(task.temperature, learned=task.learns_temperature),
         }
         if self.has_value:
@@ -224,6 +287,14 @@ def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
     objective, entropy = options["objective"], OBJECTIVES[options["objective"]]
     if options["policy"] is not None and options["policy_components"] > 1:
         raise ValueError("policy_components is for the policy made here; leave it out, or leave out policy")
+    if options["memory"] is not None:
+        for name, usual in {"architecture": "plain", "actor_every": 1}.items():
+            if options[name] != usual:  # type: ignore[literal-required]
+                raise ValueError(f"memory goes with {name}={usual!r}; leave one of the two out")
+    if options["value_network"] and options["architecture"] != "plain":
+        raise ValueError("value_network has a target average, which architecture='batch_norm' does without; drop one")
+    if options["value_network"] and options["actor_every"] > 1:
+        raise ValueError("value_network goes with actor_every=1; drop one of them")
     if options["value_network"] and (objective != "maxent" or task.n_step > 1):
         raise ValueError("value_network goes with objective='maxent' and n_step=1; drop one of them")
     if entropy.present and task.n_step > 1:

@@ -30,6 +30,7 @@ from rl_as_inference.objectives.soft_critics import (
     soft_double_q_value,
     soft_td_target,
     softmax_policy,
+    td_error,
 )
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.spaces import log_tanh_slope, uniform_log_density
@@ -56,7 +57,8 @@ class SoftQ(Algorithm):
         alpha = frozen("temperature")
         q_a = networks("critics", batch.state, None, batch.time)
         q = self.task.taken(q_a, batch.action)
-        critic_loss = soft_critic_loss(q, self.target(frozen, targets, batch))
+        y = self.target(frozen, targets, batch)
+        critic_loss = soft_critic_loss(q, y, batch.weight)
         log_prior = self.task.log_prior(batch.state)
         least = q_a.detach().amin(0)
         log_policy = softmax_policy(least, log_prior, alpha)
@@ -67,7 +69,8 @@ class SoftQ(Algorithm):
             # Of the prior and not of the policy, whose probabilities vanish where α does.
             less = 0.0 if not self.task.has_prior else target.shortfall(log_prior.expand_as(least))
             total = total + temperature_loss(log_alpha, entropy - less, target.nats)
-        return total, {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}
+        metrics = {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}
+        return total, metrics | {"td_error": td_error(q, y)}
 
     def target(self, networks: Networks, targets: Networks, batch: Batch) -> Tensor:
         """Returns ``r + γ α log Σ_a p(a) exp(Q̄(s', a)/α)``, ``(B,)``; or the online softmax's value, double."""
@@ -138,7 +141,8 @@ class EnergyBasedQ(SoftQ):
         frozen = networks.frozen()
         alpha = frozen("temperature")
         q = networks("critics", batch.state, batch.action, batch.time)
-        critic_loss = soft_critic_loss(q, self.target(frozen, targets, batch))
+        y = self.target(frozen, targets, batch)
+        critic_loss = soft_critic_loss(q, y, batch.weight)
         total = critic_loss
         if self.has_sampler:
             sampler_loss, entropy = self.sampler_loss(networks, frozen, batch.state, batch.time, alpha)
@@ -150,7 +154,8 @@ class EnergyBasedQ(SoftQ):
             entropy = -gain - uniform_log_density(self.task.action_space)
         if (target := self.task.target_entropy) is not None:
             total = total + temperature_loss(networks.tree["temperature"]["log_temperature"], entropy, target.nats)
-        return total, {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}
+        metrics = {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}
+        return total, metrics | {"td_error": td_error(q, y)}
 
     def target(self, networks: Networks, targets: Networks, batch: Batch) -> Tensor:
         """Returns ``r + γ V(s')`` with an importance estimate of ``V``, ``(B,)``."""

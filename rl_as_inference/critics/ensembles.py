@@ -9,10 +9,17 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.batch_norm import BatchRenorm
 from rl_as_inference.factored import Factors
 from rl_as_inference.spaces import factor_sizes
 from rl_as_inference.state_layout import layout_of
-from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
+from rl_as_inference.state_time_network import (
+    NUM_TIME_FEATURES,
+    Architecture,
+    check_architecture,
+    check_hidden_sizes,
+    time_features,
+)
 
 __all__ = ["QEnsemble"]
 
@@ -32,6 +39,9 @@ class QEnsemble(nn.Module):
         horizon: the number of steps; None for stationary values, which do not look at ``t``.
         hidden_sizes: widths of the hidden layers.
         scale: the size of a typical value, in reward units: the networks learn ``Q / scale``.
+        architecture: ``"plain"``, or ``"batch_norm"``: the inputs, and what each hidden layer gives, are normalised by
+            :class:`~rl_as_inference.batch_norm.BatchRenorm`, with statistics of each network's own, as CrossQ's
+            critics are (Bhatt et al. 2024, arXiv:1902.05605).
 
     Raises:
         ValueError: for other spaces, or a number < 1.
@@ -53,9 +63,11 @@ class QEnsemble(nn.Module):
         horizon: int | None = None,
         hidden_sizes: Sequence[int] = (256, 256),
         scale: float = 1.0,
+        architecture: Architecture = "plain",
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
+        check_architecture(architecture)
         self.scale = scale
         if num_critics < 1:
             raise ValueError(f"num_critics must be >= 1, got {num_critics}")
@@ -73,6 +85,8 @@ class QEnsemble(nn.Module):
         inputs += 0 if horizon is None else NUM_TIME_FEATURES
         outputs = action_size if self.discrete_actions else 1
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        widths = [inputs, *hidden_sizes] if architecture == "batch_norm" else []
+        self.norms = nn.ModuleList(BatchRenorm(width, num_critics) for width in widths)
         for size, after in pairwise([inputs, *hidden_sizes, outputs]):
             # As nn.Linear starts: uniform within one over the root of the inputs.
             bound = 1 / math.sqrt(size)
@@ -101,7 +115,9 @@ class QEnsemble(nn.Module):
         inputs = inputs.reshape(-1, inputs.shape[-1])
         values = inputs.expand(self.num_critics, *inputs.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = _times(values.relu() if layer else values, weight) + bias[:, None]
+            values = values.relu() if layer else values
+            values = self.norms[layer](values) if self.norms else values
+            values = _times(values, weight) + bias[:, None]
         values = values.reshape(self.num_critics, *batch, values.shape[-1])
         values = values if self.scale == 1 else self.scale * values
         return values if self.discrete_actions else values.squeeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from numpy import ndarray
 
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes.action_masks import MASK, flat_mask, look_for_masks, masks_in, put_beside, with_masks
+from rl_as_inference.processes.asynchronous import EnvironmentsInProcesses
 from rl_as_inference.processes.autoreset import Autoreset
 from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, NonFiniteError, StepError, wrong_reward
 from rl_as_inference.processes.normalization import Normalization, as_normalized, own_rewards
@@ -86,7 +88,9 @@ class Environments:
     ) -> None:
         self._first: Any = None  # the observation of a reset that was taken to look for masks
         self.mask_size = masks if isinstance(masks, int) else None
-        if masks == "look":
+        if isinstance(environments, EnvironmentsInProcesses):
+            self.mask_size = environments.mask_size  # which was looked for there
+        elif masks == "look":
             first_seed = episode_seed(seed, 0, 0)
             looked = look_for_masks(environments, first_seed, again=normalization is not None)
             environments, self.mask_size, self._first = looked.environments, looked.size, looked.first
@@ -105,7 +109,8 @@ class Environments:
         else:
             first, self.num_envs = self._envs[0], len(self._envs)
             states, actions = first.observation_space, first.action_space
-        self.name, self.own_action_space = name_of(first), actions
+        self.name = first.name if isinstance(first, EnvironmentsInProcesses) else name_of(first)
+        self.own_action_space = actions
         self._autoreset = Autoreset(None if self._vector is None else self._vector.metadata, self.name)
         self.max_episode_steps: int | None = time_limit_of(first)
         for other in self._envs[1:]:
@@ -172,11 +177,9 @@ class Environments:
         """Returns the first states of new episodes, ``(num_envs, *state)``."""
         if self._vector is not None:
             self._autoreset.ended = self._none
-            self._episodes = [episode + 1 for episode in self._episodes]
             observations, self._first = self._first, None
-            if observations is None or self._episodes[0]:
-                observations, _ = self._vector.reset(seed=self._seed_of(0))
-            self.state = self._batch(observations)
+            again = observations is None or self._episodes[0] >= 0
+            self.state = self._batch(self._begin() if again else observations)
             if self.masks is not None:
                 self.masks.check(self.state, self._none, self._checks, self.num_steps, at_reset=True)
             return self.state
@@ -396,6 +399,12 @@ class Environments:
             self.state = np.array(arrays["state"], self._state_dtype)
             return True
         if self._vector is not None:
+            if isinstance(self._vector, EnvironmentsInProcesses):
+                warnings.warn(
+                    "asynchronous environments cannot be brought back to where a checkpoint was written: new episodes "
+                    "begin",
+                    stacklevel=2,
+                )
             self.reset()
             return False
         self.state, exact = np.array(arrays["state"], self._state_dtype), True
@@ -409,9 +418,26 @@ class Environments:
         return exact
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Closes the environments, and ends their processes if they have any."""
+        if isinstance(self._vector, EnvironmentsInProcesses):
+            self._vector.stop()
+            return
         for env in self._envs if self._vector is None else [self._vector]:
             env.close()
+
+    def _begin(self, which: Array | None = None) -> Any:
+        """Returns a vector environment's observations after new episodes began, in all environments or in ``which``."""
+        vector: Any = self._vector
+        begun = self._all if which is None else which
+        if isinstance(vector, EnvironmentsInProcesses):
+            if vector.closed:  # after an error or an interruption in a step
+                vector = self._vector = vector.again()
+            self._episodes = [episode + int(begins) for episode, begins in zip(self._episodes, begun, strict=True)]
+            return vector.begin([self._seed_of(index) for index in range(self.num_envs)], which)
+        if which is not None:
+            return vector.reset(options={"reset_mask": which})[0]
+        self._episodes = [episode + 1 for episode in self._episodes]
+        return vector.reset(seed=self._seed_of(0))[0]
 
     def _replay(self, index: int, actions: Array) -> bool:
         """Plays a running episode again; returns whether it leads to the same state, by the same last reward."""
@@ -454,7 +480,12 @@ class Environments:
 
     def _step_vector(self, actions: Array) -> Step:
         vector: Any = self._vector
-        observations, rewards, terminated, truncated, info = vector.step(self._to_environment(actions))
+        try:
+            observations, rewards, terminated, truncated, info = vector.step(self._to_environment(actions))
+        except BaseException:
+            if isinstance(vector, EnvironmentsInProcesses):  # some have stepped and some have not
+                vector.stop()
+            raise
         count = self.num_steps + self.num_envs
         state = next_state = self._batch(observations, count)
         rewards = self._checks.rewards(rewards, count)
@@ -475,9 +506,8 @@ class Environments:
                 if self.masks is not None:
                     self.masks.check(next_state, terminated, self._checks, count, only=index)
         elif ended.any():
-            observations, _ = vector.reset(options={"reset_mask": ended.copy()})
             state = next_state.copy()
-            state[ended] = self._batch(observations)[ended]
+            state[ended] = self._batch(self._begin(ended.copy()))[ended]
         self.num_steps += int(valid.sum())
         self._autoreset.ended, self.state = ended, state
         return Step(next_state, rewards, terminated, truncated, valid, state)
