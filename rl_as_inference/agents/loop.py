@@ -87,7 +87,7 @@ class Loop:
             self.action,
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
-            adam_beta=options.get("adam_beta", 0.9),
+            adam_beta=options["adam_beta"],
             target_average=options["target_average"],
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)

@@ -207,6 +207,7 @@ class LearnerOptions(TypedDict, total=False):
     batch_size: Annotated[int, _Row(256, "transitions an update", check_count)]
     buffer_size: Annotated[int, _Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
     learning_rate: Annotated[float, _Row(3e-4, "Adam's step size", check_positive)]
+    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
     discount: Annotated[
         float | None,
         _Row(None, "γ in [0, 1]; a process's own, elsewhere 0.99", _or_none(lambda _, value: check_discount(value))),
@@ -317,7 +318,6 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
             _or_none(lambda name, value: check_hidden_sizes(value, name)),
         ),
     ]
-    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
     actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")

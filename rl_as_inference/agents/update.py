@@ -63,7 +63,7 @@ class Update:
         *,
         batch_size: int,
         learning_rate: float,
-        adam_beta: float,
+        adam_beta: float = 0.9,
         target_average: float,
     ) -> None:
         self.algorithm, targeted = algorithm, algorithm.targeted
@@ -277,10 +277,10 @@ class Update:
             parameters = old["parameters"][group] - self.learning_rate * (first_moment / (1 - decays[0])) / scale
             for name, part in zip(_ADAM, (parameters, first_moment, second_moment, decays), strict=True):
                 parts[name].append(part)
-        for name, part in parts.items():
+        for name, found in parts.items():
             rest = old[name][2 * len(groups) if name == "decays" else groups[-1].stop :]
-            part += [rest] if len(rest) else []
-        return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
+            found += [rest] if len(rest) else []
+        return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
     def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Any]], tree: Tree) -> tuple[Tree, Any]:
         """Returns the gradient of a loss, and what the loss returns beside it."""

@@ -178,8 +178,11 @@ class Environments:
         if self._vector is not None:
             self._autoreset.ended = self._none
             observations, self._first = self._first, None
-            again = observations is None or self._episodes[0] >= 0
-            self.state = self._batch(self._begin() if again else observations)
+            if observations is None or self._episodes[0] >= 0:
+                observations = self._begin()
+            else:
+                self._episodes = [episode + 1 for episode in self._episodes]
+            self.state = self._batch(observations)
             if self.masks is not None:
                 self.masks.check(self.state, self._none, self._checks, self.num_steps, at_reset=True)
             return self.state
