@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.distractors import masked_cartpole
 from rl_as_inference.agents import MPO, SoftActorCritic, SoftQLearning
 
 CURVES = Path(__file__).parent / "results" / "curves"
@@ -44,9 +45,9 @@ HOPEFUL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One environment and method, and what its seeds must reach."""
+    """One environment (its id, or a factory) and method, and what its seeds must reach."""
 
-    env_id: str
+    env_id: Any
     agent: Any
     steps: int
     every: int
@@ -102,6 +103,17 @@ CASES = {
         100,
         475,
         "return of the worst of 5 seeds at 20,000 steps",
+        config={**DISCRETE, **SLOWER},
+    ),
+    "cartpole_masked_sac": Case(
+        masked_cartpole,
+        SoftActorCritic,
+        20_000,
+        2_500,
+        FIVE,
+        100,
+        475,
+        "return of the worst of 5 seeds at 20,000 steps, with 48 forbidden actions beside the two",
         config={**DISCRETE, **SLOWER},
     ),
     "cartpole_sql": Case(

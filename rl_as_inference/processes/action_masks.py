@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -26,14 +26,13 @@ __all__ = [
     "Looked",
     "MaskBeside",
     "flat_mask",
-    "look_for_masks",
     "masks_in",
     "put_beside",
     "with_masks",
 ]
 
 Array = np.ndarray[Any, Any]
-Environments: TypeAlias = "list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]"
+Made: TypeAlias = "list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]"
 
 OBSERVATION = "observation"
 """The key of what was observed beside the mask, where that was no ``Dict``."""
@@ -272,9 +271,7 @@ class MasksBeside(VectorWrapper, _Puts):
         self.single_observation_space = _beside(env.single_observation_space, size)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns what the environments do, with the masks."""
         observations, info = self.env.reset(seed=seed, options=options)
         which = (options or {}).get("reset_mask")
@@ -295,7 +292,7 @@ class MasksBeside(VectorWrapper, _Puts):
         if final is not None:
             last = np.full(self.num_envs, None, object)
             told = info.get("final_info", {})
-            for index in np.flatnonzero(np.asarray(terminated) | np.asarray(truncated)):
+            for index in np.flatnonzero(np.asarray(terminated) | np.asarray(truncated)).tolist():
                 own = _one_of(told, index)
                 last[index] = put_beside(info[final][index], self.mask(own, where, ended=bool(terminated[index])))
             info = {**info, final: last}
@@ -328,12 +325,12 @@ class Looked:
             must be reset again.
     """
 
-    environments: Environments
+    environments: Made
     size: int | None = None
     first: Any = None
 
 
-def look_for_masks(environments: Environments, seed: int, *, again: bool = False) -> Looked:
+def with_masks(environments: Made, masks: Literal["look"] | int | None, seed: int, *, again: bool = False) -> Looked:
     """Returns environments with the masks of their ``info`` put beside what they observe, if they give any.
 
     Whether they do shows at a reset. It is the one that begins the first episode, which nobody need repeat, unless
@@ -341,15 +338,18 @@ def look_for_masks(environments: Environments, seed: int, *, again: bool = False
 
     Args:
         environments: all of them.
+        masks: ``"look"``; or how long the masks are, where that is known; None looks at none.
         seed: of the first episode.
         again: the environment is to be reset again in any case.
     """
-    vector = environments if isinstance(environments, VectorEnv) else None
-    env: Any = environments[0] if vector is None else vector  # type: ignore[index]
-    actions = env.action_space if vector is None else vector.single_action_space  # type: ignore[union-attr]
-    seen = env.observation_space if vector is None else vector.single_observation_space  # type: ignore[union-attr]
-    has_key = isinstance(seen, Dict) and MASK in seen.spaces
-    if has_key or isinstance(env, ProcessVectorEnv) or not isinstance(actions, Discrete | MultiDiscrete | MultiBinary):
+    if isinstance(masks, int):
+        return Looked(_around(environments, masks), masks)
+    vector = isinstance(environments, VectorEnv)
+    env: Any = environments if isinstance(environments, VectorEnv) else environments[0]
+    actions = env.single_action_space if vector else env.action_space
+    seen = env.single_observation_space if vector else env.observation_space
+    may = isinstance(actions, Discrete | MultiDiscrete | MultiBinary) and not isinstance(env, ProcessVectorEnv)
+    if masks is None or not may or (isinstance(seen, Dict) and MASK in seen.spaces):
         return Looked(environments)
     counts = RunningStatistics(environments)
     before = counts.statistics()
@@ -359,23 +359,22 @@ def look_for_masks(environments: Environments, seed: int, *, again: bool = False
     if not isinstance(answer, tuple) or len(answer) != 2:  # which is for others to tell
         return Looked(environments)
     observation, info = answer
-    given = info if vector is None else _one_of(info, 0) if isinstance(info, dict) else {}
     first = None if before or again else observation
-    if not isinstance(given, dict) or given.get(MASK) is None:
+    given = (_one_of(info, 0) if vector else info) if isinstance(info, dict) else {}
+    if given.get(MASK) is None:
         return Looked(environments, None, first)
     try:
         size = flat_mask(given[MASK], actions).shape[-1]
     except ValueError as error:
         raise ValueError(f"info[{MASK!r}] of {name_of(env)} at a reset: {error}") from error
-    around = with_masks(environments, size)
+    around = _around(environments, size)
     if first is not None:
-        outer: Any = around if vector is not None else around[0]  # type: ignore[index]
+        outer: Any = around if isinstance(around, VectorEnv) else around[0]
         first = outer.first(observation, info)
     return Looked(around, size, first)
 
 
-def with_masks(environments: Environments, size: int) -> Environments:
-    """Returns environments with the masks of their ``info``, which are known to be there, beside what they observe."""
+def _around(environments: Made, size: int) -> Made:
     if isinstance(environments, VectorEnv):
         return MasksBeside(environments, size)
     return [MaskBeside(env, size) for env in environments]

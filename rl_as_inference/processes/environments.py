@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from numpy import ndarray
 
 from rl_as_inference.nouns import EnvironmentLike
-from rl_as_inference.processes.action_masks import MASK, flat_mask, look_for_masks, masks_in, put_beside, with_masks
+from rl_as_inference.processes.action_masks import MASK, flat_mask, masks_in, put_beside, with_masks
 from rl_as_inference.processes.asynchronous import EnvironmentsInProcesses
 from rl_as_inference.processes.autoreset import Autoreset
 from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, NonFiniteError, StepError, wrong_reward
@@ -86,20 +86,16 @@ class Environments:
         normalization: Normalization | None = None,
         masks: Literal["look"] | int | None = None,
     ) -> None:
-        self._first: Any = None  # the observation of a reset that was taken to look for masks
-        self.mask_size = masks if isinstance(masks, int) else None
-        if isinstance(environments, EnvironmentsInProcesses):
-            self.mask_size = environments.mask_size  # which was looked for there
-        elif masks == "look":
-            first_seed = episode_seed(seed, 0, 0)
-            looked = look_for_masks(environments, first_seed, again=normalization is not None)
-            environments, self.mask_size, self._first = looked.environments, looked.size, looked.first
-        elif masks is not None:
-            environments = with_masks(environments, masks)
-        environments = environments if normalization is None else normalization.around(environments)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
         self.seed = int(seed)
+        self._first: Any = None  # the observation of a reset that was taken to look for masks
+        if isinstance(environments, EnvironmentsInProcesses):
+            self.mask_size = environments.mask_size  # which was looked for there
+        else:
+            found = with_masks(environments, masks, episode_seed(seed, 0, 0), again=normalization is not None)
+            environments, self.mask_size, self._first = found.environments, found.size, found.first
+        environments = environments if normalization is None else normalization.around(environments)
         self._vector = environments if isinstance(environments, VectorEnv) else None
         self._envs: list[Any] = [] if isinstance(environments, VectorEnv) else environments
         first: Any
