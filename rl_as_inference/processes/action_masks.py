@@ -8,11 +8,14 @@ from typing import Any, Literal, TypeAlias
 
 import gymnasium
 import numpy as np
+import pyro.distributions as dist
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
-from rl_as_inference.factored import JOINT_ACTIONS
+from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
 from rl_as_inference.processes.faults import Checks, StepError
 from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
@@ -52,9 +55,18 @@ class ActionMasks:
     sizes: tuple[int, ...]
     is_joint: bool = False
 
-    def shifted(self, by: int) -> ActionMasks:
-        """Returns the same, where states begin with so many other numbers."""
-        return ActionMasks(slice(self.columns.start + by, self.columns.stop + by), self.sizes, self.is_joint)
+    def prior(self, state: Tensor, factors: Factors | None, dtype: torch.dtype) -> Any:
+        """Returns the distribution that is uniform over what is allowed in states ``(*batch, size)``.
+
+        Args:
+            state: rows with the mask in them.
+            factors: of actions that are several at once.
+            dtype: of its probabilities.
+        """
+        logits = torch.where(state[..., self.columns] > 0.5, 0.0, -torch.inf).to(dtype)
+        if factors is None:
+            return dist.Categorical(logits=logits)
+        return (JointCategorical if self.is_joint else FactoredCategorical)(logits, factors)
 
     def fault(self, mask: Array) -> str | None:
         """Returns what is wrong with a mask ``(sum(sizes),)``, to be said after "a mask that"; or None."""
