@@ -16,7 +16,9 @@ from rl_as_inference.agents.ledger import Ledger
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
+from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.update import Update
+from rl_as_inference.normalization import RewardScale
 from rl_as_inference.processes.environments import Step
 from rl_as_inference.randomness import RandomStream
 
@@ -38,6 +40,7 @@ class Loop:
         modules: of each seed, by name; their parameters are views of the update's vector.
         ledger: what was done so far.
         constraint: what tunes α to a return, or None.
+        scale: what divides rewards, or None.
         companion: what the algorithm has beside its update, or None.
         random: everything random but the environments.
         stores_latest: whether replay holds the last observation of each state in its place.
@@ -61,6 +64,11 @@ class Loop:
             ]
             with torch.no_grad():
                 first = self.envs.reset()
+        self._scales = [
+            [layer for module in modules.values() for layer in module.modules() if isinstance(layer, RewardScale)]
+            for modules in self.modules
+        ]
+        self.scale = self._return_scale()
         self._check_policy(first)
         # With a memory windows are for acting alone: replay holds their last observations, of which sequences are made.
         self.stores_latest = options["memory"] is not None
@@ -121,6 +129,7 @@ class Loop:
         ledger.add(step)
         self._observe(step.state)
         self._hold_return(step)
+        self._keep_scale(step)
         self._action_is_fresh = False
         if ledger.num_steps >= self.options["learning_starts"]:
             if self.companion is not None:
@@ -151,6 +160,21 @@ class Loop:
         )
         for seed, log_temperature in moved.items():
             self.modules[seed]["temperature"].get_parameter("log_temperature").fill_(log_temperature)
+
+    def _keep_scale(self, step: Step) -> None:
+        """Tells the networks what divides rewards, where something does."""
+        if self.scale is None:
+            return
+        values = self.scale.observe(step.reward, ended=step.terminated | step.truncated, valid=step.valid)
+        for layers, value in zip(self._scales, values.tolist(), strict=True):
+            for layer in layers:
+                layer.value.fill_(value)
+
+    def _return_scale(self) -> ReturnScale | None:
+        if not self._scales[0] or not self.options.get("reward_scaling", False):
+            return None
+        bound, discount = self.options.get("value_bound", 5.0), self.task.discount
+        return ReturnScale(bound, discount=discount, num_seeds=self.num_seeds, num_envs=self.num_envs)
 
     def _observe(self, state: Any) -> None:
         """Puts the states to act from, and their times, where the compiled functions read them."""
@@ -198,6 +222,7 @@ class Loop:
             "debt": self._debt,
             "action_is_fresh": self._action_is_fresh,
             "constraint": None if self.constraint is None else self.constraint.state_dict(),
+            "scale": None if self.scale is None else self.scale.state_dict(),
             "envs": envs["json"],
         }
         if self.companion is not None:
@@ -223,6 +248,8 @@ class Loop:
         self._debt = progress["debt"]
         if self.constraint is not None:
             self.constraint.load_state_dict(progress["constraint"])
+        if self.scale is not None:
+            self.scale.load_state_dict(progress["scale"])
         if self.companion is not None:
             own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
             self.companion.restore(own, progress["companion"])
@@ -232,6 +259,8 @@ class Loop:
         self._action_is_fresh = exact and progress["action_is_fresh"]
         if not exact:
             self.ledger.restart()
+            if self.scale is not None:
+                self.scale.restart()
             if self.constraint is not None:
                 self.constraint.restart(acts=self.ledger.num_steps >= self.options["learning_starts"])
         self._observe(self.envs.reset() if self.envs.state is None else self.envs.state)
