@@ -142,4 +142,6 @@ def statistics_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     named = module.named_modules()
-    return [(f"{name}." if name else "", layer) for name, layer in named if isinstance(layer, BatchRenorm | RewardScale)]
+    return [
+        (f"{name}." if name else "", layer) for name, layer in named if isinstance(layer, BatchRenorm | RewardScale)
+    ]

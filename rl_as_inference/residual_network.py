@@ -14,7 +14,8 @@ __all__ = ["ResidualNetwork", "UnitLinear", "UnitRMSNorm", "check_residual_width
 
 EXPANSION = 4
 """How much wider a block is inside than outside."""
-_EPSILON = 1e-8
+_EPSILON = 1e-16
+"""Beside squared lengths."""
 
 
 class UnitLinear(nn.Module):
@@ -29,7 +30,9 @@ class UnitLinear(nn.Module):
         bias: add one.
     """
 
-    def __init__(self, num_inputs: int, num_outputs: int, num_members: int | None = None, *, bias: bool = False) -> None:
+    def __init__(
+        self, num_inputs: int, num_outputs: int, num_members: int | None = None, *, bias: bool = False
+    ) -> None:
         super().__init__()
         members = [nn.init.orthogonal_(torch.empty(num_outputs, num_inputs)) for _ in range(num_members or 1)]
         weight = _unit(torch.stack(members).mT, dim=-2)
@@ -117,7 +120,8 @@ def check_residual_widths(name: str, widths: Sequence[int]) -> None:
     """Raises ValueError unless there is at least one width, and all are the same."""
     if not widths or len(set(widths)) > 1:
         raise ValueError(
-            f"{name} must be one width for each residual block, all the same, as (128, 128) for two; got {tuple(widths)}"
+            f"{name} must be one width for each residual block, all the same, as (128, 128) for two blocks; "
+            f"got {tuple(widths)}"
         )
 
 
@@ -159,7 +163,7 @@ def _batch_norm(num_features: int, num_members: int | None) -> BatchRenorm:
 
 def _unit(weight: Tensor, dim: int) -> Tensor:
     """Returns vectors of length 1, of those that are not 0."""
-    return weight * (weight.square().sum(dim, keepdim=True) + _EPSILON**2).rsqrt()
+    return weight * (weight.square().sum(dim, keepdim=True) + _EPSILON).rsqrt()
 
 
 def _long(*parts: Tensor) -> list[Tensor]:

@@ -318,7 +318,9 @@ def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
         if options["critic_hidden_sizes"] is not None:
             check_residual_widths("critic_hidden_sizes", options["critic_hidden_sizes"])
         if entropy.present:
-            raise ValueError("objective='wrong_bellman' goes with architecture='plain' or 'batch_norm'; drop one of them")
+            raise ValueError(
+                "objective='wrong_bellman' goes with architecture='plain' or 'batch_norm'; drop one of them"
+            )
     if options["value_network"] and options["actor_every"] > 1:
         raise ValueError("value_network goes with actor_every=1; drop one of them")
     if options["value_network"] and (objective != "maxent" or task.n_step > 1):

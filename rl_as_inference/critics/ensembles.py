@@ -102,9 +102,7 @@ class QEnsemble(nn.Module):
             self.weights.append(torch.empty(num_critics, size, after).uniform_(-bound, bound))
             self.biases.append(torch.empty(num_critics, after).uniform_(-bound, bound))
 
-    def forward(
-        self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0, logits: bool = False
-    ) -> Tensor:
+    def forward(self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0, logits: bool = False) -> Tensor:
         dtype = self.weights[0].dtype if self.residual is None else self.residual.head.weight.dtype
         if self.discrete_states:
             inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(dtype)
