@@ -44,7 +44,10 @@ class TanhNormal(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def at_noise(self, noise: Tensor) -> Tensor:
+        """Returns the draw that standard Gaussian noise makes, ``tanh(loc + scale · noise)``."""
         before = self.loc + self.scale * noise
         limit = 1 - torch.finfo(before.dtype).eps
         value = before.tanh().clamp(-limit, limit)

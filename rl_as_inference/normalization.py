@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BatchRenorm", "RewardScale", "learning_statistics", "statistics_of"]
+__all__ = ["BatchRenorm", "RewardScale", "Told", "learning_statistics", "statistics_of"]
 
 
 class BatchRenorm(nn.Module):
@@ -103,18 +103,30 @@ _MOST_RATIO, _MOST_SHIFT = 3.0, 5.0
 """Bounds of the correction (Ioffe 2017, section 5)."""
 
 
-class RewardScale(nn.Module):
-    """By what rewards are divided before a network learns their sum: a number that whoever sees rewards keeps up.
+class Told(nn.Module):
+    """Numbers that are not learned, but told as learning goes on, by who runs it; called, it returns them.
 
-    Attributes:
-        value: in reward units; 1 until it is told.
+    They lie beside running statistics: of each seed, and in checkpoints.
+
+    Args:
+        value: what they are until then.
     """
 
     value: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, value: Tensor) -> None:
         super().__init__()
-        self.register_buffer("value", torch.ones(()))
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class RewardScale(Told):
+    """By what rewards are divided before a network learns their sum, in reward units; 1 until it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.ones(()))
 
 
 @contextmanager
@@ -142,6 +154,4 @@ def statistics_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     named = module.named_modules()
-    return [
-        (f"{name}." if name else "", layer) for name, layer in named if isinstance(layer, BatchRenorm | RewardScale)
-    ]
+    return [(f"{name}." if name else "", layer) for name, layer in named if isinstance(layer, BatchRenorm | Told)]

@@ -30,14 +30,16 @@ def categorical_step(
     asked: tuple[Tensor, Tensor | None, Tensor | int],
     pi: Expectation,
     alpha: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns the critics' cross entropy in nats, and their values in reward units, ``(num_critics, B)``.
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the critics' cross entropy in nats, their values ``(num_critics, B)`` and the target's mean ``(B,)``.
 
-    The target is the distribution of ``r + γ (c z - α (log π - log p))``, with ``z`` drawn from the least critic's
-    distribution at what follows, and discrete actions mixed as the policy chooses them; all of it over ``c``, the
-    reward scale, and projected onto the atoms. Its mean is the soft target of critics that say a number. Both present
-    critics and their averages are asked with what was done and with what follows in one batch, by whose statistics
-    they are normalised (FlashSAC, Kim et al. 2026, arXiv:2604.04539).
+    Values and means are in reward units. The target is the distribution of ``r + γ (c z - α (log π - log p))``, with
+    ``z`` drawn from the least critic's distribution at what follows, and discrete actions mixed as the policy chooses
+    them; all of it over ``c``, the reward scale, and projected onto the atoms. Its mean is the soft target of critics
+    that say a number, but for what lies past the atoms. Both present critics and their averages are asked with what
+    was done and with what follows in one batch, by whose statistics they are normalised (FlashSAC, Kim et al. 2026,
+    arXiv:2604.04539).
 
     Args:
         task: the problem.
@@ -46,6 +48,7 @@ def categorical_step(
         asked: states, actions and times of what was done, and behind them of what follows.
         pi: the expectation over what follows.
         alpha: reward units per nat; None where entropy does not count there.
+        weight: what each transition counts, ``(B,)``; None counts all alike.
     """
     critics = networks.modules["critics"]
     assert isinstance(critics, QEnsemble)
@@ -63,8 +66,8 @@ def categorical_step(
         target = categorical_projection(positions / unit, chances, support)
     if task.is_discrete:
         logits = task.taken(logits.movedim(-1, 0), batch.action).movedim(0, -1)
-    q = unit * (logits.softmax(-1) * support).sum(-1)
-    return categorical_critic_loss(logits, target), q
+    q, y = (unit * (each * support).sum(-1) for each in (logits.softmax(-1), target))
+    return categorical_critic_loss(logits, target, weight), q, y
 
 
 def _followed(task: Task, batch: Batch, worth: Tensor, chances: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_as_inference.agents.acting import prior_actions
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Snapshot
+from rl_as_inference.agents.held_noise import HeldNoise
 from rl_as_inference.agents.ledger import Ledger
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.update import Update
-from rl_as_inference.normalization import RewardScale
+from rl_as_inference.normalization import RewardScale, Told
 from rl_as_inference.processes.environments import Step
 from rl_as_inference.randomness import RandomStream
 
@@ -41,6 +43,7 @@ class Loop:
         ledger: what was done so far.
         constraint: what tunes α to a return, or None.
         scale: what divides rewards, or None.
+        held: for how long the noise of draws is held, or None.
         companion: what the algorithm has beside its update, or None.
         random: everything random but the environments.
         stores_latest: whether replay holds the last observation of each state in its place.
@@ -54,14 +57,9 @@ class Loop:
         self.num_seeds, self.num_envs = options["seeds"] or 1, arena.num_envs
         self.random = RandomStream(options["seed"], task.device)
         self.constraint = self._constraint()
+        self.held = self._held_noise()
         with self.random:
-            self.modules = [
-                {
-                    name: module.to(task.device, task.dtype)
-                    for name, module in algorithm.make_modules(anew=self.num_seeds > 1).items()
-                }
-                for _ in range(self.num_seeds)
-            ]
+            self.modules = [self._made_modules() for _ in range(self.num_seeds)]
             with torch.no_grad():
                 first = self.envs.reset()
         self._scales = [
@@ -130,6 +128,7 @@ class Loop:
         self._observe(step.state)
         self._hold_return(step)
         self._keep_scale(step)
+        self._renew_noise()
         self._action_is_fresh = False
         if ledger.num_steps >= self.options["learning_starts"]:
             if self.companion is not None:
@@ -169,6 +168,27 @@ class Loop:
         for layers, value in zip(self._scales, values.tolist(), strict=True):
             for layer in layers:
                 layer.value.fill_(value)
+
+    def _renew_noise(self) -> None:
+        """Draws the noise of the next actions anew, where it has been held for long enough."""
+        if self.held is None or not bool((anew := self.held.passed()).any()):
+            return
+        for modules, own in zip(self.modules, anew.view(self.num_seeds, self.num_envs), strict=True):
+            value = modules["noise"]()
+            renewed = own.to(value.device).view(-1, *[1] * (value.dim() - 1))
+            value.copy_(torch.where(renewed, torch.randn_like(value), value))
+
+    def _held_noise(self) -> HeldNoise | None:
+        most = self.options.get("noise_repeats", 1)
+        if most == 1 or not isinstance(self.task.action_space, gymnasium.spaces.Box):
+            return None
+        return HeldNoise(most, num=self.num_seeds * self.num_envs)
+
+    def _made_modules(self) -> dict[str, nn.Module]:
+        modules = self.algorithm.make_modules(anew=self.num_seeds > 1)
+        if self.held is not None:
+            modules["noise"] = Told(torch.zeros(self.num_envs, *self.task.action_shape))
+        return {name: module.to(self.task.device, self.task.dtype) for name, module in modules.items()}
 
     def _return_scale(self) -> ReturnScale | None:
         if not self._scales[0] or not self.options.get("reward_scaling", False):
@@ -222,6 +242,7 @@ class Loop:
             "debt": self._debt,
             "action_is_fresh": self._action_is_fresh,
             "constraint": None if self.constraint is None else self.constraint.state_dict(),
+            "held": None if self.held is None else self.held.state_dict(),
             "scale": None if self.scale is None else self.scale.state_dict(),
             "envs": envs["json"],
         }
@@ -248,6 +269,8 @@ class Loop:
         self._debt = progress["debt"]
         if self.constraint is not None:
             self.constraint.load_state_dict(progress["constraint"])
+        if self.held is not None:
+            self.held.load_state_dict(progress["held"])
         if self.scale is not None:
             self.scale.load_state_dict(progress["scale"])
         if self.companion is not None:

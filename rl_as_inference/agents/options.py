@@ -68,6 +68,7 @@ ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
         "initial_temperature": 0.01,
         "target_average": 0.01,
         "actor_every": 2,
+        "noise_repeats": 16,
     },
 }
 """What other options are by default, with each architecture."""
@@ -263,7 +264,7 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
             "critic_hidden_sizes, adam_beta and actor_every, where these are not given; 'residual' is FlashSAC's "
             "(arXiv:2604.04539): blocks with weights on spheres and categorical critics, and brings hidden_sizes (one "
             "width for each block), critic_hidden_sizes, batch_size, learning_starts, initial_temperature, "
-            "target_average and actor_every",
+            "target_average, actor_every and noise_repeats",
         ),
     ]
     critic_hidden_sizes: Annotated[
@@ -297,6 +298,15 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
     ]
     adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _zero_or_share)]
     actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
+    noise_repeats: Annotated[
+        int,
+        _Row(
+            1,
+            "continuous actions: steps at most for which a draw's noise is held, n with chance ∝ 1/n² "
+            "(arXiv:2604.04539)",
+            check_count,
+        ),
+    ]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
     ]

@@ -30,6 +30,7 @@ from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import SoftV
+from rl_as_inference.guides.gaussian import TanhNormal
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
 from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, soft_td_target, wrong_td_target
@@ -134,7 +135,8 @@ class ActorCritic(Algorithm):
             following = self.followed(frozen, batch)
             alpha = frozen("temperature") if self.entropy.following else None
             asked = self.together(batch, following)
-            return categorical_step(self.task, networks, targets, batch, asked, following, alpha)
+            loss, q, _ = categorical_step(self.task, networks, targets, batch, asked, following, alpha)
+            return loss, q
         if self.architecture == "batch_norm":
             # One pass over both, by whose joint statistics both are normalised; no average of the critics is needed.
             following = self.followed(frozen, batch)
@@ -208,10 +210,12 @@ class ActorCritic(Algorithm):
         chosen = networks("policy", state, time)
         if self.task.is_discrete:
             return drawn_from_logits(self.log_policies(chosen))
+        noise = networks("noise") if "noise" in networks.modules else None
         if not self.entropy.mean_acts:
-            return chosen.sample()
+            return chosen.sample() if noise is None else chosen.base_dist.at_noise(noise)
         action = mode_of(chosen)
-        return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
+        noise = torch.randn_like(action) if noise is None else noise
+        return (action + self.exploration_noise * noise).clamp(-1, 1)
 
     # What the update is made of.
 
@@ -279,6 +283,12 @@ class ActorCritic(Algorithm):
         if self.options["policy"] is not None:
             check_draws(self.task, modules["policy"], state, time, several=several)
         self.actor_gradient = chosen_gradient(self.task, chosen, self.options["actor_gradient"])
+        base = getattr(chosen, "base_dist", None)
+        if "noise" in modules and not self.entropy.mean_acts and not isinstance(base, TanhNormal):
+            raise ValueError(
+                f"noise_repeats holds the noise of a tanh-Gaussian policy, and this one gives {type(chosen).__name__}; "
+                f"say noise_repeats=1"
+            )
         if self.entropy.mean_acts:
             if self.task.is_discrete:
                 raise ValueError("objective='ddpg' needs continuous actions; use 'maxent' or 'svg0'")

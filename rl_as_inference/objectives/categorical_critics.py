@@ -62,8 +62,8 @@ def least_distribution(probabilities: Tensor, support: Tensor) -> Tensor:
     return probabilities.gather(0, least[None, ..., None].expand(1, *least.shape, len(support)))[0]
 
 
-def categorical_critic_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Returns ``Σ_i mean -Σ_k y_k log p_ik``, a number in nats: the cross entropy of critics to their target.
+def categorical_critic_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Returns ``Σ_i mean -w Σ_k y_k log p_ik``, a number in nats: the cross entropy of critics to their target.
 
     Averaged over the batch and summed over the critics, each of which then has the gradient it would have alone. None
     passes through the target. It is bounded as a squared error is not (XQC, Palenicek et al. 2025, arXiv:2509.25174).
@@ -71,6 +71,7 @@ def categorical_critic_loss(logits: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: of each critic, ``(num_critics, *batch, K)``.
         target: ``y``, probabilities ``(*batch, K)``.
+        weight: ``w``, ``(*batch,)``, what each counts; None counts all alike.
 
     Example:
         >>> categorical_critic_loss(torch.zeros(2, 1, 4), torch.tensor([[0.0, 0.5, 0.5, 0.0]]))
@@ -82,6 +83,9 @@ def categorical_critic_loss(logits: Tensor, target: Tensor) -> Tensor:
             f"got {tuple(logits.shape)}"
         )
     entropy = -(target.detach() * logits.log_softmax(-1)).sum(-1)
+    if weight is not None:
+        check_shape("weight", weight, "a row of target", target[..., 0])
+        entropy = weight * entropy
     return entropy.reshape(len(logits), -1).mean(1).sum()
 
 

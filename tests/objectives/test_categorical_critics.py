@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from rl_as_inference.objectives.categorical_critics import (
     categorical_critic_loss,
@@ -72,8 +73,12 @@ def test_the_loss_is_the_cross_entropy_and_its_gradient_that_of_each_critic_alon
     logits = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(3), dtype=F64).requires_grad_()
     target = masses(5, 9).requires_grad_()
     loss = categorical_critic_loss(logits, target)
-    expected = sum(torch.nn.functional.cross_entropy(each, target.detach()) for each in logits)
+    expected = sum(F.cross_entropy(each, target.detach()) for each in logits)
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    weight = torch.arange(5, dtype=F64)
+    each = [F.cross_entropy(one, target.detach(), reduction="none") for one in logits]
+    weighted = categorical_critic_loss(logits, target, weight)
+    torch.testing.assert_close(weighted, sum((weight * one).mean() for one in each), rtol=1e-14, atol=0)
     gradient, none = torch.autograd.grad(loss, (logits, target), allow_unused=True)
     assert none is None
     # softmax less target, over the batch: never longer than √2 a row, whatever the error
