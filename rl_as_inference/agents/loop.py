@@ -52,6 +52,7 @@ class Loop:
 
     def __init__(self, arena: Arena, algorithm: Algorithm, options: LearnerOptions) -> None:
         self.arena, self.algorithm, self.options = arena, algorithm, options
+        self._extra: dict[str, Any] = {**options}  # with those of one algorithm alone
         self.task, self.envs = arena.task, arena.envs
         task = self.task
         self.num_seeds, self.num_envs = options["seeds"] or 1, arena.num_envs
@@ -179,7 +180,7 @@ class Loop:
             value.copy_(torch.where(renewed, torch.randn_like(value), value))
 
     def _held_noise(self) -> HeldNoise | None:
-        most = self.options.get("noise_repeats", 1)
+        most = int(self._extra.get("noise_repeats", 1))
         if most == 1 or not isinstance(self.task.action_space, gymnasium.spaces.Box):
             return None
         return HeldNoise(most, num=self.num_seeds * self.num_envs)
@@ -191,9 +192,9 @@ class Loop:
         return {name: module.to(self.task.device, self.task.dtype) for name, module in modules.items()}
 
     def _return_scale(self) -> ReturnScale | None:
-        if not self._scales[0] or not self.options.get("reward_scaling", False):
+        if not self._scales[0] or not self._extra["reward_scaling"]:
             return None
-        bound, discount = self.options.get("value_bound", 5.0), self.task.discount
+        bound, discount = float(self._extra["value_bound"]), self.task.discount
         return ReturnScale(bound, discount=discount, num_seeds=self.num_seeds, num_envs=self.num_envs)
 
     def _observe(self, state: Any) -> None:
