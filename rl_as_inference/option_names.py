@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["check_options", "flag", "meant"]
 
 _OTHER_NAMES = {
+    "async": "asynchronous",
     "episodes": "num_episodes",
     "gamma": "discount",
     "hidden": "hidden_sizes",
@@ -22,13 +23,16 @@ _OTHER_NAMES = {
 }
 """What others call an option, or this package did."""
 
+_FLAGS = {"asynchronous": "--async"}
+"""Options that are written shorter than they are named."""
+
 _SURE, _LIKELY = 0.8, 0.6
 """How much two names are alike (:mod:`difflib`): where the problem might take anything, and where it does not."""
 
 
 def flag(name: str) -> str:
     """Returns an argument's name as an option is written: ``--learning-rate``."""
-    return "--" + name.replace("_", "-")
+    return _FLAGS.get(name) or "--" + name.replace("_", "-")
 
 
 def meant(name: str, own: Sequence[str], likeness: float = _SURE) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.normalization import BatchRenorm
+from rl_as_inference.batch_norm import BatchRenorm
 
 __all__ = ["ResidualNetwork", "UnitLinear", "UnitRMSNorm", "check_residual_widths", "on_spheres"]
 

@@ -77,7 +77,7 @@ class Algorithm(ABC):
         task = self.task
         return QEnsemble(
             task.state_space,
-            task.action_space,
+            task.critic_space,
             num_critics=num_critics,
             horizon=task.horizon,
             hidden_sizes=hidden_sizes,
@@ -92,13 +92,25 @@ class Algorithm(ABC):
         q: Tensor = networks("critics", state, action, time)
         return q
 
-    def batch(self, replay: Replay, storage: Tensor, size: Tensor, position: Tensor, count: int) -> Batch:
+    def batch(
+        self,
+        replay: Replay,
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+        count: int,
+        first: Tensor | None = None,
+    ) -> Batch:
         """Returns transitions to learn from, by a pure function of replay's tensors: see :meth:`Replay.batch`."""
-        return replay.batch(storage, size, position, count, self.task.n_step)
+        return replay.batch(storage, size, position, count, self.task.n_step, first)
 
     @abstractmethod
     def loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the sum of all losses, each of which trains modules of its own, and numbers to report."""
+        """Returns the sum of all losses, each of which trains modules of its own, and numbers to report.
+
+        Beside these, ``"td_error"``, ``(B,)`` in reward units, is what prioritised replay draws by; and where
+        ``batch.weight`` is given, the critics' loss counts each transition by it.
+        """
 
     def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns what :meth:`loss` does in the updates between, in which the modules in ``delayed`` wait."""

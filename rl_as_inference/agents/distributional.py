@@ -30,7 +30,6 @@ def categorical_step(
     asked: tuple[Tensor, Tensor | None, Tensor | int],
     pi: Expectation,
     alpha: Tensor | None,
-    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the critics' cross entropy in nats, their values ``(num_critics, B)`` and the target's mean ``(B,)``.
 
@@ -48,7 +47,6 @@ def categorical_step(
         asked: states, actions and times of what was done, and behind them of what follows.
         pi: the expectation over what follows.
         alpha: reward units per nat; None where entropy does not count there.
-        weight: what each transition counts, ``(B,)``; None counts all alike.
     """
     critics = networks.modules["critics"]
     assert isinstance(critics, QEnsemble)
@@ -67,7 +65,7 @@ def categorical_step(
     if task.is_discrete:
         logits = task.taken(logits.movedim(-1, 0), batch.action).movedim(0, -1)
     q, y = (unit * (each * support).sum(-1) for each in (logits.softmax(-1), target))
-    return categorical_critic_loss(logits, target, weight), q, y
+    return categorical_critic_loss(logits, target, batch.weight), q, y
 
 
 def _followed(task: Task, batch: Batch, worth: Tensor, chances: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:

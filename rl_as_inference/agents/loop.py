@@ -20,7 +20,7 @@ from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.update import Update
-from rl_as_inference.normalization import RewardScale, Told
+from rl_as_inference.batch_norm import RewardScale, Told
 from rl_as_inference.processes.environments import Step
 from rl_as_inference.randomness import RandomStream
 
@@ -82,12 +82,15 @@ class Loop:
             dtype=task.dtype,
         )
         self.replay.origin = arena.origin()
+        if (exponent := options["priority_exponent"]) > 0:
+            self.replay.prioritise(exponent, options["importance_exponent"], options["importance_annealing"])
         batch = (self.num_seeds, self.num_envs)
         self.observation = torch.zeros(*batch, *task.state_shape, dtype=task.state_dtype, device=task.device)
         self.time = torch.zeros(batch, dtype=torch.int64, device=task.device)
         self.action = torch.zeros(*batch, *task.action_shape, dtype=self.replay.action_dtype, device=task.device)
         with self.random:
             self.companion = algorithm.companion(self.modules, self.num_envs)
+        self._check_options()
         self.update = Update(
             self.modules,
             algorithm,
@@ -97,7 +100,7 @@ class Loop:
             self.action,
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
-            adam_beta=options.get("adam_beta", 0.9),
+            adam_beta=options["adam_beta"],
             target_average=options["target_average"],
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
@@ -137,10 +140,47 @@ class Loop:
             self._debt += self.options["updates_per_step"] * self.num_envs
             while self._debt >= 1:
                 self._debt -= 1
+                self._begin_anew_if_due()
                 self.update.step(ledger.num_updates)
                 ledger.num_updates += 1
                 self._action_is_fresh = True
         self.is_whole = True
+
+    def _begin_anew_if_due(self) -> None:
+        """Makes all that is learned anew after every so many updates; before the next, so that no run ends with it."""
+        every, done = self.options["reset_every"], self.ledger.num_updates
+        if every is None or done == 0 or done % every:
+            return
+        made = [self._made_modules() for _ in range(self.num_seeds)]
+        for new, old in zip(made, self.modules, strict=True):
+            for name, module in old.items():
+                for layer, told in zip(new[name].modules(), module.modules(), strict=True):
+                    if isinstance(layer, Told) and isinstance(told, Told):  # what was told is so still
+                        layer.value.copy_(told.value)
+        self.update.begin_anew(made)
+
+    def _made_modules(self) -> dict[str, nn.Module]:
+        modules = self.algorithm.make_modules(anew=self.num_seeds > 1)
+        if self.held is not None:
+            modules["noise"] = Told(torch.zeros(self.num_envs, *self.task.action_shape))
+        return {name: module.to(self.task.device, self.task.dtype) for name, module in modules.items()}
+
+    def _check_options(self) -> None:
+        """Raises ValueError for options that do not go together."""
+        if self.companion is not None and self.options["priority_exponent"] > 0:
+            raise ValueError(
+                "priority_exponent is of transitions that were lived, and these updates learn from imagined ones; "
+                "leave it out"
+            )
+        if self.options["reset_every"] is None:
+            return
+        if self.options.get("policy") is not None:
+            raise ValueError(
+                "reset_every makes networks anew, and policy is one of your own, of which there is but this one; leave "
+                "one of them out"
+            )
+        if self.constraint is not None:
+            raise ValueError("reset_every makes a tuned α anew, and target_return holds it; leave one of them out")
 
     def _stored(self, state: Any) -> Any:
         """Returns what replay holds of states."""
@@ -152,7 +192,7 @@ class Loop:
         if self.constraint is None:
             return
         moved = self.constraint.observe(
-            step.reward,
+            step.earned,
             ended=step.terminated | step.truncated,
             valid=step.valid,
             acts=self.ledger.num_steps >= self.options["learning_starts"],
@@ -184,12 +224,6 @@ class Loop:
         if most == 1 or not isinstance(self.task.action_space, gymnasium.spaces.Box):
             return None
         return HeldNoise(most, num=self.num_seeds * self.num_envs)
-
-    def _made_modules(self) -> dict[str, nn.Module]:
-        modules = self.algorithm.make_modules(anew=self.num_seeds > 1)
-        if self.held is not None:
-            modules["noise"] = Told(torch.zeros(self.num_envs, *self.task.action_shape))
-        return {name: module.to(self.task.device, self.task.dtype) for name, module in modules.items()}
 
     def _return_scale(self) -> ReturnScale | None:
         if not self._scales[0] or not self._extra["reward_scaling"]:
@@ -259,7 +293,7 @@ class Loop:
             ValueError: if replay's rows do not fit; nothing has then changed.
         """
         tensors, progress = snapshot
-        self.replay.load_state_dict({n: tensors[f"replay.{n}"] for n in ("rows", "position")})
+        self.replay.load_state_dict({n: tensors[f"replay.{n}"] for n in self.replay.state_dict()})
         with torch.no_grad():
             for name, tensor in self.update.tensors.items():
                 tensor.copy_(tensors[name])

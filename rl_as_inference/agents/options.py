@@ -45,17 +45,17 @@ __all__ = [
 
 ActionPrior = Literal["uniform", "flat"]
 Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg"]
-ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
+ActorGradient = Literal["pathwise", "exact_sum", "factors", "components", "score"]
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
 Planner = Literal["mppi", "smc", "policy"]
 
 ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
-    # Bhatt et al. 2024, arXiv:1902.05605, table 4; critics half as wide as there, as in Stable-Baselines3's
+    # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
     "batch_norm": {
         "learning_rate": 1e-3,
-        "critic_hidden_sizes": (1024, 1024),
+        "critic_hidden_sizes": (512, 512),
         "adam_beta": 0.5,
         "actor_every": 3,
     },
@@ -119,6 +119,11 @@ def _share(name: str, value: Any) -> None:
 def _zero_or_share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+
+
+def _below_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
 
 def _zero_or_positive(name: str, value: Any) -> None:
@@ -203,10 +208,17 @@ class LearnerOptions(TypedDict, total=False):
     action_prior: Annotated[
         ActionPrior, _Row("uniform", "'uniform', the model's; 'flat' takes log p for 0, as the papers do")
     ]
+    action_masks: Annotated[
+        bool,
+        _Row(
+            True, "keep to what the environment allows: info['action_mask'], or a part 'action_mask' of what it shows"
+        ),
+    ]
     learning_starts: Annotated[int, _Row(1000, "steps by the action prior before learning", check_count)]
     batch_size: Annotated[int, _Row(256, "transitions an update", check_count)]
     buffer_size: Annotated[int, _Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
     learning_rate: Annotated[float, _Row(3e-4, "Adam's step size", check_positive)]
+    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
     discount: Annotated[
         float | None,
         _Row(None, "γ in [0, 1]; a process's own, elsewhere 0.99", _or_none(lambda _, value: check_discount(value))),
@@ -218,9 +230,39 @@ class LearnerOptions(TypedDict, total=False):
         float,
         _Row(1.0, "gradient steps an environment step (update-to-data ratio, UTD); may be below 1", check_positive),
     ]
+    reset_every: Annotated[
+        int | None,
+        _Row(
+            None,
+            "updates after which networks, targets, optimiser and a tuned α begin anew and replay stays",
+            _or_none(check_count),
+        ),
+    ]
     num_envs: Annotated[int, _Row(1, "environments stepped together, for each seed", check_count)]
+    asynchronous: Annotated[
+        bool, _Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
+    ]
     n_step: Annotated[
         int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
+    ]
+    priority_exponent: Annotated[
+        float,
+        _Row(
+            0.0,
+            "of prioritised replay: transitions are drawn in proportion to |TD error| to this power; 0: all alike",
+            _zero_or_positive,
+        ),
+    ]
+    importance_exponent: Annotated[
+        float,
+        _Row(
+            0.4,
+            "β of its importance weights, which the critics' loss has: 1 undoes the priorities in the mean",
+            _zero_or_share,
+        ),
+    ]
+    importance_annealing: Annotated[
+        int | None, _Row(None, "updates over which β rises to 1; by default it stays", _or_none(check_count))
     ]
     history: Annotated[
         int,
@@ -229,6 +271,21 @@ class LearnerOptions(TypedDict, total=False):
             "observations, with the actions between them, that are the state; more than 1 where one does not tell it",
             check_count,
         ),
+    ]
+    frame_stack: Annotated[
+        int,
+        _Row(
+            1,
+            "observations that are the state, without the actions between; images are stacked along their channels",
+            check_count,
+        ),
+    ]
+    normalize_observations: Annotated[
+        bool, _Row(False, "bring observed numbers to mean 0 and variance 1, by running statistics")
+    ]
+    normalize_rewards: Annotated[
+        bool,
+        _Row(False, "learn from rewards divided by the running deviation of a return; those reported stay as they are"),
     ]
     memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
     sequence_length: Annotated[
@@ -272,7 +329,7 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
         _Row(
             None,
             "widths of the critics' hidden layers; by default hidden_sizes",
-            _or_none(lambda _, value: check_hidden_sizes(value)),
+            _or_none(lambda name, value: check_hidden_sizes(value, name)),
         ),
     ]
     num_atoms: Annotated[
@@ -296,7 +353,6 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
             "a tuned α is learned in its units; else it is 1",
         ),
     ]
-    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _zero_or_share)]
     actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
     noise_repeats: Annotated[
         int,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.episodes import Episode, Origin, chained, written_to_minari
+from rl_as_inference.agents.priorities import Priorities
+from rl_as_inference.state_layout import is_image, layout_of
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -41,10 +45,14 @@ class Batch(NamedTuple):
     """``(B,)``: of ``state``; 0 where time is not looked at."""
     next_times: Tensor | int = 0
     """``(n, B)``: of ``next_states``; 0 where time is not looked at."""
+    weight: Tensor | None = None
+    """``(B,)``: what each counts in the critics' loss, where replay is prioritised; None where all count alike."""
 
 
 class Replay:
     """A ring of transitions, packed so that a step writes one row and a batch is one gather.
+
+    Pixels are bytes in it, as many to a column as a number has: 84 by 84 by 4 take 5.3 GiB for 100,000 transitions.
 
     Attributes:
         capacity: the number of rows, for each learner.
@@ -53,6 +61,7 @@ class Replay:
         size: rows in use, a tensor on the device.
         position: the row written next, a tensor on the device.
         origin: what the environment calls the actions, for those who read them elsewhere; None where that is not known.
+        priorities: of the rows, where they are not all drawn alike; see :meth:`prioritise`.
 
     Example:
         >>> box = gymnasium.spaces.Box(-1, 1, (2,))
@@ -80,16 +89,26 @@ class Replay:
         self.num_learners, self.num_envs, self.horizon = num_learners, num_envs, horizon
         self.state_space, self.action_space = state_space, action_space
         self.origin: Origin | None = None
+        self.priorities: Priorities | None = None
         self.state_shape = tuple(state_space.shape or ())
         self.action_shape = tuple(action_space.shape or ())
         self.state_dtype = torch.int64 if isinstance(state_space, gymnasium.spaces.Discrete) else dtype
-        self.action_dtype = torch.int64 if isinstance(action_space, gymnasium.spaces.Discrete) else dtype
-        states, actions = math.prod(self.state_shape), math.prod(self.action_shape)
+        self.action_dtype = dtype if isinstance(action_space, gymnasium.spaces.Box) else torch.int64
+        layout = layout_of(state_space)
+        self._pixels = 0 if layout is None else layout.size - layout.num_numbers
+        self._numbers = math.prod(self.state_shape) - self._pixels
+        states, actions = self._numbers + -(-self._pixels // dtype.itemsize), math.prod(self.action_shape)
         widths = {"state": states, "action": actions, "reward": 1, "next_state": states, "terminated": 1}
         widths |= {"truncated": 1} if horizon is None else {"truncated": 1, "time": 1}
         edges = [0, *accumulate(widths.values())]
         self.columns = {name: slice(*ends) for name, ends in zip(widths, pairwise(edges), strict=True)}
         needed = num_learners * self.capacity * edges[-1] * dtype.itemsize
+        if self._pixels and needed > (there := _memory_of(device)):
+            raise ValueError(
+                f"buffer_size {capacity} needs {needed / 2**30:.1f} GiB for these images, and there are "
+                f"{there / 2**30:.1f} GiB on {device}; {int(capacity * there / needed)} transitions would fill it, so "
+                f"say buffer_size={_rounded(0.8 * capacity * there / needed)} or less"
+            )
         try:
             # Pages are taken as they are written: a large empty buffer costs nothing.
             self.storage = torch.empty(num_learners, self.capacity, edges[-1], dtype=dtype, device=device)
@@ -105,6 +124,18 @@ class Replay:
         on_host = self.storage.device.type == "cpu"
         self._rows = self.storage.numpy() if on_host else None
         self._row = np.empty((num_learners * num_envs, edges[-1]), np.dtype(str(dtype).removeprefix("torch.")))
+        self._row_bytes = self._row.view(np.uint8)
+
+    def prioritise(self, exponent: float, importance_exponent: float, importance_annealing: int | None) -> None:
+        """Has rows drawn by their errors from now on: see :class:`~rl_as_inference.agents.priorities.Priorities`."""
+        self.priorities = Priorities(
+            self.capacity,
+            self.num_learners,
+            exponent=exponent,
+            importance_exponent=importance_exponent,
+            importance_annealing=importance_annealing,
+            device=self.storage.device,
+        )
 
     def add(
         self,
@@ -123,10 +154,10 @@ class Replay:
         model has a horizon.
         """
         row, columns, count = self._row, self.columns, len(self._row)
-        row[:, columns["state"]] = state.reshape(count, -1)
+        self._write_states("state", state.reshape(count, -1))
         row[:, columns["action"]] = action.reshape(count, -1)
         row[:, columns["reward"]] = reward[:, None]
-        row[:, columns["next_state"]] = next_state.reshape(count, -1)
+        self._write_states("next_state", next_state.reshape(count, -1))
         row[:, columns["terminated"]] = terminated[:, None]
         row[:, columns["truncated"]] = truncated[:, None]
         if self.horizon is not None:
@@ -135,6 +166,15 @@ class Replay:
         if valid is not None and not valid.all():
             rows = rows[:, valid]
         self.add_rows(rows)
+
+    def _write_states(self, name: str, states: Any) -> None:
+        columns, numbers = self.columns[name], self._numbers
+        if not self._pixels:
+            self._row[:, columns] = states
+            return
+        self._row[:, columns.start : columns.start + numbers] = states[:, :numbers]
+        first = (columns.start + numbers) * self._row.itemsize
+        self._row_bytes[:, first : first + self._pixels] = states[:, numbers:]
 
     def add_rows(self, rows: Any) -> None:
         """Writes rows ``(num_learners, count, width)`` where the ring stands."""
@@ -153,23 +193,34 @@ class Replay:
                 self._rows[:, to] = rows[:, of]
             else:
                 self.storage[:, to] = torch.as_tensor(rows[:, of]).to(self.storage.device, non_blocking=True)
+            if self.priorities is not None:
+                self.priorities.begin(to.start, to.stop)
         self._position = end % self.capacity
         self._size = min(self._size + count, self.capacity)
         self.size.fill_(self._size)
         self.position.fill_(self._position)
 
-    def batch(self, storage: Tensor, size: Tensor, position: Tensor, count: int, n_step: int = 1) -> Batch:
+    def batch(
+        self,
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+        count: int,
+        n_step: int = 1,
+        first: Tensor | None = None,
+    ) -> Batch:
         """Returns ``count`` segments drawn uniformly from one learner's rows ``(capacity, width)``.
 
         A pure function of its tensors (and of PyTorch's generator), so that it can be traced and
-        batched over learners.
+        batched over learners. Or the segments that begin with the rows ``first``, ``(count,)``.
         """
-        # Uniform numbers in float64, so that each of a million rows has the same chance.
-        draws = torch.rand(count, dtype=torch.float64, device=storage.device)
-        first = torch.minimum((draws * size).long(), size - 1).clamp(min=0)  # tracing comes before the first row
+        if first is None:
+            # Uniform numbers in float64, so that each of a million rows has the same chance.
+            draws = torch.rand(count, dtype=torch.float64, device=storage.device)
+            first = torch.minimum((draws * size).long(), size - 1).clamp(min=0)  # tracing comes before the first row
         picked: list[Tensor] = []
         alive: list[Tensor] = []
-        going = torch.ones_like(draws)
+        going = torch.ones_like(first, dtype=torch.float64)
         for k in range(n_step):
             index = first
             if k:
@@ -233,7 +284,14 @@ class Replay:
         # At the horizon there is nothing to ask for; the last step's answer is not used.
         return {"time": times[0], "next_times": (times + 1).clamp(max=self.horizon - 1)}
 
-    def _states(self, columns: Tensor) -> Tensor:
+    def _states(self, columns: Tensor, *, as_bytes: bool = False) -> Tensor:
+        """Returns states of their columns; images as bytes if asked for, which is how they are kept."""
+        if self._pixels:
+            packed = columns[..., self._numbers :].contiguous()
+            pixels = packed.view(torch.uint8)[..., : self._pixels]
+            if as_bytes and is_image(self.state_space):
+                return pixels.reshape(*columns.shape[:-1], *self.state_shape)
+            columns = torch.cat([columns[..., : self._numbers], pixels.to(columns.dtype)], -1)
         return columns.reshape(*columns.shape[:-1], *self.state_shape).to(self.state_dtype)
 
     def __len__(self) -> int:
@@ -246,8 +304,8 @@ class Replay:
 
     @property
     def state(self) -> Tensor:
-        """``(len, *state)``; with several learners ``(num_learners, len, *state)``."""
-        return self._states(self._column("state"))
+        """``(len, *state)``, images as bytes; with several learners ``(num_learners, len, *state)``."""
+        return self._states(self._column("state"), as_bytes=True)
 
     @property
     def action(self) -> Tensor:
@@ -263,7 +321,7 @@ class Replay:
     @property
     def next_state(self) -> Tensor:
         """``(len, *state)``, the true successors."""
-        return self._states(self._column("next_state"))
+        return self._states(self._column("next_state"), as_bytes=True)
 
     @property
     def terminated(self) -> Tensor:
@@ -297,7 +355,9 @@ class Replay:
         turn = self._position if self._size == self.capacity else 0
         rows = self.storage[:, : self._size].roll(-turn, 1)
         for learner in rows.cpu():
-            state, after = (self._states(learner[:, self.columns[name]]) for name in ("state", "next_state"))
+            state, after = (
+                self._states(learner[:, self.columns[name]], as_bytes=True) for name in ("state", "next_state")
+            )
             action = learner[:, self.columns["action"]].reshape(len(learner), *self.action_shape).to(self.action_dtype)
             time = None if self.horizon is None else learner[:, self.columns["time"].start].long().numpy()
             found += chained(
@@ -333,7 +393,8 @@ class Replay:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the rows in use and the ring's position, for a checkpoint."""
-        return {"rows": self.storage[:, : self._size], "position": self.position}
+        tensors = {"rows": self.storage[:, : self._size], "position": self.position}
+        return tensors if self.priorities is None else tensors | self.priorities.state_dict(self._size)
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Fills the ring with a checkpoint's rows.
@@ -352,8 +413,26 @@ class Replay:
                 f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
             )
         self._size, self._position = rows.shape[1], int(tensors["position"]) % self.capacity
+        turn = 0
         if self._size < self.capacity:  # the rows of a full smaller ring too, oldest first, so that none is in the way
-            rows, self._position = rows.roll(-self._position, 1), self._size
+            turn = -self._position % max(self._size, 1)
+            rows, self._position = rows.roll(turn, 1), self._size
         self.storage[:, : self._size] = rows.to(self.storage)
         self.size.fill_(self._size)
         self.position.fill_(self._position)
+        if self.priorities is not None:
+            self.priorities.load_state_dict(tensors, turn)
+
+
+def _memory_of(device: torch.device | str) -> int:
+    """Returns how many bytes there are on a device, of which some are taken."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+
+
+def _rounded(count: float) -> int:
+    """Returns a number with two digits, not above."""
+    unit = 10 ** max(len(str(int(count))) - 2, 0)
+    return int(count // unit * unit)

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.actors import check_actor, check_draws, chosen_gradient, made_actor, users_actor
+from rl_as_inference.agents.actors import Within, check_actor, check_draws, chosen_gradient, made_actor, users_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.distributional import categorical_step
+from rl_as_inference.agents.encoded import Encoded, behind_encoder
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.expectation import Expectation, How, expectation
-from rl_as_inference.agents.functional import Networks, Temperature, log_probabilities
+from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import (
     ActorGradient,
@@ -25,7 +26,7 @@ from rl_as_inference.agents.options import (
     takes_options,
 )
 from rl_as_inference.agents.parameters import Tree
-from rl_as_inference.agents.recurrent import Recurrent, remembering
+from rl_as_inference.agents.recurrent import Recurrent
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -33,7 +34,13 @@ from rl_as_inference.critics import SoftV
 from rl_as_inference.guides.gaussian import TanhNormal
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
-from rl_as_inference.objectives.soft_critics import n_step_td_target, soft_critic_loss, soft_td_target, wrong_td_target
+from rl_as_inference.objectives.soft_critics import (
+    n_step_td_target,
+    soft_critic_loss,
+    soft_td_target,
+    td_error,
+    wrong_td_target,
+)
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.residual_network import check_residual_widths, on_spheres
 
@@ -99,7 +106,7 @@ class ActorCritic(Algorithm):
         frozen = networks.frozen()  # through which no gradient reaches any parameter
         state, time, alpha = batch.state, batch.time, frozen("temperature")
 
-        critic_loss, q = self.critics_step(networks, frozen, targets, batch)
+        critic_loss, q, error = self.critics_step(networks, frozen, targets, batch)
 
         # Policy:       E_π[log π - log p - min_i Q_i/α], or -E_π[min_i Q_i] without its entropy
         chosen = networks.learning("policy", state, time)
@@ -118,16 +125,16 @@ class ActorCritic(Algorithm):
             value = pi.mean(least - alpha * pi.relative).detach()
             total = total + 0.5 * (networks("value", state, time) - value).square().mean()
         metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": pi.entropy.mean(), "q": q.mean()}
-        return total, metrics
+        return total, metrics | {"td_error": error}
 
     def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, q = self.critics_step(networks, networks.frozen(), targets, batch)
-        return loss, {"critic_loss": loss, "q": q.mean()}
+        loss, q, error = self.critics_step(networks, networks.frozen(), targets, batch)
+        return loss, {"critic_loss": loss, "q": q.mean(), "td_error": error}
 
     def critics_step(
         self, networks: Networks, frozen: Networks, targets: Networks, batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, and their values, ``(num_critics, B)``.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, their values ``(num_critics, B)`` and errors ``(B,)``.
 
         Of residual critics it is a cross entropy: :func:`~rl_as_inference.agents.distributional.categorical_step`.
         """
@@ -135,8 +142,8 @@ class ActorCritic(Algorithm):
             following = self.followed(frozen, batch)
             alpha = frozen("temperature") if self.entropy.following else None
             asked = self.together(batch, following)
-            loss, q, _ = categorical_step(self.task, networks, targets, batch, asked, following, alpha)
-            return loss, q
+            loss, q, y = categorical_step(self.task, networks, targets, batch, asked, following, alpha)
+            return loss, q, td_error(q, y)
         if self.architecture == "batch_norm":
             # One pass over both, by whose joint statistics both are normalised; no average of the critics is needed.
             following = self.followed(frozen, batch)
@@ -145,7 +152,7 @@ class ActorCritic(Algorithm):
         else:
             q = self.values(networks, batch.state, batch.time, batch.action)
             target = self.target(frozen, targets, batch)
-        return soft_critic_loss(q, target), q
+        return soft_critic_loss(q, target, batch.weight), q, td_error(q, target)
 
     def values_together(self, networks: Networks, batch: Batch, after: Expectation) -> tuple[Tensor, Tensor]:
         """Returns the critics' values of what was done, and of what follows, asked and normalised as one batch."""
@@ -209,7 +216,7 @@ class ActorCritic(Algorithm):
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         chosen = networks("policy", state, time)
         if self.task.is_discrete:
-            return drawn_from_logits(self.log_policies(chosen))
+            return self.task.action_at(drawn_from_logits(self.task.log_policies(chosen)))
         noise = networks("noise") if "noise" in networks.modules else None
         if not self.entropy.mean_acts:
             return chosen.sample() if noise is None else chosen.base_dist.at_noise(noise)
@@ -234,20 +241,20 @@ class ActorCritic(Algorithm):
         """Returns the least critic's value at the points of an expectation."""
         return self.values(networks, pi.state, pi.time, pi.action).amin(0)
 
-    def log_policies(self, chosen: Any) -> Tensor:
-        """Returns ``log π`` of all discrete actions, ``(*batch, A)``."""
-        return log_probabilities(chosen, self.task.num_actions, self.task.device)
-
     def log_policy(self, networks: Networks, batch: Batch) -> Tensor:
         """Returns ``log π`` of the actions taken, ``(B,)``."""
         return networks("policy", batch.state, batch.time).log_prob(batch.action)
 
     def shortfall(self, chosen: Any) -> Tensor | float:
         """Returns by how much less entropy is asked of states in which a mask forbids actions, ``(B,)``, ≤ 0."""
-        may_mask = self.task.prior_of is not None or self.options["policy"] is not None
-        if self.task.target_entropy is None or not (self.task.is_discrete and may_mask):
+        may_mask = self.task.has_prior or self.options["policy"] is not None
+        if self.task.target_entropy is None or not may_mask:
             return 0.0
-        return self.task.target_entropy.shortfall(self.log_policies(chosen).detach())
+        if self.task.factors is not None and not self.task.is_discrete:
+            return self.task.target_entropy.factor_shortfall(chosen)
+        if not self.task.is_discrete:
+            return 0.0
+        return self.task.target_entropy.shortfall(self.task.log_policies(chosen).detach())
 
     # Its parts.
 
@@ -263,6 +270,7 @@ class ActorCritic(Algorithm):
         else:
             policy = users_actor(options["policy"])
             policy = copy.deepcopy(policy) if anew else policy
+            policy = policy if task.masks is None else Within(policy, task)
         modules: dict[str, nn.Module] = {
             "policy": policy,
             "critics": self.make_critics(
@@ -397,7 +405,7 @@ class SoftActorCritic(Learner):
         if options["memory"] is not None and options["policy"] is not None:
             raise ValueError("policy is a guide on states, and with memory these are made here; leave one of them out")
         arena = Arena(env, options)
-        algorithm = remembering(lambda task: ActorCritic(task, options), arena, options)
+        algorithm = behind_encoder(lambda task: ActorCritic(task, options), arena, options)
         super().__init__(arena, algorithm, options)
         self.objective, self.value_network = options["objective"], options["value_network"]
         self.num_critics, self.policy_components = options["num_critics"], options["policy_components"]
@@ -406,7 +414,7 @@ class SoftActorCritic(Learner):
     @property
     def actor_gradient(self) -> ActorGradient:
         """How the actor's expectation is taken."""
-        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent) else self.algorithm
+        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent | Encoded) else self.algorithm
         assert isinstance(algorithm, ActorCritic)
         assert algorithm.actor_gradient is not None
         return algorithm.actor_gradient

@@ -16,8 +16,8 @@ from rl_as_inference.agents.compilation import accelerate
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
 from rl_as_inference.agents.replay import Replay
+from rl_as_inference.batch_norm import statistics_of
 from rl_as_inference.checks import deferred
-from rl_as_inference.normalization import statistics_of
 from rl_as_inference.processes.mdp import unvalidated
 
 __all__ = ["Update"]
@@ -63,10 +63,10 @@ class Update:
         *,
         batch_size: int,
         learning_rate: float,
-        adam_beta: float,
+        adam_beta: float = 0.9,
         target_average: float,
     ) -> None:
-        self.algorithm, targeted, metrics = algorithm, algorithm.targeted, algorithm.metrics
+        self.algorithm, targeted = algorithm, algorithm.targeted
         self.replay, self.batch_size = replay, batch_size
         self.learning_rate, self.target_average = learning_rate, target_average
         self.betas = (adam_beta, _BETA)
@@ -76,43 +76,60 @@ class Update:
         self.layout = FlatParameters({name: modules[0][name] for name in sorted(modules[0], key=lambda n: n in late)})
         self.target_layout = FlatParameters({name: modules[0][name] for name in targeted})
         self.statistics_layout = FlatParameters(statistics(modules[0]))
-        parameters = torch.stack([self.layout.flatten(FlatParameters.tree(each)) for each in modules])
-        running = torch.stack([self.statistics_layout.flatten(statistics(each)) for each in modules])
-        for vector, numbers, each in zip(parameters, running, modules, strict=True):
-            self.layout.attach(vector, each)
-            self.statistics_layout.attach(numbers, each)
         # The modules that wait lie behind the others.
         first = min((self.layout.spans[name].start for name in late), default=self.layout.size)
         self.groups = [slice(0, first)] + ([slice(first, self.layout.size)] if late else [])
         self.late = frozenset(late)
-        self.tensors = {
-            "parameters": parameters,
-            "targets": torch.cat([parameters[:, self.layout.spans[name]] for name in targeted], 1)
-            if targeted
-            else None,
-            "statistics": running if self.statistics_layout.size else None,
-            "first_moment": torch.zeros_like(parameters),
-            "second_moment": torch.zeros_like(parameters),
-            "decays": parameters.new_ones(len(modules), 2 * len(self.groups)),
-            # With modules that wait, the last counts the updates of them.
-            "sums": parameters.new_zeros(len(modules), len(metrics) + bool(late)),
-        }
-        self.tensors = {name: tensor for name, tensor in self.tensors.items() if tensor is not None}
+        self.tensors = self._begun(modules)
+        for vector, each in zip(self.tensors["parameters"], modules, strict=True):
+            self.layout.attach(vector, each)
+        for numbers, each in zip(self.tensors.get("statistics", ()), modules, strict=False):
+            self.statistics_layout.attach(numbers, each)
         self.num_seeds = len(modules)
         written = [*self.tensors.values(), action]
         read = [observation, time, replay.storage]
         if self.num_seeds == 1:  # without the dimension of seeds, plain products serve, which are faster than batched
             written, read = [tensor[0] for tensor in written], [tensor[0] for tensor in read]
-        self._written, self._read = written, [*read, replay.size, replay.position]
+        # Priorities keep the dimension of seeds.
+        self._priorities = replay.priorities
+        self._ranked = [] if replay.priorities is None else list(replay.priorities.tensors)
+        self._written, self._read = [*written, *self._ranked], [*read, replay.size, replay.position]
         self._steps: list[Callable[..., Any]] = []
         self.ready = self.compiled = False
+
+    def _begun(self, modules: Sequence[Mapping[str, nn.Module]]) -> dict[str, Tensor]:
+        """Returns all that learning changes, as it begins with modules."""
+        parameters = torch.stack([self.layout.flatten(FlatParameters.tree(each)) for each in modules])
+        tensors = {"parameters": parameters}
+        if targeted := self.algorithm.targeted:
+            tensors["targets"] = torch.cat([parameters[:, self.layout.spans[name]] for name in targeted], 1)
+        if self.statistics_layout.size:
+            running = [self.statistics_layout.flatten(statistics(each)) for each in modules]
+            tensors["statistics"] = torch.stack(running)
+        return tensors | {
+            "first_moment": torch.zeros_like(parameters),
+            "second_moment": torch.zeros_like(parameters),
+            "decays": parameters.new_ones(len(modules), 2 * len(self.groups)),
+            # With modules that wait, the last counts the updates of them.
+            "sums": parameters.new_zeros(len(modules), len(self.algorithm.metrics) + bool(self.late)),
+        }
+
+    def begin_anew(self, modules: Sequence[Mapping[str, nn.Module]]) -> None:
+        """Goes on with the parameters of other modules, as if these were made just now; what was counted stays.
+
+        Targets are theirs too, and Adam has seen nothing: the resets of Nikishin, Schwarzer, D'Oro, Bacon & Courville
+        (2022, arXiv:2205.07802).
+        """
+        for name, tensor in self._begun(modules).items():
+            if name != "sums":
+                self.tensors[name].copy_(tensor)
 
     def prepare(self, *, compile: bool) -> None:
         """Traces the update and the drawing of actions, and compiles the former if asked; no number changes."""
         policy = [tensor for name, tensor in self._named(self._written).items() if name in _ACTING]
         acting = [*policy, *self._read[:2]]
         with unvalidated(), deferred():  # a policy's own checks of values have no answer while it is traced
-            action = self._written[-1:]
+            action = [self._named(self._written)["action"]]
             self._act = partial(accelerate(self._write_action, action, acting, compile=False), *action, *acting)
             self._steps = [
                 accelerate(partial(self._write_step, whole), self._written, self._read, compile=compile)
@@ -150,17 +167,25 @@ class Update:
         return rows
 
     def _named(self, written: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip((*self.tensors, "action"), written, strict=True))
+        return dict(zip((*self.tensors, "action"), written, strict=False))  # and then priorities
 
     def _write_step(self, whole: bool, *tensors: Tensor) -> None:
         function: Any = partial(self._stepped, whole)
-        count = len(self._written)
+        count, ranks = len(self.tensors) + 1, len(self._ranked)
+        written, ranked, read = tensors[:count], tensors[count : count + ranks], tensors[count + ranks :]
+        of_seed: Sequence[Tensor] = ranked
         if self.num_seeds > 1:
-            in_dims = (0,) * (count - 1 + 3) + (None, None)
+            in_dims = (0,) * ranks + (0,) * (count - 1 + 3) + (None, None)
             function = torch.func.vmap(function, in_dims=in_dims, randomness="different")
-        written, read = tensors[:count], tensors[count:]
-        for old, value in zip(written, function(*written[:-1], *read), strict=True):
+        else:
+            of_seed = [tensor[0] for tensor in ranked]
+        new = function(*of_seed, *written[:-1], *read)
+        for old, value in zip(written, new[:count], strict=True):
             old.copy_(value)
+        if self._priorities is not None:
+            tree, largest, num_updates = ranked
+            row, error = (each.reshape(self.num_seeds, -1) for each in new[count:])
+            self._priorities.renew(tree, largest, num_updates, row, error)
 
     def _write_action(self, action: Tensor, *tensors: Tensor) -> None:
         function: Any = self._acted
@@ -185,13 +210,24 @@ class Update:
     def _stepped(self, whole: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns one seed's learned numbers after a step, and its next actions; a pure function.
 
+        With priorities, also the rows that were drawn and their errors.
+
         Args:
             whole: whether modules that wait for it are learned too.
-            tensors: the learned numbers in their order; then observation, time, and replay's storage, size, position.
+            tensors: priorities, if there are any; the learned numbers in their order; then observation, time, and
+                replay's storage, size, position.
         """
-        *learned, observation, time, storage, size, position = tensors
+        ranked, (*learned, observation, time, storage, size, position) = (
+            tensors[: len(self._ranked)],
+            tensors[len(self._ranked) :],
+        )
         old = dict(zip(self.tensors, learned, strict=True))
-        batch = self.algorithm.batch(self.replay, storage, size, position, self.batch_size)
+        row = weight = None
+        if self._priorities is not None:
+            row, weight = self._priorities.draw(ranked[0], ranked[2], size, self.batch_size)
+        batch = self.algorithm.batch(self.replay, storage, size, position, self.batch_size, row)
+        if weight is not None:
+            batch = batch._replace(weight=weight.to(storage.dtype))
         everything, running = self.layout.unflatten(old["parameters"]), self._running(old.get("statistics"))
         target_tree = self.target_layout.unflatten(old["targets"]) if "targets" in old else {}
         target_networks = Networks(self.template, target_tree, dict(running))
@@ -205,10 +241,15 @@ class Update:
             numbers = [metrics[n].detach() if n in metrics else value.new_zeros(()) for n in self.algorithm.metrics]
             if self.late:
                 numbers.append(value.new_full((), float(whole)))
-            return value, (torch.stack(numbers), networks.statistics)
+            told = torch.stack(numbers)
+            return value, (told if row is None else torch.cat([told, metrics["td_error"]]), networks.statistics)
 
         trained = {name: each for name, each in everything.items() if whole or name not in self.late}
         tree, (metrics, running) = self._gradient(loss, trained)
+        seen: tuple[Tensor, ...] = ()
+        if row is not None:
+            count = old["sums"].shape[-1]
+            metrics, seen = metrics[:count], (row, metrics[count:])
         new = self._adam(tree, old, self.groups if whole else self.groups[:1])
         if self.algorithm.projects:
             moved = self.layout.unflatten(new["parameters"])
@@ -221,7 +262,7 @@ class Update:
         if "statistics" in old:
             new["statistics"] = self.statistics_layout.flatten(running)
         action = self._drawn(new["parameters"], new.get("statistics"), observation, time)
-        return (*(new[name] for name in self.tensors), action)
+        return (*(new[name] for name in self.tensors), action, *seen)
 
     def _adam(self, gradients: Tree, old: Mapping[str, Tensor], groups: Sequence[slice]) -> dict[str, Tensor]:
         """Returns parameters and moments after a step of Adam on the first groups; the others stay as they are.
@@ -240,10 +281,10 @@ class Update:
             parameters = old["parameters"][group] - self.learning_rate * (first_moment / (1 - decays[0])) / scale
             for name, part in zip(_ADAM, (parameters, first_moment, second_moment, decays), strict=True):
                 parts[name].append(part)
-        for name, part in parts.items():
+        for name, found in parts.items():
             rest = old[name][2 * len(groups) if name == "decays" else groups[-1].stop :]
-            part += [rest] if len(rest) else []
-        return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
+            found += [rest] if len(rest) else []
+        return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
     def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Any]], tree: Tree) -> tuple[Tree, Any]:
         """Returns the gradient of a loss, and what the loss returns beside it."""

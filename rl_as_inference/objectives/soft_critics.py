@@ -24,6 +24,7 @@ __all__ = [
     "soft_double_q_value",
     "soft_td_target",
     "softmax_policy",
+    "td_error",
     "wrong_td_target",
 ]
 
@@ -278,8 +279,8 @@ def wrong_td_target(
     return soft_td_target(reward - temperature * (log_policy - log_prior), next_q, terminated, discount)
 
 
-def soft_critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Returns ``Σ_i mean ½ (Q_i - y)²``, a number in reward units².
+def soft_critic_loss(q: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Returns ``Σ_i mean ½ w (Q_i - y)²``, a number in reward units².
 
     Haarnoja et al. (2018, arXiv:1812.05905), equation 5, averaged over the batch and summed over the
     critics, each of which then has the gradient it would have alone. None passes through ``y``.
@@ -287,16 +288,42 @@ def soft_critic_loss(q: Tensor, target: Tensor) -> Tensor:
     Args:
         q: ``(num_critics, *batch)``, reward units.
         target: ``y``, ``(*batch,)``, reward units.
+        weight: ``w``, ``(*batch,)``, what each counts; None counts all alike.
 
     Example:
         >>> soft_critic_loss(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 1.0]))
         tensor(3.5000)
     """
+    _check_critics(q, target)
+    square = (q - target.detach()).square()
+    if weight is not None:
+        check_shape("weight", weight, "target", target)
+        square = weight * square
+    return 0.5 * square.reshape(q.shape[0], -1).mean(1).sum()
+
+
+def td_error(q: Tensor, target: Tensor) -> Tensor:
+    """Returns ``|Q - y|``, the mean over the critics, ``(*batch,)`` in reward units, without gradient.
+
+    What prioritised replay draws by (Schaul et al. 2016, arXiv:1511.05952, section 3.2).
+
+    Args:
+        q: ``(num_critics, *batch)``, reward units.
+        target: ``y``, ``(*batch,)``, reward units.
+
+    Example:
+        >>> td_error(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 1.0]))
+        tensor([1., 2.])
+    """
+    _check_critics(q, target)
+    return (q - target).detach().abs().mean(0)
+
+
+def _check_critics(q: Tensor, target: Tensor) -> None:
     if q.dim() < 1 or q.shape[1:] != target.shape:
         raise ValueError(
             f"q must be (num_critics, *batch) with the batch of target, {tuple(target.shape)}; got {tuple(q.shape)}"
         )
-    return 0.5 * (q - target.detach()).square().reshape(q.shape[0], -1).mean(1).sum()
 
 
 def check_shape(name: str, value: Tensor, like_name: str, like: Tensor) -> None:

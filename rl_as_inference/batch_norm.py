@@ -1,4 +1,4 @@
-"""Normalisation layers whose statistics are learned beside the parameters."""
+"""Normalisation layers whose statistics are learned beside the parameters, and numbers that are told beside them."""
 
 from __future__ import annotations
 
