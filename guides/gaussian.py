@@ -82,7 +82,7 @@ class GaussianPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         initial_scale: the standard deviation it starts with.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
-        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
+        architecture: how layers are put together, ``"plain"``, ``"batch_norm"`` or ``"residual"``.
         log_scale_bounds: the least and the largest log standard deviation. By default wide enough for
             any problem in reasonable units, and never 0 or infinite.
 
