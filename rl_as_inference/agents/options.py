@@ -59,6 +59,17 @@ ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
         "adam_beta": 0.5,
         "actor_every": 3,
     },
+    # Kim et al. 2026, arXiv:2604.04539 (FlashSAC), with the settings of its authors' code for MuJoCo
+    "residual": {
+        "hidden_sizes": (128, 128),
+        "critic_hidden_sizes": (256, 256),
+        "batch_size": 512,
+        "learning_starts": 10_000,
+        "initial_temperature": 0.01,
+        "target_average": 0.01,
+        "actor_every": 2,
+        "noise_repeats": 16,
+    },
 }
 """What other options are by default, with each architecture."""
 
@@ -307,7 +318,10 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
         _Row(
             "plain",
             "of policy and critics; 'batch_norm' is CrossQ's (arXiv:1902.05605), and brings its own learning_rate, "
-            "critic_hidden_sizes, adam_beta and actor_every, where these are not given",
+            "critic_hidden_sizes, adam_beta and actor_every, where these are not given; 'residual' is FlashSAC's "
+            "(arXiv:2604.04539): blocks with weights on spheres and categorical critics, and brings hidden_sizes (one "
+            "width for each block), critic_hidden_sizes, batch_size, learning_starts, initial_temperature, "
+            "target_average, actor_every and noise_repeats",
         ),
     ]
     critic_hidden_sizes: Annotated[
@@ -318,7 +332,37 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
             _or_none(lambda name, value: check_hidden_sizes(value, name)),
         ),
     ]
+    num_atoms: Annotated[
+        int,
+        _Row(101, "with architecture='residual': atoms of the critics' distribution (arXiv:1707.06887)", _SEVERAL),
+    ]
+    value_bound: Annotated[
+        float,
+        _Row(
+            5.0,
+            "with architecture='residual': how far the atoms reach to either side of 0, in units of the reward scale "
+            "(G_max of arXiv:2502.15280)",
+            check_positive,
+        ),
+    ]
+    reward_scaling: Annotated[
+        bool,
+        _Row(
+            True,
+            "with architecture='residual': the reward scale is kept up from the returns seen (arXiv:2502.15280), and "
+            "a tuned α is learned in its units; else it is 1",
+        ),
+    ]
     actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
+    noise_repeats: Annotated[
+        int,
+        _Row(
+            1,
+            "continuous actions: steps at most for which a draw's noise is held, n with chance ∝ 1/n² "
+            "(arXiv:2604.04539)",
+            check_count,
+        ),
+    ]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
     ]

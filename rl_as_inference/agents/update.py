@@ -230,7 +230,7 @@ class Update:
             batch = batch._replace(weight=weight.to(storage.dtype))
         everything, running = self.layout.unflatten(old["parameters"]), self._running(old.get("statistics"))
         target_tree = self.target_layout.unflatten(old["targets"]) if "targets" in old else {}
-        target_networks = Networks(self.template, target_tree, running)
+        target_networks = Networks(self.template, target_tree, dict(running))
 
         def loss(tree: Tree) -> tuple[Tensor, tuple[Tensor, Tree]]:
             networks = Networks(self.template, {**everything, **tree}, dict(running))
@@ -251,6 +251,10 @@ class Update:
             count = old["sums"].shape[-1]
             metrics, seen = metrics[:count], (row, metrics[count:])
         new = self._adam(tree, old, self.groups if whole else self.groups[:1])
+        if self.algorithm.projects:
+            moved = self.layout.unflatten(new["parameters"])
+            kept = self.algorithm.project(self.template, {name: moved[name] for name in trained})
+            new["parameters"] = self.layout.flatten({**moved, **kept})
         new["sums"] = old["sums"] + metrics
         if "targets" in old:
             present = torch.cat([new["parameters"][self.layout.spans[name]] for name in self.algorithm.targeted])
