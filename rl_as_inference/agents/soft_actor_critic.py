@@ -18,14 +18,9 @@ from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.expectation import Expectation, How, expectation
 from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.options import (
-    ActorGradient,
-    Objective,
-    SoftActorCriticOptions,
-    filled,
-    takes_options,
-)
+from rl_as_inference.agents.options import ActorGradient, Objective, SoftActorCriticOptions
 from rl_as_inference.agents.parameters import Tree
+from rl_as_inference.agents.reading_options import filled, takes_options
 from rl_as_inference.agents.recurrent import Recurrent
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
