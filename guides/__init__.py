@@ -10,6 +10,7 @@ from torch import nn
 from rl_as_inference.guides.belief import BeliefPolicy
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
 from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
+from rl_as_inference.guides.factored import FactoredCategoricalPolicy
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
@@ -23,6 +24,7 @@ __all__ = [
     "BeliefPolicy",
     "CategoricalPolicy",
     "EnergyBasedPolicy",
+    "FactoredCategoricalPolicy",
     "GaussianPolicy",
     "LinearGaussianPolicy",
     "RecurrentPolicy",
@@ -40,9 +42,10 @@ __all__ = [
 def amortized_policy(process: Process, *, hidden_sizes: Sequence[int] = (64, 64)) -> nn.Module:
     """Returns a policy that fits the process's spaces and sees state and time.
 
-    Discrete actions get a :class:`CategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`,
-    unbounded actions a :class:`GaussianPolicy`. A :class:`LinearGaussianMDP` gets the family that
-    holds its optimum, a :class:`LinearGaussianPolicy`; a process whose state is hidden a :class:`RecurrentPolicy`.
+    Discrete actions get a :class:`CategoricalPolicy`, several at once (MultiDiscrete, MultiBinary) a
+    :class:`FactoredCategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`, unbounded actions a
+    :class:`GaussianPolicy`. A :class:`LinearGaussianMDP` gets the family that holds its optimum, a
+    :class:`LinearGaussianPolicy`; a process whose state is hidden a :class:`RecurrentPolicy`.
 
     Args:
         process: a process, or anything with ``state_space``, ``action_space`` and ``horizon``; a Pyro

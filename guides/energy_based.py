@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from rl_as_inference.checks import check_count, check_horizon
+from rl_as_inference.factored import Factors, JointCategorical
 from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.state_layout import layout_of
 from rl_as_inference.state_time_network import NUM_TIME_FEATURES, check_hidden_sizes, time_features
 
 __all__ = ["EnergyBased", "EnergyBasedPolicy", "SoftmaxPolicy", "SteinSampler", "resampled"]
@@ -29,6 +31,7 @@ class SoftmaxPolicy(nn.Module):
         temperature: a module without arguments that returns α.
         log_prior: ``state -> log p(a|s)`` of all actions, nats; uniform by default.
         takes_time: ``q`` is asked for ``q(state, t=t)``; else the policy is stationary.
+        sizes: of the factors of an action, whose joint actions these are; None where an action is one integer.
 
     Example:
         >>> from rl_as_inference.critics import QEnsemble
@@ -47,14 +50,17 @@ class SoftmaxPolicy(nn.Module):
         log_prior: Callable[[Tensor], Tensor] | None = None,
         *,
         takes_time: bool = False,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.q, self.temperature, self.log_prior, self.takes_time = q, temperature, log_prior, takes_time
+        self.factors = None if sizes is None else Factors(sizes)
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         values = self.q(state, t=t) if self.takes_time else self.q(state)
         logits = values.amin(0) / self.temperature().detach()
-        return dist.Categorical(logits=logits if self.log_prior is None else logits + self.log_prior(state))
+        logits = logits if self.log_prior is None else logits + self.log_prior(state)
+        return dist.Categorical(logits=logits) if self.factors is None else JointCategorical(logits, self.factors)
 
 
 class SteinSampler(nn.Module):
@@ -86,7 +92,9 @@ class SteinSampler(nn.Module):
         if not isinstance(state_space, gymnasium.spaces.Box):
             raise ValueError(f"state_space must be a Box for a sampler of continuous actions, got {state_space}")
         self.state_dims, self.action_size, self.horizon = len(state_space.shape), action_size, horizon
-        inputs = math.prod(state_space.shape) + action_size + (0 if horizon is None else NUM_TIME_FEATURES)
+        self.layout = layout_of(state_space)
+        seen = math.prod(state_space.shape) if self.layout is None else self.layout.num_inputs
+        inputs = seen + action_size + (0 if horizon is None else NUM_TIME_FEATURES)
         sizes = [inputs, *hidden_sizes]
         layers: list[nn.Module] = []
         for size, after in pairwise(sizes):
@@ -94,7 +102,8 @@ class SteinSampler(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], action_size))
 
     def forward(self, state: Tensor, noise: Tensor, t: int | Tensor = 0) -> Tensor:
-        inputs = [state.flatten(-self.state_dims) if self.state_dims else state[..., None], noise]
+        seen = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
+        inputs = [seen if self.layout is None else self.layout.inputs(seen.to(noise.dtype)), noise]
         if self.horizon is not None:
             features = time_features(t, self.horizon, noise)
             inputs.append(features.expand(*noise.shape[:-1], NUM_TIME_FEATURES))

@@ -8,8 +8,9 @@ import gymnasium
 from torch import Tensor, nn
 
 from rl_as_inference.guides.categorical import CategoricalPolicy
+from rl_as_inference.guides.factored import FactoredCategoricalPolicy
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy
-from rl_as_inference.spaces import is_unit_box
+from rl_as_inference.spaces import factor_sizes, is_unit_box
 
 __all__ = ["policy_for"]
 
@@ -24,12 +25,12 @@ def policy_for(
 ) -> nn.Module:
     """Returns a policy for an action space that sees state and time.
 
-    Discrete actions get a :class:`CategoricalPolicy`, the unit box a :class:`TanhGaussianPolicy`, unbounded actions a
-    :class:`GaussianPolicy`.
+    Discrete actions get a :class:`CategoricalPolicy`, several at once a :class:`FactoredCategoricalPolicy`, the unit
+    box a :class:`TanhGaussianPolicy`, unbounded actions a :class:`GaussianPolicy`.
 
     Args:
         state_space: what it sees, ``Discrete`` or ``Box``.
-        action_space: ``Discrete`` or ``Box``.
+        action_space: ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or ``Box``.
         horizon: the number of steps; None for a stationary policy.
         hidden_sizes: widths of the hidden layers.
         prior: the action prior of discrete actions; uniform by default.
@@ -40,8 +41,10 @@ def policy_for(
     options: dict[str, Any] = {"horizon": horizon, "hidden_sizes": hidden_sizes}
     if isinstance(action_space, gymnasium.spaces.Discrete):
         return CategoricalPolicy(state_space, int(action_space.n), prior=prior, **options)
+    if (sizes := factor_sizes(action_space)) is not None:
+        return FactoredCategoricalPolicy(state_space, sizes, prior=prior, **options)
     if not isinstance(action_space, gymnasium.spaces.Box):
-        raise ValueError(f"action_space must be Discrete or Box, got {action_space}")
+        raise ValueError(f"action_space must be Discrete, MultiDiscrete, MultiBinary or Box, got {action_space}")
     if action_space.shape == ():
         raise ValueError("action_space Box(shape=()) has no policy here; use shape (1,), one action as an event")
     family = TanhGaussianPolicy if is_unit_box(action_space) else GaussianPolicy

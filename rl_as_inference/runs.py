@@ -68,6 +68,7 @@ class Run:
             temperature=temperature,
             seed=evaluation_seed(agent.seed),
             statistics=_statistics_of_first_seed(agent),
+            normalization=agent.arena.normalization,
             **agent.arena.env_kwargs,
         )
         return simulator

@@ -10,8 +10,9 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.batch_norm import BatchRenorm
 from rl_as_inference.checks import check_horizon
-from rl_as_inference.normalization import BatchRenorm
+from rl_as_inference.state_layout import layout_of
 
 __all__ = [
     "NUM_TIME_FEATURES",
@@ -33,12 +34,12 @@ NUM_TIME_FEATURES = 1 + 2 * _HARMONICS
 """How many numbers :func:`time_features` gives."""
 
 
-def check_hidden_sizes(hidden_sizes: Sequence[int]) -> None:
+def check_hidden_sizes(hidden_sizes: Sequence[int], name: str = "hidden_sizes") -> None:
     """Raises ValueError unless all widths are integers of at least 1."""
     if not isinstance(hidden_sizes, Sequence) or any(not isinstance(size, int) for size in hidden_sizes):
-        raise ValueError(f"hidden_sizes must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
+        raise ValueError(f"{name} must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
-        raise ValueError(f"hidden_sizes must be >= 1, got {tuple(hidden_sizes)}")
+        raise ValueError(f"{name} must be >= 1, got {tuple(hidden_sizes)}")
 
 
 def check_architecture(architecture: Architecture) -> None:
@@ -72,7 +73,8 @@ def time_features(t: int | Tensor, horizon: int, like: Tensor) -> Tensor:
 class StateTimeNetwork(nn.Module):
     """A multilayer perceptron of state and time; ``forward(state, t)`` is ``(*batch, num_outputs)``.
 
-    Discrete states are embedded, boxes flattened. Time enters as ``t / horizon`` and a few
+    Discrete states are embedded, boxes flattened; of rows in parts and of images it sees
+    :meth:`StateLayout.inputs`. Time enters as ``t / horizon`` and a few
     harmonics of it, so that a rule may change near the end. The last layer starts at zero: what is
     built on it starts at its base (a guide at the action prior, a critic at 0).
 
@@ -84,7 +86,7 @@ class StateTimeNetwork(nn.Module):
         activation: ``"tanh"``, smooth, for the dozens of units of exact problems; ``"relu"``, the
             usual one of soft actor-critic.
         architecture: ``"plain"``, or ``"batch_norm"``: a box, and what each hidden layer gives, are normalised by
-            :class:`~rl_as_inference.normalization.BatchRenorm`, as in CrossQ's policy (arXiv:1902.05605).
+            :class:`~rl_as_inference.batch_norm.BatchRenorm`, as in CrossQ's policy (arXiv:1902.05605).
 
     Raises:
         ValueError: for another kind of space, a width < 1, or another activation.
@@ -113,15 +115,17 @@ class StateTimeNetwork(nn.Module):
         first = hidden_sizes[0] if hidden_sizes else num_outputs
         self.horizon = horizon = check_horizon(horizon)
         self.event_dim = len(state_space.shape or ())
+        self.layout = layout_of(state_space)
         self.state_layer: nn.Module
         self.norm: nn.Module | None = None
         if isinstance(state_space, gymnasium.spaces.Discrete):
             self.state_layer = nn.Embedding(int(state_space.n), first)
             nn.init.normal_(self.state_layer.weight, std=1.0)
         elif isinstance(state_space, gymnasium.spaces.Box):
-            self.state_layer = nn.Linear(math.prod(state_space.shape), first)
+            size = math.prod(state_space.shape) if self.layout is None else self.layout.num_inputs
+            self.state_layer = nn.Linear(size, first)
             if architecture == "batch_norm":
-                self.norm = BatchRenorm(math.prod(state_space.shape))
+                self.norm = BatchRenorm(size)
         else:
             raise ValueError(f"state_space must be Discrete or Box, got {state_space}")
         self.time_layer = None if horizon is None else nn.Linear(NUM_TIME_FEATURES, first)
@@ -145,6 +149,8 @@ class StateTimeNetwork(nn.Module):
             hidden = self.state_layer(state)
         else:
             flat = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
+            if self.layout is not None:
+                flat = self.layout.inputs(flat.to(next(self.state_layer.parameters()).dtype))
             hidden = self.state_layer(flat if self.norm is None else self.norm(flat))
         if self.time_layer is not None and self.horizon is not None:
             hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.agents.evaluation import mode_of
-from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.task import Task
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.state_layout import LaidOut, is_image
 
 __all__ = ["checked_states", "choose", "prior_actions"]
 
@@ -34,8 +34,8 @@ def choose(task: Task, policy: Policy, state: Any, time: Any, *, deterministic: 
         if not task.is_discrete:
             action = mode_of(chosen) if deterministic else chosen.sample()
         else:
-            log_policy = log_probabilities(chosen, task.num_actions, task.device)
-            action = log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy)
+            log_policy = task.log_policies(chosen)
+            action = task.action_at(log_policy.argmax(-1) if deterministic else drawn_from_logits(log_policy))
     acted: Array = action.cpu().numpy()
     return acted
 
@@ -50,7 +50,12 @@ def checked_states(state: Any, space: gymnasium.Space[Any]) -> Array:
     if array.shape[array.ndim - len(shape) :] != shape:
         raise ValueError(f"observation must have shape {shape}, or be a batch of such, got {array.shape}")
     if not np.isfinite(array).all():
+        if isinstance(space, LaidOut):
+            part = space.layout.part_at(int(np.nonzero(~np.isfinite(array))[-1][0])).name
+            raise ValueError(f"observation has NaN or infinite entries in part {part!r}; act on finite ones")
         raise ValueError("observation has NaN or infinite entries; act on finite ones")
+    if is_image(space) and array.dtype.kind not in "biu":
+        raise ValueError(f"observation is of {array.dtype}, and {space} is of bytes, 0 to 255; act on images as bytes")
     if isinstance(space, gymnasium.spaces.Discrete) and not (
         np.issubdtype(array.dtype, np.integer) and (array >= 0).all() and (array < space.n).all()
     ):
@@ -74,10 +79,12 @@ def _times(task: Task, states: Tensor, time: Any) -> Tensor | int:
 def prior_actions(task: Task, state: Tensor) -> Tensor:
     """Returns draws from the action prior in the agent's units, ``(*batch, *action)``."""
     shape = (*task.batch_shape(state), *task.action_shape)
-    if task.prior_of is not None:
+    if task.has_prior:
         with unvalidated():
             action: Tensor = task.prior(state).sample()
-        return action if task.is_discrete else action.clamp(-1, 1)
+        return action.clamp(-1, 1) if isinstance(task.action_space, gymnasium.spaces.Box) else action
+    if task.factors is not None:
+        return (torch.rand(shape, dtype=torch.float64) * torch.tensor(task.factors.sizes)).long()
     if task.is_discrete:
         return torch.randint(task.num_actions, shape)
     return 2 * torch.rand(shape) - 1

@@ -74,7 +74,7 @@ class Algorithm(ABC):
         task = self.task
         return QEnsemble(
             task.state_space,
-            task.action_space,
+            task.critic_space,
             num_critics=num_critics,
             horizon=task.horizon,
             hidden_sizes=hidden_sizes,

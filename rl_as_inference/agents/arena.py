@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import torch
@@ -13,15 +13,19 @@ from gymnasium.vector import VectorEnv
 
 from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.episodes import Origin
+from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
+from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.asynchronous import in_processes
 from rl_as_inference.processes.environments import Environments
+from rl_as_inference.processes.normalization import Normalization
 from rl_as_inference.randomness import seeded
-from rl_as_inference.spaces import is_unit_box
+from rl_as_inference.spaces import factor_sizes, is_unit_box
+from rl_as_inference.state_layout import layout_of
 
 __all__ = ["Arena", "chosen_device"]
 
@@ -37,6 +41,7 @@ class Arena:
         process: the source, if it is a process in parts.
         observation_space: of what the environments give, in the agent's units.
         window: how that is put together to states; None where it is a state.
+        normalization: of what the environments give, by wrappers around each; None where there is none.
         envs: the environments, of all seeds.
         num_envs: of each seed.
         task: what an algorithm is told.
@@ -54,14 +59,14 @@ class Arena:
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
         self.asynchronous = options["asynchronous"]
-        if self.asynchronous:
-            envs = Environments.make(in_processes(source, count, self.env_kwargs), seed=options["seed"])
-        else:
-            envs = Environments.make(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
-        self.observation_space, length = envs.state_space, options["history"]
-        if options["memory"] is not None:
-            length = options["burn_in"] + options["sequence_length"]
-        self.window = None if length == 1 else Window(envs.state_space, envs.action_space, length)
+        self.normalization = _normalization(options)
+        self._masks: Literal["look"] | int | None = "look" if options["action_masks"] and self.process is None else None
+        self._is_made = False
+        envs = self._made(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        self._is_made = True
+        self._masks = envs.mask_size
+        self.observation_space = envs.state_space
+        self.window = _window(envs, options)
         self.envs = self.windowed(envs)
         if self.envs.num_envs % seeds:
             raise ValueError(
@@ -80,7 +85,7 @@ class Arena:
     def _task(self, options: LearnerOptions, device: torch.device) -> Task:
         process, action_space = self.process, self.envs.action_space
         prior_of = None if process is None or process.has_uniform_prior else process
-        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+        discrete, sizes = not isinstance(action_space, gymnasium.spaces.Box), factor_sizes(action_space)
         if prior_of is not None and not discrete and not is_unit_box(prior_of.action_space):
             raise ValueError(
                 f"action_space of {self.envs.name} is {prior_of.action_space}, and a process with an action prior of "
@@ -107,6 +112,8 @@ class Arena:
             device=device,
             dtype=options["dtype"],
             window=self.window,
+            masks=self.envs.masks if options["action_masks"] else None,
+            factors=None if sizes is None else Factors(sizes).to(device),
         )
 
     def origin(self) -> Origin:
@@ -121,6 +128,25 @@ class Arena:
         """Returns environments with states as the policy knows them."""
         return envs if self.window is None else WindowedEnvironments(envs, self.window)
 
+    def made_from(
+        self, source: EnvironmentLike, *, num_envs: int = 1, seed: int
+    ) -> Environments | WindowedEnvironments:
+        """Returns environments made from something else than the source, with states as the policy knows them."""
+        return self.windowed(self._made(source, num_envs=num_envs, seed=seed))
+
+    def _made(self, source: EnvironmentLike, *, num_envs: int, seed: int, **make_kwargs: Any) -> Environments:
+        if self.asynchronous and (num_envs > 1 or not self._is_made):
+            if self.normalization is not None:
+                raise ValueError(
+                    "asynchronous=True does not go with normalize_observations or normalize_rewards, whose statistics "
+                    "would be in each environment's process; leave one of them out"
+                )
+            masks = self._masks is not None
+            return Environments.make(in_processes(source, num_envs, make_kwargs, masks=masks), seed=seed)
+        return Environments.make(
+            source, num_envs=num_envs, seed=seed, normalization=self.normalization, masks=self._masks, **make_kwargs
+        )
+
     def another(self, num_envs: int, *, seed: int, **make_kwargs: Any) -> Environments | WindowedEnvironments:
         """Returns environments beside those that are being learned in.
 
@@ -133,9 +159,7 @@ class Arena:
                 "with the environment's id or a factory, lambda: make_my_environment()"
             )
         options = {**self.env_kwargs, **make_kwargs}
-        if self.asynchronous and num_envs > 1:
-            return self.windowed(Environments.make(in_processes(self.source, num_envs, options), seed=seed))
-        return self.windowed(Environments.make(self.source, num_envs=num_envs, seed=seed, **options))
+        return self.windowed(self._made(self.source, num_envs=num_envs, seed=seed, **options))
 
     def carry_statistics(self, envs: Environments | WindowedEnvironments, seed_index: int = 0) -> None:
         """Gives other environments the running statistics that a seed's policy learned under, to keep as they are."""
@@ -153,6 +177,37 @@ class Arena:
                 f"{what}, and those of {self.envs.name} never end: it has neither a horizon nor terminal states; give "
                 f"it a horizon"
             )
+
+
+def _normalization(options: LearnerOptions) -> Normalization | None:
+    observations, rewards = options["normalize_observations"], options["normalize_rewards"]
+    discount = 0.99 if options["discount"] is None else float(options["discount"])
+    return Normalization(observations, rewards, discount) if observations or rewards else None
+
+
+def _window(envs: Environments, options: LearnerOptions) -> Window | FrameStack | None:
+    """Returns how observations are put together to states, or None where each is one.
+
+    Raises:
+        ValueError: for options that do not go with each other, or with what is observed.
+    """
+    wanted: dict[str, Any] = {"history": options["history"] > 1, "memory": options["memory"] is not None}
+    if options["frame_stack"] > 1:
+        for name, given in wanted.items():
+            if given:
+                raise ValueError(f"frame_stack={options['frame_stack']} does not go with {name}; leave one of them out")
+        return FrameStack(envs.state_space, options["frame_stack"])
+    layout = layout_of(envs.state_space)
+    if layout is not None:
+        if layout.images and any(wanted.values()):
+            name = next(name for name, given in wanted.items() if given)
+            raise ValueError(f"{name} does not go with images ({envs.name} observes {layout}); use frame_stack=k")
+        if wanted["memory"] and any(part.kind != "box" for part in layout.parts):
+            raise ValueError(
+                f"memory goes with observations of numbers, and {envs.name} observes {layout}; use history=k"
+            )
+    length = options["burn_in"] + options["sequence_length"] if wanted["memory"] else options["history"]
+    return None if length == 1 else Window(envs.state_space, envs.action_space, length)
 
 
 def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -13,13 +13,14 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from rl_as_inference.factored import FactoredCategorical
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.spaces import uniform_log_density
 
-__all__ = ["TargetEntropy", "TemperatureWatch", "check_target_entropy"]
+__all__ = ["MASKED", "TargetEntropy", "TemperatureWatch", "check_target_entropy"]
 
-_MASKED = -1e6
+MASKED = -1e6
 """Log probabilities below this are of actions that a mask forbids (some masks are a large negative number)."""
 _RUNS_AWAY = 1e6
 """Of a tuned α to where it started: it then pays for entropy alone, and goes on growing."""
@@ -37,6 +38,14 @@ class TargetEntropy:
     nats: float
     given: bool
 
+    def factor_shortfall(self, chosen: FactoredCategorical) -> Tensor:
+        """Returns the same of distributions of too many joint actions, ``(*batch,)``: the factors' sum."""
+        factors = chosen.factors
+        possible = factors.in_row(chosen.log_factors.detach()) > MASKED
+        counts = factors.by_factor(possible.to(chosen.log_factors.dtype), 0.0).sum(-1)
+        share = counts / factors.limits
+        return torch.zeros_like(share[..., 0]) if self.given else 0.5 * share.log().sum(-1)
+
     def shortfall(self, log_policy_a: Tensor) -> Tensor:
         """Returns by how much less is asked of each state in which fewer actions are allowed, ``(*batch,)``, ≤ 0.
 
@@ -46,7 +55,7 @@ class TargetEntropy:
         Args:
             log_policy_a: log probabilities of all discrete actions, ``-inf`` (or nearly so) of those not allowed.
         """
-        share = (log_policy_a > _MASKED).sum(-1).to(log_policy_a.dtype) / log_policy_a.shape[-1]
+        share = (log_policy_a > MASKED).sum(-1).to(log_policy_a.dtype) / log_policy_a.shape[-1]
         return torch.zeros_like(share) if self.given else 0.5 * share.log()
 
 
@@ -57,9 +66,10 @@ def check_target_entropy(
 
     ``-d`` is soft actor-critic's own (arXiv:1812.05905, appendix D), of a density about a fifth of the
     box wide in every dimension. Discrete actions have no density: their entropy lies between 0 and
-    ``log|A|``. Near the top (0.98 log|A| in arXiv:1910.07207) a policy may hardly prefer any action, and
-    α grows without bound wherever it should; near 0 nothing is explored and α vanishes. At half, two
-    of four actions stay open on average, or one of two is taken eight times in nine.
+    ``log|A|``, which is the sum over the factors of an action that has several. Near the top (0.98 log|A| in
+    arXiv:1910.07207) a policy may hardly prefer any action, and α grows without bound wherever it should; near 0
+    nothing is explored and α vanishes. At half, two of four actions stay open on average, or one of two is taken
+    eight times in nine.
 
     Args:
         target_entropy: nats, or None for the default.
@@ -74,7 +84,7 @@ def check_target_entropy(
         True
     """
     most = -uniform_log_density(action_space)
-    discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+    discrete = not isinstance(action_space, gymnasium.spaces.Box)
     if target_entropy is None:
         return TargetEntropy(0.5 * most if discrete else -float(math.prod(action_space.shape or ())), given=False)
     if isinstance(target_entropy, bool) or not isinstance(target_entropy, Real):
@@ -104,11 +114,13 @@ class TemperatureWatch:
     Args:
         target: what α is tuned to.
         start: where α starts, in reward units per nat.
-        masks: the process whose action prior the policy stays within; None for one that allows all.
+        log_counts: of states, the log of how many actions are allowed in each; None where all are.
     """
 
-    def __init__(self, target: TargetEntropy, start: float, masks: MarkovDecisionProcess | None) -> None:
-        self.target, self.start, self.masks = target, start, masks
+    def __init__(
+        self, target: TargetEntropy, start: float, log_counts: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.target, self.start, self.log_counts = target, start, log_counts
         self._said: set[str] = set()
 
     def look(self, temperatures: Sequence[float], states: Tensor) -> None:
@@ -119,8 +131,8 @@ class TemperatureWatch:
             states: some of those visited lately.
         """
         most = math.inf
-        if self.target.given and self.masks is not None and len(states):
-            most = float(_log_counts(self.masks, states).mean())
+        if self.target.given and self.log_counts is not None and len(states):
+            most = float(self.log_counts(states).mean())
         if self.target.nats >= most:
             self._say(
                 "reach",
@@ -146,6 +158,6 @@ class TemperatureWatch:
 def _log_counts(process: MarkovDecisionProcess, states: Tensor) -> Tensor:
     """Returns the log of how many discrete actions the prior allows in each state where any is taken, nats."""
     with unvalidated():
-        counts = (process.prior_at(states).logits > _MASKED).sum(-1).double().log()
+        counts = (process.prior_at(states).logits > MASKED).sum(-1).double().log()
         ended = process.has_ended(states)
     return counts if ended is None else counts[~ended]

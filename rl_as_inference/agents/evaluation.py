@@ -61,7 +61,7 @@ def play(envs: Environments | WindowedEnvironments, choose: Callable[[Any, Any],
     state = envs.reset()
     while any(playing[slot] < len(shares[slot]) for slot in range(slots)):
         step = envs.step(choose(state, length.copy()))
-        total += step.reward * step.valid
+        total += step.earned * step.valid
         length += step.valid
         for slot in np.flatnonzero(step.terminated | step.truncated):
             if playing[slot] < len(shares[slot]):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
-from rl_as_inference.normalization import learning_statistics
+from rl_as_inference.batch_norm import learning_statistics
+from rl_as_inference.factored import FactoredCategorical, JointCategorical
 
 __all__ = ["Multiplier", "Networks", "Temperature", "log_probabilities"]
 
@@ -106,18 +107,28 @@ class Multiplier(nn.Module):
         return 0.5 * (log - log.clamp(*self.bounds)).square().sum()
 
 
-def log_probabilities(chosen: Any, num_actions: int, device: torch.device | str | None = None) -> Tensor:
+def log_probabilities(
+    chosen: Any, num_actions: int, device: torch.device | str | None = None, actions: Tensor | None = None
+) -> Tensor:
     """Returns the log probabilities of all discrete actions, ``(*batch, num_actions)`` in nats.
 
     By the distribution's ``logits`` where they are those of a categorical, else by its ``log_prob``.
+
+    Args:
+        chosen: the distributions.
+        num_actions: how many actions there are.
+        device: where.
+        actions: all of them, ``(num_actions, *action)``; None for integers from 0.
 
     Example:
         >>> log_probabilities(torch.distributions.Categorical(torch.tensor([0.25, 0.75])), 2).exp()
         tensor([0.2500, 0.7500])
     """
+    if isinstance(chosen, FactoredCategorical | JointCategorical):
+        return chosen.joint_logits
     logits = getattr(chosen, "logits", None)
     if isinstance(logits, Tensor) and logits.shape == (*chosen.batch_shape, num_actions):
         return logits.log_softmax(-1)
-    actions = torch.arange(num_actions, device=device).reshape(num_actions, *(1 for _ in chosen.batch_shape))
-    values: Tensor = chosen.log_prob(actions)
+    every = torch.arange(num_actions, device=device) if actions is None else actions
+    values: Tensor = chosen.log_prob(every.reshape(num_actions, *(1 for _ in chosen.batch_shape), *every.shape[1:]))
     return values.movedim(0, -1)

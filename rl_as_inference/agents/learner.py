@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 
 from rl_as_inference.agents.acting import checked_states, choose
@@ -78,11 +79,12 @@ class Learner:
         self.modules, self.replay, self.constraint = self._loop.modules, self._loop.replay, self._loop.constraint
         self._random, self._update = self._loop.random, self._loop.update
         self._observation, self._action = self._loop.observation, self._loop.action
-        masks = task.is_discrete and not isinstance(task.prior_of, PartiallyObservedMDP)  # which depends on no state
+        is_box = isinstance(task.action_space, gymnasium.spaces.Box)
+        masks = task.has_prior and not is_box and not isinstance(task.prior_of, PartiallyObservedMDP)  # of no state
         self._watch = (
             None
             if task.target_entropy is None
-            else TemperatureWatch(task.target_entropy, task.temperature, task.prior_of if masks else None)
+            else TemperatureWatch(task.target_entropy, task.temperature, task.log_counts if masks else None)
         )
         self._episode = None if arena.window is None else EpisodeWindow(arena.window)
         self.compile_seconds = 0.0
@@ -233,7 +235,7 @@ class Learner:
             seconds, self._compile_cost = self._update.measure()
         self._compiles = repays(num_updates, seconds, self._compile_cost)
 
-    def act(self, observation: Any, deterministic: bool = False, t: Any = 0) -> Any:
+    def act(self, observation: Any, deterministic: bool = False, t: Any = 0, action_mask: Any = None) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
 
         With ``history=k`` above 1 it remembers what it was given and has answered, of one running episode or of a
@@ -244,12 +246,14 @@ class Learner:
             deterministic: the policy's mode instead of a draw.
             t: how many steps the episode has taken, or one such number for each observation: looked at where the
                 process that was learned has a horizon.
+            action_mask: which actions are allowed, as ``info["action_mask"]`` gives it; needed where the environment
+                gives it there, and not where it is a part of the observation.
 
         Raises:
-            ValueError: if the observation has another shape, or is not finite, or the time is past the horizon; or if
-                these are not as many observations as the episodes that run.
+            ValueError: if the observation or the mask has another shape, or is not finite, nothing is allowed, or the
+                time is past the horizon; or if these are not as many observations as the episodes that run.
         """
-        state = self.envs.agent_state(observation)
+        state = self.envs.agent_state(observation, action_mask)
         if self._episode is not None:
             state = self._episode.seen(checked_states(state, self.arena.observation_space))
         with self._random, self.threads():
@@ -412,7 +416,7 @@ class Learner:
             "dtype": str(self.dtype),
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
-            **({} if self.task.window is None else {"history": self.task.window.length}),
+            **({} if self.task.window is None else {self.task.window.option: self.task.window.length}),
             **({} if self.replay.priorities is None else {"priority_exponent": self.replay.priorities.exponent}),
             **self.algorithm.identity(),
         }

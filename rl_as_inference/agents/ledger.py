@@ -23,7 +23,7 @@ class Ledger:
         num_updates: gradient steps taken so far, by each seed.
         history: one row for every report.
         episodes: ``(step, seed index, return, length)`` of every finished episode.
-        returns: of the running episodes so far, reward units, ``(num_seeds · num_envs,)``.
+        returns: of the running episodes so far, in the environment's own reward units, ``(num_seeds · num_envs,)``.
         lengths: of the running episodes so far: the times of the present states, likewise.
     """
 
@@ -38,7 +38,7 @@ class Ledger:
     def add(self, step: Step) -> None:
         """Takes in a step of every environment."""
         self.num_steps += self.num_envs
-        self.returns += step.reward * step.valid
+        self.returns += step.earned * step.valid
         self.lengths += step.valid
         ended = step.terminated | step.truncated
         if ended.any():

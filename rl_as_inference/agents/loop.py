@@ -169,7 +169,7 @@ class Loop:
         if self.constraint is None:
             return
         moved = self.constraint.observe(
-            step.reward,
+            step.earned,
             ended=step.terminated | step.truncated,
             valid=step.valid,
             acts=self.ledger.num_steps >= self.options["learning_starts"],

@@ -23,6 +23,7 @@ from rl_as_inference.agents.world_model import WorldModel
 from rl_as_inference.learned import LearnedDynamics
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.processes.mdp import unvalidated
+from rl_as_inference.state_layout import layout_of
 
 __all__ = ["ActorCriticInModel", "ModelBasedAgent"]
 
@@ -115,6 +116,22 @@ class ModelBasedAgent(Learner):
         options: ModelBasedOptions = filled(ModelBasedOptions, config, by="ModelBasedAgent")
         _check_options(options)
         arena = Arena(env, options)
+        if arena.task.factors is not None:
+            raise ValueError(
+                f"action_space of {arena.task.name} is {arena.envs.own_action_space}, and a model of the world takes "
+                f"Box and Discrete actions; use SoftActorCritic"
+            )
+        if arena.task.masks is not None:
+            raise ValueError(
+                f"env {arena.task.name} gives action masks, of which a model of the world knows nothing; use "
+                f"SoftActorCritic, or say action_masks=False"
+            )
+        layout = layout_of(arena.task.state_space)
+        if layout is not None and any(part.kind != "box" for part in layout.parts):
+            raise ValueError(
+                f"env {arena.task.name} observes {layout}, and a model of the world foretells numbers alone; use "
+                f"SoftActorCritic, or gymnasium.wrappers.FilterObservation for the numbers among these"
+            )
         if arena.task.prior_of is not None:
             raise ValueError(
                 f"env {arena.task.name} has an action prior of its own, and a model of the world has the uniform one; "
@@ -186,6 +203,6 @@ class ModelBasedAgent(Learner):
 
 
 def _check_options(options: ModelBasedOptions) -> None:
-    for name, plain in (("n_step", 1), ("history", 1), ("memory", None), ("target_return", None)):
+    for name, plain in (("n_step", 1), ("history", 1), ("frame_stack", 1), ("memory", None), ("target_return", None)):
         if options[name] != plain:  # type: ignore[literal-required]
             raise ValueError(f"{name}={options[name]!r} does not go with a model of the world; leave it out")  # type: ignore[literal-required]

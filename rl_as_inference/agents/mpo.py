@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rl_as_inference.agents.actors import made_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
-from rl_as_inference.agents.functional import Multiplier, Networks, Temperature, log_probabilities
+from rl_as_inference.agents.encoded import behind_encoder
+from rl_as_inference.agents.functional import Multiplier, Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import MPOOptions, filled, takes_options
-from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -116,7 +116,7 @@ class PolicyImprovement(Algorithm):
         state, time = batch.next_states, batch.next_times
         old = targets("policy", state, time)
         if self.task.is_discrete:
-            policy = log_probabilities(old, self.task.num_actions, self.task.device).exp()
+            policy = self.task.log_policies(old).exp()
             value = (policy * targets("critics", state, None, time).amin(0)).sum(-1)
         else:
             value = targets("critics", state, old.sample(), time).amin(0)
@@ -130,7 +130,7 @@ class PolicyImprovement(Algorithm):
         task = self.task
         if task.is_discrete:
             before, q = None, targets("critics", state, None, time).amin(0)
-            log_old = log_probabilities(old, task.num_actions, task.device)
+            log_old = task.log_policies(old)
         else:
             count = self.options["num_action_draws"]
             loc, scale = old.base_dist.loc[..., None, :], old.base_dist.scale[..., None, :]
@@ -147,9 +147,7 @@ class PolicyImprovement(Algorithm):
         """Returns the M-step's loss with its constraints, and the policy's mean entropy, nats."""
         new, options = networks("policy", state, time), self.options
         if improved.before is None:
-            log_policy, log_old = (
-                log_probabilities(each, self.task.num_actions, self.task.device) for each in (new, old)
-            )
+            log_policy, log_old = (self.task.log_policies(each) for each in (new, old))
             possible, before = log_old > -torch.inf, log_old.exp()
             divergence = (before * torch.where(possible, log_old - log_policy, 0.0)).sum(-1)
             loss = regression_loss(log_policy, improved.weight)
@@ -174,7 +172,7 @@ class PolicyImprovement(Algorithm):
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         chosen = networks("policy", state, time)
         if self.task.is_discrete:
-            return drawn_from_logits(log_probabilities(chosen, self.task.num_actions, self.task.device))
+            return self.task.action_at(drawn_from_logits(self.task.log_policies(chosen)))
         action: Tensor = chosen.sample()
         return action
 
@@ -256,8 +254,9 @@ class MPO(Learner):
         if options["temperature"] is None:  # a process's α is of its ELBO, and not η
             options = {**options, "temperature": "auto"}
         arena = Arena(env, options)
+        arena.task.check_few_actions("MPO")
         arena.task = replace(arena.task, target_entropy=None)
-        super().__init__(arena, remembering(lambda task: PolicyImprovement(task, options), arena, options), options)
+        super().__init__(arena, behind_encoder(lambda task: PolicyImprovement(task, options), arena, options), options)
         self.num_critics, self.num_action_draws = options["num_critics"], options["num_action_draws"]
         self.kl_improvement, self.kl_policy = options["kl_improvement"], options["kl_policy"]
         self.kl_mean, self.kl_scale = options["kl_mean"], options["kl_scale"]

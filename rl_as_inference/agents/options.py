@@ -45,17 +45,17 @@ __all__ = [
 
 ActionPrior = Literal["uniform", "flat"]
 Objective = Literal["maxent", "one_step_entropy", "wrong_bellman", "svg0", "ddpg"]
-ActorGradient = Literal["pathwise", "exact_sum", "components", "score"]
+ActorGradient = Literal["pathwise", "exact_sum", "factors", "components", "score"]
 Sampler = Literal["stein", "resampling"]
 Memory = Literal["gru"]
 Planner = Literal["mppi", "smc", "policy"]
 
 ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
-    # Bhatt et al. 2024, arXiv:1902.05605, table 4; critics half as wide as there, as in Stable-Baselines3's
+    # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
     "batch_norm": {
         "learning_rate": 1e-3,
-        "critic_hidden_sizes": (1024, 1024),
+        "critic_hidden_sizes": (512, 512),
         "adam_beta": 0.5,
         "actor_every": 3,
     },
@@ -108,6 +108,11 @@ def _share(name: str, value: Any) -> None:
 def _zero_or_share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+
+
+def _below_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
 
 def _zero_or_positive(name: str, value: Any) -> None:
@@ -192,6 +197,12 @@ class LearnerOptions(TypedDict, total=False):
     action_prior: Annotated[
         ActionPrior, _Row("uniform", "'uniform', the model's; 'flat' takes log p for 0, as the papers do")
     ]
+    action_masks: Annotated[
+        bool,
+        _Row(
+            True, "keep to what the environment allows: info['action_mask'], or a part 'action_mask' of what it shows"
+        ),
+    ]
     learning_starts: Annotated[int, _Row(1000, "steps by the action prior before learning", check_count)]
     batch_size: Annotated[int, _Row(256, "transitions an update", check_count)]
     buffer_size: Annotated[int, _Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
@@ -249,6 +260,21 @@ class LearnerOptions(TypedDict, total=False):
             check_count,
         ),
     ]
+    frame_stack: Annotated[
+        int,
+        _Row(
+            1,
+            "observations that are the state, without the actions between; images are stacked along their channels",
+            check_count,
+        ),
+    ]
+    normalize_observations: Annotated[
+        bool, _Row(False, "bring observed numbers to mean 0 and variance 1, by running statistics")
+    ]
+    normalize_rewards: Annotated[
+        bool,
+        _Row(False, "learn from rewards divided by the running deviation of a return; those reported stay as they are"),
+    ]
     memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
     sequence_length: Annotated[
         int, _Row(16, "with memory: successive steps that are learned from together", partial(check_count, least=2))
@@ -288,10 +314,10 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
         _Row(
             None,
             "widths of the critics' hidden layers; by default hidden_sizes",
-            _or_none(lambda _, value: check_hidden_sizes(value)),
+            _or_none(lambda name, value: check_hidden_sizes(value, name)),
         ),
     ]
-    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _zero_or_share)]
+    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
     actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
     value_network: Annotated[
         bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")

@@ -19,10 +19,10 @@ from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checks import check_count
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, to_gymnasium
-from rl_as_inference.processes.environments import Environments
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.spaces import uniform_log_density
+from rl_as_inference.state_layout import LaidOut
 
 __all__ = ["PerturbedReturns", "has_charge", "perturb", "physics_of"]
 
@@ -65,6 +65,9 @@ class _Perturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.seen.append(np.asarray(observation, dtype=float))
             return observation
         noisy = observation + self.size * self.spread * self.rng.standard_normal(np.shape(observation))
+        if np.issubdtype(observation.dtype, np.integer):  # pixels
+            limits = np.iinfo(observation.dtype)
+            noisy = np.rint(noisy).clip(limits.min, limits.max)
         return noisy.astype(observation.dtype)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
@@ -129,8 +132,10 @@ def perturb(
             f"reward: {agent.envs.name} has an action prior of its own, against which the worst reward cannot be told "
             f"here; perturb observations, actions or physics"
         )
-    if name == "observation" and not isinstance(agent.arena.observation_space, gymnasium.spaces.Box):
-        raise ValueError(f"observation: noise can be added to arrays only, and {agent.envs.name} observes integers")
+    seen_space = agent.arena.observation_space
+    if name == "observation" and (not isinstance(seen_space, gymnasium.spaces.Box) or isinstance(seen_space, LaidOut)):
+        what = seen_space if isinstance(seen_space, LaidOut) else "integers"
+        raise ValueError(f"observation: noise can be added to arrays only, and {agent.envs.name} observes {what}")
     spread: Any = 0.0
     returns = []
     run = partial(_returns, agent, make, name, num_episodes=num_episodes, seed=seed, deterministic=deterministic)
@@ -168,7 +173,7 @@ def _returns(
     rows = []
     for index, policy in enumerate(agent.policies):
         made: list[_Perturbed] = []
-        envs = agent.arena.windowed(Environments.make(perturbed, num_envs=min(num_episodes, 10), seed=seed))
+        envs = agent.arena.made_from(perturbed, num_envs=min(num_episodes, 10), seed=seed)
         agent.arena.carry_statistics(envs, index)
         try:
             with RandomStream(seed, agent.device), agent.threads():
@@ -188,7 +193,7 @@ def _charged(agent: Learner, policy: Policy, envs: list[_Perturbed], state: Any,
     """Returns drawn actions, and charges each environment what the worst reward takes off for it."""
     states = torch.as_tensor(state, device=agent.device)
     times = agent.task.times(torch.as_tensor(time, device=agent.device))
-    distribution = policy(states.to(agent.dtype) if states.is_floating_point() else states, times)
+    distribution = policy(states.to(agent.task.state_dtype), times)
     action = distribution.sample()
     log_prior: Any = uniform_log_density(agent.action_space)
     if isinstance(agent.process, TabularMDP):

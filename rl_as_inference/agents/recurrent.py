@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.functional import Networks
+from rl_as_inference.agents.heads import Heads, OnStates
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import Window
 from rl_as_inference.nouns import Policy
+from rl_as_inference.state_layout import LaidOut, Part, StateLayout, layout_of
 
 __all__ = ["GRUEncoder", "Recurrent", "remembering"]
 
@@ -86,33 +88,6 @@ class GRUEncoder(nn.Module):
         return torch.stack(states)
 
 
-class _Heads(Networks):
-    """Networks on features, of whose losses only the critics' reaches the encoder."""
-
-    def __init__(self, networks: Networks, *, reaching: bool) -> None:
-        super().__init__(networks.modules, networks.tree)
-        self._reaching = reaching
-
-    def __call__(self, name: str, *args: Any) -> Any:
-        if args and not (self._reaching and name == "critics"):
-            args = (args[0].detach(), *args[1:])
-        return super().__call__(name, *args)
-
-    def frozen(self) -> Networks:
-        return _Heads(super().frozen(), reaching=False)
-
-
-class _OnWindows(nn.Module):
-    """A module on features as one on windows: ``(state, ...)`` is encoded first."""
-
-    def __init__(self, encode: Callable[..., Tensor], encoder: nn.Module, inner: Any) -> None:
-        super().__init__()
-        self._encode, self.encoder, self.inner = encode, encoder, inner
-
-    def forward(self, state: Tensor, *args: Any, **options: Any) -> Any:
-        return self.inner(self._encode(self.encoder, state), *args, **options)
-
-
 class Recurrent(Algorithm):
     """An algorithm whose state is what a recurrent encoder makes of observations and actions so far.
 
@@ -140,12 +115,20 @@ class Recurrent(Algorithm):
                 "memory: env is a process with an action prior of its own, which cannot be asked with what an encoder "
                 "makes of observations; use history=k"
             )
-        assert task.window is not None
+        assert isinstance(task.window, Window)
         self.window: Window = task.window
         self.width = int((*options["hidden_sizes"], 64)[0])
         self.burn_in, self.length = options["burn_in"], options["sequence_length"]
-        features = gymnasium.spaces.Box(-np.inf, np.inf, (self.width + self.window.observation_size,))
-        self.inner = make(replace(task, state_space=features, window=None))
+        features: gymnasium.spaces.Box = gymnasium.spaces.Box(
+            -np.inf, np.inf, (self.width + self.window.observation_size,)
+        )
+        self._layout = layout_of(self.window.observation_space)
+        if self._layout is not None:
+            hidden = gymnasium.spaces.Box(-np.inf, np.inf, (self.width,))
+            memory = Part("memory", "box", (self.width,), slice(0), hidden)
+            features = LaidOut(StateLayout.made_of([memory, *self._layout.parts]))
+        masks = None if task.masks is None else task.masks.shifted(self.width)  # which the last observation ends in
+        self.inner = make(replace(task, state_space=features, window=None, masks=masks))
         self.metrics, self.targeted = self.inner.metrics, (*self.inner.targeted, "encoder")
 
     def batch(
@@ -166,10 +149,11 @@ class Recurrent(Algorithm):
         done = self.window.action_rows(batch.action).to(dtype)
         keep = torch.cat([torch.zeros_like(batch.alive[:1]), batch.alive[:-1]])[..., None]
         before = torch.cat([torch.zeros_like(done[:1]), done[:-1]])
-        hidden = networks("encoder", seen, before, keep, None, self.burn_in)
+        hidden = networks("encoder", self._shown(seen), before, keep, None, self.burn_in)
         with torch.no_grad():
-            lagging = targets("encoder", seen, before, keep)
-            following = targets("encoder", after[None], done[None], torch.ones_like(keep)[None], lagging)[0]
+            lagging = targets("encoder", self._shown(seen), before, keep)
+            then = self._shown(after)[None]
+            following = targets("encoder", then, done[None], torch.ones_like(keep)[None], lagging)[0]
 
         def learned(values: Tensor) -> Tensor:
             return values[self.burn_in :].flatten(0, 1)
@@ -184,7 +168,7 @@ class Recurrent(Algorithm):
             time=learned(batch.time) if isinstance(batch.time, Tensor) else batch.time,
             next_times=learned(batch.next_times)[None] if isinstance(batch.next_times, Tensor) else batch.next_times,
         )
-        return self.inner.loss(_Heads(networks, reaching=True), _Heads(targets, reaching=False), transitions)
+        return self.inner.loss(Heads(networks, reaching=True), Heads(targets, reaching=False), transitions)
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         return self.inner.draw(networks, self._features(lambda *args: networks("encoder", *args), state), time)
@@ -194,10 +178,15 @@ class Recurrent(Algorithm):
         seen, done, marks = self.window.parts(state)
         keep = torch.cat([torch.zeros_like(marks[:1]), marks])
         before = torch.cat([torch.zeros_like(done[:1]), done])
-        return torch.cat([encode(seen, before, keep)[-1], seen[-1]], -1)
+        return torch.cat([encode(self._shown(seen), before, keep)[-1], seen[-1]], -1)
+
+    def _shown(self, seen: Tensor) -> Tensor:
+        """Returns what the encoder sees of observations ``(*batch, o)``: of parts no mask, and integers one-hot."""
+        return seen if self._layout is None else self._layout.inputs(seen)
 
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
-        encoder = GRUEncoder(self.window.observation_size + self.window.action_size, self.width)
+        size = self.window.observation_size if self._layout is None else self._layout.num_inputs
+        encoder = GRUEncoder(size + self.window.action_size, self.width)
         return {**self.inner.make_modules(anew=anew), "encoder": encoder}
 
     def check(self, modules: dict[str, nn.Module], state: Tensor, time: Tensor | int, *, several: bool) -> None:
@@ -205,12 +194,12 @@ class Recurrent(Algorithm):
             self.inner.check(modules, self._features(modules["encoder"], state), time, several=several)
 
     def policy_of(self, modules: dict[str, nn.Module]) -> Policy:
-        return _OnWindows(self._features, modules["encoder"], self.inner.policy_of(modules))
+        return OnStates(self._features, modules["encoder"], self.inner.policy_of(modules))
 
     def critic_of(self, modules: dict[str, nn.Module]) -> SoftValue:
         value = self.inner.critic_of(modules)
         value.task, value.policy = self.task, self.policy_of(modules)
-        value.q = _OnWindows(self._features, modules["encoder"], modules["critics"])
+        value.q = OnStates(self._features, modules["encoder"], modules["critics"])
         return value
 
     def identity(self) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.actors import check_actor, check_draws, chosen_gradient, made_actor, users_actor
+from rl_as_inference.agents.actors import Within, check_actor, check_draws, chosen_gradient, made_actor, users_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
+from rl_as_inference.agents.encoded import Encoded, behind_encoder
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.expectation import Expectation, How, expectation
-from rl_as_inference.agents.functional import Networks, Temperature, log_probabilities
+from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import (
     ActorGradient,
@@ -22,7 +23,7 @@ from rl_as_inference.agents.options import (
     filled,
     takes_options,
 )
-from rl_as_inference.agents.recurrent import Recurrent, remembering
+from rl_as_inference.agents.recurrent import Recurrent
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -190,7 +191,7 @@ class ActorCritic(Algorithm):
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         chosen = networks("policy", state, time)
         if self.task.is_discrete:
-            return drawn_from_logits(self.log_policies(chosen))
+            return self.task.action_at(drawn_from_logits(self.task.log_policies(chosen)))
         if not self.entropy.mean_acts:
             return chosen.sample()
         action = mode_of(chosen)
@@ -213,20 +214,20 @@ class ActorCritic(Algorithm):
         """Returns the least critic's value at the points of an expectation."""
         return self.values(networks, pi.state, pi.time, pi.action).amin(0)
 
-    def log_policies(self, chosen: Any) -> Tensor:
-        """Returns ``log π`` of all discrete actions, ``(*batch, A)``."""
-        return log_probabilities(chosen, self.task.num_actions, self.task.device)
-
     def log_policy(self, networks: Networks, batch: Batch) -> Tensor:
         """Returns ``log π`` of the actions taken, ``(B,)``."""
         return networks("policy", batch.state, batch.time).log_prob(batch.action)
 
     def shortfall(self, chosen: Any) -> Tensor | float:
         """Returns by how much less entropy is asked of states in which a mask forbids actions, ``(B,)``, ≤ 0."""
-        may_mask = self.task.prior_of is not None or self.options["policy"] is not None
-        if self.task.target_entropy is None or not (self.task.is_discrete and may_mask):
+        may_mask = self.task.has_prior or self.options["policy"] is not None
+        if self.task.target_entropy is None or not may_mask:
             return 0.0
-        return self.task.target_entropy.shortfall(self.log_policies(chosen).detach())
+        if self.task.factors is not None and not self.task.is_discrete:
+            return self.task.target_entropy.factor_shortfall(chosen)
+        if not self.task.is_discrete:
+            return 0.0
+        return self.task.target_entropy.shortfall(self.task.log_policies(chosen).detach())
 
     # Its parts.
 
@@ -242,6 +243,7 @@ class ActorCritic(Algorithm):
         else:
             policy = users_actor(options["policy"])
             policy = copy.deepcopy(policy) if anew else policy
+            policy = policy if task.masks is None else Within(policy, task)
         modules: dict[str, nn.Module] = {
             "policy": policy,
             "critics": self.make_critics(
@@ -357,7 +359,7 @@ class SoftActorCritic(Learner):
         if options["memory"] is not None and options["policy"] is not None:
             raise ValueError("policy is a guide on states, and with memory these are made here; leave one of them out")
         arena = Arena(env, options)
-        algorithm = remembering(lambda task: ActorCritic(task, options), arena, options)
+        algorithm = behind_encoder(lambda task: ActorCritic(task, options), arena, options)
         super().__init__(arena, algorithm, options)
         self.objective, self.value_network = options["objective"], options["value_network"]
         self.num_critics, self.policy_components = options["num_critics"], options["policy_components"]
@@ -366,7 +368,7 @@ class SoftActorCritic(Learner):
     @property
     def actor_gradient(self) -> ActorGradient:
         """How the actor's expectation is taken."""
-        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent) else self.algorithm
+        algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent | Encoded) else self.algorithm
         assert isinstance(algorithm, ActorCritic)
         assert algorithm.actor_gradient is not None
         return algorithm.actor_gradient

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
+from rl_as_inference.agents.encoded import behind_encoder
 from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.options import SoftQLearningOptions, filled, takes_options
-from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -67,7 +67,7 @@ class SoftQ(Algorithm):
         if (target := self.task.target_entropy) is not None:
             log_alpha = networks.tree["temperature"]["log_temperature"]
             # Of the prior and not of the policy, whose probabilities vanish where α does.
-            less = 0.0 if self.task.prior_of is None else target.shortfall(log_prior.expand_as(least))
+            less = 0.0 if not self.task.has_prior else target.shortfall(log_prior.expand_as(least))
             total = total + temperature_loss(log_alpha, entropy - less, target.nats)
         metrics = {"critic_loss": critic_loss, "entropy": entropy.mean(), "q": q.mean()}
         return total, metrics | {"td_error": td_error(q, y)}
@@ -90,7 +90,7 @@ class SoftQ(Algorithm):
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         q = networks("critics", state, None, time).amin(0)
-        return drawn_from_logits(q / networks("temperature") + self.task.log_prior(state))
+        return self.task.action_at(drawn_from_logits(q / networks("temperature") + self.task.log_prior(state)))
 
     def make_modules(self, *, anew: bool) -> dict[str, nn.Module]:
         task, options = self.task, self.options
@@ -102,7 +102,11 @@ class SoftQ(Algorithm):
 
     def policy_of(self, modules: dict[str, nn.Module]) -> Policy:
         timed = self.task.horizon is not None
-        return SoftmaxPolicy(modules["critics"], modules["temperature"], self.task.log_prior, takes_time=timed)
+        sizes = None if self.task.factors is None else self.task.factors.sizes
+        policy = SoftmaxPolicy(
+            modules["critics"], modules["temperature"], self.task.log_prior, takes_time=timed, sizes=sizes
+        )
+        return policy.to(self.task.device)
 
     def critic_of(self, modules: dict[str, nn.Module]) -> SoftValue:
         temperature = float(modules["temperature"]().detach())
@@ -255,7 +259,8 @@ class SoftQLearning(Learner):
     def __init__(self, env: EnvironmentLike, **config: Unpack[SoftQLearningOptions]) -> None:
         options: SoftQLearningOptions = filled(SoftQLearningOptions, config, by="SoftQLearning")
         arena = Arena(env, options)
+        arena.task.check_few_actions("SoftQLearning")
         kind = SoftQ if arena.task.is_discrete else EnergyBasedQ
-        super().__init__(arena, remembering(lambda task: kind(task, options), arena, options), options)
+        super().__init__(arena, behind_encoder(lambda task: kind(task, options), arena, options), options)
         self.double, self.sampler, self.num_critics = options["double"], options["sampler"], options["num_critics"]
         self.num_particles, self.num_value_draws = options["num_particles"], options["num_value_draws"]

@@ -18,8 +18,8 @@ from rl_as_inference.agents.compilation import CompileCost, accelerate
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
 from rl_as_inference.agents.replay import Replay
+from rl_as_inference.batch_norm import statistics_of
 from rl_as_inference.checks import deferred
-from rl_as_inference.normalization import statistics_of
 from rl_as_inference.processes.mdp import unvalidated
 
 __all__ = ["Update"]

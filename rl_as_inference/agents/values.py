@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.task import Task
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.soft_critics import exact_soft_value, sampled_soft_value
@@ -58,7 +57,7 @@ class SoftValue(nn.Module):
             chosen = self.policy(state, t)
             if self.task.is_discrete:
                 q = self.action_values(state, t=t)
-                log_policy = log_probabilities(chosen, self.task.num_actions, q.device)
+                log_policy = self.task.log_policies(chosen)
                 return exact_soft_value(q, log_policy, self.task.log_prior(state), alpha)
             action = chosen.sample((self.num_draws,))
             log_policy = chosen.log_prob(action)

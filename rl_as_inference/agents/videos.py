@@ -18,7 +18,6 @@ from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checkpoints import UNFINISHED
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
-from rl_as_inference.processes.environments import Environments
 from rl_as_inference.randomness import RandomStream
 
 __all__ = ["check_videos", "record_videos"]
@@ -101,7 +100,7 @@ def record_videos(
                 name_prefix="film",
             )
 
-        envs = agent.arena.windowed(Environments.make(filmed, seed=seed))
+        envs = agent.arena.made_from(filmed, seed=seed)
         try:
             # The policy has learned under the wrappers' running statistics, and knows no others.
             agent.arena.carry_statistics(envs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import gymnasium
@@ -11,7 +12,11 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from rl_as_inference.agents.frames import FrameStack
+from rl_as_inference.factored import Factors
 from rl_as_inference.processes.environments import Environments, Step
+from rl_as_inference.spaces import factor_sizes
+from rl_as_inference.state_layout import LaidOut, Part, StateLayout
 
 __all__ = ["EpisodeWindow", "Window", "WindowedEnvironments"]
 
@@ -38,6 +43,9 @@ class Window:
         observation_size: ``o``.
         action_size: ``a``.
 
+    Where observations have parts, so do states: each part once for every observation, ``"where[-1]"`` for the last but
+    one.
+
     Example:
         >>> window = Window(Box(-1, 1, (1,)), Discrete(2), 3)
         >>> first = window.first(np.array([[0.5]]))
@@ -45,6 +53,8 @@ class Window:
         >>> second.tolist()  # 3 observations, 2 actions of 2 numbers, 2 marks
         [[0.0, 0.5, 0.75, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]]
     """
+
+    option = "history"
 
     def __init__(
         self, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], length: int
@@ -56,6 +66,8 @@ class Window:
         high = [np.maximum(self._observations.high, 0)] * length + [self._actions.high] * marks
         least, most = np.concatenate([*low, np.zeros(marks)]), np.concatenate([*high, np.ones(marks)])
         self.space = Box(least.astype(np.float32), most.astype(np.float32), dtype=np.float32)
+        if isinstance(observation_space, LaidOut):
+            self.space = LaidOut(StateLayout.made_of(_parts(observation_space.layout, self.space, length)))
         self.observation_size, self.action_size = seen, done
         self.latest_columns = slice((length - 1) * seen, length * seen)
         # A step is one gather, of the window with what is new put behind it.
@@ -111,12 +123,30 @@ class Window:
         return self._actions.tensor_rows(action)
 
 
+def _parts(layout: StateLayout, space: Box, length: int) -> list[Part]:
+    """Returns the parts of states whose observations have parts; ``space`` has all their bounds."""
+    parts = [
+        replace(part, name=part.name if age == 0 else f"{part.name}[-{age}]")
+        for age in reversed(range(length))
+        for part in layout.parts
+    ]
+    between = slice(length * layout.size, None)
+    rest = Box(space.low[between], space.high[between])
+    return [*parts, Part("actions", "box", tuple(rest.shape), slice(0), rest)]
+
+
 class _Code:
     """Elements of a space as rows of numbers."""
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         self._dims = len(space.shape or ())
         self._one_hot: Array | None = None
+        self._factors: Factors | None = None
+        if (sizes := factor_sizes(space)) is not None:
+            self._factors = Factors(sizes)
+            self.size = sum(sizes)
+            self.low, self.high = np.zeros(self.size), np.ones(self.size)
+            return
         if isinstance(space, Discrete):
             self.size = int(space.n)
             self._one_hot = np.eye(self.size, dtype=np.float32)
@@ -130,11 +160,16 @@ class _Code:
         """Returns ``(*batch, size)`` float32."""
         if self._one_hot is not None:
             return self._one_hot[elements]
+        if self._factors is not None:
+            coded: Array = self._factors.one_hot(torch.from_numpy(elements), torch.float32).numpy()
+            return coded
         rows = elements.reshape(*elements.shape[: elements.ndim - self._dims], self.size)
         return rows.astype(np.float32, copy=False)
 
     def tensor_rows(self, elements: Tensor) -> Tensor:
         """Returns ``(*batch, size)``; of integers in torch's default precision."""
+        if self._factors is not None:
+            return self._factors.to(elements.device).one_hot(elements, torch.get_default_dtype())
         if self._one_hot is None:
             return elements.reshape(*elements.shape[: elements.dim() - self._dims], self.size)
         return (elements[..., None] == torch.arange(self.size, device=elements.device)).to(torch.get_default_dtype())
@@ -150,11 +185,12 @@ class WindowedEnvironments:
         window: how.
     """
 
-    def __init__(self, envs: Environments, window: Window) -> None:
+    def __init__(self, envs: Environments, window: Window | FrameStack) -> None:
         self._envs, self.window = envs, window
         self.name, self.num_envs, self.seed = envs.name, envs.num_envs, envs.seed
         self.state_space, self.action_space = window.space, envs.action_space
         self.max_episode_steps = envs.max_episode_steps
+        self.masks, self.mask_size = envs.masks, envs.mask_size
         self.state: Array | None = None
 
     @property
@@ -185,9 +221,9 @@ class WindowedEnvironments:
         self.state = state
         return step._replace(next_state=next_state, state=state)
 
-    def agent_state(self, observation: Any) -> Array:
+    def agent_state(self, observation: Any, action_mask: Any = None) -> Array:
         """Returns an observation of the environment's, or a batch, in the agent's units; it is no window yet."""
-        return self._envs.agent_state(observation)
+        return self._envs.agent_state(observation, action_mask)
 
     @property
     def own_action_space(self) -> gymnasium.Space[Any]:
@@ -227,7 +263,7 @@ class WindowedEnvironments:
         if now is None:
             self.state = None
             return exact
-        self.state = np.array(snapshot["arrays"]["window"], np.float32)
+        self.state = np.array(snapshot["arrays"]["window"], self.window.space.dtype)
         if not exact:
             there, here = snapshot["json"]["episodes"], self._envs.snapshot()["json"]["episodes"]
             begins = np.not_equal(here, there)
@@ -246,8 +282,8 @@ class EpisodeWindow:
         window: how observations are put together.
     """
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
+    def __init__(self, window: Window | FrameStack) -> None:
+        self._window, self._dims = window, len(window.space.shape or ())
         self._state: Array | None = None
         self._action: Array = np.empty(0)
         self._begins: Any = False
@@ -262,7 +298,7 @@ class EpisodeWindow:
             self._state, self._begins = None, False
             return
         flags = np.asarray(which)
-        batch = () if self._state is None else self._state.shape[:-1]
+        batch = self._batch(self._state)
         if flags.dtype != bool or (self._state is not None and flags.shape != batch):
             raise ValueError(f"which must be bool of shape {batch}, one for each running episode, got {which!r}")
         self._begins = self._begins | flags
@@ -278,11 +314,15 @@ class EpisodeWindow:
             return first
         if first.shape != self._state.shape:
             raise ValueError(
-                f"observation is of a batch of shape {first.shape[:-1]}, and the running episodes are of "
-                f"{self._state.shape[:-1]}; say begin_episode() where other episodes begin"
+                f"observation is of a batch of shape {self._batch(first)}, and the running episodes are of "
+                f"{self._batch(self._state)}; say begin_episode() where other episodes begin"
             )
         then = self._window.then(self._state, self._action, observation)
-        return np.where(np.asarray(self._begins)[..., None], first, then)
+        begins = np.asarray(self._begins)
+        return np.where(begins.reshape(*begins.shape, *(1 for _ in range(self._dims))), first, then)
+
+    def _batch(self, state: Array | None) -> tuple[int, ...]:
+        return () if state is None else state.shape[: state.ndim - self._dims]
 
     def done(self, state: Array, action: Array) -> None:
         """Takes in the actions done in states."""

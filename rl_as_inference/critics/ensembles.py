@@ -9,7 +9,10 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.normalization import BatchRenorm
+from rl_as_inference.batch_norm import BatchRenorm
+from rl_as_inference.factored import Factors
+from rl_as_inference.spaces import factor_sizes
+from rl_as_inference.state_layout import layout_of
 from rl_as_inference.state_time_network import (
     NUM_TIME_FEATURES,
     Architecture,
@@ -26,17 +29,18 @@ class QEnsemble(nn.Module):
 
     For continuous actions ``forward(state, action, t)`` is ``(num_critics, *batch)``; for discrete ones
     ``forward(state, t=t)`` is ``(num_critics, *batch, A)``. Rectified layers of the usual initialisation;
-    discrete states are one-hot.
+    discrete states are one-hot, and so is each factor of an action that has several, of which one action is asked for.
+    Of rows in parts and of images they see :meth:`StateLayout.inputs`.
 
     Args:
         state_space: ``Discrete`` or ``Box``.
-        action_space: ``Discrete`` or ``Box``.
+        action_space: ``Discrete``, ``Box``, ``MultiDiscrete`` or ``MultiBinary``.
         num_critics: how many networks, ≥ 1.
         horizon: the number of steps; None for stationary values, which do not look at ``t``.
         hidden_sizes: widths of the hidden layers.
         scale: the size of a typical value, in reward units: the networks learn ``Q / scale``.
         architecture: ``"plain"``, or ``"batch_norm"``: the inputs, and what each hidden layer gives, are normalised by
-            :class:`~rl_as_inference.normalization.BatchRenorm`, with statistics of each network's own, as CrossQ's
+            :class:`~rl_as_inference.batch_norm.BatchRenorm`, with statistics of each network's own, as CrossQ's
             critics are (Bhatt et al. 2024, arXiv:1902.05605).
 
     Raises:
@@ -69,7 +73,12 @@ class QEnsemble(nn.Module):
             raise ValueError(f"num_critics must be >= 1, got {num_critics}")
         self.num_critics, self.horizon = num_critics, horizon
         self.state_size, self.state_dims = _size("state_space", state_space)
-        action_size, self.action_dims = _size("action_space", action_space)
+        self.layout = layout_of(state_space)
+        if self.layout is not None:
+            self.state_size = self.layout.num_inputs
+        sizes = factor_sizes(action_space)
+        self.factors = None if sizes is None else Factors(sizes)
+        action_size, self.action_dims = _size("action_space", action_space) if sizes is None else (sum(sizes), 1)
         self.discrete_states = isinstance(state_space, gymnasium.spaces.Discrete)
         self.discrete_actions = isinstance(action_space, gymnasium.spaces.Discrete)
         inputs = self.state_size if self.discrete_actions else self.state_size + action_size
@@ -89,9 +98,13 @@ class QEnsemble(nn.Module):
             inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(self.weights[0].dtype)
         else:
             inputs = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
+            if self.layout is not None:
+                inputs = self.layout.inputs(inputs.to(self.weights[0].dtype))
         if not self.discrete_actions:
             if action is None:
                 raise ValueError("action is needed: a critic of continuous actions is asked for one action's value")
+            if self.factors is not None:
+                action = self.factors.one_hot(action, inputs.dtype)
             inputs = torch.cat(
                 [inputs, action.flatten(-self.action_dims) if self.action_dims else action[..., None]], -1
             )

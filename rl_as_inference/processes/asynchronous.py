@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.processes.action_masks import MaskBeside, look_for_masks
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.sources import made_of
@@ -26,7 +27,9 @@ _PATIENCE = 5.0
 """Seconds that a process has to end in."""
 
 
-def in_processes(env: EnvironmentLike, num_envs: int, make_kwargs: Mapping[str, Any]) -> EnvironmentsInProcesses:
+def in_processes(
+    env: EnvironmentLike, num_envs: int, make_kwargs: Mapping[str, Any], *, masks: bool = False
+) -> EnvironmentsInProcesses:
     """Returns ``num_envs`` environments that step at the same time, each in a process of its own.
 
     Observations come back through shared memory. What they give is what they would give one after the other.
@@ -36,6 +39,7 @@ def in_processes(env: EnvironmentLike, num_envs: int, make_kwargs: Mapping[str, 
             one that ``cloudpickle`` takes.
         num_envs: how many.
         make_kwargs: for :func:`gymnasium.make`, with an id.
+        masks: look for masks of actions in ``info``, and put them beside what is observed.
 
     Raises:
         ValueError: for anything else, if no such environment can be made, or if its wrappers hold running statistics,
@@ -56,7 +60,7 @@ def in_processes(env: EnvironmentLike, num_envs: int, make_kwargs: Mapping[str, 
         raise ValueError(
             f"asynchronous=True makes each environment in a process, and env is {type(env).__name__}; {mend}"
         )
-    return EnvironmentsInProcesses(_Maker(env, dict(make_kwargs)), num_envs)
+    return EnvironmentsInProcesses(_Maker(env, dict(make_kwargs), masks), num_envs)
 
 
 class EnvironmentsInProcesses(AsyncVectorEnv):
@@ -67,6 +71,7 @@ class EnvironmentsInProcesses(AsyncVectorEnv):
 
     Attributes:
         name, max_episode_steps: of each environment, as where it is not in a process.
+        mask_size: of the masks in ``info``, if they were looked for and are there.
     """
 
     def __init__(self, maker: _Maker, num_envs: int) -> None:
@@ -77,6 +82,7 @@ class EnvironmentsInProcesses(AsyncVectorEnv):
             self.stop()
             raise ValueError(f"env: a process ended while its environment was made there ({error!r})") from error
         self.spec, self.name, self.max_episode_steps = maker.spec, maker.name, maker.max_episode_steps
+        self.mask_size = maker.mask_size
 
     def begin(self, seeds: list[int], which: Array | None = None) -> Any:
         """Returns the observations after new episodes began, in all environments or in ``which`` (a mask)."""
@@ -103,8 +109,9 @@ class EnvironmentsInProcesses(AsyncVectorEnv):
 class _Maker:
     """Makes one environment, here or in a process."""
 
-    def __init__(self, env: Any, make_kwargs: dict[str, Any]) -> None:
-        self._env, self._make_kwargs, self._home = env, make_kwargs, os.getpid()
+    def __init__(self, env: Any, make_kwargs: dict[str, Any], masks: bool) -> None:
+        self._env, self._make_kwargs, self._home, self._looks = env, make_kwargs, os.getpid(), masks
+        self.mask_size: int | None = None
         self.spec: EnvSpec | None = None
         self.name = ""
         self.max_episode_steps: int | None = None
@@ -124,4 +131,6 @@ class _Maker:
                     f"each environment's process, where evaluations and checkpoints cannot read them; leave "
                     f"asynchronous out, or normalise outside"
                 )
-        return made[0]
+            if self._looks:
+                self.mask_size = look_for_masks(made, 0, again=True).size
+        return made[0] if self.mask_size is None else MaskBeside(made[0], self.mask_size)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Discrete
 from gymnasium.vector import VectorEnv
 from numpy import ndarray
 
 from rl_as_inference.nouns import EnvironmentLike
+from rl_as_inference.processes.action_masks import MASK, flat_mask, look_for_masks, masks_in, put_beside, with_masks
 from rl_as_inference.processes.asynchronous import EnvironmentsInProcesses
 from rl_as_inference.processes.autoreset import Autoreset
-from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, Checks, NonFiniteError, StepError, wrong_reward
+from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, NonFiniteError, StepError, wrong_reward
+from rl_as_inference.processes.normalization import Normalization, as_normalized, own_rewards
+from rl_as_inference.processes.observations import Observations
 from rl_as_inference.processes.running_statistics import RunningStatistics
+from rl_as_inference.processes.snapshots import checked_snapshot, episode_seed
 from rl_as_inference.processes.sources import made_of
+from rl_as_inference.processes.step import Step
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
-from rl_as_inference.processes.units import agent_actions, agent_states, as_states, finiteness, name_of, time_limit_of
+from rl_as_inference.processes.units import agent_actions, name_of, time_limit_of
 
 __all__ = ["Environments", "NonFiniteError", "Step", "StepError"]
 
@@ -42,23 +47,6 @@ class _MakesEnvironments(Protocol):
     def environments(self, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments: ...
 
 
-class Step(NamedTuple):
-    """What one step of every environment gave; the first dimension of each array is the environment."""
-
-    next_state: Array
-    """The true successor, ``(num_envs, *state)``: the final one where an episode ended."""
-    reward: Array
-    """``(num_envs,)`` float64, in reward units."""
-    terminated: Array
-    """``(num_envs,)`` bool: nothing more can be earned."""
-    truncated: Array
-    """``(num_envs,)`` bool: the episode was cut off, and values bootstrap through it."""
-    valid: Array
-    """``(num_envs,)`` bool; false where a vector environment only started an episode: never store such a row."""
-    state: Array
-    """The states to act from next, ``(num_envs, *state)``: the new episode's first where one ended."""
-
-
 class Environments:
     """A batch of environments in the agent's units.
 
@@ -70,11 +58,14 @@ class Environments:
     Attributes:
         name: the environment's id or class, for messages.
         num_envs: the size of the batch.
-        state_space: ``Box`` (its states are float32 arrays) or ``Discrete`` from 0 (int64).
+        state_space: ``Box`` (its states are float32 arrays; of images bytes), :class:`LaidOut` where observations
+            have parts (states are its rows), or ``Discrete`` from 0 (int64).
         action_space: ``Box(-1, 1, (d,), float32)`` or ``Discrete`` from 0; ``own_action_space`` is the environment's.
         state: the states to act from next, ``(num_envs, *state)``; None before the first reset.
         num_steps: how many transitions the environments have made, all of them together.
         max_episode_steps: the time limit that the environment comes with, or None.
+        masks: where states say which actions are allowed; None where they do not.
+        mask_size: how long the masks beside observations are; None where there are none, or they are a part of these.
 
     Example:
         >>> envs = Environments.make("Pendulum-v1", num_envs=2, seed=0)
@@ -87,7 +78,25 @@ class Environments:
         array([2.], dtype=float32)
     """
 
-    def __init__(self, environments: list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any], *, seed: int = 0):
+    def __init__(
+        self,
+        environments: list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any],
+        *,
+        seed: int = 0,
+        normalization: Normalization | None = None,
+        masks: Literal["look"] | int | None = None,
+    ) -> None:
+        self._first: Any = None  # the observation of a reset that was taken to look for masks
+        self.mask_size = masks if isinstance(masks, int) else None
+        if isinstance(environments, EnvironmentsInProcesses):
+            self.mask_size = environments.mask_size  # which was looked for there
+        elif masks == "look":
+            first_seed = episode_seed(seed, 0, 0)
+            looked = look_for_masks(environments, first_seed, again=normalization is not None)
+            environments, self.mask_size, self._first = looked.environments, looked.size, looked.first
+        elif masks is not None:
+            environments = with_masks(environments, masks)
+        environments = environments if normalization is None else normalization.around(environments)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
         self.seed = int(seed)
@@ -107,16 +116,14 @@ class Environments:
         for other in self._envs[1:]:
             if (other.observation_space, other.action_space) != (states, actions):
                 raise ValueError(f"env: the environments made for {self.name} have different spaces; make them alike")
-        self.state_space, self._state_start = agent_states(states, self.name)
-        self._is_box = isinstance(self.state_space, Box)
-        self._state_shape: tuple[int, ...] = tuple(self.state_space.shape or ())
-        self._state_dtype: Any = np.float32 if self._is_box else np.int64
-        self._states_shape = (self.num_envs, *self._state_shape)
-        self._finite = finiteness(states)
-        self._checks, self._given_dtype = Checks(self.name, self.num_envs, states), states.dtype
+        self._observations = seen = Observations(states, self.name, self.num_envs)
+        self.state_space, self._state_start, self._is_box = seen.state_space, seen.start, seen.is_box
+        self._state_shape, self._state_dtype, self._states_shape = seen.shape, seen.dtype, (self.num_envs, *seen.shape)
+        self._checks, self._finite, self._given_dtype = seen.checks, seen.finite, seen.given_dtype
         self._num_states = int(states.n) if isinstance(states, Discrete) else 0
         self.action_space, self._to_environment = agent_actions(actions, self.name)
         self._actions_shape = (self.num_envs, *(self.action_space.shape or ()))
+        self.masks = masks_in(self.state_space, self.action_space, self.name)
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         self._none.flags.writeable = self._all.flags.writeable = False
         self.state: Array | None = None
@@ -125,10 +132,21 @@ class Environments:
         self._starts = [0] * self.num_envs  # the batch's step at which the running episode began
         self._rewards = np.zeros(self.num_envs)
         self._running = RunningStatistics(environments)
+        self._normalizes = normalization is not None and normalization.observations
+        self._own_rewards = own_rewards(self._envs)
         self._logs = [np.empty((_FIRST_LOG, *(actions.shape or ())), actions.dtype) for _ in self._envs]
 
     @classmethod
-    def make(cls, env: EnvironmentLike, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
+    def make(
+        cls,
+        env: EnvironmentLike,
+        *,
+        num_envs: int = 1,
+        seed: int = 0,
+        normalization: Normalization | None = None,
+        masks: Literal["look"] | int | None = None,
+        **make_kwargs: Any,
+    ) -> Environments:
         """Returns ``num_envs`` environments.
 
         Args:
@@ -136,6 +154,9 @@ class Environments:
                 ``num_envs`` times; a vector environment, which has its own number; or a process in parts.
             num_envs: the size of the batch.
             seed: of all episodes, ≥ 0.
+            normalization: of observations or rewards, which wrappers around each environment see to.
+            masks: what to do with a mask of actions in ``info["action_mask"]``: ``"look"`` whether there is one, and
+                make it a part of states then; its length, where that is known; None looks at none.
             **make_kwargs: for :func:`gymnasium.make`, with an id.
 
         Raises:
@@ -145,14 +166,22 @@ class Environments:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer >= 1, got {num_envs!r}")
         if isinstance(env, _MakesEnvironments) and not isinstance(env, gymnasium.Env | VectorEnv):
+            if normalization is not None:
+                make_kwargs["normalization"] = normalization
+            if masks is not None:
+                make_kwargs["masks"] = masks
             return env.environments(num_envs=num_envs, seed=seed, **make_kwargs)
-        return cls(made_of(env, num_envs, make_kwargs), seed=seed)
+        return cls(made_of(env, num_envs, make_kwargs), seed=seed, normalization=normalization, masks=masks)
 
     def reset(self) -> Array:
         """Returns the first states of new episodes, ``(num_envs, *state)``."""
         if self._vector is not None:
             self._autoreset.ended = self._none
-            self.state = self._batch(self._begin())
+            observations, self._first = self._first, None
+            again = observations is None or self._episodes[0] >= 0
+            self.state = self._batch(self._begin() if again else observations)
+            if self.masks is not None:
+                self.masks.check(self.state, self._none, self._checks, self.num_steps, at_reset=True)
             return self.state
         self.state = np.empty(self._states_shape, self._state_dtype)
         for index in range(self.num_envs):
@@ -223,20 +252,48 @@ class Environments:
                 if terminated is self._none:
                     terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
                 terminated[index], truncated[index] = terminates, truncates
+        if self.masks is not None:
+            self.masks.check(next_state, terminated, self._checks, self.num_steps + 1)
         # Counted when all have stepped: after an error, a snapshot is of the step before.
         self.num_steps += self.num_envs
         self._rewards = rewards
+        own = np.array([float(each.own_reward) for each in self._own_rewards]) if self._own_rewards else None
         state = next_state
         if terminated is not self._none:
             state = next_state.copy()
             for index in (terminated | truncated).nonzero()[0].tolist():
                 self._start(index, state)
         self.state = state
-        return Step(next_state, rewards, terminated, truncated, self._all, state)
+        return Step(next_state, rewards, terminated, truncated, self._all, state, own)
 
-    def agent_state(self, observation: Any) -> Array:
-        """Returns an observation of the environment's, or a batch of them, as states: integers count from 0."""
-        return as_states(np.asarray(observation), self.state_space, self._state_start)
+    def agent_state(self, observation: Any, action_mask: Any = None) -> Array:
+        """Returns an observation of the environment's, or a batch of them, as states: integers count from 0.
+
+        Where observations are normalised, it is the environment's own, and the first one's statistics are used.
+
+        Args:
+            observation: as the environment gives it.
+            action_mask: what is allowed there, where that comes beside observations (or instead of what they say).
+
+        Raises:
+            ValueError: if one of them does not fit, nothing is allowed, or a mask is lacking or nobody's.
+        """
+        if self.masks is None:
+            if action_mask is not None:
+                raise ValueError(f"action_mask: {self.name} gives no masks that are kept to; leave it out")
+            return self._plain_state(observation)
+        if action_mask is not None:
+            observation = put_beside(observation, flat_mask(action_mask, self.own_action_space))
+        elif self.mask_size is not None:
+            raise ValueError(f"action_mask is needed beside an observation of {self.name}; pass info[{MASK!r}]")
+        states = self._plain_state(observation)
+        self.masks.check_given(states)
+        return states
+
+    def _plain_state(self, observation: Any) -> Array:
+        if self._normalizes and (normalized := as_normalized(self._envs[0], observation)) is not None:
+            return normalized
+        return self._observations.state(observation)
 
     def environment_action(self, action: Any) -> Any:
         """Returns an action, or a batch of them, in the environment's own units, dtype and shape."""
@@ -324,7 +381,8 @@ class Environments:
         Raises:
             ValueError: if the snapshot is of another environment or batch.
         """
-        json, arrays = _check_snapshot(snapshot)
+        json, arrays = checked_snapshot(snapshot)
+        self._first = None
         if (json["name"], json["num_envs"]) != (self.name, self.num_envs):
             of, here = f"{json['num_envs']} x {json['name']}", f"{self.num_envs} x {self.name}"
             raise ValueError(f"snapshot is of {of}, and these are {here}; make the same environments")
@@ -401,39 +459,24 @@ class Environments:
         self._episodes[index] += 1
         self._starts[index] = self.num_steps // self.num_envs
         self._running.begin(index)
-        observation, _ = self._envs[index].reset(seed=self._seed_of(index))
+        observation, self._first = self._first, None
+        if observation is None or index or self._episodes[index]:
+            observation, _ = self._envs[index].reset(seed=self._seed_of(index))
         self._fill(states, index, observation)
+        if self.masks is not None:
+            self.masks.check(states, self._none, self._checks, self.num_steps, at_reset=True, only=index)
 
     def _seed_of(self, index: int) -> int:
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(index, self._episodes[index]))
-        return int(sequence.generate_state(1)[0] >> 1)  # environments may hold it in a signed 32-bit integer
+        return episode_seed(self.seed, index, self._episodes[index])
 
     def _fill(self, states: Array, index: int, observation: Any, step: int | None = None) -> None:
         """Writes an observation into a batch of states; without a step it came at a reset."""
-        taken, at_reset = (self.num_steps, True) if step is None else (step, False)
-        if (  # else it needs no look
-            not self._is_box
-            or type(observation) is not ndarray
-            or observation.dtype is not self._given_dtype
-            or observation.shape != self._state_shape
-        ):
-            observation = self._checks.observation(observation, index, taken, at_reset=at_reset)
-        states[index] = observation if self._is_box else observation - self._state_start
-        if not self._finite(states[index]):
-            self._checks.not_finite("observation", index, observation, taken, at_reset=at_reset)
+        taken = self.num_steps if step is None else step
+        self._observations.fill(states, index, observation, taken, at_reset=step is None)
 
     def _batch(self, observations: Any, step: int | None = None) -> Array:
-        """Returns a vector environment's observations as states; it may write over its own later."""
-        taken, at_reset = (self.num_steps, True) if step is None else (step, False)
-        given = self._checks.observations(observations, taken, at_reset=at_reset)
-        if not self._is_box:
-            return np.array(given - self._state_start, self._state_dtype)
-        with np.errstate(over="ignore"):
-            states = np.array(given, self._state_dtype)
-        if not np.isfinite(states).all():
-            index = int(np.flatnonzero(~np.isfinite(states.reshape(self.num_envs, -1)).all(1))[0])
-            self._checks.not_finite("observation", index, given[index], taken, at_reset=at_reset)
-        return states
+        taken = self.num_steps if step is None else step
+        return self._observations.batch(observations, taken, at_reset=step is None)
 
     def _step_vector(self, actions: Array) -> Step:
         vector: Any = self._vector
@@ -450,6 +493,8 @@ class Environments:
         truncated, valid = self._checks.flags("truncated", truncated, count), self._all
         ended = terminated | truncated
         final = self._autoreset.final_observations(info) if ended.any() else None
+        if self.masks is not None:
+            self.masks.check(state, terminated if final is None else self._none, self._checks, count)
         if self._autoreset.skips_steps:
             # The step after an end ignores its action and gives the first state of the next episode.
             self._autoreset.check_starts(rewards, ended)
@@ -458,20 +503,11 @@ class Environments:
             next_state = state.copy()
             for index in np.flatnonzero(ended).tolist():
                 self._fill(next_state, index, final[index], count)
+                if self.masks is not None:
+                    self.masks.check(next_state, terminated, self._checks, count, only=index)
         elif ended.any():
             state = next_state.copy()
             state[ended] = self._batch(self._begin(ended.copy()))[ended]
         self.num_steps += int(valid.sum())
         self._autoreset.ended, self.state = ended, state
         return Step(next_state, rewards, terminated, truncated, valid, state)
-
-
-def _check_snapshot(snapshot: Any) -> tuple[dict[str, Any], dict[str, Array]]:
-    try:
-        json, arrays = dict(snapshot["json"]), dict(snapshot["arrays"])
-        missing = {"name", "num_envs", "seed", "num_steps", "episodes"} - json.keys()
-    except (TypeError, KeyError, ValueError):
-        missing = {"json or arrays"}
-    if missing:
-        raise ValueError(f"snapshot lacks {', '.join(sorted(missing))}; pass what Environments.snapshot() returned")
-    return json, arrays

@@ -9,9 +9,13 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from rl_as_inference.state_layout import LaidOut, PartError, StateLayout, is_image
+
 __all__ = ["FIVE", "FLAGS", "NUMBERS", "Checks", "NonFiniteError", "StepError", "wrong_reward"]
 
 Array = np.ndarray[Any, Any]
+
+_MEND = "mend the environment's observation_space"
 
 FIVE = "is not (observation, reward, terminated, truncated, info), the five that step() must return"
 
@@ -67,13 +71,14 @@ def _wrong_observation(observation: Any, space: gymnasium.Space[Any]) -> str | N
     Numbers pass that lose nothing but digits: float64 in a float32 space, integers in a space of floats. Bounds of a
     Box are not looked at, since many environments leave theirs by a rounding.
     """
-    given, shape = np.asarray(observation), tuple(space.shape or ())
-    mend = "mend the environment's observation_space"
+    given, shape, mend = np.asarray(observation), tuple(space.shape or ()), _MEND
     if given.shape != shape:
         return f"has shape {given.shape}, and its observation_space has {shape}; {mend}"
     if isinstance(space, Box):
         if given.dtype.kind not in ("biuf" if np.issubdtype(space.dtype, np.floating) else "biu"):
             return f"has dtype {given.dtype}, and its observation_space has {space.dtype}; {mend}"
+        if is_image(space) and given.dtype != np.uint8 and ((given < 0) | (given > 255)).any():
+            return f"has pixels from {given.min()} to {given.max()}, and bytes are from 0 to 255; {mend}"
         return None
     low = int(space.start)  # type: ignore[attr-defined]
     high = low + int(space.n) - 1  # type: ignore[attr-defined]
@@ -96,19 +101,27 @@ class Checks:
         name: the environment's, for messages.
         num_envs: the size of the batch.
         space: of one observation, as the environment has it.
+        layout: of rows, where observations have parts.
     """
 
-    def __init__(self, name: str, num_envs: int, space: gymnasium.Space[Any]) -> None:
-        self._name, self._num_envs, self._space = name, num_envs, space
+    def __init__(
+        self, name: str, num_envs: int, space: gymnasium.Space[Any], layout: StateLayout | None = None
+    ) -> None:
+        self._name, self._num_envs, self._space, self._layout = name, num_envs, space, layout
+        self._has_rows = layout is not None and isinstance(space, LaidOut)  # from a wrapper that has laid them out
 
     def observation(self, value: Any, index: int, step: int, *, at_reset: bool = False) -> Array:
-        """Returns an observation as an array, if its shape, type and range are those of its space."""
+        """Returns an observation as an array, or a row, if its shape, type and range are those of its space."""
+        if self._layout is not None and not self._has_rows:
+            return self._row(value, (), index, step, at_reset=at_reset)
         if fault := _wrong_observation(value, self._space):
             self.blame("observation", index, value, step, fault, at_reset=at_reset)
         return np.asarray(value)
 
     def observations(self, values: Any, step: int, *, at_reset: bool = False) -> Array:
-        """Returns a batch of them as an array."""
+        """Returns a batch of them as an array, or rows."""
+        if self._layout is not None and not self._has_rows:
+            return self._row(values, (self._num_envs,), None, step, at_reset=at_reset)
         given, shape = np.asarray(values), (self._num_envs, *(self._space.shape or ()))
         if given.shape != shape:
             fault = f"has shape {given.shape}, and its spaces say {shape}; mend the environment's observation_space"
@@ -116,6 +129,18 @@ class Checks:
         for index in range(self._num_envs if shape == (self._num_envs,) else 1):  # of a Box the type is all
             self.observation(given[index], index, step, at_reset=at_reset)
         return given
+
+    def _row(self, value: Any, batch: tuple[int, ...], index: int | None, step: int, *, at_reset: bool) -> Array:
+        assert self._layout is not None
+        try:
+            row = self._layout.flatten(value)
+        except PartError as error:
+            self.blame("observation", index, value, step, f"{error.fault}; {_MEND}", at_reset=at_reset)
+        if row.shape[:-1] != batch:
+            part, shape = self._layout.parts[0], (*row.shape[:-1], *self._layout.parts[0].shape)
+            fault = f"has part {part.name!r} of shape {shape}, and its space says {(*batch, *part.shape)}; {_MEND}"
+            self.blame("observation", index, value, step, fault, at_reset=at_reset)
+        return row
 
     def rewards(self, values: Any, step: int) -> Array:
         """Returns a batch of rewards, ``(num_envs,)`` float64."""
@@ -151,13 +176,16 @@ class Checks:
         self, field: str, index: int | None, value: Any, step: int, fault: str, *, at_reset: bool = False
     ) -> NoReturn:
         """Raises StepError: ``fault`` says what is wrong with a field, and the mend."""
-        which = "what" if field == "step" else f"an {field}" if field == "observation" else f"a {field}"
+        which = "what" if field == "step" else f"an {field}" if field[0] in "ao" else f"a {field}"
         message = f"{self._name} gave {which} {self._where(index, step, at_reset)} that {fault}"
         raise StepError(message, environment=self._name, step=step, env_index=index, field=field, value=value)
 
     def not_finite(self, field: str, index: int, value: Any, step: int, *, at_reset: bool = False) -> NoReturn:
         """Raises NonFiniteError."""
         where = self._where(index, step, at_reset)
+        if field == "observation" and self._layout is not None:
+            part = self._layout.part_at(int(np.flatnonzero(~np.isfinite(value))[0]))
+            where, value = f"{where} in part {part.name!r}", np.asarray(value)[part.columns]
         message = f"{self._name} gave a non-finite {field} {where}: {value}; check the environment"
         if _overflows(value):
             message = f"{self._name} gave an {field} {where} that overflows float32: {value}; scale it down"

@@ -55,7 +55,7 @@ class InSpaces:
     @property
     def uniform_log_density(self) -> float | None:
         """The uniform action prior's log density in nats; None for unbounded actions."""
-        bounded = isinstance(self.action_space, gymnasium.spaces.Discrete) or is_unit_box(self.action_space)
+        bounded = not isinstance(self.action_space, gymnasium.spaces.Box) or is_unit_box(self.action_space)
         return uniform_log_density(self.action_space) if bounded else None
 
     # What a walk may carry beside its state, and a program draw before it begins: nothing, but of unknown dynamics.

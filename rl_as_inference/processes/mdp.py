@@ -25,7 +25,7 @@ from rl_as_inference.histories import Histories, History
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.in_spaces import InSpaces
 from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
-from rl_as_inference.processes.membership import check_actions, check_states
+from rl_as_inference.processes.membership import check_actions, check_states, uniform_factors
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
 from rl_as_inference.processes.reward_shapes import checked_reward
@@ -120,7 +120,7 @@ class MarkovDecisionProcess(InSpaces):
         """Returns the action prior ``p(a|s)``: uniform over the action space unless overridden.
 
         Raises:
-            ValueError: if the action space is neither Discrete nor the unit box ``[-1, 1]^d``.
+            ValueError: for an action space other than Discrete, MultiDiscrete, MultiBinary and the box ``[-1, 1]^d``.
         """
         batch = self.batch_shape(state)
         space = self.action_space
@@ -132,10 +132,7 @@ class MarkovDecisionProcess(InSpaces):
             # A draw of exactly ±1 is in the box.
             high = torch.nextafter(-low, torch.full_like(low, 2.0))  # torch leaves the upper bound out
             return dist.Uniform(low, high, validate_args=False).to_event(len(space.shape))
-        raise ValueError(
-            f"action_space {space} has no uniform prior here: use Discrete(n) or Box(-1, 1, shape) and "
-            f"rescale inside transition(), or override prior(state)"
-        )
+        return uniform_factors(space, batch, dtype, state.device)
 
     def terminated(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool of the batch shape of ``state``; None if none ever is."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pyro.distributions as dist
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from rl_as_inference.checks import holds
+from rl_as_inference.factored import FactoredCategorical, Factors
+from rl_as_inference.spaces import factor_sizes
 
-__all__ = ["check_actions", "check_observations", "check_states"]
+__all__ = ["check_actions", "check_observations", "check_states", "uniform_factors"]
 
 
 def check_observations(seen: Tensor, space: gymnasium.Space[Any], batch: torch.Size, gave: str) -> None:
@@ -44,6 +47,9 @@ def check_actions(prior: Any, space: gymnasium.Space[Any], name: str) -> None:
     shape = tuple(space.shape or ())
     if tuple(prior.event_shape) != shape:
         told = f"of event shape {tuple(prior.event_shape)}, and one action of it has shape {shape}"
+    elif isinstance(prior, FactoredCategorical):
+        if prior.sizes != factor_sizes(space):
+            told = f"over factors of {prior.sizes} values"
     elif isinstance(space, Discrete):
         count = _count(prior)
         if count is not None and count != int(space.n):
@@ -55,6 +61,24 @@ def check_actions(prior: Any, space: gymnasium.Space[Any], name: str) -> None:
             told = f"over [{float(bounds[0].min()):g}, {float(bounds[1].max()):g}]"
     if told is not None:
         raise ValueError(f"prior(state) of {name} is {told}, and action_space is {space}; give both the same actions")
+
+
+def uniform_factors(
+    space: gymnasium.Space[Any], batch: torch.Size, dtype: torch.dtype, device: torch.device
+) -> FactoredCategorical:
+    """Returns the uniform action prior of a space of several discrete actions at once.
+
+    Raises:
+        ValueError: for another space, or one that is no vector of integers from 0.
+    """
+    sizes = factor_sizes(space)
+    if sizes is None or len(space.shape or ()) != 1 or np.any(getattr(space, "start", 0)):
+        raise ValueError(
+            f"action_space {space} has no uniform prior here: use Discrete(n), Box(-1, 1, shape) and rescale inside "
+            f"transition(), or MultiDiscrete([n, m]) of integers from 0; or override prior(state)"
+        )
+    factors = Factors(sizes).to(device)
+    return FactoredCategorical(torch.zeros(*batch, factors.num_values, dtype=dtype, device=device), factors)
 
 
 def _support(prior: Any) -> Any:

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
@@ -191,7 +192,7 @@ class _Stepper:
         self.first_action = first_of(process.action_space)
         # Actions of a process are of its own precision, whatever its action space is declared in.
         self._action_dtype = torch.get_default_dtype()
-        if isinstance(process.action_space, gymnasium.spaces.Discrete):
+        if not isinstance(process.action_space, gymnasium.spaces.Box):
             self._action_dtype = torch.long
         elif example.is_floating_point():
             self._action_dtype = example.dtype
@@ -279,6 +280,8 @@ def _check_process(process: Any) -> None:
     hidden = isinstance(process, PartiallyObservedMDP)
     for name in ("state_space", "action_space", *(("observation_space",) if hidden else ())):
         space = getattr(process, name, None)
+        if name == "action_space" and isinstance(space, MultiDiscrete | MultiBinary):
+            continue
         if not isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.Discrete):
             raise ValueError(f"{name} of {type(process).__name__} must be a gymnasium Box or Discrete, got {space}")
 

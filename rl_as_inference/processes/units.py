@@ -9,7 +9,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+from rl_as_inference.spaces import factor_sizes
+from rl_as_inference.state_layout import LaidOut, StateLayout, check_not_pixels, is_image
 
 __all__ = ["agent_actions", "agent_states", "as_agent_actions", "as_states", "finiteness", "name_of", "time_limit_of"]
 
@@ -35,17 +38,30 @@ def time_limit_of(env: Any) -> int | None:
 
 
 def agent_states(space: Any, name: str) -> tuple[gymnasium.Space[Any], int]:
-    """Returns the agent's state space and where the environment's integers start."""
+    """Returns the agent's state space and where the environment's integers start.
+
+    Images stay as they are, bytes; observations in parts are rows, :class:`LaidOut`.
+
+    Raises:
+        ValueError: for a space that is not supported.
+    """
     if isinstance(space, Discrete):
         return Discrete(int(space.n)), int(space.start)
+    try:
+        if isinstance(space, Dict | Tuple | MultiDiscrete | MultiBinary):
+            return LaidOut(StateLayout(space)), 0
+        if isinstance(space, Box):
+            check_not_pixels(space, "observation")
+    except ValueError as error:
+        raise ValueError(f"observation_space of {name}{str(error).removeprefix('observation_space')}") from error
     if isinstance(space, Box):
-        if space.dtype == np.float32:
+        if space.dtype == np.float32 or is_image(space):
             return space, 0
         with np.errstate(over="ignore"):
             return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32), 0
     raise ValueError(
-        f"observation_space of {name} is {type(space).__name__}, and Box or Discrete are supported; wrap it with "
-        f"gymnasium.wrappers.FlattenObservation"
+        f"observation_space of {name} is {type(space).__name__}, and Box, Discrete, MultiDiscrete, MultiBinary, and "
+        f"Dict or Tuple of these are supported; turn it into one of them with gymnasium.wrappers.TransformObservation"
     )
 
 
@@ -90,10 +106,14 @@ def agent_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callable
         if start == 0:  # what is of the type already goes through as it is
             return Discrete(int(space.n)), lambda action: action if type(action) is scalar else action.astype(kind)[()]
         return Discrete(int(space.n)), lambda action: (action + start).astype(kind)
+    if (sizes := factor_sizes(space)) is not None:
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"action_space of {name} is {space}, which holds no action")
+        return MultiDiscrete(sizes), _to_factors(space)
     if not isinstance(space, Box):
         raise ValueError(
-            f"action_space of {name} is {type(space).__name__}, and Box or Discrete are supported; make it one of "
-            f"them with gymnasium.wrappers.TransformAction"
+            f"action_space of {name} is {type(space).__name__}, and Box, Discrete, MultiDiscrete and MultiBinary are "
+            f"supported; make it one of them with gymnasium.wrappers.TransformAction"
         )
     size = math.prod(space.shape)
     if size == 0:
@@ -108,6 +128,12 @@ def agent_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callable
     if shape == agent.shape:
         return agent, convert
     return agent, lambda action: convert(action).reshape((*action.shape[:-1], *shape))
+
+
+def _to_factors(space: MultiDiscrete | MultiBinary) -> Callable[[Array], Array]:
+    """Returns the map from vectors of integers from 0 to actions of several factors, for single ones and batches."""
+    shape, start = tuple(space.shape), getattr(space, "start", 0)
+    return lambda action: (action.reshape((*action.shape[:-1], *shape)) + start).astype(space.dtype)
 
 
 def _from_unit_box(space: Box) -> Callable[[Array], Array]:
@@ -141,7 +167,7 @@ def as_agent_actions(actions: Array, space: gymnasium.Space[Any]) -> Array:
 
     Args:
         actions: ``(*batch, *action)`` in the environment's units.
-        space: the environment's, ``Discrete`` or a bounded ``Box``.
+        space: the environment's, ``Discrete``, ``MultiDiscrete``, ``MultiBinary`` or a bounded ``Box``.
 
     Raises:
         ValueError: if one is outside the space.
@@ -152,12 +178,15 @@ def as_agent_actions(actions: Array, space: gymnasium.Space[Any]) -> Array:
                [-0.5]], dtype=float32)
     """
     unit: Array
-    if isinstance(space, Discrete):
+    if not isinstance(space, Box):
         if not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(f"actions are {actions.dtype}, and those of {space} are integers")
-        counted = actions.astype(np.int64) - int(space.start)
-        bad = (counted < 0) | (counted >= space.n)
-        unit = counted
+        sizes = factor_sizes(space)
+        unit = actions.astype(np.int64) - getattr(space, "start", 0)
+        if sizes is not None:
+            unit = unit.reshape(*actions.shape[: actions.ndim - len(space.shape or ())], -1)
+        bad = (unit < 0) | (unit >= (space.n if sizes is None else np.array(sizes)))  # type: ignore[attr-defined]
+        bad = bad if sizes is None else bad.any(-1)
     else:
         assert isinstance(space, Box)
         flat = actions.reshape(*actions.shape[: actions.ndim - len(space.shape)], -1)

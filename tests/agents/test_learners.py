@@ -207,8 +207,8 @@ def test_adam_is_pytorchs_over_many_steps():
     noise = torch.randn(300, size, generator=generator, dtype=F64) * scale
     update = copy.copy(agent._update)
     for gradient in noise:
-        update._gradient = lambda loss, tree, g=gradient: (update.layout.unflatten(g), torch.zeros(3, dtype=F64))
-        *state, _ = update._stepped(*state, *update._read)
+        update._gradient = lambda loss, tree, g=gradient: (update.layout.unflatten(g), (torch.zeros(3, dtype=F64), {}))
+        *state, _ = update._stepped(True, *state, *update._read)
         padding = update.layout.flatten(update.layout.unflatten(gradient))
         parameter.grad = padding
         optimiser.step()
