@@ -30,7 +30,7 @@ class FactoredCategoricalPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         prior: the action prior, ``state -> FactoredCategorical`` or ``JointCategorical``; uniform by default.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
-        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
+        architecture: how layers are put together, ``"plain"``, ``"batch_norm"`` or ``"residual"``.
         joint: add a logit for each joint action, of which there must be few: every distribution is then in the family,
             a :class:`~rl_as_inference.factored.JointCategorical`.
 

@@ -1,4 +1,4 @@
-"""This project's soft actor-critic."""
+"""This project's soft actor-critic, plain or with batch-normalised critics."""
 
 from benchmarks.peers.turns import Turns
 
@@ -23,7 +23,10 @@ def main() -> None:
         learning_starts=task.learning_starts,
         updates_per_step=1,
         num_envs=1,
-        compile=True,  # left to itself it would judge by the warm-up alone, which is too short to repay compiling
+        # Left to itself it would judge by the warm-up alone, which is too short to repay compiling.
+        compile="auto" if task.cold else True,
+        **({} if task.algorithm == "sac" else {"architecture": "batch_norm"}),
+        **({} if task.critic_hidden_sizes is None else {"critic_hidden_sizes": task.critic_hidden_sizes}),
     )
     turns.play(
         agent.learn,
@@ -31,6 +34,8 @@ def main() -> None:
         settings=lambda: {
             "threads": torch.get_num_threads(),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "compiled": agent._update.compiled,
+            **{name: agent.options[name] for name in ("architecture", "actor_every", "adam_beta")},
         },
     )
 

@@ -1,4 +1,4 @@
-"""SBX's soft actor-critic, which is JAX's, with its own defaults wherever the task says nothing."""
+"""SBX's soft actor-critic or its CrossQ, in JAX, with its own defaults wherever the task says nothing."""
 
 import os
 
@@ -15,14 +15,14 @@ def main() -> None:
     os.environ.update(NPROC=str(task.threads), JAX_PLATFORMS="cpu")
     import jax
     import torch
-    from sbx import SAC
+    from sbx import SAC, CrossQ
 
     torch.set_num_threads(task.threads)
-    model = SAC(
+    model = (SAC if task.algorithm == "sac" else CrossQ)(
         "MlpPolicy",
         task.environment,
         seed=task.seed,
-        policy_kwargs={"net_arch": list(task.hidden_sizes)},
+        policy_kwargs={"net_arch": task.widths},
         batch_size=task.batch_size,
         learning_starts=task.learning_starts,
         train_freq=1,
@@ -35,6 +35,7 @@ def main() -> None:
             "threads": task.threads,
             "default_matmul_precision": jax.config.jax_default_matmul_precision or "default",
             "updates": model._n_updates,
+            "policy_delay": getattr(model, "policy_delay", None),
         },
     )
 

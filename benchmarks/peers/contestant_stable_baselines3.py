@@ -18,7 +18,7 @@ def main() -> None:
         task.environment,
         seed=task.seed,
         device="cpu",
-        policy_kwargs={"net_arch": list(task.hidden_sizes)},
+        policy_kwargs={"net_arch": task.widths},
         batch_size=task.batch_size,
         learning_starts=task.learning_starts,
         train_freq=1,

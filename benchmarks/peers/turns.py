@@ -25,13 +25,19 @@ __all__ = ["Task", "Turns"]
 
 @dataclass(frozen=True)
 class Task:
-    """What every contestant does: soft actor-critic with one environment and one update a step."""
+    """What every contestant does: one environment, and one update a step."""
 
     environment: str
     hidden_sizes: tuple[int, ...]
     batch_size: int
     threads: int
     """How many threads the contestant's arithmetic may use."""
+    algorithm: str = "sac"
+    """``"sac"``, or ``"crossq"``: batch-normalised critics, and a policy that learns in every third update."""
+    critic_hidden_sizes: tuple[int, ...] | None = None
+    """The critics', where these are others."""
+    cold: bool = False
+    """Whether what a contestant does before its first step counts: it then decides itself whether to compile."""
     learning_starts: int = 100
     warm_up: int = 500
     """Steps before the first turn, random ones included."""
@@ -43,7 +49,14 @@ class Task:
     @classmethod
     def decode(cls, text: str) -> "Task":
         fields = json.loads(text)
-        return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
+        for name in ("hidden_sizes", "critic_hidden_sizes"):
+            fields[name] = None if fields[name] is None else tuple(fields[name])
+        return cls(**fields)
+
+    @property
+    def widths(self) -> dict[str, list[int]]:
+        """Of policy and critics, as Stable-Baselines3 and SBX call them."""
+        return {"pi": list(self.hidden_sizes), "qf": list(self.critic_hidden_sizes or self.hidden_sizes)}
 
 
 class Turns:
@@ -68,7 +81,8 @@ class Turns:
             packages: distributions whose versions matter, the contestant's own first.
             settings: what else is worth knowing, asked once warm.
         """
-        self._answer(warm_up_seconds=_seconds(learn, self.task.warm_up), **_about(packages, settings))
+        seconds = 0.0 if self.task.cold else _seconds(learn, self.task.warm_up)
+        self._answer(warm_up_seconds=seconds, **_about(packages, settings))
         for line in sys.stdin:
             steps = int(line.removeprefix("go "))
             self._answer(steps=steps, seconds=_seconds(learn, steps))

@@ -12,7 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from rl_as_inference.agents.options import LearnerOptions, as_held, from_held
+from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.reading_options import as_held, from_held
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess

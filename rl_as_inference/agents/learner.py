@@ -15,6 +15,7 @@ from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
+from rl_as_inference.agents.compilation import CompileCost, repays
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
 from rl_as_inference.agents.loading import Load
@@ -33,8 +34,10 @@ from rl_as_inference.threads import check_precision, one_thread_if_small, produc
 
 __all__ = ["Learner"]
 
+_MEASURE_FROM = 2_000
+"""``compile="auto"`` asks from so many updates on whether compiling repays itself; fewer never do."""
 _COMPILE_FROM = 10_000
-"""``compile="auto"`` compiles once this many updates have been asked for: what repays the compiler's time."""
+"""On a GPU it compiles from so many updates on."""
 _LATEST = 1000
 """Transitions whose states are looked at for what a mask allows there."""
 
@@ -87,6 +90,7 @@ class Learner:
         self.compile_seconds = 0.0
         self.recent: list[dict[str, float]] = [{} for _ in range(self.num_seeds)]
         self._compiles = self.compile is True
+        self._compile_cost: CompileCost | None = None
         self._steps_asked = 0
 
     # What users see.
@@ -175,8 +179,6 @@ class Learner:
         check_count("report_every", report_every)
         self._check_whole()
         self._steps_asked += num_steps
-        if self.compile == "auto":
-            self._compiles = self._compiles or self._steps_asked * self.updates_per_step >= _COMPILE_FROM
         first, end = self.num_steps, self.num_steps + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
         with (
@@ -186,7 +188,7 @@ class Learner:
             interrupts() as interrupted,
             progress_bar(title, num_steps, show=progress) as bar,
         ):
-            self._prepare(bar.say)
+            self._prepare(bar.say, self._steps_asked)
             self._update.tensors["sums"].zero_()  # what an interruption left belongs to no row
             reporter = Reporter(self, report_every)
             while self.num_steps < end:
@@ -214,9 +216,24 @@ class Learner:
         Returns whether the update is compiled; from then on that changes no more.
         """
         if self.compile == "auto":
-            self._compiles = self._compiles or num_steps * self.updates_per_step >= _COMPILE_FROM
+            with self._random, self.threads(), torch.no_grad():
+                self._settle(num_steps)
             self.compile = self._compiles
         return self._compiles
+
+    def _settle(self, num_steps: int) -> None:
+        """Decides for ``compile="auto"`` whether compiling repays itself in so many steps, by a measurement."""
+        num_updates = max(num_steps - self.learning_starts, 0) * self.updates_per_step
+        if self._compiles or num_updates < _MEASURE_FROM:
+            return
+        if self.device.type != "cpu":
+            self._compiles = num_updates >= _COMPILE_FROM
+            return
+        with self._random.unmoved():
+            if not self._update.ready:
+                self._update.prepare(compile=False)
+            seconds, self._compile_cost = self._update.measure()
+        self._compiles = repays(num_updates, seconds, self._compile_cost)
 
     def act(self, observation: Any, deterministic: bool = False, t: Any = 0, action_mask: Any = None) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
@@ -342,15 +359,20 @@ class Learner:
         """Closes the environments."""
         self.envs.close()
 
-    def _prepare(self, say: Callable[[str], None]) -> None:
+    def _prepare(self, say: Callable[[str], None], num_steps: int) -> None:
         """Traces the update, or compiles it, if that is not yet done."""
+        started = time.perf_counter()
+        if self.compile == "auto":
+            self._settle(num_steps)
         if self._update.ready and self._update.compiled >= self._compiles:
             return
-        started = time.perf_counter()
         if self._compiles:
             say("compiling the update (once; kept for later runs)")
         with self._random.unmoved():
+            began = time.perf_counter()
             self._update.prepare(compile=self._compiles)
+        if self._compiles and self._compile_cost is not None:
+            self._compile_cost.note(time.perf_counter() - began)
         self.compile_seconds = time.perf_counter() - started
 
     def mean_metrics(self, num_updates: int) -> dict[str, float]:

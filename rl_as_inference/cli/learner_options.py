@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import typer
 
 from rl_as_inference.agents.made_again import ALGORITHMS
-from rl_as_inference.agents.options import Option, all_options, options_of
+from rl_as_inference.agents.reading_options import Option, all_options, options_of
 from rl_as_inference.cli.common import parse_sizes
 from rl_as_inference.option_names import flag
 

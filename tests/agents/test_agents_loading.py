@@ -9,7 +9,8 @@ import torch
 from small_agents import F64, Line, checkpoint, sac, same, small_mdp, sql
 
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning, perturb
-from rl_as_inference.agents.options import SoftActorCriticOptions, all_options, filled
+from rl_as_inference.agents.options import SoftActorCriticOptions
+from rl_as_inference.agents.reading_options import all_options, filled
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.guides import CategoricalPolicy
 
