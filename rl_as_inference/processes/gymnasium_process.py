@@ -204,7 +204,7 @@ class GymnasiumProcess:
         for t in range(self.horizon):
             state = asked = as_state(current)
             if self._parts.masks is not None:  # of episodes that follow on those that ended, actions are taken too
-                asked = as_state(np.where(alive.reshape(shape), current, envs.state))
+                asked = as_state(np.where(alive.reshape(shape), current, np.asarray(envs.state)))
             action, *logs = self._parts.decide(policy, asked, t, draw=lambda chosen: chosen.sample())
             step = envs.step(action.cpu().numpy())
             earned = torch.as_tensor(np.where(alive, step.reward, 0.0), **options)
