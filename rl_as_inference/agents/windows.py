@@ -63,7 +63,7 @@ class Window:
         low = [np.minimum(self._observations.low, 0)] * length + [self._actions.low] * marks
         high = [np.maximum(self._observations.high, 0)] * length + [self._actions.high] * marks
         least, most = np.concatenate([*low, np.zeros(marks)]), np.concatenate([*high, np.ones(marks)])
-        self.space = Box(least.astype(np.float32), most.astype(np.float32), dtype=np.float32)
+        self.space: Box = Box(least.astype(np.float32), most.astype(np.float32), dtype=np.float32)
         if isinstance(observation_space, LaidOut):
             self.space = LaidOut(StateLayout.made_of(_parts(observation_space.layout, self.space, length)))
         self.observation_size, self.action_size = seen, done

@@ -285,11 +285,11 @@ def test_evaluation_is_under_the_statistics_learned_under():
     agent.learn(21)
     state = torch.from_numpy(agent.envs.agent_state(np.array([1.0, 0.0, 2.0]))).float()
     learned = agent.envs.statistics()
-    mean, var = (learned[f"0/NormalizeObservation.obs_rms.{name}"] for name in ("mean", "var"))
+    mean, var = (learned[f"0/NormalizedObservation.obs_rms.{name}"] for name in ("mean", "var"))
     np.testing.assert_allclose(state, (np.array([1.0, 0.0, 2.0]) - mean) / np.sqrt(var + 1e-8), rtol=1e-5)
     envs = agent.arena.another(2, seed=3)
     agent.arena.carry_statistics(envs)
     envs.reset()
     envs.step(np.zeros((2, 1), np.float32))
-    assert np.array_equal(envs.statistics()["1/NormalizeObservation.obs_rms.mean"], mean)
+    assert np.array_equal(envs.statistics()["1/NormalizedObservation.obs_rms.mean"], mean)
     assert agent.evaluate(1).mean < -100  # Pendulum's own units
