@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -103,7 +104,7 @@ class NormalizedReward(NormalizeReward[Any, Any]):
         held, running = self.return_rms, self.discounted_reward
         before = held.mean, held.var, held.count
         answer = super().step(action)
-        if not np.isfinite(answer[1]):
+        if not math.isfinite(float(answer[1])):
             (held.mean, held.var, held.count), self.discounted_reward = before, running
         return answer
 
