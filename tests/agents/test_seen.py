@@ -260,7 +260,6 @@ def test_frames_of_parts_are_stacked_part_by_part_and_the_latest_mask_counts():
     [
         (IMAGE, {"history": 2}, "history does not go with images .*frame_stack=k"),
         (PARTS, {"memory": "gru"}, "memory does not go with images"),
-        (PLAIN, {"memory": "gru"}, "memory goes with observations of numbers.*history=k"),
         (PLAIN, {"history": 2, "frame_stack": 2}, "frame_stack=2 does not go with history"),
         (IMAGE, {"normalize_observations": True}, "normalize_observations: Seen observes"),
         (IMAGE, {"buffer_size": 10**12}, "for these images"),
