@@ -10,6 +10,7 @@ from torch import nn
 from rl_as_inference.guides.belief import BeliefPolicy
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
 from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
+from rl_as_inference.guides.flow import FlowPolicy, TanhFlow
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
@@ -23,12 +24,14 @@ __all__ = [
     "BeliefPolicy",
     "CategoricalPolicy",
     "EnergyBasedPolicy",
+    "FlowPolicy",
     "GaussianPolicy",
     "LinearGaussianPolicy",
     "RecurrentPolicy",
     "SoftmaxPolicy",
     "SteinSampler",
     "TabularPolicy",
+    "TanhFlow",
     "TanhGaussianMixturePolicy",
     "TanhGaussianPolicy",
     "TanhNormal",
