@@ -92,7 +92,9 @@ class _Flow(nn.Module):
     def __init__(self, action_size: int, context_size: int, transforms: int, bins: int, width: int) -> None:
         super().__init__()
         flows = _zuko().flows
-        spline = flows.NSF(action_size, context_size, transforms=transforms, bins=bins, passes=2, hidden_features=[width])
+        spline = flows.NSF(
+            action_size, context_size, transforms=transforms, bins=bins, passes=2, hidden_features=[width]
+        )
         affine = flows.ElementWiseTransform(action_size, context_size, hidden_features=())
         layers = [*spline.transform.transforms, affine]
         for layer in layers:  # the identity in every state, so that the policy starts as a standard tanh-Gaussian

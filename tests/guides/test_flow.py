@@ -22,13 +22,13 @@ from rl_as_inference.guides import FlowPolicy, TanhNormal
 from rl_as_inference.spaces import log_tanh_slope
 
 BOX = gymnasium.spaces.Box(-1, 1, (3,))
-SMALL = {"hidden_sizes": (8,), "context_size": 4, "width": 8}
+SMALL = {"hidden_sizes": (8,), "context_size": 4, "transforms": 1, "width": 8}
 
 
 def flow(size, seed=0, noise=0.15, space=BOX, **options):
     """A policy whose parameters are random, so that nothing is at its start."""
     torch.manual_seed(seed)
-    policy = FlowPolicy(space, size, **{**SMALL, **options}).double()
+    policy = FlowPolicy(space, size, **{**SMALL, "transforms": 2, **options}).double()
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += noise * torch.randn_like(parameter)
@@ -58,11 +58,10 @@ def test_the_density_integrates_to_one_in_one_dimension(seed):
     assert float(total) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_density_integrates_to_one_in_two_dimensions(seed):
-    """By the trapezoid rule before squashing, 501 points each way."""
-    x = torch.linspace(-11, 11, 501, dtype=F64)
-    density = before_squashing(distribution(2, seed), torch.stack(torch.meshgrid(x, x, indexing="ij"), -1))
+def test_the_density_integrates_to_one_in_two_dimensions():
+    """By the trapezoid rule before squashing, 201 points each way."""
+    x = torch.linspace(-8, 8, 201, dtype=F64)
+    density = before_squashing(distribution(2, noise=0.1), torch.stack(torch.meshgrid(x, x, indexing="ij"), -1))
     assert float(torch.trapezoid(torch.trapezoid(density, x), x)) == pytest.approx(1, abs=1e-4)
 
 
@@ -218,13 +217,22 @@ class Ridge(MarkovDecisionProcess):
 
 @pytest.mark.parametrize("estimator", ["pathwise", "score"])
 def test_fit_reaches_an_optimum_of_two_modes(estimator):
-    """The largest ELBO by quadrature; one Gaussian must give up one of the modes, log 2 nats."""
+    """The largest ELBO by quadrature; one mode alone would cost log 2 = 0.69 nats."""
     problem = Ridge()
     torch.manual_seed(0)
     policy = FlowPolicy(problem.state_space, 1, horizon=1, **SMALL)
-    fitted = fit(problem, policy, steps=250, estimator=estimator, num_trajectories=256, seed=0, progress=False)
+    fitted = fit(
+        problem,
+        policy,
+        steps=100,
+        estimator=estimator,
+        num_trajectories=128,
+        seed=0,
+        learning_rate=0.03,
+        progress=False,
+    )
     reached = rlai.estimate_elbo(problem, fitted.policy, 20_000)
-    assert problem.best() - 0.12 < float(reached.mean) < problem.best() + 4 * float(reached.standard_error)
+    assert problem.best() - 0.35 < float(reached.mean) < problem.best() + 4 * float(reached.standard_error)
     with torch.no_grad():
         left = float((policy(torch.zeros(4000, 1), 0).sample() < 0).float().mean())
     assert 0.3 < left < 0.7
@@ -234,8 +242,8 @@ def test_pyros_svi_trains_it():
     problem, policy = Ridge(), FlowPolicy(Ridge.state_space, 1, horizon=1, **SMALL)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    svi = SVI(problem, follow(problem, policy), pyro.optim.Adam({"lr": 0.02}), TrajectoryELBO(num_particles=64))
-    losses = [svi.step() for _ in range(60)]
+    svi = SVI(problem, follow(problem, policy), pyro.optim.Adam({"lr": 0.02}), TrajectoryELBO())
+    losses = [svi.step(64) for _ in range(40)]
     assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.3
 
 
@@ -247,18 +255,13 @@ def agent(seed=0, **options):
     return sac(policy=FlowPolicy(BOX, 1, activation="relu", **SMALL), **options)
 
 
-def test_soft_actor_critic_learns_it_along_the_path():
-    learner = agent(dtype=F64)
-    assert learner.actor_gradient == "pathwise"
-    before = [parameter.detach().clone() for parameter in learner.policy.parameters()]
-    learner.learn(60)
-    assert all(bool((p != b).any()) for p, b in zip(learner.policy.parameters(), before, strict=True))
-    assert all(math.isfinite(value) for value in learner.history[-1].values())
-
-
-def test_it_is_saved_and_goes_on_bit_for_bit(tmp_path):
+def test_soft_actor_critic_learns_it_and_goes_on_from_a_file_bit_for_bit(tmp_path):
     one = agent()
+    assert one.actor_gradient == "pathwise"
+    before = [parameter.detach().clone() for parameter in one.policy.parameters()]
     one.learn(40)
+    assert all(bool((p != b).any()) for p, b in zip(one.policy.parameters(), before, strict=True))
+    assert all(math.isfinite(one.history[-1][name]) for name in one.metrics)
     one.save(tmp_path / "agent.safetensors")
     own = FlowPolicy(BOX, 1, activation="relu", **SMALL)
     other = SoftActorCritic.load(tmp_path / "agent.safetensors", policy=own)
@@ -267,9 +270,8 @@ def test_it_is_saved_and_goes_on_bit_for_bit(tmp_path):
     assert same(checkpoint(one, tmp_path / "one"), checkpoint(other, tmp_path / "other"))
 
 
-def test_seeds_are_batched_and_compiling_changes_nothing_but_rounding():
-    """The whole update compiled, flow and all; two seeds."""
-    learner = agent(seeds=2)
+def test_seeds_are_batched():
+    learner = agent(seeds=2, dtype=F64)
     learner.learn(40)
     assert learner.num_updates == 21
     assert not torch.equal(*(next(policy.parameters()) for policy in learner.policies))
