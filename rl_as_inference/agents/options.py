@@ -168,6 +168,14 @@ class LearnerOptions(TypedDict, total=False):
         float | None,
         _Row(None, "nats; by default -d for d continuous actions, half of log|A| for the discrete ones allowed"),
     ]
+    action_scale: Annotated[
+        float | None,
+        _Row(
+            None,
+            "instead of target_entropy: that of Gaussians of this standard deviation on [-1, 1], below 0.484",
+            _or_none(check_positive),
+        ),
+    ]
     target_return: Annotated[
         float | None,
         _Row(
@@ -225,6 +233,14 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
     policy: Annotated[
         nn.Module | None,
         _Row(None, "a guide (state, t) -> Distribution of your own, on normalised actions; else one is made"),
+    ]
+    critic: Annotated[
+        nn.Module | None,
+        _Row(
+            None,
+            "critics of your own, (state, action, t) -> (num_critics, *batch) in reward units; of discrete actions "
+            "(state, t=t) -> (num_critics, *batch, A); else they are made",
+        ),
     ]
     policy_components: Annotated[int, _Row(1, "Gaussians in a mixture policy", check_count)]
     num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
