@@ -167,8 +167,8 @@ def _load_agent(
 ) -> Run:
     if file == BEST and not (folder / BEST).is_file():
         raise ValueError(
-            f"RUN: {str(folder)!r} has no {BEST}, which rlai train --keep-best writes (keep_best=True in Python); leave "
-            f"best out for the agent as it ended"
+            f"RUN: {str(folder)!r} has no {BEST}, which rlai train --keep-best writes (keep_best=True in Python); "
+            f"leave best out for the agent as it ended"
         )
     if not (folder / file).is_file():
         raise ValueError(f"RUN: {str(folder)!r} has no {CHECKPOINT} yet; go on with rlai train --out {folder} --resume")

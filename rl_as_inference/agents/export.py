@@ -125,7 +125,7 @@ def export_policy(
     first = first_of(_observation_space(agent.envs.outermost))
     task = dataclasses.replace(agent.task, device=torch.device("cpu"))
     # A copy, whose parameters are no longer parts of one long vector.
-    module = _Deployed(task, copy.deepcopy(policy).to("cpu"), first, actions, normalizer).eval()
+    module = _Deployed(task, copy.deepcopy(policy).to("cpu"), first, actions, normalizer).eval().requires_grad_(False)
     states = _states(agent)
     given = states + first if isinstance(task.state_space, Discrete) else states
     inputs = [torch.from_numpy(given if normalizer is None else normalizer.undone(given))]

@@ -342,7 +342,7 @@ class _Logbook:
             self._log(rows)
             if self.keep_best and self.last.mean > self.best and _is_finite(agent):
                 self.best = self.last.mean
-                agent.save(self.folder / BEST, replay=False, seconds=self.seconds, mean_return=self.best)
+                agent.save(self.folder / BEST, replay=False, mean_return=self.best)
             self.mark()
         for row in rows if self.on_row is not None else ():
             self.on_row(row)  # type: ignore[misc]
