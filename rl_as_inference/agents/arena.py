@@ -95,8 +95,13 @@ class Arena:
         if discount is None:
             discount = 0.99 if process is None else float(process.discount)
         masks = prior_of if discrete else None
-        target_entropy = check_target_entropy(options["target_entropy"], action_space, masks)
-        learned = temperature is None
+        scale, learned = options["action_scale"], temperature is None
+        target_entropy = check_target_entropy(options["target_entropy"], action_space, masks, action_scale=scale)
+        if scale is not None and not learned:
+            raise ValueError(
+                f"action_scale tunes the temperature, which is fixed at {temperature:.4g} reward units per nat; say "
+                f"temperature='auto', or leave action_scale out"
+            )
         return Task(
             name=self.envs.name,
             state_space=self.envs.state_space,
@@ -209,8 +214,9 @@ def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None)
     """Returns α, or None where it is tuned."""
     temperature, target_return = options["temperature"], options["target_return"]
     if target_return is not None:
-        if options["target_entropy"] is not None:
-            raise ValueError("target_return and target_entropy both tune the temperature; give one of them")
+        for name in ("target_entropy", "action_scale"):
+            if options[name] is not None:
+                raise ValueError(f"target_return and {name} both tune the temperature; give one of them")
         if temperature not in (None, "auto"):
             raise ValueError(
                 f"target_return tunes the temperature, and temperature={temperature!r} fixes it; leave one out "

@@ -31,7 +31,7 @@ __all__ = [
 
 _FORMAT = "rl-as-inference agent 3"
 
-OBJECTS = ("policy", "reward_function")
+OBJECTS = ("policy", "critic", "reward_function")
 """Options that are the user's own objects, which a file cannot hold."""
 
 _NOT_MADE_AGAIN = ("device", "env_kwargs", *OBJECTS)

@@ -246,7 +246,7 @@ class MPO(Learner):
 
     def __init__(self, env: EnvironmentLike, **config: Unpack[MPOOptions]) -> None:
         options: MPOOptions = filled(MPOOptions, config, by="MPO")
-        for name in ("target_entropy", "target_return"):
+        for name in ("target_entropy", "action_scale", "target_return"):
             if options[name] is not None:
                 raise ValueError(
                     f"{name} tunes the temperature of an entropy that MPO does not count: its own is tuned to "

@@ -109,6 +109,14 @@ class LearnerOptions(TypedDict, total=False):
         float | None,
         Row(None, "nats; by default -d for d continuous actions, half of log|A| for the discrete ones allowed"),
     ]
+    action_scale: Annotated[
+        float | None,
+        Row(
+            None,
+            "instead of target_entropy: that of Gaussians of this standard deviation on [-1, 1], below 0.484",
+            or_none(check_positive),
+        ),
+    ]
     target_return: Annotated[
         float | None,
         Row(
@@ -267,6 +275,14 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
             "continuous actions: steps at most for which a draw's noise is held, n with chance ∝ 1/n² "
             "(arXiv:2604.04539)",
             check_count,
+        ),
+    ]
+    critic: Annotated[
+        nn.Module | None,
+        Row(
+            None,
+            "critics of your own, (state, action, t) -> (num_critics, *batch) in reward units; of discrete actions "
+            "(state, t=t) -> (num_critics, *batch, A); else they are made",
         ),
     ]
     value_network: Annotated[

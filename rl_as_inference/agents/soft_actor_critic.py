@@ -24,6 +24,7 @@ from rl_as_inference.agents.reading_options import filled, takes_options
 from rl_as_inference.agents.recurrent import Recurrent
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
+from rl_as_inference.agents.users_critic import check_critic, users_critic
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import SoftV
 from rl_as_inference.guides.gaussian import TanhNormal
@@ -78,6 +79,7 @@ class ActorCritic(Algorithm):
 
     Attributes:
         actor_gradient: how the actor's expectation is taken; settled by :meth:`check`.
+        num_critics: how many there are; of the user's own, settled by :meth:`check`.
     """
 
     metrics = ("critic_loss", "actor_loss", "entropy", "q")
@@ -87,7 +89,7 @@ class ActorCritic(Algorithm):
         _check_options(task, options)
         self.options, self.entropy = options, OBJECTIVES[options["objective"]]
         self.has_value, self.exploration_noise = options["value_network"], options["exploration_noise"]
-        self.actor_gradient = options["actor_gradient"]
+        self.actor_gradient, self.num_critics = options["actor_gradient"], options["num_critics"]
         self.architecture, self.period = options["architecture"], options["actor_every"]
         self.targeted = ("value",) if self.has_value else () if self.architecture == "batch_norm" else ("critics",)
         # α is learned in units of the reward scale where entropy tunes it: all of what critics say then scales alike.
@@ -266,15 +268,20 @@ class ActorCritic(Algorithm):
             policy = users_actor(options["policy"])
             policy = copy.deepcopy(policy) if anew else policy
             policy = policy if task.masks is None else Within(policy, task)
-        modules: dict[str, nn.Module] = {
-            "policy": policy,
-            "critics": self.make_critics(
+        if options["critic"] is None:
+            critics: nn.Module = self.make_critics(
                 options["num_critics"],
                 options["critic_hidden_sizes"] or sizes,
                 options["architecture"],
                 num_atoms=options["num_atoms"],
                 value_bound=options["value_bound"],
-            ),
+            )
+        else:
+            critics = users_critic(task, options["critic"])
+            critics = copy.deepcopy(critics) if anew else critics
+        modules: dict[str, nn.Module] = {
+            "policy": policy,
+            "critics": critics,
             "temperature": Temperature(task.temperature, learned=task.learns_temperature, scaled=self.scales),
         }
         if self.has_value:
@@ -285,6 +292,8 @@ class ActorCritic(Algorithm):
         chosen = check_actor(self.task, modules["policy"], state, time)
         if self.options["policy"] is not None:
             check_draws(self.task, modules["policy"], state, time, several=several)
+        if self.options["critic"] is not None:
+            self.num_critics = check_critic(self.task, modules["critics"], state, time, several=several)
         self.actor_gradient = chosen_gradient(self.task, chosen, self.options["actor_gradient"])
         base = getattr(chosen, "base_dist", None)
         if "noise" in modules and not self.entropy.mean_acts and not isinstance(base, TanhNormal):
@@ -336,6 +345,13 @@ def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
             )
     if options["value_network"] and options["actor_every"] > 1:
         raise ValueError("value_network goes with actor_every=1; drop one of them")
+    if options["critic"] is not None and options["num_critics"] != 2:
+        raise ValueError("num_critics is for the critics made here; leave it out, or leave out critic")
+    if options["critic"] is not None and options["architecture"] == "residual":
+        raise ValueError(
+            "critic is your own, and architecture='residual' needs critics of distributions, which are made here; leave "
+            "one of them out"
+        )
     if options["value_network"] and (objective != "maxent" or task.n_step > 1):
         raise ValueError("value_network goes with objective='maxent' and n_step=1; drop one of them")
     if entropy.present and task.n_step > 1:
@@ -397,19 +413,31 @@ class SoftActorCritic(Learner):
 
     def __init__(self, env: EnvironmentLike, **config: Unpack[SoftActorCriticOptions]) -> None:
         options = _without_entropy(filled(SoftActorCriticOptions, config, by="SoftActorCritic"))
-        if options["memory"] is not None and options["policy"] is not None:
-            raise ValueError("policy is a guide on states, and with memory these are made here; leave one of them out")
+        for name, kind in (("policy", "a guide"), ("critic", "a critic")):
+            if options["memory"] is not None and options[name] is not None:  # type: ignore[literal-required]
+                raise ValueError(
+                    f"{name} is {kind} on states, and with memory these are made here; leave one of them out"
+                )
         arena = Arena(env, options)
         algorithm = behind_encoder(lambda task: ActorCritic(task, options), arena, options)
         super().__init__(arena, algorithm, options)
         self.objective, self.value_network = options["objective"], options["value_network"]
-        self.num_critics, self.policy_components = options["num_critics"], options["policy_components"]
-        self.exploration_noise = options["exploration_noise"]
+        self.policy_components, self.exploration_noise = options["policy_components"], options["exploration_noise"]
 
     @property
     def actor_gradient(self) -> ActorGradient:
         """How the actor's expectation is taken."""
+        gradient = self._actor_critic.actor_gradient
+        assert gradient is not None
+        return gradient
+
+    @property
+    def num_critics(self) -> int:
+        """How many critics there are, the least of which counts."""
+        return self._actor_critic.num_critics
+
+    @property
+    def _actor_critic(self) -> ActorCritic:
         algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent | Encoded) else self.algorithm
         assert isinstance(algorithm, ActorCritic)
-        assert algorithm.actor_gradient is not None
-        return algorithm.actor_gradient
+        return algorithm

@@ -17,6 +17,7 @@ __all__ = ["checked_options", "names_of_learner_options", "takes_learner_options
 _NOT_HERE = {
     "seed": "every command has it",
     "policy": "an object",
+    "critic": "an object",
     "reward_function": "an object",
     "env_kwargs": "what the command does not know goes there",
     "dtype": "a model's option, which goes to the problem",
