@@ -198,9 +198,11 @@ class Learner:
                 try:
                     self._loop.step()
                 except NonFiniteError:
-                    self._check_parameters()
+                    if self._loop.walk is None:  # else it is known that no action was at fault
+                        self._check_parameters()
                     raise
                 if self.num_steps >= reporter.due or self.num_steps >= end:
+                    self._loop.catch_up()
                     row = reporter.row()
                     self.history.append(row)
                     self._look_at_temperatures()
@@ -376,6 +378,8 @@ class Learner:
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it."""
         held = {f"replay.{name}" for name in self.replay.state_dict()}
+        if self._loop.walk is not None:
+            held |= {f"walk.{name}" for name in self._loop.walk.tensors}
         saved.check(self._identity(), {*self._update.tensors, "action", "random.0", *held})
         self._loop.restore(saved.snapshot)
         if self.compile == "auto":

@@ -13,6 +13,7 @@ from rl_as_inference.agents.acting import prior_actions
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Snapshot
+from rl_as_inference.agents.device_walk import DeviceWalk, walks_on_device
 from rl_as_inference.agents.held_noise import HeldNoise
 from rl_as_inference.agents.ledger import Ledger
 from rl_as_inference.agents.options import LearnerOptions
@@ -104,13 +105,45 @@ class Loop:
             target_average=options["target_average"],
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
-        self._observe(first)
+        self.walk: DeviceWalk | None = None
+        if arena.process is not None and self.companion is None and walks_on_device(arena, options):
+            with self.random, torch.no_grad():
+                self.walk = DeviceWalk(arena.process, self.replay, self.observation, self.time, self.action)
+        else:
+            self._observe(first)
         self.is_whole = True
         self._debt = 0.0
         self._action_is_fresh = False
 
     def step(self) -> None:
         """Takes one step of every environment, and the updates that are due for it."""
+        if self.walk is not None:
+            self._walk(self.walk)
+        else:
+            self._move()
+        self._learn()
+
+    def catch_up(self) -> None:
+        """Tells the ledger what ended in the steps that were taken on the device."""
+        if self.walk is not None:
+            self.walk.report(self.ledger)
+
+    def _walk(self, walk: DeviceWalk) -> None:
+        """Takes one step of every environment on the device."""
+        ledger = self.ledger
+        if ledger.num_steps < self.options["learning_starts"]:
+            self.action.copy_(prior_actions(self.task, self.observation))
+        elif not self._action_is_fresh:
+            self.update.act()
+        self.is_whole = False
+        ledger.num_steps += self.num_envs
+        walk.step(ledger.num_steps)
+        self._action_is_fresh = False
+        if walk.is_full:
+            self.catch_up()
+
+    def _move(self) -> None:
+        """Takes one step of every environment."""
         ledger, timed = self.ledger, self.task.horizon is not None
         if ledger.num_steps < self.options["learning_starts"]:
             action = self._host(prior_actions(self.task, self.observation))
@@ -134,6 +167,10 @@ class Loop:
         self._keep_scale(step)
         self._renew_noise()
         self._action_is_fresh = False
+
+    def _learn(self) -> None:
+        """Takes the updates that are due for a step."""
+        ledger = self.ledger
         if ledger.num_steps >= self.options["learning_starts"]:
             if self.companion is not None:
                 self.companion.learn(self.replay, ledger.num_steps)
@@ -266,6 +303,7 @@ class Loop:
 
     def snapshot(self, *, replay: bool = True) -> Snapshot:
         """Returns everything that steps go on from; without replay, as if nothing had been stored."""
+        self.catch_up()
         envs = self.envs.snapshot()
         tensors = dict(self.update.tensors)
         stored = self.replay.state_dict()
@@ -275,6 +313,8 @@ class Loop:
         tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in envs["arrays"].items()}
         tensors |= {f"random.{index}": state for index, state in enumerate(self.random.states)}
         tensors["action"] = self.action
+        if self.walk is not None:
+            tensors |= {f"walk.{name}": tensor for name, tensor in self.walk.tensors.items()}
         progress = {
             **self.ledger.state_dict(),
             "debt": self._debt,
@@ -315,6 +355,11 @@ class Loop:
             own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
             self.companion.restore(own, progress["companion"])
         self.is_whole = True
+        if self.walk is not None:
+            self._action_is_fresh = progress["action_is_fresh"]
+            with self.random, torch.no_grad():
+                self.walk.load({name: tensors[f"walk.{name}"] for name in self.walk.tensors})
+            return
         arrays = {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")}
         exact = self.envs.restore({"json": progress["envs"], "arrays": arrays})
         self._action_is_fresh = exact and progress["action_is_fresh"]

@@ -189,7 +189,7 @@ class Replay:
                 (slice(0, end - self.capacity), slice(first, count)),
             ]
         for to, of in parts:
-            if self._rows is not None:
+            if self._rows is not None and not isinstance(rows, Tensor):
                 self._rows[:, to] = rows[:, of]
             else:
                 self.storage[:, to] = torch.as_tensor(rows[:, of]).to(self.storage.device, non_blocking=True)
