@@ -48,7 +48,7 @@ def walks_on_device(arena: Arena, options: LearnerOptions) -> bool:
         return False
     if any(options.get(name) for name in ("normalize_observations", "normalize_rewards")):
         return False
-    if options.get("architecture") == "residual" or options.get("noise_repeats", 1) > 1:
+    if options.get("architecture") == "residual" or options.get("noise_repeats", 1) != 1:  # of soft actor-critic
         return False
     with seeded(0), torch.no_grad():
         return process.begin(1).device == arena.task.device
@@ -249,6 +249,9 @@ class _Asked(TorchDispatchMode):
     """Notes whether a function asks for values, on which its Python may then depend."""
 
     of_values = False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
