@@ -184,11 +184,14 @@ class Loop:
         with self.random.unmoved():
             self.algorithm.check(self.modules[0], states, times, several=self.num_seeds > 1)
 
-    def snapshot(self) -> Snapshot:
-        """Returns everything that steps go on from."""
+    def snapshot(self, *, replay: bool = True) -> Snapshot:
+        """Returns everything that steps go on from; without replay, as if nothing had been stored."""
         envs = self.envs.snapshot()
         tensors = dict(self.update.tensors)
-        tensors |= {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
+        stored = self.replay.state_dict()
+        if not replay:
+            stored = {name: t[:, :0] if t.dim() > 1 else torch.zeros_like(t) for name, t in stored.items()}
+        tensors |= {f"replay.{name}": tensor for name, tensor in stored.items()}
         tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in envs["arrays"].items()}
         tensors |= {f"random.{index}": state for index, state in enumerate(self.random.states)}
         tensors["action"] = self.action

@@ -247,6 +247,11 @@ class Environments:
         return self._to_environment(action)
 
     @property
+    def outermost(self) -> Any:
+        """The first environment in all its wrappers, or the vector environment."""
+        return self._envs[0] if self._vector is None else self._vector
+
+    @property
     def skips_steps(self) -> bool:
         """Whether the step after an end only starts the next episode; true too while nothing has shown the contrary."""
         return self._vector is not None and self._autoreset.skips_steps
