@@ -219,7 +219,8 @@ def test_the_best_evaluation_is_kept(whole):
 def test_the_file_is_small_and_learning_can_go_on_from_it(whole):
     folder, _, _ = whole
     assert load_tensors(folder / BEST)[0]["replay.rows"].shape[1] == 0
-    assert (folder / BEST).stat().st_size < 0.7 * (folder / CHECKPOINT).stat().st_size
+    sizes = [(folder / name).stat().st_size for name in (BEST, CHECKPOINT)]
+    assert sizes[0] < sizes[1] - 150 * 4 * 8, "150 rows of two states, an action and the like are not in it"
     agent = load_run(folder, best=True).agent
     before = agent.num_updates
     agent.learn(10)
