@@ -158,7 +158,7 @@ def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None)
     temperature, target_return = options["temperature"], options["target_return"]
     if target_return is not None:
         for name in ("target_entropy", "action_scale"):
-            if options[name] is not None:  # type: ignore[literal-required]
+            if options[name] is not None:
                 raise ValueError(f"target_return and {name} both tune the temperature; give one of them")
         if temperature not in (None, "auto"):
             raise ValueError(

@@ -25,6 +25,7 @@ from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.guides import EnergyBasedPolicy
 from rl_as_inference.guides.modes import mode_of
 from rl_as_inference.processes.mdp import unvalidated
+from rl_as_inference.randomness import RandomStream
 from rl_as_inference.spaces import first_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 
 _TRIED = 64
 """Observations on which the file and the agent must act alike."""
+_EPISODES = 4
 _TOLERANCE = 1e-5
 """Of the width of the box: how far apart continuous actions may be."""
 
@@ -126,7 +128,7 @@ def export_policy(
     task = dataclasses.replace(agent.task, device=torch.device("cpu"))
     # A copy, whose parameters are no longer parts of one long vector.
     module = _Deployed(task, copy.deepcopy(policy).to("cpu"), first, actions, normalizer).eval().requires_grad_(False)
-    states = _states(agent)
+    states = _states(agent, seed_index)
     given = states + first if isinstance(task.state_space, Discrete) else states
     inputs = [torch.from_numpy(given if normalizer is None else normalizer.undone(given))]
     if task.horizon is not None:
@@ -152,7 +154,8 @@ def _checked_format(format: Any, path: Path) -> Format:
         return found[0]
     if format not in get_args(Format):
         raise ValueError(f"format must be 'torch' or 'onnx', got {format!r}")
-    return format  # type: ignore[no-any-return]
+    checked: Format = format
+    return checked
 
 
 def _policy(agent: Learner, seed_index: int) -> nn.Module:
@@ -185,13 +188,32 @@ def _observation_space(env: Any) -> gymnasium.Space[Any]:
     return space
 
 
-def _states(agent: Learner) -> Array:
-    """Returns states in the agent's units, ``(n, *state)``: the latest of replay, or those that episodes begin with."""
+def _states(agent: Learner, seed_index: int) -> Array:
+    """Returns states in the agent's units, ``(n, *state)``: the latest of replay; if it is empty, of new episodes."""
     states: Array = agent.replay.latest_states(_TRIED)[:_TRIED].cpu().numpy()
     if len(states) < 2:  # of an agent that has learned nothing yet, or was kept without its replay
-        now = agent.envs.reset() if agent.envs.state is None else agent.envs.state
-        states = np.concatenate([now, now])
+        states = _played(agent, seed_index)
     return states.astype(np.int64 if isinstance(agent.task.state_space, Discrete) else np.float32)
+
+
+def _played(agent: Learner, seed_index: int) -> Array:
+    """Returns the states that a seed's policy comes through in the first steps of a few episodes."""
+    if isinstance(agent.arena.source, gymnasium.Env | VectorEnv):  # of which there is but one, that is learned in
+        now = agent.envs.reset() if agent.envs.state is None else agent.envs.state
+        return np.concatenate([now, now])
+    choose = agent.chooser(agent.policies[seed_index], deterministic=True)
+    envs = agent.arena.another(_EPISODES, seed=0)
+    try:
+        agent.arena.carry_statistics(envs, seed_index)
+        with RandomStream(0, agent.device):
+            states, times = [envs.reset()], np.zeros(_EPISODES, int)
+            for _ in range(_TRIED // _EPISODES - 1):
+                step = envs.step(choose(states[-1], times))
+                times = np.where(step.terminated | step.truncated, 0, times + step.valid)
+                states.append(step.state)
+    finally:
+        envs.close()
+    return np.concatenate(states)
 
 
 def _program(module: nn.Module, examples: list[Tensor], kind: str) -> Any:

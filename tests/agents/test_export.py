@@ -168,7 +168,7 @@ def test_endings_and_missing_packages(tmp_path, monkeypatch):
     agent = sac()
     with pytest.raises(ValueError, match=r"format: .* ends in none of \.pt2, \.onnx"):
         agent.export(tmp_path / "policy.zip")
-    assert agent.export(tmp_path / "policy.zip", format="torch").num_compared == 2, "nothing learned, nothing stored"
+    assert agent.export(tmp_path / "policy.zip", format="torch").num_compared == 64, "nothing learned, nothing stored"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'rl-as-inference\[onnx\]'"):
         agent.export(tmp_path / "policy.onnx")
@@ -266,7 +266,7 @@ def test_the_command_line_exports_and_evaluates_the_best(whole, tmp_path):
     folder, _, training = whole
     best = best_of(training)
     written = rlai("export", str(folder), "--best", "--format", "torch")[1]
-    assert f"policy.pt2  step {best.step}; actions as the agent's in 2 states" in written
+    assert f"policy.pt2  step {best.step}; actions as the agent's in 64 states" in written
     assert "policy.pt2" in json.loads((folder / "run.json").read_text())["files"]
     table = rlai("evaluate", str(folder), "--best", "--num-episodes", "2")[1]
     assert f"{best.step} steps" in table
