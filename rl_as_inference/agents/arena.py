@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.episodes import Origin
 from rl_as_inference.agents.frames import FrameStack
-from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.options import ACTION_SCALES, LearnerOptions
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
 from rl_as_inference.factored import Factors
@@ -95,7 +95,8 @@ class Arena:
         if discount is None:
             discount = 0.99 if process is None else float(process.discount)
         masks = prior_of if discrete else None
-        scale, learned = options["action_scale"], temperature is None
+        learned = temperature is None
+        scale = _action_scale(options, learned=learned, discrete=discrete)
         target_entropy = check_target_entropy(options["target_entropy"], action_space, masks, action_scale=scale)
         if scale is not None and not learned:
             raise ValueError(
@@ -226,6 +227,15 @@ def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None)
     if temperature is None:
         return None if process is None else float(process.temperature)
     return None if temperature == "auto" else float(temperature)
+
+
+def _action_scale(options: LearnerOptions, *, learned: bool, discrete: bool) -> float | None:
+    """Returns the standard deviation that a target entropy is said by: as given, or the architecture's own, or None."""
+    every: dict[str, Any] = {**options}  # with those of one algorithm alone
+    said = [name for name in ("action_scale", "target_entropy", "target_return") if every[name] is not None]
+    if said or discrete or not learned:
+        return options["action_scale"]
+    return ACTION_SCALES.get(every.get("architecture", "plain"))
 
 
 def chosen_device(device: torch.device | str | None) -> torch.device:

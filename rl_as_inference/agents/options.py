@@ -34,6 +34,7 @@ from rl_as_inference.state_time_network import Architecture, check_hidden_sizes
 from rl_as_inference.threads import Precision
 
 __all__ = [
+    "ACTION_SCALES",
     "ARCHITECTURES",
     "ActionPrior",
     "ActorGradient",
@@ -78,6 +79,8 @@ ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     },
 }
 """What other options are by default, with each architecture."""
+ACTION_SCALES: dict[Architecture, float] = {"residual": 0.15}  # arXiv:2604.04539
+"""What ``action_scale`` is by default, where actions are continuous and nothing else is said of α."""
 
 
 class LearnerOptions(TypedDict, total=False):

@@ -547,6 +547,10 @@ def test_the_architecture_brings_its_own_defaults():
     options = sac(architecture="residual", hidden_sizes=(8,), critic_hidden_sizes=(8,), batch_size=6).options
     assert (options["actor_every"], options["target_average"], options["initial_temperature"]) == (2, 0.01, 0.01)
     assert (options["num_atoms"], options["value_bound"], options["reward_scaling"]) == (101, 5.0, True)
+    made = [residual(), residual(target_entropy=-2.0), residual(action_scale=0.3), residual("CartPole-v1")]
+    wanted = [0.5 * math.log(2 * math.pi * math.e * 0.15**2), -2.0, 0.5 * math.log(2 * math.pi * math.e * 0.09)]
+    assert [agent.target_entropy for agent in made] == pytest.approx([*wanted, 0.5 * math.log(2)])
+    assert residual(temperature=0.3).target_entropy is None
 
 
 def test_a_file_of_another_scale_is_refused(tmp_path):
