@@ -19,7 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.distractors import masked_cartpole
+from benchmarks.pixel_gridworld import most, pixel_gridworld
 from rl_as_inference.agents import MPO, SoftActorCritic, SoftQLearning
+from rl_as_inference.nouns import EnvironmentLike
 
 CURVES = Path(__file__).parent / "results" / "curves"
 
@@ -44,9 +47,9 @@ HOPEFUL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One environment and method, and what its seeds must reach."""
+    """One environment (its id, or a factory) and method, and what its seeds must reach."""
 
-    env_id: str
+    env_id: EnvironmentLike
     agent: Any
     steps: int
     every: int
@@ -104,6 +107,17 @@ CASES = {
         "return of the worst of 5 seeds at 20,000 steps",
         config={**DISCRETE, **SLOWER},
     ),
+    "cartpole_masked_sac": Case(
+        masked_cartpole,
+        SoftActorCritic,
+        20_000,
+        2_500,
+        FIVE,
+        100,
+        475,
+        "return of the worst of 5 seeds at 20,000 steps, with 48 forbidden actions beside the two",
+        config={**DISCRETE, **SLOWER},
+    ),
     "cartpole_sql": Case(
         "CartPole-v1",
         SoftQLearning,
@@ -138,6 +152,29 @@ CASES = {
         "mean return of 5 seeds at 60,000 steps",
         judged_by_mean=True,
         config=HOPEFUL,
+    ),
+    "pixel_gridworld_sql": Case(
+        pixel_gridworld,
+        SoftQLearning,
+        10_000,
+        1_000,
+        (0, 1, 2),
+        5,
+        most(),
+        "return of the worst of 3 seeds at 10,000 steps; no policy earns more",
+        config={
+            "hidden_sizes": (64,),
+            "learning_rate": 1e-3,
+            "batch_size": 128,
+            "learning_starts": 3_000,
+            "updates_per_step": 0.25,
+            "num_envs": 4,
+            "n_step": 3,
+            "discount": 0.97,
+            "target_average": 0.05,
+            "temperature": 0.05,
+            "buffer_size": 20_000,
+        },
     ),
     "half_cheetah_sac": Case(
         "HalfCheetah-v5",

@@ -1,6 +1,6 @@
 """Which policies keep four goals of equal worth: shares of trajectories that reach each, as CSV.
 
-    python -m benchmarks.multi_goal        six minutes; writes results/multi_goal.csv
+    python -m benchmarks.multi_goal        eight minutes; writes results/multi_goal.csv
 
 The problem and the learners are those of ``examples/multi_goal.py``, here with three seeds each.
 """

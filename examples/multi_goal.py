@@ -2,8 +2,9 @@
 
 Four goals of equal worth: a point may go to any of them, and the maximum-entropy optimum goes to all
 alike. Soft Q-learning's energy-based policy can do that, whether a Stein sampler draws from it or
-uniform draws are resampled, and so can a mixture of Gaussians. A single Gaussian has one mode in every
-state, and where the point starts it must choose.
+uniform draws are resampled, and so can a mixture of Gaussians or a normalizing flow (which needs
+``pip install 'rl-as-inference[flows]'``). A single Gaussian has one mode in every state, and where the
+point starts it must choose.
 """
 
 import sys
@@ -45,8 +46,15 @@ def learners(steps: int, *, compile: bool, seed: int = 0) -> dict[str, Callable[
         "soft Q-learning, Stein sampler": lambda mdp: rlai.SoftQLearning(mdp, **common),
         "soft Q-learning, resampling": lambda mdp: rlai.SoftQLearning(mdp, sampler="resampling", **common),
         "soft actor-critic, mixture of 8": lambda mdp: rlai.SoftActorCritic(mdp, policy_components=8, **common),
+        "soft actor-critic, flow": lambda mdp: rlai.SoftActorCritic(mdp, policy=flow(mdp, seed), **common),
         "soft actor-critic, one Gaussian": lambda mdp: rlai.SoftActorCritic(mdp, **common),
     }
+
+
+def flow(mdp: Any, seed: int) -> Any:
+    """Returns a normalizing flow, with networks of the size of the others."""
+    torch.manual_seed(seed)
+    return rlai.guides.FlowPolicy(mdp.state_space, 2, horizon=mdp.horizon, hidden_sizes=(64, 64), activation="relu")
 
 
 def shares(mdp: Any, states: Tensor) -> Tensor:
@@ -59,7 +67,7 @@ def main(quick: bool = False, picture: Path | None = None) -> None:
     steps, count = (400, 50) if quick else (STEPS, 1_000)
     mdp = problem()
     print(f"{'share of trajectories that reach':<32}   east   north    west   south")
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.9), sharex=True, sharey=True, layout="constrained")
     for ax, (name, make) in zip(axes, learners(steps, compile=not quick).items(), strict=True):
         agent = make(mdp)
         agent.learn(steps)

@@ -11,6 +11,7 @@ from rl_as_inference.guides.belief import BeliefPolicy
 from rl_as_inference.guides.categorical import CategoricalPolicy, TabularPolicy
 from rl_as_inference.guides.energy_based import EnergyBasedPolicy, SoftmaxPolicy, SteinSampler
 from rl_as_inference.guides.factored import FactoredCategoricalPolicy
+from rl_as_inference.guides.flow import FlowPolicy, TanhFlow
 from rl_as_inference.guides.gaussian import GaussianPolicy, TanhGaussianPolicy, TanhNormal
 from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.guides.linear_gaussian import LinearGaussianPolicy
@@ -25,12 +26,14 @@ __all__ = [
     "CategoricalPolicy",
     "EnergyBasedPolicy",
     "FactoredCategoricalPolicy",
+    "FlowPolicy",
     "GaussianPolicy",
     "LinearGaussianPolicy",
     "RecurrentPolicy",
     "SoftmaxPolicy",
     "SteinSampler",
     "TabularPolicy",
+    "TanhFlow",
     "TanhGaussianMixturePolicy",
     "TanhGaussianPolicy",
     "TanhNormal",

@@ -26,7 +26,7 @@ class CategoricalPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         prior: the action prior, ``state -> Categorical``; uniform by default.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
-        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
+        architecture: how layers are put together, ``"plain"``, ``"batch_norm"`` or ``"residual"``.
 
     Example:
         >>> policy = CategoricalPolicy(gymnasium.spaces.Discrete(5), 2, horizon=10)

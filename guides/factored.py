@@ -7,7 +7,7 @@ import gymnasium
 from torch import Tensor, nn
 
 from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
-from rl_as_inference.state_time_network import Activation, StateTimeNetwork
+from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork
 
 __all__ = ["FactoredCategoricalPolicy"]
 
@@ -30,6 +30,7 @@ class FactoredCategoricalPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         prior: the action prior, ``state -> FactoredCategorical`` or ``JointCategorical``; uniform by default.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
+        architecture: how layers are put together, ``"plain"``, ``"batch_norm"`` or ``"residual"``.
         joint: add a logit for each joint action, of which there must be few: every distribution is then in the family,
             a :class:`~rl_as_inference.factored.JointCategorical`.
 
@@ -55,6 +56,7 @@ class FactoredCategoricalPolicy(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         prior: Callable[[Tensor], Any] | None = None,
         activation: Activation = "tanh",
+        architecture: Architecture = "plain",
         joint: bool = False,
     ) -> None:
         super().__init__()
@@ -66,7 +68,12 @@ class FactoredCategoricalPolicy(nn.Module):
             )
         outputs = self.factors.num_values + (self.factors.num_joint if joint else 0)
         self.network = StateTimeNetwork(
-            state_space, outputs, horizon=horizon, hidden_sizes=hidden_sizes, activation=activation
+            state_space,
+            outputs,
+            horizon=horizon,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            architecture=architecture,
         )
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:

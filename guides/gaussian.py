@@ -44,7 +44,10 @@ class TanhNormal(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def at_noise(self, noise: Tensor) -> Tensor:
+        """Returns the draw that standard Gaussian noise makes, ``tanh(loc + scale · noise)``."""
         before = self.loc + self.scale * noise
         limit = 1 - torch.finfo(before.dtype).eps
         value = before.tanh().clamp(-limit, limit)
@@ -79,7 +82,7 @@ class GaussianPolicy(nn.Module):
         hidden_sizes: widths of the hidden layers.
         initial_scale: the standard deviation it starts with.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
-        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
+        architecture: how layers are put together, ``"plain"``, ``"batch_norm"`` or ``"residual"``.
         log_scale_bounds: the least and the largest log standard deviation. By default wide enough for
             any problem in reasonable units, and never 0 or infinite.
 

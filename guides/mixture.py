@@ -107,7 +107,7 @@ class TanhGaussianMixturePolicy(nn.Module):
         horizon: the number of steps; None for a stationary policy.
         hidden_sizes: widths of the hidden layers.
         activation: of the hidden layers, ``"tanh"`` or ``"relu"``.
-        architecture: how layers are put together, ``"plain"`` or ``"batch_norm"``.
+        architecture: how layers are put together, ``"plain"``, ``"batch_norm"`` or ``"residual"``.
         log_scale_bounds: the least and the largest log standard deviation before squashing.
 
     Example:

@@ -1,4 +1,4 @@
-"""Normalisation layers whose statistics are learned beside the parameters."""
+"""Normalisation layers whose statistics are learned beside the parameters, and numbers that are told beside them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BatchRenorm", "learning_statistics", "statistics_of"]
+__all__ = ["BatchRenorm", "RewardScale", "Told", "learning_statistics", "statistics_of"]
 
 
 class BatchRenorm(nn.Module):
@@ -24,7 +24,8 @@ class BatchRenorm(nn.Module):
         num_members: networks with statistics of their own, whose inputs are ``(num_members, *batch, F)``; None for one,
             whose inputs are ``(*batch, F)``.
         momentum: the share of the running statistics that a batch leaves.
-        warm_up: batches before the correction.
+        warm_up: batches before the correction; ``math.inf`` for batch normalisation, which has none.
+        epsilon: beside the variance; by default that of Flax and of CrossQ's code.
         affine: scale and shift the outputs by learned parameters.
 
     Attributes:
@@ -50,12 +51,13 @@ class BatchRenorm(nn.Module):
         num_members: int | None = None,
         *,
         momentum: float = 0.99,
-        warm_up: int = 100_000,
+        warm_up: float = 100_000,
+        epsilon: float = 1e-3,
         affine: bool = True,
     ) -> None:
         super().__init__()
         shape = (num_features,) if num_members is None else (num_members, 1, num_features)
-        self.members, self.momentum, self.warm_up = num_members, momentum, warm_up
+        self.members, self.momentum, self.warm_up, self.epsilon = num_members, momentum, warm_up, epsilon
         self.scale = nn.Parameter(torch.ones(shape)) if affine else None
         self.shift = nn.Parameter(torch.zeros(shape)) if affine else None
         self.register_buffer("mean", torch.zeros(shape))
@@ -69,7 +71,7 @@ class BatchRenorm(nn.Module):
         mean, variance = self.mean, self.variance
         if self._moved is not None:
             mean, variance = self._of_batch(flat, *self._moved)
-        factor = (variance + _EPSILON).rsqrt()
+        factor = (variance + self.epsilon).rsqrt()
         if self.scale is not None and self.shift is not None:
             factor = factor * self.scale
             normal = (flat - mean) * factor + self.shift
@@ -83,8 +85,8 @@ class BatchRenorm(nn.Module):
         own_mean = flat.mean(-2, keepdim=keep)
         own_variance = (flat.square().mean(-2, keepdim=keep) - own_mean.square()).clamp(min=0)
         with torch.no_grad():
-            deviation = (self.variance + _EPSILON).sqrt()
-            ratio = ((own_variance + _EPSILON).sqrt() / deviation).clamp(1 / _MOST_RATIO, _MOST_RATIO)
+            deviation = (self.variance + self.epsilon).sqrt()
+            ratio = ((own_variance + self.epsilon).sqrt() / deviation).clamp(1 / _MOST_RATIO, _MOST_RATIO)
             shift = ((own_mean - self.mean) / deviation).clamp(-_MOST_SHIFT, _MOST_SHIFT)
             warm = self.batches >= self.warm_up
             ratio, shift = torch.where(warm, ratio, 1.0), torch.where(warm, shift, 0.0)
@@ -92,15 +94,39 @@ class BatchRenorm(nn.Module):
             moved[f"{prefix}variance"] = torch.lerp(own_variance.detach(), self.variance, self.momentum)
             moved[f"{prefix}batches"] = self.batches + 1
         # (x - m)/s · r + d, as one mean and one variance.
-        used = own_mean - shift * (own_variance + _EPSILON).sqrt() / ratio
-        spread = (own_variance + _EPSILON) / ratio.square() - _EPSILON
+        used = own_mean - shift * (own_variance + self.epsilon).sqrt() / ratio
+        spread = (own_variance + self.epsilon) / ratio.square() - self.epsilon
         return used, spread
 
 
-_EPSILON = 1e-3
-"""Beside the variance, as in Flax and in CrossQ's code."""
 _MOST_RATIO, _MOST_SHIFT = 3.0, 5.0
 """Bounds of the correction (Ioffe 2017, section 5)."""
+
+
+class Told(nn.Module):
+    """Numbers that are not learned, but told as learning goes on, by who runs it; called, it returns them.
+
+    They lie beside running statistics: of each seed, and in checkpoints.
+
+    Args:
+        value: what they are until then.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class RewardScale(Told):
+    """By what rewards are divided before a network learns their sum, in reward units; 1 until it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.ones(()))
 
 
 @contextmanager
@@ -111,7 +137,7 @@ def learning_statistics(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     nothing in the module changes.
     """
     moved: dict[str, Tensor] = {}
-    layers = _layers(module)
+    layers = [(prefix, layer) for prefix, layer in _layers(module) if isinstance(layer, BatchRenorm)]
     for prefix, layer in layers:
         layer._moved = (prefix, moved)
     try:
@@ -122,10 +148,10 @@ def learning_statistics(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def statistics_of(module: nn.Module) -> dict[str, Tensor]:
-    """Returns the running statistics in a module, by name: buffers that learning changes."""
+    """Returns the running statistics in a module, by name: buffers that learning, or what is seen, changes."""
     return {f"{prefix}{key}": buffer for prefix, layer in _layers(module) for key, buffer in layer.named_buffers()}
 
 
-def _layers(module: nn.Module) -> list[tuple[str, BatchRenorm]]:
+def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     named = module.named_modules()
-    return [(f"{name}." if name else "", layer) for name, layer in named if isinstance(layer, BatchRenorm)]
+    return [(f"{name}." if name else "", layer) for name, layer in named if isinstance(layer, BatchRenorm | Told)]

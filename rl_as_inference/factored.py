@@ -139,6 +139,13 @@ class _OverFactors(TorchDistribution):
 
     has_enumerate_support = True
     factors: Factors
+    _validate_args: bool
+
+    def _begin(self, batch_shape: torch.Size, validate_args: bool | None) -> None:
+        """Says the shapes; log probabilities, which may be infinite, are not to be looked at."""
+        validates = self._validate_args if validate_args is None else validate_args
+        super().__init__(batch_shape, torch.Size([self.factors.num_factors]), validate_args=False)
+        self._validate_args = validates
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:
@@ -191,8 +198,7 @@ class FactoredCategorical(_OverFactors):
                 f"values, got shape {tuple(logits.shape)}"
             )
         self.log_factors = self.factors.by_factor(logits, -torch.inf).log_softmax(-1)
-        super().__init__(logits.shape[:-1], torch.Size([self.factors.num_factors]), validate_args=False)
-        self._validate_args = type(self)._validate_args if validate_args is None else validate_args
+        self._begin(logits.shape[:-1], validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FactoredCategorical:
         row = self.factors.in_row(self.log_factors)
@@ -266,8 +272,7 @@ class JointCategorical(_OverFactors):
                 f"{self.factors.sizes}, at most {JOINT_ACTIONS}, got shape {tuple(joint_logits.shape)}"
             )
         self._log_table = joint_logits.log_softmax(-1)
-        super().__init__(joint_logits.shape[:-1], torch.Size([self.factors.num_factors]), validate_args=False)
-        self._validate_args = type(self)._validate_args if validate_args is None else validate_args
+        self._begin(joint_logits.shape[:-1], validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> JointCategorical:
         table = self._log_table.expand(*batch_shape, self._log_table.shape[-1])

@@ -14,7 +14,7 @@ import torch
 from rl_as_inference.agents import Learner
 from rl_as_inference.agents.checkpoint import MadeOtherwiseError
 from rl_as_inference.agents.made_again import make_agent
-from rl_as_inference.agents.training import CHECKPOINT, evaluation_seed
+from rl_as_inference.agents.training import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.compare import Comparison
 from rl_as_inference.guides import amortized_policy
@@ -45,7 +45,7 @@ class Run:
     problem_changed: bool
     """Whether the problem's file has changed since the run began."""
     agent: Learner | None
-    """The learner of a run of ``train``, at its last checkpoint."""
+    """The learner of a run of ``train``, at its last checkpoint, or at the best evaluation."""
     comparison: Comparison | None
     """What a run of ``compare`` wrote."""
     _process: Process | None
@@ -96,6 +96,7 @@ def load_run(
     env: EnvironmentLike | None = None,
     device: torch.device | str | None = None,
     allow_changed: bool = False,
+    best: bool = False,
 ) -> Run:
     """Returns what the run in ``folder`` was, whether ``rlai`` wrote it or :func:`rl_as_inference.agents.train`.
 
@@ -104,6 +105,7 @@ def load_run(
         env: of a run of ``train``, in place of an environment that cannot be found by name.
         device: of the learner; by default the run's, or the CPU where there is no GPU.
         allow_changed: take the problem's Python file as it is now, though it has changed since the run began.
+        best: of a run of ``train``, the agent of its best evaluation (``keep_best=True``) instead of the last one.
 
     Raises:
         ValueError: if the folder is not a run's, something in it is damaged or missing, or the problem's file has
@@ -124,7 +126,9 @@ def load_run(
     folder = Path(folder)
     record = RunRecord.read(folder, commands=("compare", "fit", "train"))
     if record.command == "train":
-        return _load_agent(folder, record, env, device, allow_changed)
+        return _load_agent(folder, record, env, device, allow_changed, BEST if best else CHECKPOINT)
+    if best:
+        raise ValueError(f"best is for runs of train, and the run in {str(folder)!r} is of {record.command}")
     if env is not None:
         raise ValueError(f"env is for runs of train, and the run in {str(folder)!r} is of {record.command}")
     return _load_guide(folder, record, allow_changed)
@@ -160,8 +164,14 @@ def _load_agent(
     env: EnvironmentLike | None,
     device: torch.device | str | None,
     allow_changed: bool,
+    file: str,
 ) -> Run:
-    if not (folder / CHECKPOINT).is_file():
+    if file == BEST and not (folder / BEST).is_file():
+        raise ValueError(
+            f"RUN: {str(folder)!r} has no {BEST}, which rlai train --keep-best writes (keep_best=True in Python); "
+            f"leave best out for the agent as it ended"
+        )
+    if not (folder / file).is_file():
         raise ValueError(f"RUN: {str(folder)!r} has no {CHECKPOINT} yet; go on with rlai train --out {folder} --resume")
     changed = False
     if env is None:
@@ -173,7 +183,7 @@ def _load_agent(
         device = "cpu"
     agent = make_agent(record, *made, device=device, compile=False)
     try:
-        agent.restore(folder / CHECKPOINT)
+        agent.restore(folder / file)
     except MadeOtherwiseError as error:
         agent.close()
         what = "env does not fit" if env is not None else "RUN: the problem as it is now does not fit"
@@ -181,7 +191,7 @@ def _load_agent(
         raise ValueError(f"{what} the run in {str(folder)!r}: {told}; give the one it learned in") from error
     except ValueError as error:
         agent.close()
-        raise _damaged(folder / CHECKPOINT, str(error).removeprefix("path: ")) from error
+        raise _damaged(folder / file, str(error).removeprefix("path: ")) from error
     return Run(folder, record, agent.policy, changed, agent, None, None)
 
 

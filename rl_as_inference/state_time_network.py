@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.batch_norm import BatchRenorm
 from rl_as_inference.checks import check_horizon
+from rl_as_inference.residual_network import ResidualNetwork
 from rl_as_inference.state_layout import layout_of
 
 __all__ = [
@@ -26,8 +27,8 @@ __all__ = [
 ]
 
 Activation = Literal["tanh", "relu"]
-Architecture = Literal["plain", "batch_norm"]
-"""How layers are put together: as they are, or with normalisation between them."""
+Architecture = Literal["plain", "batch_norm", "residual"]
+"""How layers are put together: as they are, with normalisation between them, or in residual blocks."""
 
 _HARMONICS = 4
 NUM_TIME_FEATURES = 1 + 2 * _HARMONICS
@@ -86,7 +87,10 @@ class StateTimeNetwork(nn.Module):
         activation: ``"tanh"``, smooth, for the dozens of units of exact problems; ``"relu"``, the
             usual one of soft actor-critic.
         architecture: ``"plain"``, or ``"batch_norm"``: a box, and what each hidden layer gives, are normalised by
-            :class:`~rl_as_inference.batch_norm.BatchRenorm`, as in CrossQ's policy (arXiv:1902.05605).
+            :class:`~rl_as_inference.batch_norm.BatchRenorm`, as in CrossQ's policy (arXiv:1902.05605). Or
+            ``"residual"``: a :class:`~rl_as_inference.residual_network.ResidualNetwork` of the state (one-hot where it
+            is discrete) and the features of time, a block for each of ``hidden_sizes``; it is rectified, and does not
+            start at zero, since its last layer too has weights of unit length.
 
     Raises:
         ValueError: for another kind of space, a width < 1, or another activation.
@@ -118,6 +122,16 @@ class StateTimeNetwork(nn.Module):
         self.layout = layout_of(state_space)
         self.state_layer: nn.Module
         self.norm: nn.Module | None = None
+        self.residual: ResidualNetwork | None = None
+        if architecture == "residual":
+            self.num_states = int(state_space.n) if isinstance(state_space, gymnasium.spaces.Discrete) else None
+            if self.num_states is None and not isinstance(state_space, gymnasium.spaces.Box):
+                raise ValueError(f"state_space must be Discrete or Box, got {state_space}")
+            size = math.prod(state_space.shape or ()) if self.layout is None else self.layout.num_inputs
+            inputs = self.num_states or size
+            inputs += 0 if horizon is None else NUM_TIME_FEATURES
+            self.residual = ResidualNetwork(inputs, num_outputs, hidden_sizes)
+            return
         if isinstance(state_space, gymnasium.spaces.Discrete):
             self.state_layer = nn.Embedding(int(state_space.n), first)
             nn.init.normal_(self.state_layer.weight, std=1.0)
@@ -145,6 +159,8 @@ class StateTimeNetwork(nn.Module):
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, state: Tensor, t: int | Tensor) -> Tensor:
+        if self.residual is not None:
+            return self._residual(self.residual, state, t)
         if isinstance(self.state_layer, nn.Embedding):
             hidden = self.state_layer(state)
         else:
@@ -155,4 +171,18 @@ class StateTimeNetwork(nn.Module):
         if self.time_layer is not None and self.horizon is not None:
             hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))
         out: Tensor = self.layers(hidden)
+        return out
+
+    def _residual(self, network: ResidualNetwork, state: Tensor, t: int | Tensor) -> Tensor:
+        dtype = network.head.weight.dtype
+        if self.num_states is not None:
+            rows = (state[..., None] == torch.arange(self.num_states, device=state.device)).to(dtype)
+        else:
+            rows = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
+            rows = rows if self.layout is None else self.layout.inputs(rows.to(dtype))
+        if self.horizon is not None:
+            features = time_features(t, self.horizon, rows)
+            lead = torch.broadcast_shapes(rows.shape[:-1], features.shape[:-1])
+            rows = torch.cat([rows.expand(*lead, rows.shape[-1]), features.expand(*lead, NUM_TIME_FEATURES)], -1)
+        out: Tensor = network(rows)
         return out

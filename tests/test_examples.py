@@ -166,10 +166,10 @@ def test_inspect_posterior(run):
 
 
 def test_multi_goal(run):
-    """How the shares fall out takes a long run; a short one shows that all three policies are there."""
+    """How the shares fall out takes a long run; a short one shows that all policies are there."""
     text = run("multi_goal")
     assert "share of trajectories that reach" in text
-    for name in ("soft Q-learning", "mixture of 8", "one Gaussian"):
+    for name in ("soft Q-learning", "mixture of 8", "flow", "one Gaussian"):
         shares = numbers(text, name)
         assert len(shares) == 4
         assert sum(shares) <= 100.2

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import typer
 
-from rl_as_inference.agents.options import Option, all_options
+from rl_as_inference.agents.reading_options import Option, all_options
 from rl_as_inference.cli import app
 
 __all__ = ["PAGES", "with_tables"]

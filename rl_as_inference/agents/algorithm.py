@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from rl_as_inference.agents.companion import Companion
 from rl_as_inference.agents.functional import Networks
+from rl_as_inference.agents.parameters import Tree
 from rl_as_inference.agents.replay import Batch, Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -35,6 +36,7 @@ class Algorithm(ABC):
         delayed: the modules that are learned at every ``period``-th update only.
         delayed_metrics: the metrics that are theirs, and reported by those updates.
         period: as said.
+        projects: whether :meth:`project` moves parameters.
     """
 
     metrics: tuple[str, ...]
@@ -42,6 +44,7 @@ class Algorithm(ABC):
     delayed: tuple[str, ...] = ()
     delayed_metrics: tuple[str, ...] = ()
     period: int = 1
+    projects: bool = False
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -68,7 +71,7 @@ class Algorithm(ABC):
         """
 
     def make_critics(
-        self, num_critics: int, hidden_sizes: Sequence[int], architecture: Architecture = "plain"
+        self, num_critics: int, hidden_sizes: Sequence[int], architecture: Architecture = "plain", **residual: Any
     ) -> QEnsemble:
         """Returns freshly initialised critics that fit the task."""
         task = self.task
@@ -79,6 +82,7 @@ class Algorithm(ABC):
             horizon=task.horizon,
             hidden_sizes=hidden_sizes,
             architecture=architecture,
+            **residual,
         )
 
     def values(self, networks: Networks, state: Tensor, time: Tensor | int, action: Tensor | None) -> Tensor:
@@ -111,6 +115,10 @@ class Algorithm(ABC):
     def critic_loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns what :meth:`loss` does in the updates between, in which the modules in ``delayed`` wait."""
         raise NotImplementedError(f"{type(self).__name__} has period {self.period} and no loss for the updates between")
+
+    def project(self, modules: Mapping[str, nn.Module], tree: Tree) -> Tree:
+        """Returns parameters as a step of Adam left them, by module, back in the set where they have to stay."""
+        return tree
 
     @abstractmethod
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:

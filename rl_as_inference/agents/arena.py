@@ -95,8 +95,13 @@ class Arena:
         if discount is None:
             discount = 0.99 if process is None else float(process.discount)
         masks = prior_of if discrete else None
-        target_entropy = check_target_entropy(options["target_entropy"], action_space, masks)
-        learned = temperature is None
+        scale, learned = options["action_scale"], temperature is None
+        target_entropy = check_target_entropy(options["target_entropy"], action_space, masks, action_scale=scale)
+        if scale is not None and not learned:
+            raise ValueError(
+                f"action_scale tunes the temperature, which is fixed at {temperature:.4g} reward units per nat; say "
+                f"temperature='auto', or leave action_scale out"
+            )
         return Task(
             name=self.envs.name,
             state_space=self.envs.state_space,
@@ -198,14 +203,9 @@ def _window(envs: Environments, options: LearnerOptions) -> Window | FrameStack 
                 raise ValueError(f"frame_stack={options['frame_stack']} does not go with {name}; leave one of them out")
         return FrameStack(envs.state_space, options["frame_stack"])
     layout = layout_of(envs.state_space)
-    if layout is not None:
-        if layout.images and any(wanted.values()):
-            name = next(name for name, given in wanted.items() if given)
-            raise ValueError(f"{name} does not go with images ({envs.name} observes {layout}); use frame_stack=k")
-        if wanted["memory"] and any(part.kind != "box" for part in layout.parts):
-            raise ValueError(
-                f"memory goes with observations of numbers, and {envs.name} observes {layout}; use history=k"
-            )
+    if layout is not None and layout.images and any(wanted.values()):
+        name = next(name for name, given in wanted.items() if given)
+        raise ValueError(f"{name} does not go with images ({envs.name} observes {layout}); use frame_stack=k")
     length = options["burn_in"] + options["sequence_length"] if wanted["memory"] else options["history"]
     return None if length == 1 else Window(envs.state_space, envs.action_space, length)
 
@@ -214,8 +214,9 @@ def _temperature(options: LearnerOptions, process: MarkovDecisionProcess | None)
     """Returns α, or None where it is tuned."""
     temperature, target_return = options["temperature"], options["target_return"]
     if target_return is not None:
-        if options["target_entropy"] is not None:
-            raise ValueError("target_return and target_entropy both tune the temperature; give one of them")
+        for name in ("target_entropy", "action_scale"):
+            if options[name] is not None:
+                raise ValueError(f"target_return and {name} both tune the temperature; give one of them")
         if temperature not in (None, "auto"):
             raise ValueError(
                 f"target_return tunes the temperature, and temperature={temperature!r} fixes it; leave one out "

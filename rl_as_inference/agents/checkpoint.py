@@ -12,7 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from rl_as_inference.agents.options import LearnerOptions, as_held, from_held
+from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.reading_options import as_held, from_held
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
@@ -30,7 +31,7 @@ __all__ = [
 
 _FORMAT = "rl-as-inference agent 3"
 
-OBJECTS = ("policy", "reward_function")
+OBJECTS = ("policy", "critic", "reward_function")
 """Options that are the user's own objects, which a file cannot hold."""
 
 _NOT_MADE_AGAIN = ("device", "env_kwargs", *OBJECTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.heads import Heads, OnStates
 from rl_as_inference.agents.image_encoder import ImageEncoder
 from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.parameters import Tree
 from rl_as_inference.agents.recurrent import remembering
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
@@ -66,7 +67,7 @@ class Encoded(Algorithm):
         self.inner = make(replace(task, state_space=features, window=None, masks=masks))
         self.metrics, self.targeted = self.inner.metrics, self.inner.targeted
         self.delayed, self.delayed_metrics = self.inner.delayed, self.inner.delayed_metrics
-        self.period = self.inner.period
+        self.period, self.projects = self.inner.period, self.inner.projects
 
     def loss(self, networks: Networks, targets: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.inner.loss(*self._behind(networks, targets, batch))
@@ -81,6 +82,9 @@ class Encoded(Algorithm):
             following = networks.frozen()("encoder", batch.next_states)
         features = batch._replace(state=seen, next_states=following)
         return Heads(networks, reaching=True), Heads(targets, reaching=False), features
+
+    def project(self, modules: Mapping[str, nn.Module], tree: Tree) -> Tree:
+        return self.inner.project(modules, tree)
 
     def draw(self, networks: Networks, state: Tensor, time: Tensor | int) -> Tensor:
         return self.inner.draw(networks, networks("encoder", state), time)

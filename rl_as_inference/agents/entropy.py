@@ -13,12 +13,13 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import check_positive
 from rl_as_inference.factored import FactoredCategorical
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.spaces import uniform_log_density
 
-__all__ = ["MASKED", "TargetEntropy", "TemperatureWatch", "check_target_entropy"]
+__all__ = ["MASKED", "TargetEntropy", "TemperatureWatch", "check_target_entropy", "entropy_of_scale"]
 
 MASKED = -1e6
 """Log probabilities below this are of actions that a mask forbids (some masks are a large negative number)."""
@@ -60,7 +61,11 @@ class TargetEntropy:
 
 
 def check_target_entropy(
-    target_entropy: float | None, action_space: gymnasium.Space[Any], masks: MarkovDecisionProcess | None = None
+    target_entropy: float | None,
+    action_space: gymnasium.Space[Any],
+    masks: MarkovDecisionProcess | None = None,
+    *,
+    action_scale: float | None = None,
 ) -> TargetEntropy:
     """Returns the target entropy; by default half of ``log`` of the discrete actions allowed, ``-d`` for others.
 
@@ -75,14 +80,19 @@ def check_target_entropy(
         target_entropy: nats, or None for the default.
         action_space: what the policy is over.
         masks: the process whose action prior the policy stays within.
+        action_scale: in its place, see :func:`entropy_of_scale`.
 
     Raises:
-        ValueError: if no policy can reach it.
+        ValueError: if no policy can reach it, or both are given.
 
     Example:
         >>> check_target_entropy(None, gymnasium.spaces.Discrete(4)).nats == 0.5 * math.log(4)
         True
     """
+    if action_scale is not None:
+        if target_entropy is not None:
+            raise ValueError("action_scale and target_entropy say the same thing twice; give one of them")
+        return TargetEntropy(entropy_of_scale(action_scale, action_space), given=True)
     most = -uniform_log_density(action_space)
     discrete = not isinstance(action_space, gymnasium.spaces.Box)
     if target_entropy is None:
@@ -106,6 +116,42 @@ def check_target_entropy(
             f"between 0 and {most:.4g}"
         )
     return TargetEntropy(float(target_entropy), given=True)
+
+
+def entropy_of_scale(action_scale: float, action_space: gymnasium.Space[Any]) -> float:
+    """Returns the entropy of Gaussians of one standard deviation σ, one in each of ``d`` dimensions, in nats.
+
+    ``d · ½ log(2πe σ²)``: a target that means the same noise whatever ``d`` is (FlashSAC, arXiv:2604.04539, which takes
+    σ = 0.15). Soft actor-critic's own ``-d`` is σ = 0.089.
+
+    No density on ``[-1, 1]`` has more entropy than the uniform one, log 2, and a Gaussian has as much at σ = 2/√(2πe) =
+    0.484: there σ must end, below the uniform density's own standard deviation of 1/√3 = 0.577.
+
+    Args:
+        action_scale: σ on normalised actions, in (0, 0.484).
+        action_space: what the policy is over, continuous.
+
+    Raises:
+        ValueError: for discrete actions, or a σ that no policy can hold.
+
+    Example:
+        >>> round(entropy_of_scale(0.15, gymnasium.spaces.Box(-1, 1, (6,))), 3)
+        -2.869
+    """
+    uniform = -uniform_log_density(action_space)
+    if isinstance(action_space, gymnasium.spaces.Discrete):
+        raise ValueError(
+            f"action_scale is a standard deviation of continuous actions, and these are {action_space}; give "
+            f"target_entropy in nats, {0.5 * uniform:.3g} say"
+        )
+    check_positive("action_scale", action_scale)
+    nats = math.prod(action_space.shape or ()) * 0.5 * math.log(2 * math.pi * math.e * float(action_scale) ** 2)
+    if nats >= uniform:
+        raise ValueError(
+            f"action_scale is {action_scale}, and no policy on [-1, 1] can hold the entropy of a Gaussian that wide: "
+            f"from 0.484 on the uniform policy has less; choose less, 0.15 say"
+        )
+    return nats
 
 
 class TemperatureWatch:

@@ -82,8 +82,8 @@ def expectation(task: Task, chosen: Any, state: Tensor, time: Tensor | int, how:
         return Expectation(state, time, action, nothing, nothing, None)
     action = chosen.rsample() if how == "pathwise" else chosen.sample()
     if how == "draw" and isinstance(chosen, FactoredCategorical):  # whose entropy need not be drawn
-        each = _log_factors(task, chosen, state)
-        return Expectation(state, time, action, *(expected(chosen.log_factors, log).sum(-1) for log in each), None)
+        means = [expected(chosen.log_factors, log).sum(-1) for log in _log_factors(task, chosen, state)]
+        return Expectation(state, time, action, means[0], means[1], None)
     log_policy, score = chosen.log_prob(action), None
     if how == "score":
         log_policy, score = log_policy.detach(), log_policy - log_policy.detach()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rl_as_inference.agents.parameters import Tree
-from rl_as_inference.batch_norm import learning_statistics
+from rl_as_inference.batch_norm import RewardScale, learning_statistics
 from rl_as_inference.factored import FactoredCategorical, JointCategorical
 
 __all__ = ["Multiplier", "Networks", "Temperature", "log_probabilities"]
@@ -55,6 +55,11 @@ class Networks:
 class Temperature(nn.Module):
     """The temperature α in reward units per nat, positive by its logarithm; a fixed one has no parameter.
 
+    Args:
+        value: where it starts.
+        learned: whether there is a parameter.
+        scaled: what is learned is α in units of a scale of rewards, which is 1 until it is told, and moves α with it.
+
     Example:
         >>> round(float(Temperature(0.2, learned=False)()), 6), len(list(Temperature(0.2, learned=True).parameters()))
         (0.2, 1)
@@ -62,8 +67,9 @@ class Temperature(nn.Module):
 
     log_temperature: Tensor
 
-    def __init__(self, value: float, *, learned: bool) -> None:
+    def __init__(self, value: float, *, learned: bool, scaled: bool = False) -> None:
         super().__init__()
+        self.reward_scale = RewardScale() if scaled else None
         log = torch.tensor(math.log(value), dtype=torch.float64)  # rounded by a later .to() only, if at all
         if learned:
             self.log_temperature = nn.Parameter(log)
@@ -71,7 +77,8 @@ class Temperature(nn.Module):
             self.register_buffer("log_temperature", log)
 
     def forward(self) -> Tensor:
-        return self.log_temperature.exp()
+        alpha = self.log_temperature.exp()
+        return alpha if self.reward_scale is None else self.reward_scale.value * alpha
 
 
 class Multiplier(nn.Module):

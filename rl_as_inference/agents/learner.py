@@ -18,6 +18,7 @@ from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_
 from rl_as_inference.agents.compilation import CompileCost, repays
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
+from rl_as_inference.agents.export import Exported, Format, export_policy
 from rl_as_inference.agents.loading import Load
 from rl_as_inference.agents.loop import Loop
 from rl_as_inference.agents.options import LearnerOptions
@@ -320,17 +321,43 @@ class Learner:
             return parts[0]
         return Evaluation(torch.stack([part.returns for part in parts]), torch.stack([part.lengths for part in parts]))
 
-    def save(self, path: str | Path, **notes: Any) -> None:
+    def export(
+        self, path: str | Path, *, format: Format | None = None, seed_index: int = 0, normalization: bool = True
+    ) -> Exported:
+        """Returns how a file agrees with the policy, after writing it: a program that acts without this package.
+
+        It takes observations of the environment, ``(batch, *observation)`` in float32 (integers in int64), and after
+        them the times ``(batch,)`` in int64 where the process that was learned has a horizon; and gives the actions
+        that the policy holds for best, ``(batch, *action)``, in the environment's own units and dtype. Any batch will
+        do. What ``gymnasium.wrappers.NormalizeObservation`` learned is part of the program, which then takes
+        observations as they are before that wrapper. The file is played, and its actions held to the agent's, before
+        it takes its name.
+
+        Args:
+            path: where to; its ending says the format, ``.pt2`` or ``.onnx``.
+            format: ``"torch"``, for ``torch.export.load``, or ``"onnx"``, for ONNX Runtime and others.
+            seed_index: whose policy, of several seeds.
+            normalization: whether running statistics of observations go into the program.
+
+        Raises:
+            ImportError: for ONNX without its packages, which ``pip install 'rl-as-inference[onnx]'`` brings.
+            ValueError: if the policy is none that a file can hold (of windows, of random draws, a plan), the file
+                cannot be written, or it acts otherwise than the agent.
+        """
+        return export_policy(self, path, format=format, seed_index=seed_index, normalization=normalization)
+
+    def save(self, path: str | Path, *, replay: bool = True, **notes: Any) -> None:
         """Writes everything that :meth:`learn` goes on from to ``path``, whole or not at all.
 
         Parameters, optimiser, targets, replay, random numbers and the running episodes; with notes
-        that JSON can hold. One safetensors file: loading it never runs code.
+        that JSON can hold. One safetensors file: loading it never runs code. Without replay it is small, and learning
+        that goes on from it has no transitions but those that follow.
 
         Raises:
             ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
         self._check_whole()
-        snapshot = self._loop.snapshot()
+        snapshot = self._loop.snapshot(replay=replay)
         snapshot.progress["compiles"] = self._compiles
         save_snapshot(path, snapshot, self._identity(), how_made(self.arena.source, self.options), notes)
 

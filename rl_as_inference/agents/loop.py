@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,14 @@ from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Snapshot
 from rl_as_inference.agents.device_walk import DeviceWalk, walks_on_device
+from rl_as_inference.agents.held_noise import HeldNoise
 from rl_as_inference.agents.ledger import Ledger
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
+from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.update import Update
+from rl_as_inference.batch_norm import RewardScale, Told
 from rl_as_inference.processes.environments import Step
 from rl_as_inference.randomness import RandomStream
 
@@ -39,6 +43,8 @@ class Loop:
         modules: of each seed, by name; their parameters are views of the update's vector.
         ledger: what was done so far.
         constraint: what tunes α to a return, or None.
+        scale: what divides rewards, or None.
+        held: for how long the noise of draws is held, or None.
         companion: what the algorithm has beside its update, or None.
         random: everything random but the environments.
         stores_latest: whether replay holds the last observation of each state in its place.
@@ -47,15 +53,22 @@ class Loop:
 
     def __init__(self, arena: Arena, algorithm: Algorithm, options: LearnerOptions) -> None:
         self.arena, self.algorithm, self.options = arena, algorithm, options
+        self._extra: dict[str, Any] = {**options}  # with those of one algorithm alone
         self.task, self.envs = arena.task, arena.envs
         task = self.task
         self.num_seeds, self.num_envs = options["seeds"] or 1, arena.num_envs
         self.random = RandomStream(options["seed"], task.device)
         self.constraint = self._constraint()
+        self.held = self._held_noise()
         with self.random:
             self.modules = [self._made_modules() for _ in range(self.num_seeds)]
             with torch.no_grad():
                 first = self.envs.reset()
+        self._scales = [
+            [layer for module in modules.values() for layer in module.modules() if isinstance(layer, RewardScale)]
+            for modules in self.modules
+        ]
+        self.scale = self._return_scale()
         self._check_policy(first)
         # With a memory windows are for acting alone: replay holds their last observations, of which sequences are made.
         self.stores_latest = options["memory"] is not None
@@ -88,12 +101,13 @@ class Loop:
             self.action,
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
-            adam_beta=options.get("adam_beta", 0.9),
+            adam_beta=options["adam_beta"],
             target_average=options["target_average"],
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
         self.walk: DeviceWalk | None = None
-        if arena.process is not None and self.companion is None and walks_on_device(arena, options):
+        steps_alone = self.companion is None and self.scale is None
+        if arena.process is not None and steps_alone and walks_on_device(arena, options):
             with self.random, torch.no_grad():
                 self.walk = DeviceWalk(arena.process, self.replay, self.observation, self.time, self.action)
         else:
@@ -125,6 +139,7 @@ class Loop:
         self.is_whole = False
         ledger.num_steps += self.num_envs
         walk.step(ledger.num_steps)
+        self._renew_noise()
         self._action_is_fresh = False
         if walk.is_full:
             self.catch_up()
@@ -151,6 +166,8 @@ class Loop:
         ledger.add(step)
         self._observe(step.state)
         self._hold_return(step)
+        self._keep_scale(step)
+        self._renew_noise()
         self._action_is_fresh = False
 
     def _learn(self) -> None:
@@ -173,10 +190,18 @@ class Loop:
         every, done = self.options["reset_every"], self.ledger.num_updates
         if every is None or done == 0 or done % every:
             return
-        self.update.begin_anew([self._made_modules() for _ in range(self.num_seeds)])
+        made = [self._made_modules() for _ in range(self.num_seeds)]
+        for new, old in zip(made, self.modules, strict=True):
+            for name, module in old.items():
+                for layer, told in zip(new[name].modules(), module.modules(), strict=True):
+                    if isinstance(layer, Told) and isinstance(told, Told):  # what was told is so still
+                        layer.value.copy_(told.value)
+        self.update.begin_anew(made)
 
     def _made_modules(self) -> dict[str, nn.Module]:
         modules = self.algorithm.make_modules(anew=self.num_seeds > 1)
+        if self.held is not None:
+            modules["noise"] = Told(torch.zeros(self.num_envs, *self.task.action_shape))
         return {name: module.to(self.task.device, self.task.dtype) for name, module in modules.items()}
 
     def _check_options(self) -> None:
@@ -215,6 +240,36 @@ class Loop:
         for seed, log_temperature in moved.items():
             self.modules[seed]["temperature"].get_parameter("log_temperature").fill_(log_temperature)
 
+    def _keep_scale(self, step: Step) -> None:
+        """Tells the networks what divides rewards, where something does."""
+        if self.scale is None:
+            return
+        values = self.scale.observe(step.reward, ended=step.terminated | step.truncated, valid=step.valid)
+        for layers, value in zip(self._scales, values.tolist(), strict=True):
+            for layer in layers:
+                layer.value.fill_(value)
+
+    def _renew_noise(self) -> None:
+        """Draws the noise of the next actions anew, where it has been held for long enough."""
+        if self.held is None or not bool((anew := self.held.passed()).any()):
+            return
+        for modules, own in zip(self.modules, anew.view(self.num_seeds, self.num_envs), strict=True):
+            value = modules["noise"]()
+            renewed = own.to(value.device).view(-1, *[1] * (value.dim() - 1))
+            value.copy_(torch.where(renewed, torch.randn_like(value), value))
+
+    def _held_noise(self) -> HeldNoise | None:
+        most = int(self._extra.get("noise_repeats", 1))
+        if most == 1 or not isinstance(self.task.action_space, gymnasium.spaces.Box):
+            return None
+        return HeldNoise(most, num=self.num_seeds * self.num_envs)
+
+    def _return_scale(self) -> ReturnScale | None:
+        if not self._scales[0] or not self._extra["reward_scaling"]:
+            return None
+        bound, discount = float(self._extra["value_bound"]), self.task.discount
+        return ReturnScale(bound, discount=discount, num_seeds=self.num_seeds, num_envs=self.num_envs)
+
     def _observe(self, state: Any) -> None:
         """Puts the states to act from, and their times, where the compiled functions read them."""
         self.observation.copy_(torch.from_numpy(state).view(self.observation.shape))
@@ -248,12 +303,15 @@ class Loop:
         with self.random.unmoved():
             self.algorithm.check(self.modules[0], states, times, several=self.num_seeds > 1)
 
-    def snapshot(self) -> Snapshot:
-        """Returns everything that steps go on from."""
+    def snapshot(self, *, replay: bool = True) -> Snapshot:
+        """Returns everything that steps go on from; without replay, as if nothing had been stored."""
         self.catch_up()
         envs = self.envs.snapshot()
         tensors = dict(self.update.tensors)
-        tensors |= {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
+        stored = self.replay.state_dict()
+        if not replay:
+            stored = {name: t[:, :0] if t.dim() > 1 else torch.zeros_like(t) for name, t in stored.items()}
+        tensors |= {f"replay.{name}": tensor for name, tensor in stored.items()}
         tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in envs["arrays"].items()}
         tensors |= {f"random.{index}": state for index, state in enumerate(self.random.states)}
         tensors["action"] = self.action
@@ -264,6 +322,8 @@ class Loop:
             "debt": self._debt,
             "action_is_fresh": self._action_is_fresh,
             "constraint": None if self.constraint is None else self.constraint.state_dict(),
+            "held": None if self.held is None else self.held.state_dict(),
+            "scale": None if self.scale is None else self.scale.state_dict(),
             "envs": envs["json"],
         }
         if self.companion is not None:
@@ -289,6 +349,10 @@ class Loop:
         self._debt = progress["debt"]
         if self.constraint is not None:
             self.constraint.load_state_dict(progress["constraint"])
+        if self.held is not None:
+            self.held.load_state_dict(progress["held"])
+        if self.scale is not None:
+            self.scale.load_state_dict(progress["scale"])
         if self.companion is not None:
             own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
             self.companion.restore(own, progress["companion"])
@@ -303,6 +367,8 @@ class Loop:
         self._action_is_fresh = exact and progress["action_is_fresh"]
         if not exact:
             self.ledger.restart()
+            if self.scale is not None:
+                self.scale.restart()
             if self.constraint is not None:
                 self.constraint.restart(acts=self.ledger.num_steps >= self.options["learning_starts"])
         self._observe(self.envs.reset() if self.envs.state is None else self.envs.state)

@@ -15,10 +15,8 @@ from rl_as_inference.agents.options import (
     MPOOptions,
     SoftActorCriticOptions,
     SoftQLearningOptions,
-    as_held,
-    from_held,
-    options_of,
 )
+from rl_as_inference.agents.reading_options import as_held, from_held, options_of
 from rl_as_inference.agents.soft_actor_critic import SoftActorCritic
 from rl_as_inference.agents.soft_q_learning import SoftQLearning
 from rl_as_inference.nouns import EnvironmentLike

@@ -16,7 +16,8 @@ from rl_as_inference.agents.companion import Companion
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.model_planning import PlanningPolicy
-from rl_as_inference.agents.options import ModelBasedOptions, Planner, SoftActorCriticOptions, filled, takes_options
+from rl_as_inference.agents.options import ModelBasedOptions, Planner, SoftActorCriticOptions
+from rl_as_inference.agents.reading_options import filled, takes_options
 from rl_as_inference.agents.soft_actor_critic import ActorCritic
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.world_model import WorldModel

@@ -15,7 +15,8 @@ from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.encoded import behind_encoder
 from rl_as_inference.agents.functional import Multiplier, Networks, Temperature
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.options import MPOOptions, filled, takes_options
+from rl_as_inference.agents.options import MPOOptions
+from rl_as_inference.agents.reading_options import filled, takes_options
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
@@ -245,7 +246,7 @@ class MPO(Learner):
 
     def __init__(self, env: EnvironmentLike, **config: Unpack[MPOOptions]) -> None:
         options: MPOOptions = filled(MPOOptions, config, by="MPO")
-        for name in ("target_entropy", "target_return"):
+        for name in ("target_entropy", "action_scale", "target_return"):
             if options[name] is not None:
                 raise ValueError(
                     f"{name} tunes the temperature of an entropy that MPO does not count: its own is tuned to "

@@ -1,28 +1,40 @@
 """What learners can be told: every option once, with its type, its default, what it is, and what it may be.
 
 The option's line in a ``TypedDict`` is the declaration. From it come the learners' signatures and their help, the
-checks of what is given, the options of ``rlai train``, and the table of the documentation.
+checks of what is given, the options of ``rlai train``, and the table of the documentation: see
+:mod:`~rl_as_inference.agents.reading_options`.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from rl_as_inference.agents.option_rows import (
+    SEVERAL,
+    Row,
+    below_one,
+    compile,
+    dtype,
+    env_kwargs,
+    function,
+    or_none,
+    share,
+    temperature,
+    zero_or_positive,
+    zero_or_share,
+)
 from rl_as_inference.agents.return_constraint import check_target_return
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
 from rl_as_inference.state_time_network import Architecture, check_hidden_sizes
 from rl_as_inference.threads import Precision
 
 __all__ = [
+    "ARCHITECTURES",
     "ActionPrior",
     "ActorGradient",
     "LearnerOptions",
@@ -30,17 +42,10 @@ __all__ = [
     "Memory",
     "ModelBasedOptions",
     "Objective",
-    "Option",
     "Planner",
     "Sampler",
     "SoftActorCriticOptions",
     "SoftQLearningOptions",
-    "all_options",
-    "as_held",
-    "filled",
-    "from_held",
-    "options_of",
-    "takes_options",
 ]
 
 ActionPrior = Literal["uniform", "flat"]
@@ -54,207 +59,132 @@ ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
     # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
     "batch_norm": {
-        "learning_rate": 1e-3,
         "critic_hidden_sizes": (512, 512),
         "adam_beta": 0.5,
         "actor_every": 3,
     },
+    # Kim et al. 2026, arXiv:2604.04539 (FlashSAC), with the settings of its authors' code for MuJoCo
+    "residual": {
+        "learning_rate": 3e-4,
+        "hidden_sizes": (128, 128),
+        "critic_hidden_sizes": (256, 256),
+        "batch_size": 512,
+        "learning_starts": 10_000,
+        "initial_temperature": 0.01,
+        "target_average": 0.01,
+        "actor_every": 2,
+        "noise_repeats": 16,
+    },
 }
 """What other options are by default, with each architecture."""
-
-Check = Callable[[str, Any], object]
-"""``(name, value)``: raises ValueError for a value that may not be."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a learner."""
-
-    name: str
-    type: Any
-    """Its annotation, such as ``int`` or ``float | None``."""
-    default: Any
-    help: str
-    """One line, without a full stop."""
-    of: str | None
-    """``"sac"``, ``"sql"``, ``"mpo"`` or ``"model-based"`` where only that algorithm has it; None where all have."""
-    check: Check | None
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        """All the words that it may be; empty for other types."""
-        return tuple(word for word in _words(self.type) if word is not None)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """An option's default, help and check, beside its name and type."""
-
-    default: Any
-    help: str
-    check: Check | None = None
-
-
-def _or_none(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _share(name: str, value: Any) -> None:
-    check_positive(name, value)
-    if value > 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value}")
-
-
-def _zero_or_share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
-
-
-def _below_one(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
-
-
-def _zero_or_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or value != 0:
-        check_positive(name, value)
-
-
-def _yes_or_no(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def _function(name: str, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise ValueError(f"{name} must be a function (state, action, next_state) -> reward, or None; got {value!r}")
-
-
-def _temperature(name: str, value: Any) -> None:
-    if value is None or (isinstance(value, str) and value == "auto"):
-        return
-    if isinstance(value, str):
-        raise ValueError(f"{name} must be 'auto' or a number > 0, got {value!r}")
-    check_temperature(value, name)
-
-
-def _dtype(name: str, value: Any) -> None:
-    if value not in (torch.float32, torch.float64):
-        raise ValueError(f"{name} must be torch.float32 or torch.float64, got {value!r}")
-
-
-def _compile(name: str, value: Any) -> None:
-    if value not in (True, False, "auto"):
-        raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
-
-
-def _env_kwargs(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping | None):
-        raise ValueError(f"{name} must be a mapping of options for gymnasium.make, got {value!r}")
-
-
-_SEVERAL: Check = partial(check_count, least=2)
 
 
 class LearnerOptions(TypedDict, total=False):
     """The options of every learner."""
 
-    seed: Annotated[int, _Row(0, "of everything random")]
+    seed: Annotated[int, Row(0, "of everything random")]
     seeds: Annotated[
-        int | None, _Row(None, "learn this many seeds at once, in one batched update", _or_none(check_count))
+        int | None, Row(None, "learn this many seeds at once, in one batched update", or_none(check_count))
     ]
     device: Annotated[
-        torch.device | str | None, _Row(None, "where everything lives: cpu, cuda or cuda:N; a GPU if there is one")
+        torch.device | str | None, Row(None, "where everything lives: cpu, cuda or cuda:N; a GPU if there is one")
     ]
-    dtype: Annotated[torch.dtype, _Row(torch.float32, "of everything learned", _dtype)]
+    dtype: Annotated[torch.dtype, Row(torch.float32, "of everything learned", dtype)]
     hidden_sizes: Annotated[
         Sequence[int],
-        _Row((256, 256), "widths of the hidden layers", lambda _, value: check_hidden_sizes(value)),
+        Row((256, 256), "widths of the hidden layers", lambda _, value: check_hidden_sizes(value)),
     ]
     temperature: Annotated[
         float | Literal["auto"] | None,
-        _Row(
+        Row(
             None,
             "α in reward units per nat, or 'auto': tuned to the target entropy; a process brings its own",
-            _temperature,
+            temperature,
         ),
     ]
     initial_temperature: Annotated[
-        float, _Row(1.0, "where a tuned α starts", lambda name, value: check_temperature(value, name))
+        float, Row(1.0, "where a tuned α starts", lambda name, value: check_temperature(value, name))
     ]
     target_entropy: Annotated[
         float | None,
-        _Row(None, "nats; by default -d for d continuous actions, half of log|A| for the discrete ones allowed"),
+        Row(None, "nats; by default -d for d continuous actions, half of log|A| for the discrete ones allowed"),
+    ]
+    action_scale: Annotated[
+        float | None,
+        Row(
+            None,
+            "instead of target_entropy: that of Gaussians of this standard deviation on [-1, 1], below 0.484",
+            or_none(check_positive),
+        ),
     ]
     target_return: Annotated[
         float | None,
-        _Row(
+        Row(
             None,
             "reward units: tune α so that the exploring policy earns this an episode (satisficing)",
-            _or_none(lambda _, value: check_target_return(value)),
+            or_none(lambda _, value: check_target_return(value)),
         ),
     ]
     action_prior: Annotated[
-        ActionPrior, _Row("uniform", "'uniform', the model's; 'flat' takes log p for 0, as the papers do")
+        ActionPrior, Row("uniform", "'uniform', the model's; 'flat' takes log p for 0, as the papers do")
     ]
     action_masks: Annotated[
         bool,
-        _Row(
-            True, "keep to what the environment allows: info['action_mask'], or a part 'action_mask' of what it shows"
-        ),
+        Row(True, "keep to what the environment allows: info['action_mask'], or a part 'action_mask' of what it shows"),
     ]
-    learning_starts: Annotated[int, _Row(1000, "steps by the action prior before learning", check_count)]
-    batch_size: Annotated[int, _Row(256, "transitions an update", check_count)]
-    buffer_size: Annotated[int, _Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
-    learning_rate: Annotated[float, _Row(3e-4, "Adam's step size", check_positive)]
+    learning_starts: Annotated[int, Row(1000, "steps by the action prior before learning", check_count)]
+    batch_size: Annotated[int, Row(256, "transitions an update", check_count)]
+    buffer_size: Annotated[int, Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
+    learning_rate: Annotated[float, Row(1e-3, "Adam's step size", check_positive)]
+    adam_beta: Annotated[float, Row(0.9, "Adam's β₁: what its mean of gradients keeps", below_one)]
     discount: Annotated[
         float | None,
-        _Row(None, "γ in [0, 1]; a process's own, elsewhere 0.99", _or_none(lambda _, value: check_discount(value))),
+        Row(None, "γ in [0, 1]; a process's own, elsewhere 0.99", or_none(lambda _, value: check_discount(value))),
     ]
     target_average: Annotated[
-        float, _Row(0.005, "how far the target networks move in an update (Polyak averaging's τ)", _share)
+        float, Row(0.005, "how far the target networks move in an update (Polyak averaging's τ)", share)
     ]
     updates_per_step: Annotated[
         float,
-        _Row(1.0, "gradient steps an environment step (update-to-data ratio, UTD); may be below 1", check_positive),
+        Row(1.0, "gradient steps an environment step (update-to-data ratio, UTD); may be below 1", check_positive),
     ]
     reset_every: Annotated[
         int | None,
-        _Row(
+        Row(
             None,
             "updates after which networks, targets, optimiser and a tuned α begin anew and replay stays",
-            _or_none(check_count),
+            or_none(check_count),
         ),
     ]
-    num_envs: Annotated[int, _Row(1, "environments stepped together, for each seed", check_count)]
+    num_envs: Annotated[int, Row(1, "environments stepped together, for each seed", check_count)]
     asynchronous: Annotated[
-        bool, _Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
+        bool, Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
     ]
     n_step: Annotated[
-        int, _Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
+        int, Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)
     ]
     priority_exponent: Annotated[
         float,
-        _Row(
+        Row(
             0.0,
             "of prioritised replay: transitions are drawn in proportion to |TD error| to this power; 0: all alike",
-            _zero_or_positive,
+            zero_or_positive,
         ),
     ]
     importance_exponent: Annotated[
         float,
-        _Row(
+        Row(
             0.4,
             "β of its importance weights, which the critics' loss has: 1 undoes the priorities in the mean",
-            _zero_or_share,
+            zero_or_share,
         ),
     ]
     importance_annealing: Annotated[
-        int | None, _Row(None, "updates over which β rises to 1; by default it stays", _or_none(check_count))
+        int | None, Row(None, "updates over which β rises to 1; by default it stays", or_none(check_count))
     ]
     history: Annotated[
         int,
-        _Row(
+        Row(
             1,
             "observations, with the actions between them, that are the state; more than 1 where one does not tell it",
             check_count,
@@ -262,34 +192,32 @@ class LearnerOptions(TypedDict, total=False):
     ]
     frame_stack: Annotated[
         int,
-        _Row(
+        Row(
             1,
             "observations that are the state, without the actions between; images are stacked along their channels",
             check_count,
         ),
     ]
     normalize_observations: Annotated[
-        bool, _Row(False, "bring observed numbers to mean 0 and variance 1, by running statistics")
+        bool, Row(False, "bring observed numbers to mean 0 and variance 1, by running statistics")
     ]
     normalize_rewards: Annotated[
         bool,
-        _Row(False, "learn from rewards divided by the running deviation of a return; those reported stay as they are"),
+        Row(False, "learn from rewards divided by the running deviation of a return; those reported stay as they are"),
     ]
-    memory: Annotated[Memory | None, _Row(None, "a recurrent encoder before policy and critics, for hidden state")]
+    memory: Annotated[Memory | None, Row(None, "a recurrent encoder before policy and critics, for hidden state")]
     sequence_length: Annotated[
-        int, _Row(16, "with memory: successive steps that are learned from together", partial(check_count, least=2))
+        int, Row(16, "with memory: successive steps that are learned from together", partial(check_count, least=2))
     ]
     burn_in: Annotated[
-        int, _Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
+        int, Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
     ]
     precision: Annotated[
         Precision,
-        _Row("float32", "inside matrix products, whose sums stay whole: 'bfloat16' rounds what is multiplied"),
+        Row("float32", "inside matrix products, whose sums stay whole: 'bfloat16' rounds what is multiplied"),
     ]
-    compile: Annotated[
-        bool | Literal["auto"], _Row("auto", "compile the update, once; 'auto' where it repays", _compile)
-    ]
-    env_kwargs: Annotated[Mapping[str, Any] | None, _Row(None, "options for gymnasium.make", _env_kwargs)]
+    compile: Annotated[bool | Literal["auto"], Row("auto", "compile the update, once; 'auto' where it repays", compile)]
+    env_kwargs: Annotated[Mapping[str, Any] | None, Row(None, "options for gymnasium.make", env_kwargs)]
 
 
 class SoftActorCriticOptions(LearnerOptions, total=False):
@@ -297,255 +225,149 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
 
     policy: Annotated[
         nn.Module | None,
-        _Row(None, "a guide (state, t) -> Distribution of your own, on normalised actions; else one is made"),
+        Row(None, "a guide (state, t) -> Distribution of your own, on normalised actions; else one is made"),
     ]
-    policy_components: Annotated[int, _Row(1, "Gaussians in a mixture policy", check_count)]
-    num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    policy_components: Annotated[int, Row(1, "Gaussians in a mixture policy", check_count)]
+    num_critics: Annotated[int, Row(2, "critics, the least of which counts", check_count)]
     architecture: Annotated[
         Architecture,
-        _Row(
+        Row(
             "plain",
-            "of policy and critics; 'batch_norm' is CrossQ's (arXiv:1902.05605), and brings its own learning_rate, "
-            "critic_hidden_sizes, adam_beta and actor_every, where these are not given",
+            "of policy and critics: 'batch_norm' is CrossQ's, normalised layers without target averages "
+            "(arXiv:1902.05605); 'residual' is FlashSAC's, blocks with weights on spheres and categorical critics "
+            "(arXiv:2604.04539); each brings its own defaults of other options (docs/architectures.md)",
         ),
     ]
     critic_hidden_sizes: Annotated[
         Sequence[int] | None,
-        _Row(
+        Row(
             None,
             "widths of the critics' hidden layers; by default hidden_sizes",
-            _or_none(lambda name, value: check_hidden_sizes(value, name)),
+            or_none(lambda name, value: check_hidden_sizes(value, name)),
         ),
     ]
-    adam_beta: Annotated[float, _Row(0.9, "Adam's β₁: what its mean of gradients keeps", _below_one)]
-    actor_every: Annotated[int, _Row(1, "updates of the critics for each one of policy and temperature", check_count)]
-    value_network: Annotated[
-        bool, _Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
+    num_atoms: Annotated[
+        int,
+        Row(101, "with architecture='residual': atoms of the critics' distribution (arXiv:1707.06887)", SEVERAL),
     ]
-    objective: Annotated[Objective, _Row("maxent", "what is maximised: 'maxent', or a rung below it")]
+    value_bound: Annotated[
+        float,
+        Row(
+            5.0,
+            "with architecture='residual': how far the atoms reach to either side of 0, in units of the reward scale "
+            "(G_max of arXiv:2502.15280)",
+            check_positive,
+        ),
+    ]
+    reward_scaling: Annotated[
+        bool,
+        Row(
+            True,
+            "with architecture='residual': the reward scale is kept up from the returns seen (arXiv:2502.15280), and "
+            "a tuned α is learned in its units; else it is 1",
+        ),
+    ]
+    actor_every: Annotated[int, Row(1, "updates of the critics for each one of policy and temperature", check_count)]
+    noise_repeats: Annotated[
+        int,
+        Row(
+            1,
+            "continuous actions: steps at most for which a draw's noise is held, n with chance ∝ 1/n² "
+            "(arXiv:2604.04539)",
+            check_count,
+        ),
+    ]
+    critic: Annotated[
+        nn.Module | None,
+        Row(
+            None,
+            "critics of your own, (state, action, t) -> (num_critics, *batch) in reward units; of discrete actions "
+            "(state, t=t) -> (num_critics, *batch, A); else they are made",
+        ),
+    ]
+    value_network: Annotated[
+        bool, Row(False, "learn a state value too, with the target average on it (arXiv:1801.01290v1)")
+    ]
+    objective: Annotated[Objective, Row("maxent", "what is maximised: 'maxent', or a rung below it")]
     actor_gradient: Annotated[
-        ActorGradient | None, _Row(None, "how the actor's expectation is taken; by default the exactest there is")
+        ActorGradient | None, Row(None, "how the actor's expectation is taken; by default the exactest there is")
     ]
     exploration_noise: Annotated[
-        float, _Row(0.1, "standard deviation of ddpg's noise, on normalised actions", _zero_or_positive)
+        float, Row(0.1, "standard deviation of ddpg's noise, on normalised actions", zero_or_positive)
     ]
 
 
 class SoftQLearningOptions(LearnerOptions, total=False):
     """The options of soft Q-learning."""
 
-    double: Annotated[bool, _Row(False, "soft double Q-learning: the online network chooses; discrete actions only")]
-    num_critics: Annotated[int, _Row(1, "critics, the least of which counts", check_count)]
-    sampler: Annotated[Sampler, _Row("stein", "how continuous actions are drawn")]
-    num_particles: Annotated[int, _Row(16, "draws of the Stein sampler for each state", _SEVERAL)]
+    double: Annotated[bool, Row(False, "soft double Q-learning: the online network chooses; discrete actions only")]
+    num_critics: Annotated[int, Row(1, "critics, the least of which counts", check_count)]
+    sampler: Annotated[Sampler, Row("stein", "how continuous actions are drawn")]
+    num_particles: Annotated[int, Row(16, "draws of the Stein sampler for each state", SEVERAL)]
     num_value_draws: Annotated[
-        int, _Row(64, "uniform draws for a continuous soft value, and for each resampled action", _SEVERAL)
+        int, Row(64, "uniform draws for a continuous soft value, and for each resampled action", SEVERAL)
     ]
 
 
 class MPOOptions(LearnerOptions, total=False):
     """The options of maximum a posteriori policy optimisation."""
 
-    num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    num_critics: Annotated[int, Row(2, "critics, the least of which counts", check_count)]
     num_action_draws: Annotated[
-        int, _Row(10, "draws from the old policy that stand for it in each state; continuous actions only", _SEVERAL)
+        int, Row(10, "draws from the old policy that stand for it in each state; continuous actions only", SEVERAL)
     ]
     kl_improvement: Annotated[
-        float, _Row(0.1, "nats: how far the improvement may be from the old policy (ε of the E-step)", check_positive)
+        float, Row(0.1, "nats: how far the improvement may be from the old policy (ε of the E-step)", check_positive)
     ]
-    kl_policy: Annotated[float, _Row(0.01, "nats: how far a discrete policy may be from its average", check_positive)]
+    kl_policy: Annotated[float, Row(0.01, "nats: how far a discrete policy may be from its average", check_positive)]
     kl_mean: Annotated[
-        float, _Row(0.02, "nats a dimension: how far a Gaussian's mean may be from its average", check_positive)
+        float, Row(0.02, "nats a dimension: how far a Gaussian's mean may be from its average", check_positive)
     ]
     kl_scale: Annotated[
-        float, _Row(1e-4, "nats a dimension: how far a Gaussian's scale may be from its average", check_positive)
+        float, Row(1e-4, "nats a dimension: how far a Gaussian's scale may be from its average", check_positive)
     ]
 
 
 class ModelBasedOptions(LearnerOptions, total=False):
     """The options of model-based agents."""
 
-    num_critics: Annotated[int, _Row(2, "critics, the least of which counts", check_count)]
+    num_critics: Annotated[int, Row(2, "critics, the least of which counts", check_count)]
     planner: Annotated[
         Planner | None,
-        _Row(
+        Row(
             None,
             "what acts: a plan in the model, or the policy learned in it; by default mppi, smc for discrete actions",
         ),
     ]
-    look_ahead: Annotated[int, _Row(20, "steps of a plan", check_count)]
+    look_ahead: Annotated[int, Row(20, "steps of a plan", check_count)]
     num_samples: Annotated[
-        int, _Row(100, "action sequences (mppi; each in every member), or particles of each member (smc)", _SEVERAL)
+        int, Row(100, "action sequences (mppi; each in every member), or particles of each member (smc)", SEVERAL)
     ]
-    plan_iterations: Annotated[int, _Row(2, "importance steps of a plan of mppi", check_count)]
+    plan_iterations: Annotated[int, Row(2, "importance steps of a plan of mppi", check_count)]
     optimistic: Annotated[
         bool,
-        _Row(
+        Row(
             False,
             "of mppi, while it learns: an action sequence has one member and is chosen for its hopes; else their mean",
         ),
     ]
     guided: Annotated[
-        bool, _Row(True, "plans begin from the policy and end in the critics that are learned in the model")
+        bool, Row(True, "plans begin from the policy and end in the critics that are learned in the model")
     ]
-    ensemble: Annotated[int, _Row(5, "members of the model: draws of what is not known", check_count)]
+    ensemble: Annotated[int, Row(5, "members of the model: draws of what is not known", check_count)]
     model_hidden_sizes: Annotated[
         Sequence[int],
-        _Row((128, 128), "widths of the model's hidden layers", lambda _, value: check_hidden_sizes(value)),
+        Row((128, 128), "widths of the model's hidden layers", lambda _, value: check_hidden_sizes(value)),
     ]
-    model_every: Annotated[int, _Row(200, "environment steps between fits of the model", check_count)]
-    model_updates: Annotated[int, _Row(600, "gradient steps of a fit at most", check_count)]
-    model_learning_rate: Annotated[float, _Row(1e-3, "Adam's step size for the model", check_positive)]
-    imagined_steps: Annotated[
-        int, _Row(5, "steps of a walk that is imagined, from a state that was lived", check_count)
-    ]
+    model_every: Annotated[int, Row(200, "environment steps between fits of the model", check_count)]
+    model_updates: Annotated[int, Row(600, "gradient steps of a fit at most", check_count)]
+    model_learning_rate: Annotated[float, Row(1e-3, "Adam's step size for the model", check_positive)]
+    imagined_steps: Annotated[int, Row(5, "steps of a walk that is imagined, from a state that was lived", check_count)]
     imagined_transitions: Annotated[
-        int, _Row(10_000, "transitions imagined after each fit, for policy and critics to learn from", _SEVERAL)
+        int, Row(10_000, "transitions imagined after each fit, for policy and critics to learn from", SEVERAL)
     ]
-    real_share: Annotated[float, _Row(0.05, "of transitions that were lived, among those", _zero_or_share)]
+    real_share: Annotated[float, Row(0.05, "of transitions that were lived, among those", zero_or_share)]
     reward_function: Annotated[
         Callable[..., Any] | None,
-        _Row(
-            None, "the reward where it is known, (state, action, next_state) -> reward; else it is learned", _function
-        ),
+        Row(None, "the reward where it is known, (state, action, next_state) -> reward; else it is learned", function),
     ]
-
-
-_OF: dict[type, str | None] = {
-    LearnerOptions: None,
-    SoftActorCriticOptions: "sac",
-    SoftQLearningOptions: "sql",
-    MPOOptions: "mpo",
-    ModelBasedOptions: "model-based",
-}
-"""Whose options these are, as the command line calls the algorithm."""
-
-
-def options_of(declaration: type) -> tuple[Option, ...]:
-    """Returns the options that a learner takes, the common ones first.
-
-    Args:
-        declaration: :class:`LearnerOptions`, or one of those that extend it.
-
-    Example:
-        >>> [option.name for option in options_of(SoftQLearningOptions) if option.of == "sql"]
-        ['double', 'num_critics', 'sampler', 'num_particles', 'num_value_draws']
-    """
-    common = LearnerOptions.__annotations__
-    found = []
-    for name, annotation in get_type_hints(declaration, include_extras=True).items():
-        kind, row = get_args(annotation)[0], annotation.__metadata__[0]
-        check = row.check
-        if check is None and (words := _words(kind)):
-            check = partial(_check_word, words=words)
-        if check is None and kind is bool:
-            check = _yes_or_no
-        found.append(Option(name, kind, row.default, row.help, None if name in common else _OF[declaration], check))
-    return tuple(found)
-
-
-def all_options() -> Iterator[Option]:
-    """Yields every option of every algorithm: the common ones, then each algorithm's own."""
-    for declaration in _OF:
-        yield from (option for option in options_of(declaration) if option.of == _OF[declaration])
-
-
-Options = TypeVar("Options", bound=LearnerOptions)
-
-
-def filled(declaration: type[Options], given: Mapping[str, Any], *, by: str = "a learner") -> Options:
-    """Returns the options given with the defaults of the others, each checked by itself.
-
-    Args:
-        declaration: the options there are.
-        given: by name.
-        by: who takes them, for messages.
-
-    Raises:
-        TypeError: for an option that there is not.
-        ValueError: for a value that may not be.
-    """
-    options = options_of(declaration)
-    for name in given.keys() - {option.name for option in options}:
-        meant = _meant(name, [option.name for option in options])
-        raise TypeError(f"{by} has no option {name!r}" + (f"; did you mean {meant}?" if meant else ""))
-    usual = {option.name: option.default for option in options}
-    values = {**usual, **ARCHITECTURES.get(given.get("architecture", "plain"), {}), **given}
-    for option in options:
-        if option.check is not None:
-            option.check(option.name, values[option.name])
-    return {name: _plain(value) for name, value in values.items()}  # type: ignore[return-value]
-
-
-def _plain(value: Any) -> Any:
-    """Returns a number as Python's own, which files hold: NumPy's and tensors are taken too."""
-    if isinstance(value, Tensor):
-        return value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-Learning = TypeVar("Learning", bound=type)
-
-
-def takes_options(declaration: type) -> Callable[[Learning], Learning]:
-    """Returns a class decorator: the signature and the help say each option with its default and its words."""
-
-    def told(learner: Learning) -> Learning:
-        keyword, plain = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-        rows = options_of(declaration)
-        keywords = [inspect.Parameter(o.name, keyword, default=o.default, annotation=o.type) for o in rows]
-        env = inspect.signature(learner.__init__).parameters["env"]  # type: ignore[misc]
-        parameters = [inspect.Parameter("env", plain, annotation=env.annotation), *keywords]
-        learner.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        lines = "\n".join(f"        {option.name}: {option.help}." for option in rows)
-        learner.__doc__ = (learner.__doc__ or "").replace("        OPTIONS\n", f"{lines}\n")
-        return learner
-
-    return told
-
-
-def _words(kind: Any) -> list[Any]:
-    """Returns the words that a type allows, and None among them if it does; empty for other types."""
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    parts = get_args(kind)
-    if len(parts) == 2 and type(None) in parts and (words := _words(parts[0])):
-        return [*words, None]
-    return []
-
-
-def _check_word(name: str, value: Any, words: Sequence[Any]) -> None:
-    if value not in words:
-        shown = ", ".join(word for word in words if word is not None)
-        raise ValueError(f"{name} must be one of {shown}; got {value!r}")
-
-
-def _meant(name: str, names: Sequence[str]) -> str | None:
-    """Returns the name that was meant: one much like it, or one that it abbreviates."""
-    close = difflib.get_close_matches(name, names, 1)
-    short = [each for each in names if "".join(part[0] for part in each.split("_")) == name]
-    return next(iter([*close, *short]), None)
-
-
-def as_held(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as JSON holds them; for a policy of the user's own, which it cannot hold, its class's name."""
-    return {name: _held(value) for name, value in options.items()}
-
-
-def from_held(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options from what :func:`as_held` returned."""
-    dtypes = {_held(dtype): dtype for dtype in (torch.float32, torch.float64)}
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return {**found, "dtype": dtypes[found["dtype"]]} if found.get("dtype") in dtypes else found
-
-
-def _held(value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        return type(value).__name__
-    if callable(value):
-        return getattr(value, "__name__", type(value).__name__)
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return list(value) if isinstance(value, tuple) else value

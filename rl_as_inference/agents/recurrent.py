@@ -127,7 +127,9 @@ class Recurrent(Algorithm):
             hidden = gymnasium.spaces.Box(-np.inf, np.inf, (self.width,))
             memory = Part("memory", "box", (self.width,), slice(0), hidden)
             features = LaidOut(StateLayout.made_of([memory, *self._layout.parts]))
-        masks = None if task.masks is None else task.masks.shifted(self.width)  # which the last observation ends in
+        masks, mask = task.masks, features.layout.mask if isinstance(features, LaidOut) else None
+        if masks is not None and mask is not None:
+            masks = replace(masks, columns=mask.columns)
         self.inner = make(replace(task, state_space=features, window=None, masks=masks))
         self.metrics, self.targeted = self.inner.metrics, (*self.inner.targeted, "encoder")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -11,23 +12,22 @@ from torch import Tensor, nn
 from rl_as_inference.agents.actors import Within, check_actor, check_draws, chosen_gradient, made_actor, users_actor
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
+from rl_as_inference.agents.distributional import categorical_step
 from rl_as_inference.agents.encoded import Encoded, behind_encoder
 from rl_as_inference.agents.evaluation import mode_of
 from rl_as_inference.agents.expectation import Expectation, How, expectation
 from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.options import (
-    ActorGradient,
-    Objective,
-    SoftActorCriticOptions,
-    filled,
-    takes_options,
-)
+from rl_as_inference.agents.options import ActorGradient, Objective, SoftActorCriticOptions
+from rl_as_inference.agents.parameters import Tree
+from rl_as_inference.agents.reading_options import filled, takes_options
 from rl_as_inference.agents.recurrent import Recurrent
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
+from rl_as_inference.agents.users_critic import check_critic, users_critic
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.critics import SoftV
+from rl_as_inference.guides.gaussian import TanhNormal
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.objectives.soft_actors import temperature_loss
 from rl_as_inference.objectives.soft_critics import (
@@ -38,6 +38,7 @@ from rl_as_inference.objectives.soft_critics import (
     wrong_td_target,
 )
 from rl_as_inference.randomness import drawn_from_logits
+from rl_as_inference.residual_network import check_residual_widths, on_spheres
 
 __all__ = ["ActorCritic", "ActorGradient", "Objective", "SoftActorCritic"]
 
@@ -78,6 +79,7 @@ class ActorCritic(Algorithm):
 
     Attributes:
         actor_gradient: how the actor's expectation is taken; settled by :meth:`check`.
+        num_critics: how many there are; of the user's own, settled by :meth:`check`.
     """
 
     metrics = ("critic_loss", "actor_loss", "entropy", "q")
@@ -87,9 +89,12 @@ class ActorCritic(Algorithm):
         _check_options(task, options)
         self.options, self.entropy = options, OBJECTIVES[options["objective"]]
         self.has_value, self.exploration_noise = options["value_network"], options["exploration_noise"]
-        self.actor_gradient = options["actor_gradient"]
+        self.actor_gradient, self.num_critics = options["actor_gradient"], options["num_critics"]
         self.architecture, self.period = options["architecture"], options["actor_every"]
         self.targeted = ("value",) if self.has_value else () if self.architecture == "batch_norm" else ("critics",)
+        # α is learned in units of the reward scale where entropy tunes it: all of what critics say then scales alike.
+        self.scales = self.architecture == "residual" and options["reward_scaling"] and task.target_entropy is not None
+        self.projects = self.architecture == "residual"
         self.delayed, self.delayed_metrics = ("policy", "temperature"), ("actor_loss", "entropy")
 
     # The update, as in the paper's algorithm 1: one step on the sum of all losses, at the parameters before it.
@@ -126,7 +131,16 @@ class ActorCritic(Algorithm):
     def critics_step(
         self, networks: Networks, frozen: Networks, targets: Networks, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, their values ``(num_critics, B)`` and errors ``(B,)``."""
+        """Returns the critics' loss ``½ (Q_i(s, a) - y)²``, their values ``(num_critics, B)`` and errors ``(B,)``.
+
+        Of residual critics it is a cross entropy: :func:`~rl_as_inference.agents.distributional.categorical_step`.
+        """
+        if self.architecture == "residual":
+            following = self.followed(frozen, batch)
+            alpha = frozen("temperature") if self.entropy.following else None
+            asked = self.together(batch, following)
+            loss, q, y = categorical_step(self.task, networks, targets, batch, asked, following, alpha)
+            return loss, q, td_error(q, y)
         if self.architecture == "batch_norm":
             # One pass over both, by whose joint statistics both are normalised; no average of the critics is needed.
             following = self.followed(frozen, batch)
@@ -140,6 +154,13 @@ class ActorCritic(Algorithm):
     def values_together(self, networks: Networks, batch: Batch, after: Expectation) -> tuple[Tensor, Tensor]:
         """Returns the critics' values of what was done, and of what follows, asked and normalised as one batch."""
         task, count, lead = self.task, len(batch.state), self.task.batch_shape(after.state)
+        values = networks.learning("critics", *self.together(batch, after))
+        q, following = values[:, :count], values[:, count:].unflatten(1, lead)
+        return (task.taken(q, batch.action) if task.is_discrete else q), following
+
+    def together(self, batch: Batch, after: Expectation) -> tuple[Tensor, Tensor | None, Tensor | int]:
+        """Returns states, actions and times to ask critics with: of what was done, and then of what follows."""
+        task, lead = self.task, self.task.batch_shape(after.state)
         state = torch.cat([batch.state, after.state.reshape(-1, *task.state_shape)])
         time: Tensor | int = 0
         if isinstance(batch.time, Tensor):
@@ -147,9 +168,10 @@ class ActorCritic(Algorithm):
         action = None
         if after.action is not None:
             action = torch.cat([batch.action, after.action.reshape(-1, *task.action_shape)])
-        values = networks.learning("critics", state, action, time)
-        q, following = values[:, :count], values[:, count:].unflatten(1, lead)
-        return (task.taken(q, batch.action) if task.is_discrete else q), following
+        return state, action, time
+
+    def project(self, modules: Mapping[str, nn.Module], tree: Tree) -> Tree:
+        return {name: on_spheres(modules[name], parameters) for name, parameters in tree.items()}
 
     def followed(self, networks: Networks, batch: Batch) -> Expectation:
         """Returns the expectation over what the policy does next, through which no gradient passes."""
@@ -192,10 +214,12 @@ class ActorCritic(Algorithm):
         chosen = networks("policy", state, time)
         if self.task.is_discrete:
             return self.task.action_at(drawn_from_logits(self.task.log_policies(chosen)))
+        noise = networks("noise") if "noise" in networks.modules else None
         if not self.entropy.mean_acts:
-            return chosen.sample()
+            return chosen.sample() if noise is None else chosen.base_dist.at_noise(noise)
         action = mode_of(chosen)
-        return (action + self.exploration_noise * torch.randn_like(action)).clamp(-1, 1)
+        noise = torch.randn_like(action) if noise is None else noise
+        return (action + self.exploration_noise * noise).clamp(-1, 1)
 
     # What the update is made of.
 
@@ -244,12 +268,21 @@ class ActorCritic(Algorithm):
             policy = users_actor(options["policy"])
             policy = copy.deepcopy(policy) if anew else policy
             policy = policy if task.masks is None else Within(policy, task)
+        if options["critic"] is None:
+            critics: nn.Module = self.make_critics(
+                options["num_critics"],
+                options["critic_hidden_sizes"] or sizes,
+                options["architecture"],
+                num_atoms=options["num_atoms"],
+                value_bound=options["value_bound"],
+            )
+        else:
+            critics = users_critic(task, options["critic"])
+            critics = copy.deepcopy(critics) if anew else critics
         modules: dict[str, nn.Module] = {
             "policy": policy,
-            "critics": self.make_critics(
-                options["num_critics"], options["critic_hidden_sizes"] or sizes, options["architecture"]
-            ),
-            "temperature": Temperature(task.temperature, learned=task.learns_temperature),
+            "critics": critics,
+            "temperature": Temperature(task.temperature, learned=task.learns_temperature, scaled=self.scales),
         }
         if self.has_value:
             modules["value"] = SoftV(task.state_space, horizon=task.horizon, hidden_sizes=sizes)
@@ -259,7 +292,15 @@ class ActorCritic(Algorithm):
         chosen = check_actor(self.task, modules["policy"], state, time)
         if self.options["policy"] is not None:
             check_draws(self.task, modules["policy"], state, time, several=several)
+        if self.options["critic"] is not None:
+            self.num_critics = check_critic(self.task, modules["critics"], state, time, several=several)
         self.actor_gradient = chosen_gradient(self.task, chosen, self.options["actor_gradient"])
+        base = getattr(chosen, "base_dist", None)
+        if "noise" in modules and not self.entropy.mean_acts and not isinstance(base, TanhNormal):
+            raise ValueError(
+                f"noise_repeats holds the noise of a tanh-Gaussian policy, and this one gives {type(chosen).__name__}; "
+                f"say noise_repeats=1"
+            )
         if self.entropy.mean_acts:
             if self.task.is_discrete:
                 raise ValueError("objective='ddpg' needs continuous actions; use 'maxent' or 'svg0'")
@@ -267,7 +308,8 @@ class ActorCritic(Algorithm):
             self.actor_gradient = "pathwise"
 
     def identity(self) -> dict[str, Any]:
-        return {"objective": self.options["objective"]}
+        scaling = {name: self.options[name] for name in ("value_bound", "reward_scaling")} if self.projects else {}
+        return {"objective": self.options["objective"], **scaling}
 
     def policy_of(self, modules: dict[str, nn.Module]) -> Policy:
         return modules["policy"]
@@ -292,9 +334,24 @@ def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
             if options[name] != usual:  # type: ignore[literal-required]
                 raise ValueError(f"memory goes with {name}={usual!r}; leave one of the two out")
     if options["value_network"] and options["architecture"] != "plain":
-        raise ValueError("value_network has a target average, which architecture='batch_norm' does without; drop one")
+        raise ValueError("value_network goes with architecture='plain'; drop one of them")
+    if options["architecture"] == "residual":
+        check_residual_widths("hidden_sizes", options["hidden_sizes"])
+        if options["critic_hidden_sizes"] is not None:
+            check_residual_widths("critic_hidden_sizes", options["critic_hidden_sizes"])
+        if entropy.present:
+            raise ValueError(
+                "objective='wrong_bellman' goes with architecture='plain' or 'batch_norm'; drop one of them"
+            )
     if options["value_network"] and options["actor_every"] > 1:
         raise ValueError("value_network goes with actor_every=1; drop one of them")
+    if options["critic"] is not None and options["num_critics"] != 2:
+        raise ValueError("num_critics is for the critics made here; leave it out, or leave out critic")
+    if options["critic"] is not None and options["architecture"] == "residual":
+        raise ValueError(
+            "critic is your own, and architecture='residual' needs critics of distributions, which are made here; leave "
+            "one of them out"
+        )
     if options["value_network"] and (objective != "maxent" or task.n_step > 1):
         raise ValueError("value_network goes with objective='maxent' and n_step=1; drop one of them")
     if entropy.present and task.n_step > 1:
@@ -356,19 +413,31 @@ class SoftActorCritic(Learner):
 
     def __init__(self, env: EnvironmentLike, **config: Unpack[SoftActorCriticOptions]) -> None:
         options = _without_entropy(filled(SoftActorCriticOptions, config, by="SoftActorCritic"))
-        if options["memory"] is not None and options["policy"] is not None:
-            raise ValueError("policy is a guide on states, and with memory these are made here; leave one of them out")
+        for name, kind in (("policy", "a guide"), ("critic", "a critic")):
+            if options["memory"] is not None and options[name] is not None:  # type: ignore[literal-required]
+                raise ValueError(
+                    f"{name} is {kind} on states, and with memory these are made here; leave one of them out"
+                )
         arena = Arena(env, options)
         algorithm = behind_encoder(lambda task: ActorCritic(task, options), arena, options)
         super().__init__(arena, algorithm, options)
         self.objective, self.value_network = options["objective"], options["value_network"]
-        self.num_critics, self.policy_components = options["num_critics"], options["policy_components"]
-        self.exploration_noise = options["exploration_noise"]
+        self.policy_components, self.exploration_noise = options["policy_components"], options["exploration_noise"]
 
     @property
     def actor_gradient(self) -> ActorGradient:
         """How the actor's expectation is taken."""
+        gradient = self._actor_critic.actor_gradient
+        assert gradient is not None
+        return gradient
+
+    @property
+    def num_critics(self) -> int:
+        """How many critics there are, the least of which counts."""
+        return self._actor_critic.num_critics
+
+    @property
+    def _actor_critic(self) -> ActorCritic:
         algorithm = self.algorithm.inner if isinstance(self.algorithm, Recurrent | Encoded) else self.algorithm
         assert isinstance(algorithm, ActorCritic)
-        assert algorithm.actor_gradient is not None
-        return algorithm.actor_gradient
+        return algorithm

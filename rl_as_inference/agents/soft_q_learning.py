@@ -13,7 +13,8 @@ from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.encoded import behind_encoder
 from rl_as_inference.agents.functional import Networks, Temperature
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.agents.options import SoftQLearningOptions, filled, takes_options
+from rl_as_inference.agents.options import SoftQLearningOptions
+from rl_as_inference.agents.reading_options import filled, takes_options
 from rl_as_inference.agents.replay import Batch
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue

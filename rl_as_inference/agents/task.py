@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.options import ActionPrior
 from rl_as_inference.agents.windows import Window
-from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
+from rl_as_inference.factored import JOINT_ACTIONS, Factors
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.action_masks import ActionMasks
 from rl_as_inference.processes.mdp import unvalidated
@@ -125,11 +124,7 @@ class Task:
         if self.prior_of is not None:
             return self.prior_of.prior_at(self.latest(state))
         assert self.masks is not None
-        allowed = self.latest(state)[..., self.masks.columns] > 0.5
-        logits = torch.where(allowed, 0.0, -torch.inf).to(self.dtype)
-        if self.factors is None:
-            return dist.Categorical(logits=logits)
-        return (JointCategorical if self.masks.is_joint else FactoredCategorical)(logits, self.factors)
+        return self.masks.prior(self.latest(state), self.factors, self.dtype)
 
     def log_counts(self, states: Tensor) -> Tensor:
         """Returns the log of how many discrete actions are allowed in each state where any is taken, nats."""

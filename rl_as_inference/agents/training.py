@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_as_inference.agents.checkpoint import named_environment
+from rl_as_inference.agents.checkpoint import load_saved, named_environment
 from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_curve, write_curve
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
@@ -19,12 +19,14 @@ from rl_as_inference.checks import check_count
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.records import RunRecord, files_of, has_begun
 
-__all__ = ["CHECKPOINT", "RUN_FILES", "VIDEOS", "Training", "evaluation_seed", "run_files", "train"]
+__all__ = ["BEST", "CHECKPOINT", "RUN_FILES", "VIDEOS", "Training", "evaluation_seed", "run_files", "train"]
 
-CHECKPOINT, _DIVERGED, _CURVE = "checkpoint.safetensors", "diverged.safetensors", "curve.csv"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+_DIVERGED, _CURVE = "diverged.safetensors", "curve.csv"
 _PICTURE, _TENSORBOARD, VIDEOS = "learning_curve.png", "tensorboard", "videos"
 RUN_FILES = {
     CHECKPOINT: "the agent as it ended: rlai evaluate, --resume",
+    BEST: "the agent of the best evaluation, without replay: rlai evaluate --best",
     _DIVERGED: "the agent when it was no longer finite",
     _CURVE: "every evaluation",
     _PICTURE: "the same as a picture",
@@ -32,7 +34,17 @@ RUN_FILES = {
     VIDEOS: "episodes of the policy",
 }
 """What may be in the folder of a run, beside its record."""
-_OWN = (CHECKPOINT, _DIVERGED, _CURVE, _PICTURE, f"{_TENSORBOARD}/events.out.tfevents.*", f"{VIDEOS}/episode-*.mp4")
+_OWN = (
+    CHECKPOINT,
+    BEST,
+    _DIVERGED,
+    _CURVE,
+    _PICTURE,
+    "policy.onnx",
+    "policy.pt2",
+    f"{_TENSORBOARD}/events.out.tfevents.*",
+    f"{VIDEOS}/episode-*.mp4",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ def train(
     evaluate_every: int | None = None,
     evaluate_episodes: int = 10,
     checkpoint_every: int = 10_000,
+    keep_best: bool = False,
     report_every: int | None = None,
     resume: bool = False,
     progress: bool | None = None,
@@ -84,6 +97,11 @@ def train(
     on past its end. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first; where
     parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
 
+    ``keep_best=True`` also keeps ``best.safetensors``: the agent of the evaluation with the largest mean return, over
+    all episodes of all seeds, the first of several alike. It is a file as :meth:`Learner.save` writes it without
+    replay, so that it is small: to evaluate, export and look at, rather than to learn on from. Its mean is of the
+    episodes that chose it, and so promises a little too much; ``rlai evaluate RUN --best --seed N`` plays others.
+
     Args:
         agent: the learner; ``compile="auto"`` is settled by ``num_steps``.
         num_steps: ≥ 1, with those that the agent has taken already; there must be more, but with ``resume``.
@@ -92,6 +110,7 @@ def train(
             before the first step, the last after the last.
         evaluate_episodes: episodes of each, for each seed; the same ones every time.
         checkpoint_every: steps between checkpoints; the last is after the last step.
+        keep_best: keep the agent of the best evaluation too; it needs a folder.
         report_every: steps between rows of the agent's ``history`` (and TensorBoard's ``learning/``).
         resume: go on from what an earlier call left in ``folder``; if that had no checkpoint yet, begin.
         progress: show a progress bar; None shows it on a terminal.
@@ -127,8 +146,10 @@ def train(
         "report_every": report_every,
     }.items():
         check_count(name, value)
+    if keep_best and folder is None:
+        raise ValueError(f"keep_best=True writes {BEST} into a folder; name it")
     agent.settle_compile(num_steps)
-    run = _Logbook(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row)
+    run = _Logbook(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row, keep_best)
     run.begin(
         problem,
         options,
@@ -136,6 +157,7 @@ def train(
         evaluate_every=evaluate_every,
         evaluate_episodes=evaluate_episodes,
         checkpoint_every=checkpoint_every,
+        keep_best=keep_best,
     )
     learned = _Clock(agent)
 
@@ -207,9 +229,10 @@ class _Logbook:
         resume: bool,
         num_episodes: int,
         on_row: Callable[[CurveRow], None] | None,
+        keep_best: bool,
     ) -> None:
         self.agent, self.folder, self.num_episodes, self.on_row = agent, folder, num_episodes, on_row
-        self.resume = resume
+        self.resume, self.keep_best, self.best = resume, keep_best, -math.inf
         self.curve: list[CurveRow] = []
         self.last: Evaluation | None = None
         self.seconds_before = 0.0
@@ -237,6 +260,8 @@ class _Logbook:
         if resume and checkpoint.exists():
             self.seconds_before = float(self.agent.restore(checkpoint).get("seconds", 0.0))
             self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
+            if self.keep_best and (folder / BEST).exists():
+                self.best = float(load_saved(folder / BEST).notes["mean_return"])
         for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
             left.unlink(missing_ok=True)
 
@@ -315,6 +340,9 @@ class _Logbook:
         if self.folder is not None:
             write_curve(self.folder / _CURVE, self.curve)
             self._log(rows)
+            if self.keep_best and self.last.mean > self.best and _is_finite(agent):
+                self.best = self.last.mean
+                agent.save(self.folder / BEST, replay=False, mean_return=self.best)
             self.mark()
         for row in rows if self.on_row is not None else ():
             self.on_row(row)  # type: ignore[misc]

@@ -67,7 +67,7 @@ class Update:
         *,
         batch_size: int,
         learning_rate: float,
-        adam_beta: float,
+        adam_beta: float = 0.9,
         target_average: float,
     ) -> None:
         self.algorithm, targeted = algorithm, algorithm.targeted
@@ -249,7 +249,7 @@ class Update:
             batch = batch._replace(weight=weight.to(storage.dtype))
         everything, running = self.layout.unflatten(old["parameters"]), self._running(old.get("statistics"))
         target_tree = self.target_layout.unflatten(old["targets"]) if "targets" in old else {}
-        target_networks = Networks(self.template, target_tree, running)
+        target_networks = Networks(self.template, target_tree, dict(running))
 
         def loss(tree: Tree) -> tuple[Tensor, tuple[Tensor, Tree]]:
             networks = Networks(self.template, {**everything, **tree}, dict(running))
@@ -270,6 +270,10 @@ class Update:
             count = old["sums"].shape[-1]
             metrics, seen = metrics[:count], (row, metrics[count:])
         new = self._adam(tree, old, self.groups if whole else self.groups[:1])
+        if self.algorithm.projects:
+            moved = self.layout.unflatten(new["parameters"])
+            kept = self.algorithm.project(self.template, {name: moved[name] for name in trained})
+            new["parameters"] = self.layout.flatten({**moved, **kept})
         new["sums"] = old["sums"] + metrics
         if "targets" in old:
             present = torch.cat([new["parameters"][self.layout.spans[name]] for name in self.algorithm.targeted])
@@ -296,10 +300,10 @@ class Update:
             parameters = old["parameters"][group] - self.learning_rate * (first_moment / (1 - decays[0])) / scale
             for name, part in zip(_ADAM, (parameters, first_moment, second_moment, decays), strict=True):
                 parts[name].append(part)
-        for name, part in parts.items():
+        for name, found in parts.items():
             rest = old[name][2 * len(groups) if name == "decays" else groups[-1].stop :]
-            part += [rest] if len(rest) else []
-        return {name: part[0] if len(part) == 1 else torch.cat(part) for name, part in parts.items()}
+            found += [rest] if len(rest) else []
+        return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
     def _gradient(self, loss: Callable[[Tree], tuple[Tensor, Any]], tree: Tree) -> tuple[Tree, Any]:
         """Returns the gradient of a loss, and what the loss returns beside it."""

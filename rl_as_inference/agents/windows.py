@@ -65,7 +65,7 @@ class Window:
         low = [np.minimum(self._observations.low, 0)] * length + [self._actions.low] * marks
         high = [np.maximum(self._observations.high, 0)] * length + [self._actions.high] * marks
         least, most = np.concatenate([*low, np.zeros(marks)]), np.concatenate([*high, np.ones(marks)])
-        self.space = Box(least.astype(np.float32), most.astype(np.float32), dtype=np.float32)
+        self.space: Box = Box(least.astype(np.float32), most.astype(np.float32), dtype=np.float32)
         if isinstance(observation_space, LaidOut):
             self.space = LaidOut(StateLayout.made_of(_parts(observation_space.layout, self.space, length)))
         self.observation_size, self.action_size = seen, done
@@ -224,6 +224,11 @@ class WindowedEnvironments:
     def agent_state(self, observation: Any, action_mask: Any = None) -> Array:
         """Returns an observation of the environment's, or a batch, in the agent's units; it is no window yet."""
         return self._envs.agent_state(observation, action_mask)
+
+    @property
+    def outermost(self) -> Any:
+        """As of :class:`Environments`."""
+        return self._envs.outermost
 
     @property
     def own_action_space(self) -> gymnasium.Space[Any]:

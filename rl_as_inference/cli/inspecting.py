@@ -57,8 +57,8 @@ def inspect_command(
         print(f"rlai: warning: the run's draws are damaged ({error}); the page draws anew", file=sys.stderr)
     if inspected.agent is not None and inspected.agent.task.window is not None:
         raise ValueError(
-            "RUN: the policy is asked with windows of observations (--history), and a page is drawn of policies that "
-            "are asked with one; rlai evaluate plays its episodes"
+            "RUN: the policy is asked with windows of observations (--history, --frame-stack), and a page is drawn of "
+            "policies that are asked with one; rlai evaluate plays its episodes"
         )
     process, simulates = inspected.process, isinstance(inspected.process, GymnasiumProcess)
     torch.manual_seed(inspected.record.seed)

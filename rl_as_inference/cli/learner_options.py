@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import typer
 
 from rl_as_inference.agents.made_again import ALGORITHMS
-from rl_as_inference.agents.options import Option, all_options, options_of
+from rl_as_inference.agents.reading_options import Option, all_options, options_of
 from rl_as_inference.cli.common import parse_sizes
 from rl_as_inference.option_names import flag
 
@@ -17,6 +17,7 @@ __all__ = ["checked_options", "names_of_learner_options", "takes_learner_options
 _NOT_HERE = {
     "seed": "every command has it",
     "policy": "an object",
+    "critic": "an object",
     "reward_function": "an object",
     "env_kwargs": "what the command does not know goes there",
     "dtype": "a model's option, which goes to the problem",

@@ -11,7 +11,7 @@ import typer
 
 from rl_as_inference.agents import record_videos, train
 from rl_as_inference.agents.made_again import ALGORITHMS, make_agent
-from rl_as_inference.agents.options import as_held
+from rl_as_inference.agents.reading_options import as_held
 from rl_as_inference.agents.training import RUN_FILES, VIDEOS, evaluation_seed, run_files
 from rl_as_inference.agents.videos import check_videos
 from rl_as_inference.cli.common import (
@@ -29,6 +29,7 @@ from rl_as_inference.cli.common import (
 from rl_as_inference.cli.learner_options import checked_options, takes_learner_options
 from rl_as_inference.cli.opening import (
     AllowChanged,
+    Best,
     Deterministic,
     Device,
     EpisodeSeed,
@@ -44,7 +45,7 @@ from rl_as_inference.records import RunRecord, path_of
 __all__ = ["evaluate_command", "train_command"]
 
 _LENGTHS = ("num_steps", "evaluate_every", "evaluate_episodes", "checkpoint_every")
-"""Arguments of ``train`` that a record has among its settings."""
+"""Arguments of ``train`` that a record has among its settings; and ``keep_best``, which older ones lack."""
 
 Video = Annotated[int, typer.Option(help="Episodes to film, of the first seed, into videos/.")]
 
@@ -88,6 +89,9 @@ def train_command(
     evaluate_every: Annotated[int | None, typer.Option(help="Steps; a twentieth of the run by default.")] = None,
     evaluate_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, for each seed.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10_000,
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="Keep the agent of the best evaluation too, without replay.")
+    ] = False,
     progress: Progress = None,
     video: Video = 0,
     **learner: Any,
@@ -121,7 +125,7 @@ def train_command(
         config = checked_options(algorithm, learner)
         made = load_environment(problem, options, own=own_names(context))
         agent = ALGORITHMS[algorithm].make(made.env, seed=seed, env_kwargs=made.env_kwargs, **config)
-        lengths = {name: context.params[name] for name in _LENGTHS}
+        lengths = {name: context.params[name] for name in (*_LENGTHS, "keep_best")}
     if video:
         check_videos(agent)
     if problem is not None and out is None:
@@ -154,11 +158,12 @@ def evaluate_command(
     deterministic: Deterministic = True,
     device: Device = None,
     allow_changed: AllowChanged = False,
+    best: Best = False,
     video: Video = 0,
 ) -> None:
     """Play episodes with the policy of a run of train."""
     check_least(num_episodes=(num_episodes, 1), video=(video, 0))
-    agent, seed = open_trained(run, seed, device, allow_changed)
+    agent, seed = open_trained(run, seed, device, allow_changed, best=best)
     try:
         if video:
             check_videos(agent)
@@ -195,6 +200,7 @@ def _agreed(
         ValueError: if the command line says something else than the run has, other than more steps.
     """
     lengths = {name: record.setting(name, "--resume") for name in _LENGTHS}
+    lengths["keep_best"] = bool(record.settings.get("keep_best", False)) or context.params["keep_best"]
     has = {**record.settings, "seed": record.seed, "options": dict(record.options)}
     says = {name: context.params[name] for name in ("algorithm", "seed", *_LENGTHS) if _is_said(context, name)}
     says |= as_held(checked_options(record.setting("algorithm", "--resume"), learner))

@@ -9,8 +9,9 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.batch_norm import BatchRenorm
+from rl_as_inference.batch_norm import BatchRenorm, RewardScale
 from rl_as_inference.factored import Factors
+from rl_as_inference.residual_network import ResidualNetwork
 from rl_as_inference.spaces import factor_sizes
 from rl_as_inference.state_layout import layout_of
 from rl_as_inference.state_time_network import (
@@ -41,7 +42,16 @@ class QEnsemble(nn.Module):
         scale: the size of a typical value, in reward units: the networks learn ``Q / scale``.
         architecture: ``"plain"``, or ``"batch_norm"``: the inputs, and what each hidden layer gives, are normalised by
             :class:`~rl_as_inference.batch_norm.BatchRenorm`, with statistics of each network's own, as CrossQ's
-            critics are (Bhatt et al. 2024, arXiv:1902.05605).
+            critics are (Bhatt et al. 2024, arXiv:1902.05605). Or ``"residual"``: each network is a
+            :class:`~rl_as_inference.residual_network.ResidualNetwork` whose outputs are a categorical distribution
+            over ``support`` (Bellemare, Dabney & Munos 2017, arXiv:1707.06887), and the value is its mean. With
+            ``logits=True``, ``forward`` returns that distribution's logits, ``(num_critics, *batch, K)``, for discrete
+            actions ``(num_critics, *batch, A, K)``.
+        num_atoms: ``K``, of that distribution.
+        value_bound: how far its atoms reach to either side of 0, in units of its scale.
+
+    Attributes:
+        reward_scale: of a residual ensemble; its atoms, and ``value_bound``, are in units of ``scale`` times its value.
 
     Raises:
         ValueError: for other spaces, or a number < 1.
@@ -64,6 +74,8 @@ class QEnsemble(nn.Module):
         hidden_sizes: Sequence[int] = (256, 256),
         scale: float = 1.0,
         architecture: Architecture = "plain",
+        num_atoms: int = 101,
+        value_bound: float = 5.0,
     ) -> None:
         super().__init__()
         check_hidden_sizes(hidden_sizes)
@@ -84,6 +96,12 @@ class QEnsemble(nn.Module):
         inputs = self.state_size if self.discrete_actions else self.state_size + action_size
         inputs += 0 if horizon is None else NUM_TIME_FEATURES
         outputs = action_size if self.discrete_actions else 1
+        self.residual: ResidualNetwork | None = None
+        if architecture == "residual":
+            self.residual = ResidualNetwork(inputs, outputs * num_atoms, hidden_sizes, num_members=num_critics)
+            self.reward_scale = RewardScale()
+            self.num_atoms, self.value_bound = num_atoms, value_bound
+            return
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         widths = [inputs, *hidden_sizes] if architecture == "batch_norm" else []
         self.norms = nn.ModuleList(BatchRenorm(width, num_critics) for width in widths)
@@ -93,13 +111,14 @@ class QEnsemble(nn.Module):
             self.weights.append(torch.empty(num_critics, size, after).uniform_(-bound, bound))
             self.biases.append(torch.empty(num_critics, after).uniform_(-bound, bound))
 
-    def forward(self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0) -> Tensor:
+    def forward(self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0, logits: bool = False) -> Tensor:
+        dtype = self.weights[0].dtype if self.residual is None else self.residual.head.weight.dtype
         if self.discrete_states:
-            inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(self.weights[0].dtype)
+            inputs = (state[..., None] == torch.arange(self.state_size, device=state.device)).to(dtype)
         else:
             inputs = state.flatten(-self.state_dims) if self.state_dims else state[..., None]
             if self.layout is not None:
-                inputs = self.layout.inputs(inputs.to(self.weights[0].dtype))
+                inputs = self.layout.inputs(inputs.to(dtype))
         if not self.discrete_actions:
             if action is None:
                 raise ValueError("action is needed: a critic of continuous actions is asked for one action's value")
@@ -114,6 +133,8 @@ class QEnsemble(nn.Module):
         batch = inputs.shape[:-1]
         inputs = inputs.reshape(-1, inputs.shape[-1])
         values = inputs.expand(self.num_critics, *inputs.shape)
+        if self.residual is not None:
+            return self._categorical(self.residual(values), batch, logits)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             values = values.relu() if layer else values
             values = self.norms[layer](values) if self.norms else values
@@ -121,6 +142,18 @@ class QEnsemble(nn.Module):
         values = values.reshape(self.num_critics, *batch, values.shape[-1])
         values = values if self.scale == 1 else self.scale * values
         return values if self.discrete_actions else values.squeeze(-1)
+
+    def _categorical(self, outputs: Tensor, batch: torch.Size, logits: bool) -> Tensor:
+        """Returns logits of atoms, or the means of their distributions in reward units."""
+        atoms = outputs.reshape(self.num_critics, *batch, -1, self.num_atoms)
+        atoms = atoms if self.discrete_actions else atoms.squeeze(-2)
+        return atoms if logits else self.scale * self.reward_scale.value * (atoms.softmax(-1) * self.support).sum(-1)
+
+    @property
+    def support(self) -> Tensor:
+        """The atoms of a residual ensemble, ``(K,)``, in units of its scale."""
+        like = self.reward_scale.value
+        return torch.linspace(-self.value_bound, self.value_bound, self.num_atoms, dtype=like.dtype, device=like.device)
 
 
 def _times(values: Tensor, weight: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ _OF_SHAPE = frozenset(
 """What does not depend on values, or only asks whether they are numbers."""
 
 _WRAPPERS = (__name__, "torch._tensor", "torch.functional", "torch.nn.functional", "torch.overrides")
-_LIBRARIES = ("torch", "pyro", "rl_as_inference")
+_LIBRARIES = ("torch", "pyro", "zuko", "rl_as_inference")
 
 _SINGLE_TRIALS = 8
 """Trials at first of a program whose runs are of one trajectory, and may go another way each time."""

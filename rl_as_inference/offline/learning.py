@@ -17,7 +17,8 @@ from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import chosen_device
 from rl_as_inference.agents.evaluation import Evaluation, play
-from rl_as_inference.agents.options import MPOOptions, filled
+from rl_as_inference.agents.options import MPOOptions
+from rl_as_inference.agents.reading_options import filled
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.update import Update

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import gymnasium
 import numpy as np
+import pyro.distributions as dist
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
-from rl_as_inference.factored import JOINT_ACTIONS
+from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
 from rl_as_inference.processes.faults import Checks, StepError
 from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
@@ -26,14 +29,13 @@ __all__ = [
     "Looked",
     "MaskBeside",
     "flat_mask",
-    "look_for_masks",
     "masks_in",
     "put_beside",
     "with_masks",
 ]
 
 Array = np.ndarray[Any, Any]
-Environments: TypeAlias = "list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]"
+Made: TypeAlias = "list[gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]"
 
 OBSERVATION = "observation"
 """The key of what was observed beside the mask, where that was no ``Dict``."""
@@ -53,9 +55,18 @@ class ActionMasks:
     sizes: tuple[int, ...]
     is_joint: bool = False
 
-    def shifted(self, by: int) -> ActionMasks:
-        """Returns the same, where states begin with so many other numbers."""
-        return ActionMasks(slice(self.columns.start + by, self.columns.stop + by), self.sizes, self.is_joint)
+    def prior(self, state: Tensor, factors: Factors | None, dtype: torch.dtype) -> Any:
+        """Returns the distribution that is uniform over what is allowed in states ``(*batch, size)``.
+
+        Args:
+            state: rows with the mask in them.
+            factors: of actions that are several at once.
+            dtype: of its probabilities.
+        """
+        logits = torch.where(state[..., self.columns] > 0.5, 0.0, -torch.inf).to(dtype)
+        if factors is None:
+            return dist.Categorical(logits=logits)
+        return (JointCategorical if self.is_joint else FactoredCategorical)(logits, factors)
 
     def fault(self, mask: Array) -> str | None:
         """Returns what is wrong with a mask ``(sum(sizes),)``, to be said after "a mask that"; or None."""
@@ -272,9 +283,7 @@ class MasksBeside(VectorWrapper, _Puts):
         self.single_observation_space = _beside(env.single_observation_space, size)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns what the environments do, with the masks."""
         observations, info = self.env.reset(seed=seed, options=options)
         which = (options or {}).get("reset_mask")
@@ -295,7 +304,7 @@ class MasksBeside(VectorWrapper, _Puts):
         if final is not None:
             last = np.full(self.num_envs, None, object)
             told = info.get("final_info", {})
-            for index in np.flatnonzero(np.asarray(terminated) | np.asarray(truncated)):
+            for index in np.flatnonzero(np.asarray(terminated) | np.asarray(truncated)).tolist():
                 own = _one_of(told, index)
                 last[index] = put_beside(info[final][index], self.mask(own, where, ended=bool(terminated[index])))
             info = {**info, final: last}
@@ -328,12 +337,12 @@ class Looked:
             must be reset again.
     """
 
-    environments: Environments
+    environments: Made
     size: int | None = None
     first: Any = None
 
 
-def look_for_masks(environments: Environments, seed: int, *, again: bool = False) -> Looked:
+def with_masks(environments: Made, masks: Literal["look"] | int | None, seed: int, *, again: bool = False) -> Looked:
     """Returns environments with the masks of their ``info`` put beside what they observe, if they give any.
 
     Whether they do shows at a reset. It is the one that begins the first episode, which nobody need repeat, unless
@@ -341,15 +350,18 @@ def look_for_masks(environments: Environments, seed: int, *, again: bool = False
 
     Args:
         environments: all of them.
+        masks: ``"look"``; or how long the masks are, where that is known; None looks at none.
         seed: of the first episode.
         again: the environment is to be reset again in any case.
     """
-    vector = environments if isinstance(environments, VectorEnv) else None
-    env: Any = environments[0] if vector is None else vector  # type: ignore[index]
-    actions = env.action_space if vector is None else vector.single_action_space  # type: ignore[union-attr]
-    seen = env.observation_space if vector is None else vector.single_observation_space  # type: ignore[union-attr]
-    has_key = isinstance(seen, Dict) and MASK in seen.spaces
-    if has_key or isinstance(env, ProcessVectorEnv) or not isinstance(actions, Discrete | MultiDiscrete | MultiBinary):
+    if isinstance(masks, int):
+        return Looked(_around(environments, masks), masks)
+    vector = isinstance(environments, VectorEnv)
+    env: Any = environments if isinstance(environments, VectorEnv) else environments[0]
+    actions = env.single_action_space if vector else env.action_space
+    seen = env.single_observation_space if vector else env.observation_space
+    may = isinstance(actions, Discrete | MultiDiscrete | MultiBinary) and not isinstance(env, ProcessVectorEnv)
+    if masks is None or not may or (isinstance(seen, Dict) and MASK in seen.spaces):
         return Looked(environments)
     counts = RunningStatistics(environments)
     before = counts.statistics()
@@ -359,23 +371,22 @@ def look_for_masks(environments: Environments, seed: int, *, again: bool = False
     if not isinstance(answer, tuple) or len(answer) != 2:  # which is for others to tell
         return Looked(environments)
     observation, info = answer
-    given = info if vector is None else _one_of(info, 0) if isinstance(info, dict) else {}
     first = None if before or again else observation
-    if not isinstance(given, dict) or given.get(MASK) is None:
+    given = (_one_of(info, 0) if vector else info) if isinstance(info, dict) else {}
+    if given.get(MASK) is None:
         return Looked(environments, None, first)
     try:
         size = flat_mask(given[MASK], actions).shape[-1]
     except ValueError as error:
         raise ValueError(f"info[{MASK!r}] of {name_of(env)} at a reset: {error}") from error
-    around = with_masks(environments, size)
+    around = _around(environments, size)
     if first is not None:
-        outer: Any = around if vector is not None else around[0]  # type: ignore[index]
+        outer: Any = around if isinstance(around, VectorEnv) else around[0]
         first = outer.first(observation, info)
     return Looked(around, size, first)
 
 
-def with_masks(environments: Environments, size: int) -> Environments:
-    """Returns environments with the masks of their ``info``, which are known to be there, beside what they observe."""
+def _around(environments: Made, size: int) -> Made:
     if isinstance(environments, VectorEnv):
         return MasksBeside(environments, size)
     return [MaskBeside(env, size) for env in environments]

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rl_as_inference.nouns import EnvironmentLike
-from rl_as_inference.processes.action_masks import MaskBeside, look_for_masks
+from rl_as_inference.processes.action_masks import MaskBeside, with_masks
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.sources import made_of
@@ -132,5 +132,5 @@ class _Maker:
                     f"asynchronous out, or normalise outside"
                 )
             if self._looks:
-                self.mask_size = look_for_masks(made, 0, again=True).size
+                self.mask_size = with_masks(made, "look", 0, again=True).size
         return made[0] if self.mask_size is None else MaskBeside(made[0], self.mask_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,17 +13,16 @@ from gymnasium.vector import VectorEnv
 from numpy import ndarray
 
 from rl_as_inference.nouns import EnvironmentLike
-from rl_as_inference.processes.action_masks import MASK, flat_mask, look_for_masks, masks_in, put_beside, with_masks
+from rl_as_inference.processes.action_masks import MASK, flat_mask, masks_in, put_beside, with_masks
 from rl_as_inference.processes.asynchronous import EnvironmentsInProcesses
 from rl_as_inference.processes.autoreset import Autoreset
 from rl_as_inference.processes.faults import FIVE, FLAGS, NUMBERS, NonFiniteError, StepError, wrong_reward
 from rl_as_inference.processes.normalization import Normalization, as_normalized, own_rewards
 from rl_as_inference.processes.observations import Observations
 from rl_as_inference.processes.running_statistics import RunningStatistics
-from rl_as_inference.processes.snapshots import checked_snapshot, episode_seed
+from rl_as_inference.processes.snapshots import Replayed, episode_seed
 from rl_as_inference.processes.sources import made_of
 from rl_as_inference.processes.step import Step
-from rl_as_inference.processes.to_gymnasium import ProcessVectorEnv
 from rl_as_inference.processes.units import agent_actions, name_of, time_limit_of
 
 __all__ = ["Environments", "NonFiniteError", "Step", "StepError"]
@@ -47,7 +45,7 @@ class _MakesEnvironments(Protocol):
     def environments(self, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments: ...
 
 
-class Environments:
+class Environments(Replayed):
     """A batch of environments in the agent's units.
 
     Continuous actions are in the unit box ``[-1, 1]^d`` and reach the environment in its own bounds;
@@ -86,20 +84,16 @@ class Environments:
         normalization: Normalization | None = None,
         masks: Literal["look"] | int | None = None,
     ) -> None:
-        self._first: Any = None  # the observation of a reset that was taken to look for masks
-        self.mask_size = masks if isinstance(masks, int) else None
-        if isinstance(environments, EnvironmentsInProcesses):
-            self.mask_size = environments.mask_size  # which was looked for there
-        elif masks == "look":
-            first_seed = episode_seed(seed, 0, 0)
-            looked = look_for_masks(environments, first_seed, again=normalization is not None)
-            environments, self.mask_size, self._first = looked.environments, looked.size, looked.first
-        elif masks is not None:
-            environments = with_masks(environments, masks)
-        environments = environments if normalization is None else normalization.around(environments)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
         self.seed = int(seed)
+        self._first: Any = None  # the observation of a reset that was taken to look for masks
+        if isinstance(environments, EnvironmentsInProcesses):
+            self.mask_size = environments.mask_size  # which was looked for there
+        else:
+            found = with_masks(environments, masks, episode_seed(seed, 0, 0), again=normalization is not None)
+            environments, self.mask_size, self._first = found.environments, found.size, found.first
+        environments = environments if normalization is None else normalization.around(environments)
         self._vector = environments if isinstance(environments, VectorEnv) else None
         self._envs: list[Any] = [] if isinstance(environments, VectorEnv) else environments
         first: Any
@@ -178,8 +172,11 @@ class Environments:
         if self._vector is not None:
             self._autoreset.ended = self._none
             observations, self._first = self._first, None
-            again = observations is None or self._episodes[0] >= 0
-            self.state = self._batch(self._begin() if again else observations)
+            if observations is None or self._episodes[0] >= 0:
+                observations = self._begin()
+            else:
+                self._episodes = [episode + 1 for episode in self._episodes]
+            self.state = self._batch(observations)
             if self.masks is not None:
                 self.masks.check(self.state, self._none, self._checks, self.num_steps, at_reset=True)
             return self.state
@@ -305,6 +302,11 @@ class Environments:
         return self._to_environment(action)
 
     @property
+    def outermost(self) -> Any:
+        """The first environment in all its wrappers, or the vector environment."""
+        return self._envs[0] if self._vector is None else self._vector
+
+    @property
     def skips_steps(self) -> bool:
         """Whether the step after an end only starts the next episode; true too while nothing has shown the contrary."""
         return self._vector is not None and self._autoreset.skips_steps
@@ -352,71 +354,6 @@ class Environments:
         """
         self._running.put(statistics, frozen=frozen, sources=sources)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Returns what :meth:`restore` needs: ``"json"``, plain data, and ``"arrays"``, NumPy arrays by name."""
-        json: dict[str, Any] = {
-            "name": self.name,
-            "num_envs": self.num_envs,
-            "seed": self.seed,
-            "num_steps": self.num_steps,
-            "episodes": list(self._episodes),
-        }
-        arrays: dict[str, Array] = {} if self.state is None else {"state": self.state.copy()}
-        arrays["reward"] = self._rewards.copy()
-        for index, log in enumerate(self._logs):
-            arrays[f"actions_{index}"] = log[: self.num_steps // self.num_envs - self._starts[index]].copy()
-        if isinstance(self._vector, ProcessVectorEnv):
-            arrays.update(self._vector.snapshot())
-        arrays |= self._running.snapshot()
-        return {"json": json, "arrays": arrays}
-
-    def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Brings the environments back to where :meth:`snapshot` was taken; returns whether that is exact.
-
-        A running episode is played again from its seed with the actions taken. Where that does not
-        lead to the same observation bit for bit (an environment that is not deterministic), and in
-        vector environments of the user's, a new episode begins. Running statistics (see :meth:`statistics`)
-        are those of the snapshot in either case; an episode is played again under those it started with.
-
-        Raises:
-            ValueError: if the snapshot is of another environment or batch.
-        """
-        json, arrays = checked_snapshot(snapshot)
-        self._first = None
-        if (json["name"], json["num_envs"]) != (self.name, self.num_envs):
-            of, here = f"{json['num_envs']} x {json['name']}", f"{self.num_envs} x {self.name}"
-            raise ValueError(f"snapshot is of {of}, and these are {here}; make the same environments")
-        self.seed, self.num_steps = int(json["seed"]), int(json["num_steps"])
-        self._rewards = np.array(arrays["reward"])
-        self._episodes = [int(episode) for episode in json["episodes"]]
-        self._autoreset.ended = self._none
-        self._running.remember("now", arrays)
-        if "state" not in arrays:  # taken before the first reset
-            self.state = None
-            return True
-        if isinstance(self._vector, ProcessVectorEnv):
-            self._vector.restore(arrays)
-            self.state = np.array(arrays["state"], self._state_dtype)
-            return True
-        if self._vector is not None:
-            if isinstance(self._vector, EnvironmentsInProcesses):
-                warnings.warn(
-                    "asynchronous environments cannot be brought back to where a checkpoint was written: new episodes "
-                    "begin",
-                    stacklevel=2,
-                )
-            self.reset()
-            return False
-        self.state, exact = np.array(arrays["state"], self._state_dtype), True
-        for index in range(self.num_envs):
-            self._running.remember("start", arrays, index)
-            replayed = self._replay(index, arrays[f"actions_{index}"])
-            self._running.remember("now", arrays, index)
-            if not replayed:
-                exact = False
-                self._start(index, self.state)
-        return exact
-
     def close(self) -> None:
         """Closes the environments, and ends their processes if they have any."""
         if isinstance(self._vector, EnvironmentsInProcesses):
@@ -438,21 +375,6 @@ class Environments:
             return vector.reset(options={"reset_mask": which})[0]
         self._episodes = [episode + 1 for episode in self._episodes]
         return vector.reset(seed=self._seed_of(0))[0]
-
-    def _replay(self, index: int, actions: Array) -> bool:
-        """Plays a running episode again; returns whether it leads to the same state, by the same last reward."""
-        wanted: Any = self.state
-        reached, reward, env = np.empty_like(wanted), self._rewards[index], self._envs[index]
-        self._episodes[index] -= 1
-        self._start(index, reached)
-        self._starts[index] -= len(actions)
-        self._logs[index] = np.concatenate([actions, self._logs[index]]).astype(self._logs[index].dtype)
-        for action in self._logs[index][: len(actions)].copy():
-            observation, reward, terminates, truncates, _ = env.step(action)
-            if terminates or truncates:
-                return False
-            self._fill(reached, index, observation)
-        return bool(reached[index].tobytes() == wanted[index].tobytes() and reward == self._rewards[index])
 
     def _start(self, index: int, states: Array) -> None:
         """Starts environment ``index``'s next episode and writes its first state into the batch."""

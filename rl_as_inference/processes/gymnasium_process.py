@@ -14,10 +14,13 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rl_as_inference.checks import check_at_least, check_temperature
+from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
+from rl_as_inference.processes.action_masks import ActionMasks
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.spaces import factor_sizes
 from rl_as_inference.threads import one_thread_if_small
 from rl_as_inference.trajectories import Rows, Trajectories
 
@@ -43,6 +46,8 @@ class GymnasiumProcess:
         temperature: α > 0, in reward units per nat; None for 1, or that of a critic.
         statistics: running statistics of where the policy learned, ``agent.envs.statistics()``, which stay as they
             are here; needed where wrappers hold some (``NormalizeObservation``), see :meth:`rollout`.
+        action_masks: keep to what the environment allows, as learners do: the mask, of ``info["action_mask"]`` or a
+            part ``"action_mask"`` of observations, is a part of states, and the action prior uniform over it.
         seed: of the episodes, ≥ 0. Each rollout goes on to new ones; actions are drawn by torch's
             global generator.
         **make_kwargs: for :func:`gymnasium.make`, with an id.
@@ -76,6 +81,7 @@ class GymnasiumProcess:
         discount: float | None = None,
         temperature: float | None = None,
         statistics: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        action_masks: bool = False,
         seed: int = 0,
         **make_kwargs: Any,
     ) -> None:
@@ -88,10 +94,9 @@ class GymnasiumProcess:
         self._given = {"discount": discount is not None, "temperature": temperature is not None}
         self.discount: float | Tensor = 1.0 if discount is None else discount
         self.temperature: float | Tensor = 1.0 if temperature is None else temperature
-        # What a black box has in common with a process in parts.
-        self._parts = MarkovDecisionProcess(horizon=horizon, discount=self.discount, temperature=self.temperature)
+        self._parts = _Parts(horizon=horizon, discount=self.discount, temperature=self.temperature)
         self._limit = self._parts.horizon
-        self._envs = self.environments(num_envs=num_envs, seed=seed)
+        self._envs = self.environments(num_envs=num_envs, seed=seed, masks="look" if action_masks else None)
         limit = self._envs.max_episode_steps if self._limit is None else self._limit
         if limit is None:
             raise ValueError(
@@ -101,6 +106,10 @@ class GymnasiumProcess:
         self.name = self._envs.name
         self.state_space, self.action_space = self._envs.state_space, self._envs.action_space
         self._parts.state_space, self._parts.action_space = self.state_space, self.action_space
+        if action_masks and self._envs.masks is not None:
+            sizes = factor_sizes(self.action_space)
+            self._parts.masks, self._parts.factors = self._envs.masks, None if sizes is None else Factors(sizes)
+            self.has_uniform_prior = self._parts.has_uniform_prior = False
 
     def environments(self, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
         """Returns new environments of this problem, cut at its horizon; see :meth:`Environments.make`."""
@@ -120,7 +129,7 @@ class GymnasiumProcess:
         return made
 
     def prior(self, state: Tensor) -> Any:
-        """Returns the action prior ``p(a|s)``, uniform over the action space."""
+        """Returns the action prior ``p(a|s)``, uniform over the action space, or over what a mask allows."""
         return self._parts.prior(state)
 
     def prior_at(self, state: Tensor) -> Any:
@@ -193,8 +202,10 @@ class GymnasiumProcess:
         rows = Rows()
         alive, truncated = np.ones(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
         for t in range(self.horizon):
-            state = as_state(current)
-            action, *logs = self._parts.decide(policy, state, t, draw=lambda chosen: chosen.sample())
+            state = asked = as_state(current)
+            if self._parts.masks is not None:  # of episodes that follow on those that ended, actions are taken too
+                asked = as_state(np.where(alive.reshape(shape), current, np.asarray(envs.state)))
+            action, *logs = self._parts.decide(policy, asked, t, draw=lambda chosen: chosen.sample())
             step = envs.step(action.cpu().numpy())
             earned = torch.as_tensor(np.where(alive, step.reward, 0.0), **options)
             living = torch.as_tensor(alive, device=options["device"])
@@ -257,6 +268,17 @@ class GymnasiumProcess:
             f"SoftActorCritic and SoftQLearning train on it, and a problem with known dynamics is a "
             f"MarkovDecisionProcess (TabularMDP.from_gymnasium for toy text)"
         )
+
+
+class _Parts(MarkovDecisionProcess):
+    """What a black box has in common with a process in parts; under masks with the action prior that these leave."""
+
+    has_uniform_prior = True
+    masks: ActionMasks | None = None
+    factors: Factors | None = None
+
+    def prior(self, state: Tensor) -> Any:
+        return super().prior(state) if self.masks is None else self.masks.prior(state, self.factors, state.dtype)
 
 
 def _cut(env: Any, horizon: int | None) -> Any:

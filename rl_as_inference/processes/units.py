@@ -109,7 +109,7 @@ def agent_actions(space: Any, name: str) -> tuple[gymnasium.Space[Any], Callable
     if (sizes := factor_sizes(space)) is not None:
         if not sizes or min(sizes) < 1:
             raise ValueError(f"action_space of {name} is {space}, which holds no action")
-        return MultiDiscrete(sizes), _to_factors(space)
+        return MultiDiscrete(list(sizes)), _to_factors(space)
     if not isinstance(space, Box):
         raise ValueError(
             f"action_space of {name} is {type(space).__name__}, and Box, Discrete, MultiDiscrete and MultiBinary are "

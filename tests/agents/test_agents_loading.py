@@ -9,7 +9,8 @@ import torch
 from small_agents import F64, Line, checkpoint, sac, same, small_mdp, sql
 
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning, perturb
-from rl_as_inference.agents.options import SoftActorCriticOptions, all_options, filled
+from rl_as_inference.agents.options import SoftActorCriticOptions
+from rl_as_inference.agents.reading_options import all_options, filled
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.guides import CategoricalPolicy
 
@@ -104,7 +105,7 @@ def test_signatures_say_every_option_with_its_default():
     ):
         parameters = inspect.signature(kind).parameters
         defaults = {name: parameter.default for name, parameter in parameters.items()}
-        for name, default in {**own, "batch_size": 256, "learning_rate": 3e-4, "buffer_size": 1_000_000}.items():
+        for name, default in {**own, "batch_size": 256, "learning_rate": 1e-3, "buffer_size": 1_000_000}.items():
             assert defaults[name] == default
         assert missing not in parameters
         assert next(iter(parameters)) == "env"

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from small_agents import F64, batch_of, mpo, networks, sac, small_mdp, sql, stirred, targets
 from torch import nn
 
-from rl_as_inference import ModelBasedAgent
+from rl_as_inference import GymnasiumProcess, ModelBasedAgent, compare
 from rl_as_inference.agents.expectation import expectation
 from rl_as_inference.factored import FactoredCategorical
 
@@ -249,3 +249,18 @@ def test_taxi_gives_masks_and_a_saved_agent_keeps_to_them(tmp_path):
 def test_a_model_of_the_world_knows_no_masks():
     with pytest.raises(ValueError, match="gives action masks, of which a model of the world knows nothing"):
         ModelBasedAgent(lambda: Forbids(Discrete(3)))
+
+
+def test_what_was_learned_under_masks_is_compared_with_its_simulator():
+    """Rollouts keep to the masks, of the prior and of the policy; both hold the masks' prior in their logs."""
+    agent = sql("Taxi-v4", num_envs=2, temperature=0.5)
+    agent.learn(40)
+    process = GymnasiumProcess("Taxi-v4", num_envs=4, horizon=8, action_masks=True)
+    for policy in (None, agent.policy):
+        drawn = process.rollout(policy, 8)
+        allowed = drawn.states[:-1][..., agent.envs.masks.columns]
+        assert allowed.gather(-1, drawn.actions[..., None]).min() == 1
+        torch.testing.assert_close(drawn.log_prior, -allowed.sum(-1).log())
+    found = compare(process, agent.policy, critic=agent.critic, num_trajectories=8)
+    assert math.isfinite(found.elbo)
+    assert found.temperature == 0.5

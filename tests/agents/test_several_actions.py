@@ -252,11 +252,19 @@ def test_a_policy_of_ones_own_is_summed_over():
     torch.testing.assert_close(pi.entropy, chosen(torch.zeros(2)).base_dist.entropy().sum(-1))
 
 
-@pytest.mark.parametrize("options", [{"seeds": 2}, {"n_step": 3}, {"history": 3}, {"value_network": True}])
-def test_it_goes_with_other_options(options):
-    agent = panel(**options)
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"seeds": 2, "n_step": 3}, (3, 2, 2)),
+        ({"history": 3, "value_network": True}, (3, 2, 2)),
+        ({"architecture": "batch_norm"}, (2,) * 9),
+    ],
+)
+def test_it_goes_with_other_options(options, sizes):
+    agent = sac(lambda: Panel(MultiDiscrete(list(sizes)), np.zeros(sizes)), **options)
     agent.learn(40)
     assert agent._update.tensors["parameters"].isfinite().all()
+    assert all(temperature > 0 for temperature in agent.temperatures)
 
 
 def test_a_saved_agent_goes_on_as_it_would_have(tmp_path):

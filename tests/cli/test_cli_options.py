@@ -46,6 +46,7 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
         [SoftActorCritic.evaluate, load_run],
         {"video": "calls record_videos"},
     ),
+    "export": ([SoftActorCritic.export, load_run], {}),
     "robustness": ([perturb, load_run], {"perturbations": "perturb's name and sizes"}),
     "inspect": ([draw_sources, load_run], {}),
     "bench": ([], {"quick": "of python -m benchmarks.run"}),
@@ -69,13 +70,14 @@ def test_options_are_named_as_their_arguments_in_python(command: str) -> None:
     assert names - arguments == set(others)
     for option in options_of(command):
         if option.name not in others:  # and it is written so
-            assert option.opts[0] == "--" + option.name.replace("_", "-")
+            shorter = {"asynchronous": "--async"}  # as the design names it
+            assert option.opts[0] == shorter.get(option.name, "--" + option.name.replace("_", "-"))
 
 
 def test_options_of_learners_are_those_of_all_classes() -> None:
     learners = (MPO, SoftActorCritic, SoftQLearning)
     arguments = {name for learner in learners for name in inspect.signature(learner).parameters}
-    not_here = {"env", "policy", "env_kwargs", "dtype"}
+    not_here = {"env", "policy", "critic", "env_kwargs", "dtype"}
     assert arguments - not_here <= {option.name for option in options_of("train")}
 
 
