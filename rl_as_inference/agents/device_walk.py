@@ -37,7 +37,7 @@ def walks_on_device(arena: Arena, options: LearnerOptions) -> bool:
 
     That is 256 environments or more, of a process in parts whose state is seen, whose spaces are Box or Discrete and
     whose tensors are on the learner's device, with nothing that looks at every step: no window of observations,
-    memory, return to hold, or normalised observations and rewards.
+    memory, return to hold, reward scale to keep, noise to hold, or normalised observations and rewards.
     """
     process, envs = arena.process, arena.envs
     if process is None or isinstance(process, PartiallyObservedMDP) or envs.num_envs < _FROM:
@@ -47,6 +47,8 @@ def walks_on_device(arena: Arena, options: LearnerOptions) -> bool:
     if not plain or not all(isinstance(space, kinds) for space in (process.state_space, process.action_space)):
         return False
     if any(options.get(name) for name in ("normalize_observations", "normalize_rewards")):
+        return False
+    if options.get("architecture") == "residual" or options.get("noise_repeats", 1) != 1:  # of soft actor-critic
         return False
     with seeded(0), torch.no_grad():
         return process.begin(1).device == arena.task.device
@@ -247,6 +249,9 @@ class _Asked(TorchDispatchMode):
     """Notes whether a function asks for values, on which its Python may then depend."""
 
     of_values = False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -326,12 +326,10 @@ class Learner:
     ) -> Exported:
         """Returns how a file agrees with the policy, after writing it: a program that acts without this package.
 
-        It takes observations of the environment, ``(batch, *observation)`` in float32 (integers in int64), and after
-        them the times ``(batch,)`` in int64 where the process that was learned has a horizon; and gives the actions
-        that the policy holds for best, ``(batch, *action)``, in the environment's own units and dtype. Any batch will
-        do. What ``gymnasium.wrappers.NormalizeObservation`` learned is part of the program, which then takes
-        observations as they are before that wrapper. The file is played, and its actions held to the agent's, before
-        it takes its name.
+        It takes the environment's observations, ``(batch, *observation)`` in float32 (integers in int64), and the times
+        ``(batch,)`` in int64 where the process has a horizon, and gives the policy's mode, ``(batch, *action)`` in the
+        environment's units. What ``NormalizeObservation`` learned is part of it. The file's actions are held to the
+        agent's before it takes its name.
 
         Args:
             path: where to; its ending says the format, ``.pt2`` or ``.onnx``.

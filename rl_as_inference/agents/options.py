@@ -60,6 +60,7 @@ ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
     "batch_norm": {
         "critic_hidden_sizes": (512, 512),
+        "learning_starts": 5_000,
         "adam_beta": 0.5,
         "actor_every": 3,
     },

@@ -349,8 +349,8 @@ def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
         raise ValueError("num_critics is for the critics made here; leave it out, or leave out critic")
     if options["critic"] is not None and options["architecture"] == "residual":
         raise ValueError(
-            "critic is your own, and architecture='residual' needs critics of distributions, which are made here; leave "
-            "one of them out"
+            "critic is your own, and architecture='residual' needs critics of distributions, which are made here; "
+            "leave one of them out"
         )
     if options["value_network"] and (objective != "maxent" or task.n_step > 1):
         raise ValueError("value_network goes with objective='maxent' and n_step=1; drop one of them")

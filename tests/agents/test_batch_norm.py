@@ -274,7 +274,8 @@ def test_what_does_not_go_together_is_refused(options, message):
 def test_an_architecture_brings_defaults_that_what_is_given_replaces():
     agent = sac(architecture="batch_norm")
     options = agent.options
-    found = {name: options[name] for name in ("learning_rate", "critic_hidden_sizes", "adam_beta", "actor_every")}
+    names = ("learning_rate", "critic_hidden_sizes", "adam_beta", "actor_every")
+    found = {name: options[name] for name in names}
     assert found == {
         "learning_rate": 1e-3,
         "critic_hidden_sizes": (512, 512),
