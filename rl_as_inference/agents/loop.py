@@ -106,8 +106,7 @@ class Loop:
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
         self.walk: DeviceWalk | None = None
-        steps_alone = self.companion is None and self.scale is None
-        if arena.process is not None and steps_alone and walks_on_device(arena, options):
+        if arena.process is not None and self.companion is None and walks_on_device(arena, options):
             with self.random, torch.no_grad():
                 self.walk = DeviceWalk(arena.process, self.replay, self.observation, self.time, self.action)
         else:
@@ -139,7 +138,6 @@ class Loop:
         self.is_whole = False
         ledger.num_steps += self.num_envs
         walk.step(ledger.num_steps)
-        self._renew_noise()
         self._action_is_fresh = False
         if walk.is_full:
             self.catch_up()
