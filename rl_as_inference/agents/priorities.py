@@ -156,9 +156,13 @@ class Priorities:
 
     def load_state_dict(self, tensors: dict[str, Tensor], turn: int = 0) -> None:
         """Goes on from there; the rows have ``turn`` places moved, where the ring has another capacity."""
-        leaves, sums = tensors["priorities"].roll(turn, 1), tensors["priority_sums"]
-        size = leaves.shape[1]
+        size = tensors["priorities"].shape[1]
         self.tree.zero_()
+        if not size:  # as if nothing had been stored
+            self.largest.fill_(1.0)
+            self.num_updates.zero_()
+            return
+        leaves, sums = tensors["priorities"].roll(turn, 1), tensors["priority_sums"]
         self.tree[:, :size] = leaves.to(self.tree)
         above = self.tree.shape[1] - self.starts[1] if len(self.starts) > 1 else 0
         if turn == 0 and sums.shape[1] == above:
