@@ -59,13 +59,13 @@ ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
     # Bhatt et al. 2024, arXiv:1902.05605, table 4; but critics are 2,048 wide there, and learn no faster
     "batch_norm": {
-        "learning_rate": 1e-3,
         "critic_hidden_sizes": (512, 512),
         "adam_beta": 0.5,
         "actor_every": 3,
     },
     # Kim et al. 2026, arXiv:2604.04539 (FlashSAC), with the settings of its authors' code for MuJoCo
     "residual": {
+        "learning_rate": 3e-4,
         "hidden_sizes": (128, 128),
         "critic_hidden_sizes": (256, 256),
         "batch_size": 512,
@@ -127,7 +127,7 @@ class LearnerOptions(TypedDict, total=False):
     learning_starts: Annotated[int, Row(1000, "steps by the action prior before learning", check_count)]
     batch_size: Annotated[int, Row(256, "transitions an update", check_count)]
     buffer_size: Annotated[int, Row(1_000_000, "transitions that replay holds, for each seed", check_count)]
-    learning_rate: Annotated[float, Row(3e-4, "Adam's step size", check_positive)]
+    learning_rate: Annotated[float, Row(1e-3, "Adam's step size", check_positive)]
     adam_beta: Annotated[float, Row(0.9, "Adam's β₁: what its mean of gradients keeps", below_one)]
     discount: Annotated[
         float | None,
@@ -225,11 +225,9 @@ class SoftActorCriticOptions(LearnerOptions, total=False):
         Architecture,
         Row(
             "plain",
-            "of policy and critics; 'batch_norm' is CrossQ's (arXiv:1902.05605), and brings its own learning_rate, "
-            "critic_hidden_sizes, adam_beta and actor_every, where these are not given; 'residual' is FlashSAC's "
-            "(arXiv:2604.04539): blocks with weights on spheres and categorical critics, and brings hidden_sizes (one "
-            "width for each block), critic_hidden_sizes, batch_size, learning_starts, initial_temperature, "
-            "target_average, actor_every and noise_repeats",
+            "of policy and critics: 'batch_norm' is CrossQ's, normalised layers without target averages "
+            "(arXiv:1902.05605); 'residual' is FlashSAC's, blocks with weights on spheres and categorical critics "
+            "(arXiv:2604.04539); each brings its own defaults of other options (docs/architectures.md)",
         ),
     ]
     critic_hidden_sizes: Annotated[

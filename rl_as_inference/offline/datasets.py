@@ -14,7 +14,6 @@ from gymnasium.envs.registration import EnvSpec
 from rl_as_inference.agents.episodes import Episode, import_minari
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.processes.units import agent_actions, agent_states, as_agent_actions, as_states
-from rl_as_inference.state_layout import LaidOut
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["OfflineData", "read_dataset"]
@@ -152,12 +151,12 @@ def read_dataset(
         observation_space = _seen_space([each["observations"] for each in given], "observation")
     if action_space is None:
         action_space = _seen_space([each["actions"] for each in given], "action")
-    state_space, start = agent_states(observation_space, name)
-    if isinstance(state_space, LaidOut):
+    if not isinstance(observation_space, gymnasium.spaces.Box | gymnasium.spaces.Discrete):
         raise ValueError(
-            f"observation_space of {name} is {type(observation_space).__name__}, and data sets of Box or Discrete are "
-            f"read; write it with gymnasium.wrappers.FlattenObservation"
+            f"observation_space of {name} is {type(observation_space).__name__}, and Box or Discrete are supported in "
+            f"data sets; write it with gymnasium.wrappers.FlattenObservation"
         )
+    state_space, start = agent_states(observation_space, name)
     unit_space, to_environment = agent_actions(action_space, name)
     episodes = [
         _episode(each, f"{name}[{number}]", state_space, start, action_space, horizon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TransformO
 from rl_as_inference.processes.units import agent_states, name_of
 from rl_as_inference.state_layout import LaidOut, is_image
 
-__all__ = ["Normalization", "as_normalized", "own_rewards"]
+__all__ = ["Normalization", "NormalizedObservation", "NormalizedReward", "OwnReward", "as_normalized", "own_rewards"]
 
 Array = np.ndarray[Any, Any]
 Layer = TypeVar("Layer")
@@ -57,39 +58,58 @@ class Normalization:
         if self.observations:
             space, _ = agent_states(env.observation_space, name_of(env))
             if isinstance(space, LaidOut) and any(part.kind == "box" for part in space.layout.parts):
-                env = _NormalizeParts(TransformObservation(env, space.layout.flatten, space))
+                env = NormalizedObservation(TransformObservation(env, space.layout.flatten, space))
             elif isinstance(space, Box) and not isinstance(space, LaidOut) and not is_image(space):
-                env = NormalizeObservation(env)
+                env = NormalizedObservation(env)
             else:
                 raise ValueError(
                     f"normalize_observations: {name_of(env)} observes {env.observation_space}, in which no numbers are "
                     f"to be normalised (images are scaled, and integers one-hot, in the networks); leave it out"
                 )
-        return NormalizeReward(_OwnReward(env), gamma=self.discount) if self.rewards else env
+        return NormalizedReward(OwnReward(env), gamma=self.discount) if self.rewards else env
 
     @property
     def _named(self) -> str:
         return "normalize_observations" if self.observations else "normalize_rewards"
 
 
-class _NormalizeParts(NormalizeObservation[Any, Any, Any]):
-    """``NormalizeObservation`` of rows, which leaves integers, images and masks in them as they are."""
+class NormalizedObservation(NormalizeObservation[Any, Any, Any]):
+    """``NormalizeObservation`` that learns nothing from what is not finite, which is passed on as it is to be refused.
 
-    def __init__(self, env: TransformObservation[Any, Any, Any]) -> None:
+    Of rows in parts it leaves integers, images and masks as they are.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        assert isinstance(env.observation_space, LaidOut)
-        self.layout = env.observation_space.layout
-        self._numbers = np.zeros(self.layout.size, bool)
-        for part in self.layout.parts:
-            self._numbers[part.columns] = part.kind == "box"
-        self.observation_space = LaidOut(self.layout.unbounded())
+        space = env.observation_space
+        self.layout = space.layout if isinstance(space, LaidOut) else None
+        self._numbers = np.ones(space.shape or (), bool)
+        if self.layout is not None:
+            for part in self.layout.parts:
+                self._numbers[part.columns] = part.kind == "box"
+            self.observation_space = LaidOut(self.layout.unbounded())
 
-    def observation(self, observation: Array) -> Array:
-        scaled: Array = np.where(self._numbers, super().observation(observation), observation)
+    def observation(self, observation: Any) -> Array:
+        given = np.asarray(observation)
+        if given.shape[given.ndim - self._numbers.ndim :] != self._numbers.shape or not np.isfinite(given).all():
+            return given
+        scaled: Array = np.where(self._numbers, super().observation(given), given)
         return scaled
 
 
-class _OwnReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+class NormalizedReward(NormalizeReward[Any, Any]):
+    """``NormalizeReward`` that learns nothing from a reward that is not finite."""
+
+    def step(self, action: Any) -> Any:
+        held, running = self.return_rms, self.discounted_reward
+        before = held.mean, held.var, held.count
+        answer = super().step(action)
+        if not math.isfinite(float(answer[1])):
+            (held.mean, held.var, held.count), self.discounted_reward = before, running
+        return answer
+
+
+class OwnReward(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Remembers the reward that the environment gave last."""
 
     own_reward = 0.0
@@ -102,7 +122,7 @@ class _OwnReward(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def own_rewards(envs: Sequence[gymnasium.Env[Any, Any]]) -> list[Any]:
     """Returns what remembers each environment's own last reward, ``own_reward``; empty where nothing does."""
-    return [layer for env in envs if (layer := _layer(env, _OwnReward)) is not None]
+    return [layer for env in envs if (layer := _layer(env, OwnReward)) is not None]
 
 
 def as_normalized(env: gymnasium.Env[Any, Any], observation: Any) -> Array | None:
@@ -110,13 +130,13 @@ def as_normalized(env: gymnasium.Env[Any, Any], observation: Any) -> Array | Non
 
     Nothing is added to the statistics. None where the environment normalises nothing of the kind.
     """
-    layer: NormalizeObservation[Any, Any, Any] | None = _layer(env, NormalizeObservation)
+    layer = _layer(env, NormalizedObservation)
     if layer is None:
         return None
-    given = layer.layout.flatten(observation) if isinstance(layer, _NormalizeParts) else np.asarray(observation)
+    given = np.asarray(observation) if layer.layout is None else layer.layout.flatten(observation)
     updates, layer.update_running_mean = layer.update_running_mean, False
     try:
-        return np.asarray(layer.observation(given))
+        return layer.observation(given)
     finally:
         layer.update_running_mean = updates
 

@@ -105,7 +105,7 @@ def test_signatures_say_every_option_with_its_default():
     ):
         parameters = inspect.signature(kind).parameters
         defaults = {name: parameter.default for name, parameter in parameters.items()}
-        for name, default in {**own, "batch_size": 256, "learning_rate": 3e-4, "buffer_size": 1_000_000}.items():
+        for name, default in {**own, "batch_size": 256, "learning_rate": 1e-3, "buffer_size": 1_000_000}.items():
             assert defaults[name] == default
         assert missing not in parameters
         assert next(iter(parameters)) == "env"

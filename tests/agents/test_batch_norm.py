@@ -254,7 +254,7 @@ def test_it_learns_a_small_process():
     ("options", "message"),
     [
         ({"architecture": "batchnorm"}, "architecture must be one of plain, batch_norm"),
-        ({"architecture": "batch_norm", "value_network": True}, "value_network has a target average"),
+        ({"architecture": "batch_norm", "value_network": True}, "value_network goes with architecture='plain'"),
         (
             {"architecture": "batch_norm", "memory": "gru", "learning_starts": 30},
             "memory goes with architecture='plain'",

@@ -875,7 +875,7 @@ UNIT = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 @pytest.mark.parametrize(
     ("states", "actions", "message"),
     [
-        (gymnasium.spaces.Dict({"a": UNIT}), UNIT, r"observation_space of Spaces is Dict.*FlattenObservation"),
+        (gymnasium.spaces.Text(3), UNIT, r"observation_space of Spaces is Text.*TransformObservation"),
         (UNIT, gymnasium.spaces.Box(-np.inf, np.inf, (2,)), r"action_space of Spaces is Box with unbounded sides"),
         (UNIT, gymnasium.spaces.Tuple([UNIT]), r"action_space of Spaces is Tuple"),
     ],

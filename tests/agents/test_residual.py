@@ -390,6 +390,21 @@ def test_a_temperature_that_is_given_does_not_move_with_the_scale():
     assert unscaled._loop.scale is None
 
 
+def test_networks_that_begin_anew_know_the_scale_and_keep_their_noise():
+    agent = residual(reset_every=5, noise_repeats=16)
+    steps(agent, 15)
+    update, told = agent._update, (agent.modules[0]["critics"].reward_scale.value, agent.modules[0]["noise"]())
+    before, kept = update.tensors["parameters"].clone(), [value.clone() for value in told]
+    agent._loop.ledger.num_updates = 5
+    with torch.no_grad(), agent._random:
+        agent._loop._begin_anew_if_due()
+    assert not torch.equal(update.tensors["parameters"], before)
+    assert float(kept[0]) > 5
+    for value, old in zip(told, kept, strict=True):
+        assert torch.equal(value, old)
+    assert agent.temperature == pytest.approx(0.1 * float(kept[0]), rel=1e-5)
+
+
 # Seeds, and runs that go on.
 
 

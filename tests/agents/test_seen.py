@@ -15,6 +15,7 @@ from rl_as_inference.agents.encoded import Encoded
 from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.image_encoder import ImageEncoder
 from rl_as_inference.agents.replay import Replay
+from rl_as_inference.guides import CategoricalPolicy
 from rl_as_inference.processes import to_gymnasium
 from rl_as_inference.state_layout import LaidOut, StateLayout
 from tests.small_agents import F64, mpo, networks, sac, small_mdp, sql, targets
@@ -63,7 +64,7 @@ def a_batch(space, count):
         (sac, "parts", 0, {"n_step": 2}),
         (sac, "plain", 2, {"num_envs": 2, "history": 2}),
         (sac, "parts", 2, {"frame_stack": 2, "value_network": True}),
-        (sac, "plain", 0, {"normalize_observations": True, "normalize_rewards": True, "num_envs": 2}),
+        (sac, "plain", 0, {"normalize_observations": True, "normalize_rewards": True, "seeds": 2}),
         (sql, "parts", 2, {"double": True}),
         (sql, "plain", 0, {"seeds": 2}),
         (mpo, "parts", 0, {}),
@@ -124,6 +125,17 @@ def test_the_policy_reads_pixels_as_shares_of_255():
     expected = encoder.towers[0](image.float().movedim(-1, 1) / 255)
     assert torch.equal(encoder(image), expected)
     assert torch.equal(encoder(image.float()), expected)
+
+
+def test_a_policy_of_ones_own_stands_on_the_features():
+    policy = CategoricalPolicy(Box(-np.inf, np.inf, (128,)), 2)
+    agent = sac(lambda: Seen(IMAGE), policy=policy)
+    before = policy.network.layers[-1].weight.clone()
+    agent.learn(22)
+    assert not torch.equal(policy.network.layers[-1].weight, before)
+    images = torch.from_numpy(a_batch(IMAGE, 3))
+    features = agent.modules[0]["encoder"](images)
+    assert torch.equal(agent.policy(images, 0).logits, policy(features, 0).logits)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +260,6 @@ def test_frames_of_parts_are_stacked_part_by_part_and_the_latest_mask_counts():
     [
         (IMAGE, {"history": 2}, "history does not go with images .*frame_stack=k"),
         (PARTS, {"memory": "gru"}, "memory does not go with images"),
-        (PLAIN, {"memory": "gru"}, "memory goes with observations of numbers.*history=k"),
         (PLAIN, {"history": 2, "frame_stack": 2}, "frame_stack=2 does not go with history"),
         (IMAGE, {"normalize_observations": True}, "normalize_observations: Seen observes"),
         (IMAGE, {"buffer_size": 10**12}, "for these images"),
@@ -285,11 +296,11 @@ def test_evaluation_is_under_the_statistics_learned_under():
     agent.learn(21)
     state = torch.from_numpy(agent.envs.agent_state(np.array([1.0, 0.0, 2.0]))).float()
     learned = agent.envs.statistics()
-    mean, var = (learned[f"0/NormalizeObservation.obs_rms.{name}"] for name in ("mean", "var"))
+    mean, var = (learned[f"0/NormalizedObservation.obs_rms.{name}"] for name in ("mean", "var"))
     np.testing.assert_allclose(state, (np.array([1.0, 0.0, 2.0]) - mean) / np.sqrt(var + 1e-8), rtol=1e-5)
     envs = agent.arena.another(2, seed=3)
     agent.arena.carry_statistics(envs)
     envs.reset()
     envs.step(np.zeros((2, 1), np.float32))
-    assert np.array_equal(envs.statistics()["1/NormalizeObservation.obs_rms.mean"], mean)
+    assert np.array_equal(envs.statistics()["1/NormalizedObservation.obs_rms.mean"], mean)
     assert agent.evaluate(1).mean < -100  # Pendulum's own units

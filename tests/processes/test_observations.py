@@ -133,7 +133,7 @@ def test_normalized_rewards_are_learned_from_and_the_own_ones_told():
     envs.reset()
     steps = [envs.step(np.zeros(2, np.int64)) for _ in range(3)]
     assert [step.earned.tolist() for step in steps] == [[101.0] * 2, [102.0] * 2, [103.0] * 2]
-    deviation = np.sqrt(envs.statistics()["0/NormalizeReward.return_rms.var"])
+    deviation = np.sqrt(envs.statistics()["0/NormalizedReward.return_rms.var"])
     assert steps[-1].reward[0] == pytest.approx(103 / deviation)
 
 
@@ -143,3 +143,19 @@ def test_what_cannot_be_normalized_is_told():
     vector = SyncVectorEnv([lambda: Draws(Box(-1, 1, (2,)))])
     with pytest.raises(ValueError, match=r"normalize_rewards needs the environments one by one.*factory"):
         Environments.make(vector, normalization=Normalization(rewards=True))
+
+
+@pytest.mark.parametrize(("observations", "field"), [(True, "observation"), (False, "reward")])
+def test_statistics_learn_nothing_from_what_is_not_finite(observations, field):
+    env = Draws(Box(-9, 9, (2,)))
+    envs = Environments([env], normalization=Normalization(observations=observations, rewards=not observations))
+    envs.reset()
+    envs.step(np.zeros(1, np.int64))
+    before = envs.statistics()
+    if observations:
+        env.look = lambda: np.array([np.nan, 1.0], np.float32)
+    else:
+        env.steps = np.nan
+    with pytest.raises(NonFiniteError, match=f"non-finite {field} at step 2"):
+        envs.step(np.zeros(1, np.int64))
+    assert all(np.array_equal(value, before[key]) for key, value in envs.statistics().items())

@@ -348,13 +348,13 @@ def test_no_horizon():
     [
         gymnasium.spaces.Box(-2, 2, (2,)),
         gymnasium.spaces.Box(-np.inf, np.inf, (2,)),
-        gymnasium.spaces.MultiDiscrete([2, 3]),
+        gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 0]),
     ],
 )
 def test_action_spaces_without_a_uniform_prior(space):
     mdp = Glider()
     mdp.action_space = space
-    with pytest.raises(ValueError, match=r"action_space .* has no uniform prior here: use Discrete\(n\) or Box\(-1, 1"):
+    with pytest.raises(ValueError, match=r"action_space .* has no uniform prior here: use Discrete\(n\), Box\(-1, 1"):
         mdp.rollout(None, 3)
 
 
