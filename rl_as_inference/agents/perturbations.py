@@ -19,9 +19,10 @@ from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checks import check_count
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, to_gymnasium
+from rl_as_inference.processes.action_masks import MASK, flat_mask
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
-from rl_as_inference.spaces import uniform_log_density
+from rl_as_inference.spaces import factor_sizes, uniform_log_density
 from rl_as_inference.state_layout import LaidOut
 
 __all__ = ["PerturbedReturns", "has_charge", "perturb", "physics_of"]
@@ -56,6 +57,7 @@ class _Perturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.name, self.size, self.spread = name, size, spread
         self.rng = np.random.default_rng([seed, 1])
         self.charge = 0.0
+        self.mask: Any = None  # of the state that is acted in, where the environment gives one
         self.seen: list[Any] = []
 
     def _observed(self, observation: Any) -> Any:
@@ -74,6 +76,7 @@ class _Perturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
         if seed is not None:  # the noise of an episode is its own, whichever perturbation comes with it
             self.rng = np.random.default_rng([seed, 1])
         observation, info = self.env.reset(seed=seed, options=options)
+        self.mask = _mask_of(observation, info)
         return self._observed(observation), info
 
     def step(self, action: Any) -> Any:
@@ -84,9 +87,31 @@ class _Perturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
                 noise = self.size * half * self.rng.standard_normal(space.shape)
                 action = np.clip(action + noise, space.low, space.high).astype(space.dtype)
             elif self.rng.random() < self.size:
-                action = type(action)(space.start + self.rng.integers(space.n))
+                action = _random_action(space, action, self.mask, self.rng)
         observation, reward, terminated, truncated, info = self.env.step(action)
+        self.mask = _mask_of(observation, info)
         return self._observed(observation), float(reward) - self.size * self.charge, terminated, truncated, info
+
+
+def _mask_of(observation: Any, info: Any) -> Any:
+    """Returns the mask of actions that an environment gives, or None."""
+    given = info.get(MASK)
+    return observation.get(MASK) if given is None and isinstance(observation, dict) else given
+
+
+def _random_action(space: Any, action: Any, mask: Any, rng: np.random.Generator) -> Any:
+    """Returns a discrete action, or several at once, drawn evenly from what is allowed."""
+    sizes = factor_sizes(space)
+    if sizes is None:
+        allowed = np.arange(space.n) if mask is None else np.flatnonzero(flat_mask(mask, space))
+        return type(action)(space.start + allowed[rng.integers(len(allowed))])
+    row = np.ones(sum(sizes)) if mask is None else flat_mask(mask, space)
+    if len(row) == sum(sizes):
+        parts = np.split(row, np.cumsum(sizes)[:-1])
+        counted = np.array([rng.choice(np.flatnonzero(part)) for part in parts])
+    else:  # of joint actions
+        counted = np.array(np.unravel_index(rng.choice(np.flatnonzero(row)), sizes))
+    return (counted.reshape(space.shape) + getattr(space, "start", 0)).astype(space.dtype)
 
 
 def perturb(
@@ -196,6 +221,8 @@ def _charged(agent: Learner, policy: Policy, envs: list[_Perturbed], state: Any,
     distribution = policy(states.to(agent.task.state_dtype), times)
     action = distribution.sample()
     log_prior: Any = uniform_log_density(agent.action_space)
+    if agent.task.masks is not None:
+        log_prior = agent.task.log_prior(states.to(agent.task.state_dtype), action)
     if isinstance(agent.process, TabularMDP):
         log_prior = agent.process.log_action_prior[agent.task.latest(states), action].to(agent.device)
     charges = agent.temperature * (distribution.log_prob(action) - log_prior)

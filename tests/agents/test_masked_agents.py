@@ -14,6 +14,7 @@ from torch import nn
 
 from rl_as_inference import GymnasiumProcess, ModelBasedAgent, compare
 from rl_as_inference.agents.expectation import expectation
+from rl_as_inference.agents.perturbations import perturb
 from rl_as_inference.factored import FactoredCategorical
 
 
@@ -264,3 +265,12 @@ def test_what_was_learned_under_masks_is_compared_with_its_simulator():
     found = compare(process, agent.policy, critic=agent.critic, num_trajectories=8)
     assert math.isfinite(found.elbo)
     assert found.temperature == 0.5
+
+
+def test_random_actions_of_a_perturbation_keep_to_masks():
+    """Half of the actions are random ones, of whole episodes in environments that keep watch."""
+    for space in (Discrete(5, start=-2), PAIR):
+        agent = sac(lambda space=space: Forbids(space))
+        agent.learn(5)
+        for name in ("action", "reward"):
+            assert perturb(agent, name, [0.5], num_episodes=4, progress=False).returns.isfinite().all()
