@@ -231,11 +231,6 @@ class WindowedEnvironments:
         return self._envs.outermost
 
     @property
-    def outermost(self) -> Any:
-        """As of :class:`Environments`."""
-        return self._envs.outermost
-
-    @property
     def own_action_space(self) -> gymnasium.Space[Any]:
         """The environment's own."""
         return self._envs.own_action_space
