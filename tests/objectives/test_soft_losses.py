@@ -39,6 +39,7 @@ from rl_as_inference.objectives.soft_critics import (
     soft_double_q_value,
     soft_td_target,
     softmax_policy,
+    td_error,
     wrong_td_target,
 )
 
@@ -797,6 +798,7 @@ def cases():
         (n_step_td_target, (x, y, z, alive, ended, gamma)),
         (wrong_td_target, (x, y, z, w, ended, gamma, alpha)),
         (soft_critic_loss, (a, b[:, 0])),
+        (td_error, (a, b[:, 0])),
         (pathwise_actor_loss, (x, y, z, alpha)),
         (exact_sum_actor_loss, (a, b, c, alpha)),
         (weighted_actor_loss, (a, b, c, d, alpha)),
