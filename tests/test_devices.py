@@ -281,7 +281,7 @@ def test_draws_can_be_taken_out_of_an_update(make: Any, env: str, seeds: int | N
     update = agent._update
     given = [tensor.clone() for tensor in (*update._written, *update._read)]
     with unvalidated():
-        graphs = [make_fx(lambda *tensors: update._write_step(*tensors))(*given) for _ in range(2)]
+        graphs = [make_fx(lambda *tensors: update._write_step(True, *tensors))(*given) for _ in range(2)]
     draw = draws_apart(graphs[1])
     left = [node for node in graphs[1].graph.nodes if "rand" in str(node.target)]
     assert left == []

@@ -282,14 +282,14 @@ def test_seeds_learn_together_as_they_would_alone(make, env):
         together._update.step()
         with pytest.MonkeyPatch.context() as patch:
             calls = Draws(patch)
-            alone[0]._update._write_step(*(t.clone() for t in alone[0]._update._written), *alone[0]._update._read)
+            alone[0]._update._write_step(True, *(t.clone() for t in alone[0]._update._written), *alone[0]._update._read)
         torch.set_rng_state(state)
         numbers = [getattr(torch, name)(3, *shape, dtype=dtype) for name, shape, dtype in calls.calls]
         generator.manual_seed(int(torch.randint(10**6, ())))
         for seed, agent in enumerate(alone):
             with pytest.MonkeyPatch.context() as patch:
                 Draws(patch, [number[seed] for number in numbers])
-                agent._update._write_step(*agent._update._written, *agent._update._read)
+                agent._update._write_step(True, *agent._update._written, *agent._update._read)
     for seed, agent in enumerate(alone):
         for name, tensor in agent._update.tensors.items():
             torch.testing.assert_close(tensor[0], together._update.tensors[name][seed], rtol=1e-10, atol=1e-10)
@@ -739,7 +739,7 @@ def test_a_second_ctrl_c_inside_a_step_leaves_an_agent_that_is_not_whole(tmp_pat
     before = checkpoint(agent, tmp_path / "a")
     step = agent._update.step
 
-    def interrupted():
+    def interrupted(index):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 

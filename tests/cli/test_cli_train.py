@@ -307,10 +307,10 @@ class TestStops:
         agent = SoftActorCritic("Pendulum-v1", hidden_sizes=(8,), batch_size=8, learning_starts=20, compile=False)
         step = type(agent._update).step
 
-        def at_fifty(update: Any) -> None:
+        def at_fifty(update: Any, index: int = 0) -> None:
             if agent.num_steps == 50:
                 raise KeyboardInterrupt
-            step(update)
+            step(update, index)
 
         monkeypatch.setattr(type(agent._update), "step", at_fifty)
         with pytest.raises(KeyboardInterrupt) as stop:
