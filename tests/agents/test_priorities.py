@@ -261,3 +261,16 @@ def test_resets_make_all_that_is_learned_anew():
 def test_what_does_not_go_together_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_agent_saved_without_its_replay_begins_its_priorities_anew(tmp_path):
+    agent = sac(priority_exponent=0.6)
+    agent.learn(40)
+    assert float(agent.replay.priorities.largest) != 1
+    agent.save(tmp_path / "small", replay=False)
+    loaded = SoftActorCritic.load(tmp_path / "small")
+    assert len(loaded.replay) == 0
+    assert float(loaded.replay.priorities.largest) == 1
+    assert float(loaded.replay.priorities.tree.sum()) == 0
+    loaded.learn(30)
+    assert bool(loaded._update.tensors["parameters"].isfinite().all())
