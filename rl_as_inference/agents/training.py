@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ def train(
             (``"mine.py:name"``); by default the id with which the agent was made, if it was.
         options: of the problem.
 
+    Warns:
+        UserWarning: if all the steps are taken before learning starts.
+
     Raises:
         NonFiniteError: if the environment gives NaN or an infinity.
         ValueError: if an argument is out of range, the folder has a checkpoint and ``resume`` is not
@@ -148,6 +152,12 @@ def train(
         check_count(name, value)
     if keep_best and folder is None:
         raise ValueError(f"keep_best=True writes {BEST} into a folder; name it")
+    if num_steps <= agent.learning_starts:
+        warnings.warn(
+            f"num_steps is {num_steps:,}, and learning begins after learning_starts={agent.learning_starts:,} steps of "
+            f"random actions: nothing will be learned; lower learning_starts, or take more steps",
+            stacklevel=2,
+        )
     agent.settle_compile(num_steps)
     run = _Logbook(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row, keep_best)
     run.begin(

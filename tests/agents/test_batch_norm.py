@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions.transforms import TanhTransform
 
 import rl_as_inference as rlai
-from rl_as_inference.agents import SoftActorCritic
+from rl_as_inference.agents import SoftActorCritic, train
 from rl_as_inference.batch_norm import BatchRenorm, learning_statistics, statistics_of
 from rl_as_inference.critics import QEnsemble
 
@@ -283,6 +283,14 @@ def test_an_architecture_brings_defaults_that_what_is_given_replaces():
         "actor_every": 3,
     }
     assert sac(architecture="batch_norm", actor_every=1, learning_rate=0.5).options["learning_rate"] == 0.5
+
+
+def test_a_run_that_ends_before_it_learns_is_warned_of():
+    """Batch-normalised critics begin at 5,000 steps, which a short run never sees."""
+    agent = sac(architecture="batch_norm", critic_hidden_sizes=(8,), learning_starts=30)
+    with pytest.warns(UserWarning, match="num_steps is 20, and learning begins after learning_starts=30"):
+        train(agent, 20, evaluate_episodes=1)
+    assert agent.num_updates == 0
 
 
 def test_products_in_bfloat16_are_near_those_in_float32_and_leave_the_setting():
