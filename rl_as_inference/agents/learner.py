@@ -407,7 +407,7 @@ class Learner:
     def mean_metrics(self, num_updates: int) -> dict[str, float]:
         """Returns the means of the reported numbers over the last updates and all seeds, and forgets them."""
         self.recent = self._update.means(num_updates)
-        return {name: sum(row[name] for row in self.recent) / self.num_seeds for name in self.metrics}
+        return {name: sum(row[name] for row in self.recent) / self.num_seeds for name in self.recent[0]}
 
     def _look_at_temperatures(self) -> None:
         """Says so where α runs away."""
