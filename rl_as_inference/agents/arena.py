@@ -119,6 +119,7 @@ class Arena:
             dtype=options["dtype"],
             window=self.window,
             masks=self.envs.masks if options["action_masks"] else None,
+            normalized=self.normalization is not None,
             factors=None if sizes is None else Factors(sizes).to(device),
         )
 

@@ -171,8 +171,9 @@ def _policy(agent: Learner, seed_index: int) -> nn.Module:
     policy = agent.policies[seed_index]
     if agent.task.window is not None:
         raise ValueError(
-            "export: with history or frame_stack above 1, or memory, the policy acts on what it saw before, and an exported one sees "
-            "one observation; deploy the agent itself (load, act), or learn without where one tells the state"
+            "export: with history or frame_stack above 1, or memory, the policy acts on what it saw before, and an "
+            "exported one sees one observation; deploy the agent itself (load, act), or learn without where one tells "
+            "the state"
         )
     if isinstance(policy, EnergyBasedPolicy):
         raise ValueError(
