@@ -29,6 +29,7 @@ from rl_as_inference.processes.mdp import unvalidated
 from rl_as_inference.processes.normalization import NormalizedObservation
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.spaces import first_of
+from rl_as_inference.state_layout import is_image
 
 if TYPE_CHECKING:
     from rl_as_inference.agents.learner import Learner
@@ -280,6 +281,7 @@ def _compared(agent: Learner, seed_index: int, play: Callable[..., Any], states:
     """
     times: Any = inputs[1].numpy() if len(inputs) > 1 else 0
     choose = agent.chooser(agent.policies[seed_index], deterministic=True)
+    states = states.astype(np.uint8) if is_image(agent.task.state_space) else states
     wanted = np.asarray(agent.envs.environment_action(choose(states, times)))
     parts = [np.asarray(play(*(each[:1] for each in inputs))), np.asarray(play(*(each[1:] for each in inputs)))]
     found = np.concatenate(parts)  # one observation, then many

@@ -144,6 +144,28 @@ def test_statistics_of_the_options_are_part_of_the_file_too(make, tmp_path):
     np.testing.assert_allclose(played(written.path, rows.astype(np.float32)), wanted, atol=1e-5)
 
 
+class Pixels(Counted):
+    """The place as a lit pixel."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 4), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return (255 * np.eye(4, dtype=np.uint8))[self.place] * np.ones((4, 1), np.uint8), {}
+
+    def step(self, action):
+        _, reward, *ends = super().step(action)
+        return (255 * np.eye(4, dtype=np.uint8))[self.place] * np.ones((4, 1), np.uint8), reward, *ends
+
+
+def test_images_are_taken_as_numbers(tmp_path):
+    agent = sac(Pixels)
+    agent.learn(40)
+    seen = (255 * np.eye(4, dtype=np.uint8))[:, None].repeat(4, 1)
+    found = played(agent.export(tmp_path / "policy.pt2").path, seen.astype(np.float32))
+    assert found.tolist() == agent.act(seen, deterministic=True).tolist()
+
+
 class Noisy(nn.Module):
     """A policy whose best action is drawn anew each time."""
 
