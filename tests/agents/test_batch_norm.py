@@ -233,6 +233,8 @@ def test_updates_of_the_critics_alone_are_reported_without_the_actor():
         agent.learn(1)
     assert ["actor_loss" in row for row in agent.history[-4:]] == [True, False, False, True]
     assert all("critic_loss" in row for row in agent.history[-4:])
+    agent.learn(1)
+    assert agent.recent[0]["entropy"] == agent.history[-2]["entropy"]  # curves have the last that there was
 
 
 def test_it_learns_a_small_process():
