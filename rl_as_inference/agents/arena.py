@@ -119,8 +119,17 @@ class Arena:
             dtype=options["dtype"],
             window=self.window,
             masks=self.envs.masks if options["action_masks"] else None,
+            normalized=self.normalization is not None,
             factors=None if sizes is None else Factors(sizes).to(device),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what an agent's states and rewards are of what the environment gives, where they are not the same."""
+        made: dict[str, Any] = {} if self.window is None else {self.window.option: self.window.length}
+        if (norm := self.normalization) is not None:
+            scaled = {"normalize_observations": norm.observations, "normalize_rewards": norm.rewards}
+            made |= {name: True for name, given in scaled.items() if given}
+        return made
 
     def origin(self) -> Origin:
         """Returns what the environment calls the actions in replay."""

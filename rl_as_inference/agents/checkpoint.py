@@ -69,8 +69,8 @@ class Saved(NamedTuple):
             identity: what the learner is.
             needed: the names of tensors it cannot go on without.
         """
-        for what, wanted in identity.items():
-            found = self.identity.get(what)
+        for what in dict.fromkeys([*identity, *self.identity]):  # what only the file has is missing here
+            found, wanted = self.identity.get(what), identity.get(what)
             if found != wanted:
                 shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
                 raise MadeOtherwiseError(

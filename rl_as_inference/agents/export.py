@@ -24,9 +24,12 @@ from rl_as_inference.agents.task import Task
 from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.guides import EnergyBasedPolicy
 from rl_as_inference.guides.modes import mode_of
+from rl_as_inference.processes.action_masks import MaskBeside, MasksBeside
 from rl_as_inference.processes.mdp import unvalidated
+from rl_as_inference.processes.normalization import NormalizedObservation
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.spaces import first_of
+from rl_as_inference.state_layout import is_image
 
 if TYPE_CHECKING:
     from rl_as_inference.agents.learner import Learner
@@ -59,7 +62,7 @@ _TRANSPARENT = (
 """Wrappers that leave observations as they are."""
 
 
-_NORMALIZING = (wrappers.NormalizeObservation, wrappers.vector.NormalizeObservation)
+_NORMALIZING = (wrappers.NormalizeObservation, NormalizedObservation, wrappers.vector.NormalizeObservation)
 
 Array = np.ndarray[Any, Any]
 
@@ -122,7 +125,9 @@ def export_policy(
         raise ValueError(f"seed_index must be in 0 … {agent.num_seeds - 1}, the agent's seeds, got {seed_index!r}")
     policy, actions = _policy(agent, seed_index), agent.envs.own_action_space
     if not isinstance(actions, Box | Discrete):
-        raise ValueError(f"export: actions must be Box or Discrete, and these are {actions}; deploy the agent (act)")
+        raise ValueError(
+            f"export: actions must be Box or Discrete, and these are {actions}; deploy the agent itself (load, act)"
+        )
     normalizer = _Normalizer.of(agent, seed_index) if normalization else None
     first = first_of(_observation_space(agent.envs.outermost))
     task = dataclasses.replace(agent.task, device=torch.device("cpu"))
@@ -167,8 +172,9 @@ def _policy(agent: Learner, seed_index: int) -> nn.Module:
     policy = agent.policies[seed_index]
     if agent.task.window is not None:
         raise ValueError(
-            "export: with history above 1, or memory, the policy acts on what it saw before, and an exported one sees "
-            "one observation; deploy the agent itself (load, act), or learn with history=1 where one tells the state"
+            "export: with history or frame_stack above 1, or memory, the policy acts on what it saw before, and an "
+            "exported one sees one observation; deploy the agent itself (load, act), or learn without where one tells "
+            "the state"
         )
     if isinstance(policy, EnergyBasedPolicy):
         raise ValueError(
@@ -275,6 +281,7 @@ def _compared(agent: Learner, seed_index: int, play: Callable[..., Any], states:
     """
     times: Any = inputs[1].numpy() if len(inputs) > 1 else 0
     choose = agent.chooser(agent.policies[seed_index], deterministic=True)
+    states = states.astype(np.uint8) if is_image(agent.task.state_space) else states
     wanted = np.asarray(agent.envs.environment_action(choose(states, times)))
     parts = [np.asarray(play(*(each[:1] for each in inputs))), np.asarray(play(*(each[1:] for each in inputs)))]
     found = np.concatenate(parts)  # one observation, then many
@@ -313,13 +320,15 @@ class _Normalizer:
             ValueError: if something else stands between it and the agent.
         """
         statistics = agent.envs.statistics()
-        held = [name for name in statistics if name.endswith(".mean") and "NormalizeReward" not in name]
+        held = [name for name in statistics if name.endswith(".mean") and "Reward." not in name]
         if not held:
             return None
         layers = _layers(agent.envs.outermost)
         outside = list(itertools.takewhile(lambda layer: type(layer) not in _NORMALIZING, layers))
         changing = [type(layer).__name__ for layer in outside if not _leaves_observations(layer)]
-        own = [name for name in held if name.split("/")[1].startswith("NormalizeObservation.")]
+        kinds = tuple(f"{kind.__name__}." for kind in _NORMALIZING)
+        own = [name for name in held if name.split("/")[1].startswith(kinds)]
+        changing += [type(layer).__name__ for layer in layers if type(layer) in _NORMALIZING][1:]
         if len(own) != len(held) or changing or len(outside) == len(layers):
             what = ", ".join(dict.fromkeys([*changing, *(name.split("/")[1] for name in held if name not in own)]))
             raise ValueError(
@@ -329,8 +338,11 @@ class _Normalizer:
             )
         index = str(seed_index * agent.num_envs)
         name = next((name for name in own if name.startswith(f"{index}/")), own[0]).removesuffix(".mean")
-        epsilon = float(layers[len(outside)].epsilon)
-        return cls(statistics[f"{name}.mean"], statistics[f"{name}.var"], epsilon)
+        layer = layers[len(outside)]
+        mean, var = statistics[f"{name}.mean"], statistics[f"{name}.var"]
+        if isinstance(layer, NormalizedObservation):  # which leaves some columns of rows in parts as they are
+            mean, var = np.where(layer.numbers, mean, 0.0), np.where(layer.numbers, var, 1.0 - layer.epsilon)
+        return cls(mean, var, float(layer.epsilon))
 
     def undone(self, observations: Array) -> Array:
         """Returns observations as they were before, float32."""
@@ -349,7 +361,8 @@ def _layers(env: Any) -> list[Any]:
 
 def _leaves_observations(layer: Any) -> bool:
     """Whether a wrapper is known to leave observations as they are."""
-    own = type(layer).__module__.startswith("rl_as_inference.") and not isinstance(layer, gymnasium.ObservationWrapper)
+    changes = gymnasium.ObservationWrapper | MaskBeside | MasksBeside
+    own = type(layer).__module__.startswith("rl_as_inference.") and not isinstance(layer, changes)
     return own or isinstance(layer, _TRANSPARENT)
 
 

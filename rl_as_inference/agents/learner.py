@@ -55,7 +55,7 @@ class Learner:
         algorithm: what learns.
         envs: the environments, ``num_seeds · num_envs`` of them.
         compile_seconds: what tracing and compiling the update took.
-        recent: of each seed, the means of the reported numbers in the last row of ``history``.
+        recent: of each seed, the means of the reported numbers as ``history`` had them last.
         replay: the transitions; with a memory, of single observations.
     """
 
@@ -406,8 +406,9 @@ class Learner:
 
     def mean_metrics(self, num_updates: int) -> dict[str, float]:
         """Returns the means of the reported numbers over the last updates and all seeds, and forgets them."""
-        self.recent = self._update.means(num_updates)
-        return {name: sum(row[name] for row in self.recent) / self.num_seeds for name in self.metrics}
+        found = self._update.means(num_updates)
+        self.recent = [{**before, **means} for before, means in zip(self.recent, found, strict=True)]
+        return {name: sum(row[name] for row in found) / self.num_seeds for name in found[0]}
 
     def _look_at_temperatures(self) -> None:
         """Says so where α runs away."""
@@ -425,10 +426,8 @@ class Learner:
     def _check_parameters(self) -> None:
         """Raises ValueError if learning has diverged; an environment that gives NaN was then given NaN."""
         if not bool(self._update.tensors["parameters"].isfinite().all()):
-            raise ValueError(
-                f"learning diverged by step {self.num_steps}: parameters are no longer finite; lower learning_rate, or "
-                f"scale the rewards"
-            )
+            mend = "lower learning_rate, or scale the rewards"
+            raise ValueError(f"learning diverged by step {self.num_steps}: parameters are no longer finite; {mend}")
 
     def _identity(self) -> dict[str, Any]:
         """Returns what makes the learned numbers mean what they do, for a checkpoint to be held to."""
@@ -445,7 +444,7 @@ class Learner:
             "dtype": str(self.dtype),
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
-            **({} if self.task.window is None else {self.task.window.option: self.task.window.length}),
+            **self.arena.identity(),
             **({} if self.replay.priorities is None else {"priority_exponent": self.replay.priorities.exponent}),
             **self.algorithm.identity(),
         }

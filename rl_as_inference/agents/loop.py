@@ -92,10 +92,13 @@ class Loop:
         with self.random:
             self.companion = algorithm.companion(self.modules, self.num_envs)
         self._check_options()
+        learned_from = self.replay if self.companion is None else self.companion.replay
+        if task.masks is not None:
+            learned_from.show(self._stored(first[:: self.num_envs]))
         self.update = Update(
             self.modules,
             algorithm,
-            self.replay if self.companion is None else self.companion.replay,
+            learned_from,
             self.observation,
             self.time,
             self.action,
@@ -211,11 +214,12 @@ class Loop:
             )
         if self.options["reset_every"] is None:
             return
-        if self.options.get("policy") is not None:
-            raise ValueError(
-                "reset_every makes networks anew, and policy is one of your own, of which there is but this one; leave "
-                "one of them out"
-            )
+        for name in ("policy", "critic"):
+            if self.options.get(name) is not None:
+                raise ValueError(
+                    f"reset_every makes networks anew, and {name} is one of your own, of which there is but this one; "
+                    f"leave one of them out"
+                )
         if self.constraint is not None:
             raise ValueError("reset_every makes a tuned α anew, and target_return holds it; leave one of them out")
 

@@ -137,6 +137,16 @@ class Replay:
             device=self.storage.device,
         )
 
+    def show(self, states: Any) -> None:
+        """Has the first row hold states ``(num_learners, *state)``, which tracing reads before any is written.
+
+        Zeros are no state where a mask is a part of it: they forbid every action.
+        """
+        for name in ("state", "next_state"):
+            self._write_states(name, states.reshape(self.num_learners, -1).repeat(self.num_envs, 0))
+            rows = self._row[:: self.num_envs, self.columns[name]]
+            self.storage[:, 0, self.columns[name]] = torch.as_tensor(rows).to(self.storage.device)
+
     def add(
         self,
         state: Any,

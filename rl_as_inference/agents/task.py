@@ -39,6 +39,7 @@ class Task:
         window: how observations are put together to states; None where each is a state.
         factors: of actions that are several at once; None of others.
         masks: where states say which actions are allowed; None where they do not.
+        normalized: whether observations or rewards are, by the options.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task:
     window: Window | FrameStack | None = None
     factors: Factors | None = None
     masks: ActionMasks | None = None
+    normalized: bool = False
 
     @property
     def is_discrete(self) -> bool:

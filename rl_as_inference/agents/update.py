@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
@@ -174,14 +173,17 @@ class Update:
         self._act()
 
     def means(self, num_updates: int) -> list[dict[str, float]]:
-        """Returns the means of the reported numbers over the last updates, of each seed, and forgets them."""
+        """Returns the means of the reported numbers over the last updates, of each seed, and forgets them.
+
+        Without those of what waits between, if none of these updates was its turn.
+        """
         sums, names = self.tensors["sums"], self.algorithm.metrics
         rows = []
         for row in sums.tolist():
             counts = [
                 row[-1] if self.late and name in self.algorithm.delayed_metrics else num_updates for name in names
             ]
-            rows.append({n: v / c if c else math.nan for n, v, c in zip(names, row, counts, strict=False)})
+            rows.append({n: v / c for n, v, c in zip(names, row, counts, strict=False) if c})
         sums.zero_()
         return rows
 

@@ -26,6 +26,8 @@ class SoftValue(nn.Module):
         action_prior: ``"uniform"``, or ``"flat"`` where log p is taken for 0.
         objective: what ``Q`` was learned for. Only ``"maxent"`` makes this the policy's soft value.
         stationary: whether ``t`` is not looked at.
+        normalized: whether observations or rewards were, by the learner's options.
+        windowed: whether a state is several observations.
     """
 
     batch_steps = True
@@ -44,6 +46,7 @@ class SoftValue(nn.Module):
         self.task, self.q, self.policy = task, q, policy
         self.temperature, self.discount, self.action_prior = temperature, task.discount, task.action_prior
         self.objective, self.num_draws, self.stationary = objective, num_draws, task.horizon is None
+        self.normalized, self.windowed = task.normalized, task.window is not None
 
     def action_values(self, state: Tensor, action: Tensor | None = None, t: int | Tensor = 0) -> Tensor:
         """Returns the least ``Q`` of the ensemble in reward units, of an action or of all discrete ones."""

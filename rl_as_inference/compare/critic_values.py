@@ -15,7 +15,8 @@ def check_critic(process: Process, critic: SoftValue | None) -> Process:
     """Returns the process at the critic's temperature and discount, where it has none of its own.
 
     Raises:
-        ValueError: if the critic is none, or was learned at another temperature or discount, or for another objective.
+        ValueError: if the critic is none, or was learned at another temperature or discount, for another objective, or
+            from what the process does not give: several observations, or normalised ones.
     """
     if critic is not None and not callable(critic):
         raise ValueError(f"critic must be a callable (state, t) -> V or Q in reward units, or None; got {critic!r}")
@@ -27,6 +28,16 @@ def check_critic(process: Process, critic: SoftValue | None) -> Process:
             f"critic out"
         )
     if isinstance(process, GymnasiumProcess):
+        if getattr(critic, "normalized", False) and not process.has_statistics:
+            raise ValueError(
+                f"critic was learned from normalised observations or rewards, and {process.name} gives plain ones; "
+                f"make it with statistics=agent.envs.statistics(), normalization=agent.arena.normalization"
+            )
+        if getattr(critic, "windowed", False):
+            raise ValueError(
+                f"critic values the last observations together (history, frame_stack, memory), and {process.name} "
+                f"gives one at a time; agent.evaluate() plays such agents"
+            )
         return process.adopt(critic)
     for name, learned, given, mend in (
         ("temperature", critic.temperature, process.temperature, "compare process.at_temperature(agent.temperature)"),

@@ -285,8 +285,8 @@ class MasksBeside(VectorWrapper, _Puts):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns what the environments do, with the masks."""
+        which = (options or {}).get("reset_mask")  # which SyncVectorEnv takes out of the options
         observations, info = self.env.reset(seed=seed, options=options)
-        which = (options or {}).get("reset_mask")
         return self.first(observations, info, None if which is None else ~which), info
 
     def first(self, observations: Any, info: dict[str, Any], going_on: Any = None) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class GymnasiumProcess:
             part ``"action_mask"`` of observations, is a part of states, and the action prior uniform over it.
         seed: of the episodes, ≥ 0. Each rollout goes on to new ones; actions are drawn by torch's
             global generator.
-        **make_kwargs: for :func:`gymnasium.make`, with an id.
+        **make_kwargs: for :func:`gymnasium.make`, with an id; ``normalization``, ``agent.arena.normalization``, is the
+            learner's own, which goes with its ``statistics``.
 
     Attributes:
         name: the environment's id or class.
@@ -110,6 +111,11 @@ class GymnasiumProcess:
             sizes = factor_sizes(self.action_space)
             self._parts.masks, self._parts.factors = self._envs.masks, None if sizes is None else Factors(sizes)
             self.has_uniform_prior = self._parts.has_uniform_prior = False
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether it was given the running statistics of where a policy learned."""
+        return self._statistics is not None
 
     def environments(self, *, num_envs: int = 1, seed: int = 0, **make_kwargs: Any) -> Environments:
         """Returns new environments of this problem, cut at its horizon; see :meth:`Environments.make`."""

@@ -76,24 +76,24 @@ class Normalization:
 class NormalizedObservation(NormalizeObservation[Any, Any, Any]):
     """``NormalizeObservation`` that learns nothing from what is not finite, which is passed on as it is to be refused.
 
-    Of rows in parts it leaves integers, images and masks as they are.
+    Of rows in parts it leaves integers, images and masks as they are: ``numbers`` says which columns it normalises.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         space = env.observation_space
         self.layout = space.layout if isinstance(space, LaidOut) else None
-        self._numbers = np.ones(space.shape or (), bool)
+        self.numbers = np.ones(space.shape or (), bool)
         if self.layout is not None:
             for part in self.layout.parts:
-                self._numbers[part.columns] = part.kind == "box"
+                self.numbers[part.columns] = part.kind == "box"
             self.observation_space = LaidOut(self.layout.unbounded())
 
     def observation(self, observation: Any) -> Array:
         given = np.asarray(observation)
-        if given.shape[given.ndim - self._numbers.ndim :] != self._numbers.shape or not np.isfinite(given).all():
+        if given.shape[given.ndim - self.numbers.ndim :] != self.numbers.shape or not np.isfinite(given).all():
             return given
-        scaled: Array = np.where(self._numbers, super().observation(given), given)
+        scaled: Array = np.where(self.numbers, super().observation(given), given)
         return scaled
 
 

@@ -225,6 +225,18 @@ def test_reported_numbers_of_the_actor_are_means_over_its_own_updates():
     assert agent._update.means(7) == [{"critic_loss": 1.0, "actor_loss": 3.0, "entropy": 2.0, "q": 2.0}]
 
 
+def test_updates_of_the_critics_alone_are_reported_without_the_actor():
+    """A step at a time, of which each third has the actor's turn."""
+    agent = sac(target_entropy=None, **{**CROSSQ, "actor_every": 3}, learning_starts=20)
+    agent.learn(20)
+    for _ in range(3):
+        agent.learn(1)
+    assert ["actor_loss" in row for row in agent.history[-4:]] == [True, False, False, True]
+    assert all("critic_loss" in row for row in agent.history[-4:])
+    agent.learn(1)
+    assert agent.recent[0]["entropy"] == agent.history[-2]["entropy"]  # curves have the last that there was
+
+
 def test_it_learns_a_small_process():
     """To within 3 % of the largest objective, in 452 updates (seed 0, float64)."""
     mdp = random_mdp(0, num_states=4, num_actions=3, horizon=None, discount=0.8)

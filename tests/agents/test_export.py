@@ -116,6 +116,56 @@ def test_running_statistics_are_part_of_the_file(tmp_path):
     np.testing.assert_allclose(played(path, state), env.environment_action(choose(state, 0)), atol=1e-5)
 
 
+class Masked(Drift):
+    """Two of three actions are allowed; the agent sees the place and the mask."""
+
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], {"action_mask": [1, 0, 1]}
+
+    def step(self, action):
+        seen, reward, terminated, truncated, _ = super().step(np.array([action - 1.0]))
+        return seen, reward, terminated, truncated, {"action_mask": [1, 0, 1]}
+
+
+@pytest.mark.parametrize("make", [Drift, Masked])
+def test_statistics_of_the_options_are_part_of_the_file_too(make, tmp_path):
+    """On what the environment itself gives; masks are a part of it, and not normalised."""
+    agent = sac(make, normalize_observations=True, normalize_rewards=True)
+    agent.learn(40)
+    written = agent.export(tmp_path / "policy.pt2")
+    if make is Masked:
+        masks = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 1]] * 3)
+        rows = agent.task.state_space.layout.flatten({"observation": ROWS, "action_mask": masks})
+        wanted = agent.act(ROWS, deterministic=True, action_mask=masks)
+    else:
+        rows, wanted = ROWS, agent.act(ROWS, deterministic=True)
+    np.testing.assert_allclose(played(written.path, rows.astype(np.float32)), wanted, atol=1e-5)
+
+
+class Pixels(Counted):
+    """The place as a lit pixel."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 4), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return (255 * np.eye(4, dtype=np.uint8))[self.place] * np.ones((4, 1), np.uint8), {}
+
+    def step(self, action):
+        _, reward, *ends = super().step(action)
+        return (255 * np.eye(4, dtype=np.uint8))[self.place] * np.ones((4, 1), np.uint8), reward, *ends
+
+
+def test_images_are_taken_as_numbers(tmp_path):
+    agent = sac(Pixels)
+    agent.learn(40)
+    seen = (255 * np.eye(4, dtype=np.uint8))[:, None].repeat(4, 1)
+    found = played(agent.export(tmp_path / "policy.pt2").path, seen.astype(np.float32))
+    assert found.tolist() == agent.act(seen, deterministic=True).tolist()
+
+
 class Noisy(nn.Module):
     """A policy whose best action is drawn anew each time."""
 
@@ -135,13 +185,15 @@ def clipped():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: sac(history=2), {}, "export: with history above 1, or memory, the policy acts on what it saw before"),
+        (lambda: sac(history=2), {}, "export: with history or frame_stack above 1, or memory, the policy acts"),
         (lambda: sac(memory="gru", sequence_length=2, burn_in=0), {}, "deploy the agent itself"),
         (
             lambda: sql("Pendulum-v1"),
             {},
             "the best of random draws, which a file cannot repeat; learn with SoftActorCri",
         ),
+        (lambda: sac(lambda: NormalizeObservation(Masked())), {}, "MaskBeside stands between"),
+        (lambda: sac(lambda: NormalizeObservation(NormalizeObservation(Drift()))), {}, "#2.obs_rms.mean stands"),
         (lambda: sac(clipped), {}, r"TransformObservation stands between .* \(--no-normalization\)"),
         (lambda: sac(policy=Noisy()), {}, "the file acts otherwise than the agent on"),
         (lambda: sac(), {"format": "jit"}, "format must be 'torch' or 'onnx', got 'jit'"),

@@ -71,6 +71,7 @@ PAIR = MultiDiscrete([3, 2], start=[2, 0])
         (sac, PAIR, {"key": True}),
         (sac, PAIR, {"joint": True}),
         (sac, MultiBinary(9), {}),
+        (sac, Discrete(5), {"actor_gradient": "score"}),  # draws already while it is traced, before the first state
         (sql, Discrete(5), {"action_prior": "flat"}),
         (sql, PAIR, {"joint": True, "key": True, "double": True}),
         (mpo, PAIR, {}),

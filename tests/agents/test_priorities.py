@@ -11,9 +11,11 @@ from small_agents import F64, checkpoint, sac, same, sql
 from rl_as_inference.agents import ModelBasedAgent, SoftActorCritic
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.priorities import _WIDTH, Priorities
+from rl_as_inference.critics import QEnsemble
 from rl_as_inference.guides import TanhGaussianPolicy
 
 BOX = gymnasium.spaces.Box(-8, 8, (3,))
+TORQUE = gymnasium.spaces.Box(-1, 1, (1,))
 
 
 def tree_of(priorities, **options):
@@ -255,6 +257,10 @@ def test_resets_make_all_that_is_learned_anew():
         (
             lambda: SoftActorCritic("Pendulum-v1", reset_every=10, policy=TanhGaussianPolicy(BOX, 1)),
             "reset_every makes networks anew",
+        ),
+        (
+            lambda: SoftActorCritic("Pendulum-v1", reset_every=10, critic=QEnsemble(BOX, TORQUE)),
+            "reset_every makes networks anew, and critic is one of your own",
         ),
     ],
 )

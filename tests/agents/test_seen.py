@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation
 
-from rl_as_inference import ModelBasedAgent
+from rl_as_inference import GymnasiumProcess, ModelBasedAgent, compare
 from rl_as_inference.agents.encoded import Encoded
 from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.image_encoder import ImageEncoder
@@ -304,3 +304,40 @@ def test_evaluation_is_under_the_statistics_learned_under():
     envs.step(np.zeros((2, 1), np.float32))
     assert np.array_equal(envs.statistics()["1/NormalizedObservation.obs_rms.mean"], mean)
     assert agent.evaluate(1).mean < -100  # Pendulum's own units
+
+
+def test_a_critic_is_compared_on_what_it_learned_from():
+    """On plain observations and rewards the answers would be numbers of nothing."""
+    agent = sac("Pendulum-v1", normalize_observations=True, normalize_rewards=True, learning_starts=10)
+    agent.learn(30)
+    with pytest.raises(ValueError, match=r"critic was learned from normalised .*normalization=agent\.arena"):
+        compare(GymnasiumProcess("Pendulum-v1"), agent.policy, critic=agent.critic, num_trajectories=2)
+    held = {"statistics": agent.envs.statistics(), "normalization": agent.arena.normalization}
+    process = GymnasiumProcess("Pendulum-v1", num_envs=2, **held)
+    draws = process.rollout(agent.policy, 2)
+    var = held["statistics"]["0/NormalizedReward.return_rms.var"]
+    raw = (
+        np.stack([draws.states[..., i].numpy() for i in range(3)], -1)
+        * np.sqrt(held["statistics"]["0/NormalizedObservation.obs_rms.var"] + 1e-8)
+        + held["statistics"]["0/NormalizedObservation.obs_rms.mean"]
+    )
+    angle, torque = np.arctan2(raw[:-1, :, 1], raw[:-1, :, 0]), 2 * draws.actions[..., 0].numpy()
+    paid = -(angle**2 + 0.1 * raw[:-1, :, 2] ** 2 + 0.001 * torque**2)
+    np.testing.assert_allclose(draws.rewards * np.sqrt(var + 1e-8), paid, rtol=1e-3, atol=1e-3)
+    assert compare(process, agent.policy, critic=agent.critic, num_trajectories=2).elbo_critic is not None
+    stacked = sac("Pendulum-v1", frame_stack=2)
+    with pytest.raises(ValueError, match=r"critic values the last observations together \(history, frame_stack"):
+        compare(GymnasiumProcess("Pendulum-v1"), stacked.policy, critic=stacked.critic, num_trajectories=2)
+
+
+@pytest.mark.parametrize("option", [{"normalize_observations": True}, {"normalize_rewards": True}, {"frame_stack": 2}])
+def test_checkpoints_are_of_agents_that_see_the_same(option, tmp_path):
+    """Neither way round, and the agent stays as it was."""
+    seeing, plain = sac("Pendulum-v1", learning_starts=10, **option), sac("Pendulum-v1", learning_starts=10)
+    for one, other in ((seeing, plain), (plain, seeing)):
+        one.learn(12)
+        one.save(tmp_path / "agent.safetensors")
+        before = other._update.tensors["parameters"].clone()
+        with pytest.raises(ValueError, match="was written with another"):
+            other.restore(tmp_path / "agent.safetensors")
+        assert torch.equal(other._update.tensors["parameters"], before)

@@ -123,6 +123,19 @@ def test_vector_environments_give_masks_too(mode):
     assert masks(step.state) == [[1, 0, 1]] * 2
 
 
+def test_a_reset_of_one_environment_leaves_the_others_masks():
+    """Episodes of different lengths, which the environments of a vector begin anew one by one."""
+    makes = [lambda: Gates(MASKS, ends="truncated"), lambda: Gates([*MASKS, [0, 0, 1], *MASKS], ends="truncated")]
+    envs = Environments.make(SyncVectorEnv(makes, autoreset_mode=AutoresetMode.DISABLED), masks="look")
+    envs.reset()
+    envs.step(np.array([0, 0]))
+    step = envs.step(np.array([1, 1]))
+    assert step.truncated.tolist() == [True, False]
+    assert step.state[:, envs.masks.columns].tolist() == [[1, 0, 1], [1, 1, 1]]
+    step = envs.step(np.array([0, 0]))
+    assert step.state[:, envs.masks.columns].tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     ("mask", "space", "wanted"),
     [
