@@ -123,6 +123,14 @@ class Arena:
             factors=None if sizes is None else Factors(sizes).to(device),
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what an agent's states and rewards are of what the environment gives, where they are not the same."""
+        made: dict[str, Any] = {} if self.window is None else {self.window.option: self.window.length}
+        if (norm := self.normalization) is not None:
+            scaled = {"normalize_observations": norm.observations, "normalize_rewards": norm.rewards}
+            made |= {name: True for name, given in scaled.items() if given}
+        return made
+
     def origin(self) -> Origin:
         """Returns what the environment calls the actions in replay."""
         spec = None

@@ -444,7 +444,7 @@ class Learner:
             "dtype": str(self.dtype),
             "number of seeds": self.num_seeds,
             "number of environments": self.envs.num_envs,
-            **({} if self.task.window is None else {self.task.window.option: self.task.window.length}),
+            **self.arena.identity(),
             **({} if self.replay.priorities is None else {"priority_exponent": self.replay.priorities.exponent}),
             **self.algorithm.identity(),
         }

@@ -328,3 +328,16 @@ def test_a_critic_is_compared_on_what_it_learned_from():
     stacked = sac("Pendulum-v1", frame_stack=2)
     with pytest.raises(ValueError, match=r"critic values the last observations together \(history, frame_stack"):
         compare(GymnasiumProcess("Pendulum-v1"), stacked.policy, critic=stacked.critic, num_trajectories=2)
+
+
+@pytest.mark.parametrize("option", [{"normalize_observations": True}, {"normalize_rewards": True}, {"frame_stack": 2}])
+def test_checkpoints_are_of_agents_that_see_the_same(option, tmp_path):
+    """Neither way round, and the agent stays as it was."""
+    seeing, plain = sac("Pendulum-v1", learning_starts=10, **option), sac("Pendulum-v1", learning_starts=10)
+    for one, other in ((seeing, plain), (plain, seeing)):
+        one.learn(12)
+        one.save(tmp_path / "agent.safetensors")
+        before = other._update.tensors["parameters"].clone()
+        with pytest.raises(ValueError, match="was written with another"):
+            other.restore(tmp_path / "agent.safetensors")
+        assert torch.equal(other._update.tensors["parameters"], before)
