@@ -37,6 +37,9 @@ OBJECTS = ("policy", "critic", "reward_function")
 _NOT_MADE_AGAIN = ("device", "env_kwargs", *OBJECTS)
 """Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
 
+_MAY_BE_LEFT = {"priority_exponent"}
+"""What a learner need not be, though the file's was: its rows have all that uniform replay needs."""
+
 
 class MadeOtherwiseError(ValueError):
     """A file is whole, and of a learner made in another way than the one that is to go on from it."""
@@ -69,7 +72,7 @@ class Saved(NamedTuple):
             identity: what the learner is.
             needed: the names of tensors it cannot go on without.
         """
-        for what in dict.fromkeys([*identity, *self.identity]):  # what only the file has is missing here
+        for what in (*identity, *(self.identity.keys() - identity.keys() - _MAY_BE_LEFT)):
             found, wanted = self.identity.get(what), identity.get(what)
             if found != wanted:
                 shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
