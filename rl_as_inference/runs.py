@@ -69,6 +69,7 @@ class Run:
             seed=evaluation_seed(agent.seed),
             statistics=_statistics_of_first_seed(agent),
             normalization=agent.arena.normalization,
+            action_masks=agent.task.masks is not None,
             **agent.arena.env_kwargs,
         )
         return simulator

@@ -205,6 +205,16 @@ class TestPython:
         with pytest.raises(ValueError, match="folder must be the path of a run's folder, got 3"):
             load_run(3)  # type: ignore[arg-type]
 
+    def test_the_process_of_a_masked_run_keeps_to_its_masks(self, tmp_path: Path) -> None:
+        train(SoftActorCritic("Taxi-v4", **TINY), 30, tmp_path, evaluate_episodes=1)
+        run = load_run(tmp_path)
+        assert run.agent is not None
+        assert run.process.state_space == run.agent.task.state_space
+        walks = run.process.rollout(run.policy, 2)
+        allowed = run.process.state_space.layout.part(walks.states[:-1], "action_mask")
+        taken = allowed.gather(-1, walks.actions.long()[..., None])[..., 0]
+        assert bool((taken == 1)[walks.mask.bool()].all())
+
     def test_a_name_can_be_given(self, tmp_path: Path) -> None:
         agent = SoftQLearning("CartPole-v1", **TINY)
         train(agent, 30, tmp_path, evaluate_episodes=1, problem="CartPole-v1", options={"max_episode_steps": 20})
