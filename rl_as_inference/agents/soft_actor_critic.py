@@ -324,6 +324,9 @@ class ActorCritic(Algorithm):
         )
 
 
+_OF_RESIDUAL: dict[str, Any] = {"num_atoms": 101, "value_bound": 5.0, "reward_scaling": True}
+
+
 def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
     """Raises ValueError for options that do not go together."""
     objective, entropy = options["objective"], OBJECTIVES[options["objective"]]
@@ -335,6 +338,10 @@ def _check_options(task: Task, options: SoftActorCriticOptions) -> None:
                 raise ValueError(f"memory goes with {name}={usual!r}; leave one of the two out")
     if options["value_network"] and options["architecture"] != "plain":
         raise ValueError("value_network goes with architecture='plain'; drop one of them")
+    others = {"plain": _OF_RESIDUAL, "batch_norm": {**_OF_RESIDUAL, "target_average": 0.005}, "residual": {}}
+    for name, usual in others[options["architecture"]].items():
+        if options[name] != usual:  # type: ignore[literal-required]
+            raise ValueError(f"{name} means nothing with architecture={options['architecture']!r}; leave it out")
     if options["architecture"] == "residual":
         check_residual_widths("hidden_sizes", options["hidden_sizes"])
         if options["critic_hidden_sizes"] is not None:

@@ -271,6 +271,12 @@ def test_it_learns_a_small_process():
             {"architecture": "batch_norm", "memory": "gru", "learning_starts": 30},
             "memory goes with architecture='plain'",
         ),
+        (
+            {"architecture": "batch_norm", "target_average": 0.1},
+            "target_average means nothing with architecture='batch_n",
+        ),
+        ({"num_atoms": 7}, "num_atoms means nothing with architecture='plain'; leave it out"),
+        ({"architecture": "batch_norm", "reward_scaling": False}, "reward_scaling means nothing with"),
         ({"actor_every": 0}, "actor_every must be an integer >= 1"),
         ({"adam_beta": 1.5}, r"adam_beta must be a number in \[0, 1\)"),
         ({"critic_hidden_sizes": (0,)}, "critic_hidden_sizes must be >= 1"),
