@@ -37,6 +37,7 @@ PENDULUM: dict[str, Any] = {
     "hidden_sizes": (64, 64),
     "model_hidden_sizes": (64, 64),
     "learning_starts": 200,
+    "learning_rate": 3e-4,
     "look_ahead": 25,
     "num_samples": 100,
     "plan_iterations": 1,
