@@ -7,6 +7,7 @@ An action is a vector of integers from 0, one for each factor. Joint actions sta
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -158,9 +159,9 @@ class _OverFactors(TorchDistribution):
         return self.factors.sizes
 
     @property
+    @abstractmethod
     def joint_logits(self) -> Tensor:
         """Log probabilities of all joint actions, ``(*batch, num_joint)``, nats."""
-        raise NotImplementedError
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Returns all joint actions, ``(num_joint, *batch, F)``; batch dimensions are 1 unless expanded."""

@@ -58,7 +58,7 @@ Planner = Literal["mppi", "smc", "policy"]
 
 ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     "plain": {},
-    # Bhatt et al. 2024, arXiv:1902.05605, table 4; critics a quarter as wide as there, for a sixteenth of the work
+    # Bhatt et al. 2024, arXiv:1902.05605, and its code; critics a quarter as wide as there, for a sixteenth of the work
     "batch_norm": {
         "critic_hidden_sizes": (512, 512),
         "learning_starts": 5_000,

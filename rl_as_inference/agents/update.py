@@ -24,9 +24,9 @@ from rl_as_inference.processes.mdp import unvalidated
 __all__ = ["Update"]
 
 _BETA, _EPSILON = 0.999, 1e-8
+"""Adam's β₂ and ε (Kingma & Ba 2015)."""
 _MEASURED = 12
 """Updates that tell how long one takes."""
-"""Adam's β₂ and ε (Kingma & Ba 2015)."""
 
 
 class Update:
