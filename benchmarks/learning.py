@@ -15,7 +15,7 @@ import csv
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,24 +176,38 @@ CASES = {
             "buffer_size": 20_000,
         },
     ),
+    # Every option at its default. Stable-Baselines3's in the same setting: results/half_cheetah_stable_baselines3.csv.
     "half_cheetah_sac": Case(
         "HalfCheetah-v5",
         SoftActorCritic,
         100_000,
         10_000,
-        (0, 1, 2),
+        FIVE,
         10,
-        5_500,
-        "mean return of 3 seeds at 100,000 steps",
+        5_418,
+        "mean return of 5 seeds at 100,000 steps (the published mean less a standard deviation, 6,156 ± 738)",
         judged_by_mean=True,
         together=False,
-        config={"learning_starts": 5_000, "learning_rate": 1e-3},
     ),
     # Bhatt et al. 2024, ten seeds: 8,112 ± 944, 2,764 ± 823, 3,914 ± 1,730 and 2,299 ± 1,347 at 100,000 steps.
     "half_cheetah_batch_norm": _crossq("HalfCheetah-v5", 8_100, "CrossQ's published mean"),
     "hopper_batch_norm": _crossq("Hopper-v5", 1_941, "CrossQ's less a standard deviation", **NARROW),
     "walker2d_batch_norm": _crossq("Walker2d-v5", 2_184, "CrossQ's less a standard deviation", **NARROW),
     "ant_batch_norm": _crossq("Ant-v5", 952, "CrossQ's less a standard deviation", **NARROW),
+    # Kim et al. 2026, five seeds: 9,815 ± 174. It wants a GPU.
+    "half_cheetah_residual": Case(
+        "HalfCheetah-v5",
+        SoftActorCritic,
+        100_000,
+        5_000,
+        FIVE,
+        10,
+        9_500,
+        "mean return of 5 seeds at 100,000 steps",
+        judged_by_mean=True,
+        together=False,
+        config={"architecture": "residual", "precision": "bfloat16"},
+    ),
     "pendulum_mpo": Case(
         "Pendulum-v1",
         MPO,
@@ -244,12 +258,15 @@ def final_returns(name: str) -> list[float]:
     return finals
 
 
-def run(name: str, seeds: Sequence[int] | None = None, keep: Path | None = None) -> None:
+def run(name: str, seeds: Sequence[int] | None = None, keep: Path | None = None, steps: int | None = None) -> None:
     """Learns a case and writes its curves: all its seeds in one batched update, or those named one by one.
 
-    Where there is a folder to ``keep`` agents in, a run that was stopped goes on from its last evaluation.
+    Where there is a folder to ``keep`` agents in, a run that was stopped goes on from its last evaluation. With
+    ``steps`` it ends after so many, before the case does.
     """
     case = CASES[name]
+    if steps is not None:
+        case = replace(case, steps=min(steps, case.steps))
     if seeds is None and case.together:
         _learn(name, case, list(case.seeds), seed=0, together=True, keep=keep)
         return
@@ -302,12 +319,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; by default all but {' and '.join(LONG)}")
     parser.add_argument("--seeds", type=int, nargs="+", help="these seeds, one by one")
     parser.add_argument("--keep", type=Path, help="folder to keep agents in, from which a stopped run goes on")
+    parser.add_argument("--steps", type=int, help="end after so many, before the case does")
     given = parser.parse_args(arguments)
     for name in given.cases:
         if name not in CASES:
             parser.error(f"there is no case {name!r}; choose from {', '.join(CASES)}")
     for name in given.cases or [name for name in CASES if name not in LONG]:
-        run(name, given.seeds, given.keep)
+        run(name, given.seeds, given.keep, given.steps)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,9 @@ def accelerate(
             "fallback_random": True,
             # On the host the calls are in C++: at 64 units Python's own are two fifths of an update.
             "cpp_wrapper": on_host,
+            # What is told of whole columns (a batch's statistics) is computed once, and not again for every element: a
+            # batch-normalised update takes four fifths of the time.
+            "realize_opcount_threshold": 6,
         }
         compiled: Any = inductor.compile(graph, examples, options)
         fast = compiled if on_host else lambda *tensors: compiled(*tensors, *draw())
