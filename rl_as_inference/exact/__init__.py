@@ -22,6 +22,7 @@ from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_occupancy
 from rl_as_inference.exact.solvable import Solvable, is_available
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.trajectories import Trajectories
@@ -197,8 +198,24 @@ def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     return tabular.occupancy(mdp, policy)
 
 
-def sample_posterior(mdp: Process, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
-    """Returns exact independent draws of trajectories given optimality."""
+@in_turn
+def sample_posterior(
+    mdp: Process,
+    num_draws: int,
+    dynamics: Dynamics = "posterior",
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Trajectories:
+    """Returns exact independent draws of trajectories given optimality.
+
+    Args:
+        mdp: a finite process or a linear-Gaussian one.
+        num_draws: how many.
+        dynamics: whether luck is bent too (``"posterior"``), or actions alone (``"causal"``).
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
+    """
     return _room(mdp).sample_posterior(mdp, num_draws, dynamics)
 
 
