@@ -110,12 +110,8 @@ def together(work: Sequence[Callable[[], Any]]) -> list[Any]:
 def test_threads_give_what_each_gives_alone(which: tuple[int, ...]) -> None:
     expected = [alone(index) for index in which]
     pyro.set_rng_seed(11)
-    before = (
-        torch.get_rng_state(),
-        torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
-        list(warnings.filters),
-    )
+    state, filters = torch.get_rng_state(), list(warnings.filters)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     answers = together([WORK[index] for index in which])
     assert [torch.equal(answer, one) for answer, one in zip(answers, expected, strict=True)] == [True] * len(which)
     assert Distribution._validate_args
