@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import pyro
 from torch import Tensor
+from tqdm import tqdm
 
 from rl_as_inference.imports import put_back_filters
 from rl_as_inference.randomness import drawing
@@ -59,14 +60,14 @@ def as_found() -> Iterator[None]:
 
     These are the policies and critics in Pyro's store of parameters, whose modules keep them (what the user's own
     program registers there stays: it learns, or is read, by its name); warning filters and environment variables that
-    come with a library that is loaded on the way.
+    come with a library that is loaded on the way; and the thread that watches tqdm's bars, which other libraries draw.
     """
     if _REGISTERED.get() is not None:  # within another, who will
         yield
         return
     with turn:
         filters, environment, registered = list(warnings.filters), _set_by_libraries(), dict[str, Tensor]()
-        token = _REGISTERED.set(registered)
+        monitor, token = tqdm.monitor, _REGISTERED.set(registered)
         try:
             yield
         finally:
@@ -78,6 +79,9 @@ def as_found() -> Iterator[None]:
             put_back_filters(filters)
             for variable in _set_by_libraries() - environment:
                 del os.environ[variable]
+            if monitor is None and tqdm.monitor is not None and not tqdm._instances:
+                tqdm.monitor.exit()
+                tqdm.monitor = None
 
 
 def note_registered(name: str, value: Tensor) -> None:
@@ -89,7 +93,7 @@ def note_registered(name: str, value: Tensor) -> None:
 
 def _set_by_libraries() -> set[str]:
     """Returns the environment variables that are of PyTorch's compilers."""
-    return {name for name in os.environ if name.startswith(("TORCH", "TRITON", "PYTORCH"))}
+    return {name for name in os.environ if name.startswith(("TORCH", "_TORCH", "TRITON", "PYTORCH"))}
 
 
 def levels_to_the_user() -> int:

@@ -24,6 +24,7 @@ from pyro.infer import SVI
 from pyro.poutine.runtime import _PYRO_STACK
 from small_agents import mpo, sac, sql
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import rl_as_inference as rlai
 from rl_as_inference import exact, models
@@ -392,6 +393,8 @@ def test_a_function_of_ones_own_can_be_a_turn() -> None:
     @in_turn
     def warned(*, seed: int | None = None) -> float:
         warnings.simplefilter("ignore")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = "somewhere"
+        list(tqdm([1], disable=True))  # which begins a thread all the same
         return float(torch.rand(()))
 
     before = found()
