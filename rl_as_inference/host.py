@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import pyro
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from rl_as_inference.imports import put_back_filters
 from rl_as_inference.randomness import drawing

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -109,7 +111,9 @@ def seeded(seed: int) -> Iterator[None]:
     with turn, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         before = pyro.util.get_rng_state()
         try:
-            pyro.set_rng_seed(seed)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  (of users' programs, which may draw from it)
             yield
         finally:
             pyro.util.set_rng_state(before)
@@ -127,7 +131,7 @@ def drawing(seed: int | None = None, generator: torch.Generator | None = None) -
             GPU has a seed that follows from its state.
 
     Raises:
-        ValueError: if both are given, the seed is no integer from 0 to 2**32 - 1, or the generator none of the host.
+        ValueError: if both are given, the seed is no integer from 0 to 2**63 - 1, or the generator none of the host.
 
     Example:
         >>> with drawing(generator=torch.Generator().manual_seed(0)):
@@ -141,8 +145,8 @@ def drawing(seed: int | None = None, generator: torch.Generator | None = None) -
             yield
         return
     if generator is None:
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, or None, got {seed!r}")
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, or None, got {seed!r}")
         with seeded(int(seed)):
             yield
         return
