@@ -136,6 +136,7 @@ DRAWS: dict[str, Callable[..., Any]] = {
     "sequential_monte_carlo": lambda **s: sequential_monte_carlo(MDP, Coin(), 8, **s).log_weight,
     "annealing": lambda **s: annealing(MDP, 8, **s).draws.log_weight,
     "nuts": lambda **s: nuts(push, 2, num_warmup=4, num_chains=1, **s)[0].states,
+    "ConjugatePosterior": lambda **s: rlai.ConjugatePosterior.exactly(slips).draw(4, **s)["slip"],
     "LearnedDynamics": lambda **s: learned().fit(SEEN, num_updates=2, batch_size=4, held_out=0.0, **s).log_likelihood,
 }
 """What draws from PyTorch's generator, or from a seed."""
