@@ -59,6 +59,7 @@ class MarkovDecisionProcess(InSpaces):
         ValueError: if one of them is out of range.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> class Bandit(MarkovDecisionProcess):
         ...     state_space, action_space = gymnasium.spaces.Discrete(1), gymnasium.spaces.Discrete(3)
         ...     def initial(self):
