@@ -123,6 +123,19 @@ def test_threads_give_what_each_gives_alone(which: tuple[int, ...]) -> None:
     assert not pyro.poutine.runtime._PYRO_STACK
 
 
+def test_exact_answers_are_not_rounded_by_another_s_learning() -> None:
+    """The precision of products is the process's: what is computed beside one that lowers it waits its turn."""
+    mdp = models.random_mdp(4, 2, horizon=3)
+    answers: list[Tensor] = []
+    thread = threading.Thread(target=lambda: answers.append(rlai.exact.plan(mdp).soft_v))
+    with products_in("bfloat16"):
+        thread.start()
+        thread.join(0.05)
+        assert not answers
+    thread.join(LONG)
+    assert torch.equal(answers[0], rlai.exact.plan(mdp).soft_v)
+
+
 CONTEXTS: dict[str, Callable[[], Any]] = {
     "unvalidated": unvalidated,
     "a stream": lambda: RandomStream(3),
