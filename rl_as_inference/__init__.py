@@ -1,5 +1,9 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
+# isort: off
+from rl_as_inference import imports as _imports  # before all others, as it takes down what they change
+
+# isort: on
 from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
@@ -96,3 +100,5 @@ __all__ = [
     "trajectory_kl",
     "worst_case",
 ]
+
+_imports.put_back()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.turns import turn
+
 __all__ = [
     "all_hold",
     "check_at_least",
@@ -134,10 +136,14 @@ def check_horizon(horizon: Any) -> int | None:
 
 @contextlib.contextmanager
 def unvalidated() -> Iterator[None]:
-    """Skips argument checks of distributions: in an inner loop they cost more than the draws."""
-    default = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(default)
+    """Skips argument checks of distributions: in an inner loop they cost more than the draws.
+
+    They are switched for the process (a policy makes its distributions without asking), so that it is a turn.
+    """
+    with turn:
+        default = torch.distributions.Distribution._validate_args
+        torch.distributions.Distribution.set_default_validate_args(False)
+        try:
+            yield
+        finally:
+            torch.distributions.Distribution.set_default_validate_args(default)

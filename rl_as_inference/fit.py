@@ -18,6 +18,7 @@ from rl_as_inference.exact.linear_gaussian import rules_of
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.guides import BeliefPolicy, RecurrentPolicy
 from rl_as_inference.guides.belief import belief_space
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
 from rl_as_inference.objectives.projection import improved_policy, projection_loss, soft_advantage
@@ -74,6 +75,7 @@ class FitResult:
     seconds: float
 
 
+@in_turn
 def fit(
     process: Problem,
     policy: nn.Module,
@@ -92,6 +94,7 @@ def fit(
     anneal: bool = True,
     tempering: float | None = None,
     seed: int | None = None,
+    generator: torch.Generator | None = None,
     progress: bool | None = None,
     callback: Callable[[int, float], None] | None = None,
 ) -> FitResult:
@@ -132,7 +135,8 @@ def fit(
             steps; 1 for none. At a low temperature a policy may learn to dread what only pays once something else is
             known, before it knows it. None is 1 where the state is seen, and where it is hidden what makes the returns
             of the action prior differ by about one nat. For processes in parts.
-        seed: seeds PyTorch's generators.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
         progress: show a progress bar; None shows it on a terminal.
         callback: called as ``callback(step, elbo)`` after every step.
 
@@ -171,7 +175,7 @@ def fit(
         with torch.no_grad(), seeded(0):
             check_density(policy, process.rollout(policy, 2))
     if seed is not None:
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # the numbers are those of the training alone, whatever was asked before
     wants_critic = estimator in ("baseline", "advantage", "exact_sum", "n_step")
     by_messages = False
     if estimator == "em" and teacher is None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["RandomStream", "drawn_from_logits", "seeded"]
+from rl_as_inference.turns import turn
+
+__all__ = ["RandomStream", "drawing", "drawn_from_logits", "seeded"]
 
 
 class RandomStream:
     """The state of PyTorch's generators, kept apart from the global one.
 
-    Distributions draw from the global generator only, so this one is put in its place for a while.
-    Within that while it may be entered again, which changes nothing.
+    Distributions draw from the global generator only, so this one is put in its place for a while, which is a turn
+    (:class:`rl_as_inference.turns.Turn`). Within that while it may be entered again, which changes nothing.
 
     Example:
         >>> stream = RandomStream(0)
@@ -48,6 +53,7 @@ class RandomStream:
             self._states = states
 
     def __enter__(self) -> None:
+        turn.__enter__()
         if not self._depth:
             others = self._global()
             self._put(self._states)
@@ -55,11 +61,14 @@ class RandomStream:
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            own = self._global()
-            self._put(self._states)
-            self._states = own
+        try:
+            self._depth -= 1
+            if not self._depth:
+                own = self._global()
+                self._put(self._states)
+                self._states = own
+        finally:
+            turn.__exit__()
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
@@ -99,10 +108,58 @@ def seeded(seed: int) -> Iterator[None]:
 
     Pyro's own functions leave out those of GPUs.
     """
-    before = pyro.util.get_rng_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with turn, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        before = pyro.util.get_rng_state()
         try:
-            pyro.set_rng_seed(seed)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  (of users' programs, which may draw from it)
             yield
         finally:
             pyro.util.set_rng_state(before)
+
+
+@contextmanager
+def drawing(seed: int | None = None, generator: torch.Generator | None = None) -> Iterator[None]:
+    """Draws within it come from a seed or a generator, and afterwards the host's random numbers are where they were.
+
+    Of neither they are the host's, from where :func:`pyro.set_rng_seed` or :func:`torch.manual_seed` left them.
+
+    Args:
+        seed: of PyTorch's, NumPy's and Python's random numbers.
+        generator: of the host, as :class:`torch.Generator` makes it. It moves on by what is drawn; what is drawn on a
+            GPU has a seed that follows from its state.
+
+    Raises:
+        ValueError: if both are given, the seed is no integer from 0 to 2**63 - 1, or the generator none of the host.
+
+    Example:
+        >>> with drawing(generator=torch.Generator().manual_seed(0)):
+        ...     first = torch.rand(())
+        >>> with drawing(seed=0):
+        ...     bool(torch.rand(()) == first)
+        True
+    """
+    if seed is None and generator is None:
+        with turn:
+            yield
+        return
+    if generator is None:
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, or None, got {seed!r}")
+        with seeded(int(seed)):
+            yield
+        return
+    if seed is not None:
+        raise ValueError("seed and generator are two sources of the same random numbers; leave one of them out")
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise ValueError(f"generator must be one of the host's, torch.Generator(), or None, got {generator!r}")
+    with turn, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        before = generator.get_state()
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(int(torch.randint(2**62, (), generator=generator)))
+        torch.set_rng_state(before)
+        try:
+            yield
+        finally:
+            generator.set_state(torch.get_rng_state())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+
+from rl_as_inference.turns import turn
 
 __all__ = ["Precision", "check_precision", "one_thread_if_small", "products_in"]
 
@@ -33,13 +36,45 @@ def one_thread_if_small(num_numbers: int) -> Iterator[None]:
         >>> torch.get_num_threads() == before
         True
     """
-    before = torch.get_num_threads()
-    if num_numbers < _THREADED_FROM:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with turn:
+        before = _NUMBER.enter()
+        torch.set_num_threads(1 if num_numbers < _THREADED_FROM else before)
+        try:
+            yield
+        finally:
+            _NUMBER.leave(before)
+
+
+class _Number:
+    """The number of threads that the host asked for.
+
+    PyTorch keeps one for each of its callers' threads, which takes the process's when it first computes. A thread that
+    did so in another's turn would compute on one thread ever after, and pass that on as the process's own.
+    """
+
+    def __init__(self) -> None:
+        self.depth, self.was_lowered = 0, False
+
+    def enter(self) -> int:
+        """Returns the number, before it is changed."""
+        number = torch.get_num_threads()
+        if not self.depth and number == 1 and self.was_lowered:
+            found: list[int] = []
+            asker = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+            asker.start()
+            asker.join()
+            number = found[0]
+        self.depth += 1
+        self.was_lowered = self.was_lowered or number > 1
+        return number
+
+    def leave(self, number: int) -> None:
+        """Puts the number back."""
+        torch.set_num_threads(number)
+        self.depth -= 1
+
+
+_NUMBER = _Number()
 
 
 def check_precision(precision: Precision, device: torch.device, dtype: torch.dtype) -> None:
@@ -68,10 +103,11 @@ def products_in(precision: Precision) -> Iterator[None]:
         ...     torch.get_float32_matmul_precision()
         'medium'
     """
-    before = torch.get_float32_matmul_precision()
-    if precision == "bfloat16":
-        torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with turn:
+        before = torch.get_float32_matmul_precision()
+        if precision == "bfloat16":
+            torch.set_float32_matmul_precision("medium")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import hashlib
 import os
@@ -12,19 +13,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.tracing import in_direct_calls, traced
 
-__all__ = ["CompileCost", "accelerate", "draws_apart", "repays"]
+__all__ = ["CompileCost", "accelerate", "compiled_if_possible", "draws_apart", "repays"]
+
+Made = TypeVar("Made")
 
 _COLD = 20.0
 """Seconds that compiling an update takes where nothing like it was compiled before."""
 _WARM = 0.3
 """What it takes of that once it is in TorchInductor's cache."""
+_OF_THE_DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
+"""No room, read-only, not allowed, over quota."""
 _GAIN = 0.45
 """Of an uncompiled update's time, what a compiled one saves at least: nine tenths at 64 units, half at 256."""
 
@@ -60,32 +66,37 @@ def accelerate(
             f"{len(held)} parameters are read past their module (from a list kept beside them, say, or a slice of a "
             f"ParameterList), so that learning would not reach them; read each as an attribute of its module"
         )
-    fast: Callable[..., Any]
-    if compile and _has_compiler(inputs[0].device):
-        from torch import _inductor as inductor
-
-        draw: Callable[[], list[Tensor]] = list
-        if not on_host:
-            draw = draws_apart(graph)
-            examples += draw()
-        for node in graph.graph.nodes:  # what tracing noted of values would be taken for the compiler's own notes
-            node.meta.clear()
-        options = {
-            # The same random numbers as without compiling, from PyTorch's own generator.
-            "fallback_random": True,
-            # On the host the calls are in C++: at 64 units Python's own are two fifths of an update.
-            "cpp_wrapper": on_host,
-            # What is told of whole columns (a batch's statistics) is computed once, and not again for every element: a
-            # batch-normalised update takes four fifths of the time.
-            "realize_opcount_threshold": 6,
-        }
-        compiled: Any = inductor.compile(graph, examples, options)
-        fast = compiled if on_host else lambda *tensors: compiled(*tensors, *draw())
-    else:
-        fast = in_direct_calls(graph)
+    if compile and (reason := _why_not(inputs[0].device)):
+        _warn(reason)
+        compile = False
+    fast = _compiled(graph, examples, on_host) if compile else in_direct_calls(graph)
     if inputs[0].device.type == "cuda":
         fast = _captured(fast, written, read)
     return fast
+
+
+@in_turn
+def _compiled(graph: Any, examples: list[Any], on_host: bool) -> Callable[..., Any]:
+    """Returns the graph compiled by TorchInductor, whose import alone adds to filters of warnings and environment."""
+    from torch import _inductor as inductor
+
+    draw: Callable[[], list[Tensor]] = list
+    if not on_host:
+        draw = draws_apart(graph)
+        examples = [*examples, *draw()]
+    for node in graph.graph.nodes:  # what tracing noted of values would be taken for the compiler's own notes
+        node.meta.clear()
+    options = {
+        # The same random numbers as without compiling, from PyTorch's own generator.
+        "fallback_random": True,
+        # On the host the calls are in C++: at 64 units Python's own are two fifths of an update.
+        "cpp_wrapper": on_host,
+        # What is told of whole columns (a batch's statistics) is computed once, and not again for every element: a
+        # batch-normalised update takes four fifths of the time.
+        "realize_opcount_threshold": 6,
+    }
+    compiled: Any = inductor.compile(graph, examples, options)
+    return compiled if on_host else lambda *tensors: compiled(*tensors, *draw())
 
 
 def _biased_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -126,25 +137,57 @@ def draws_apart(graph: Any) -> Callable[[], list[Tensor]]:
     return lambda: [operation() for operation in operations]
 
 
-def _has_compiler(device: torch.device) -> bool:
+def compiled_if_possible(make: Callable[[bool], Made], device: torch.device) -> Made:
+    """Returns ``make(True)``, which compiles; where that cannot be, ``make(False)``, after one warning.
+
+    It cannot be without a C++ compiler, and where what is compiled cannot be written: the folder is another user's or
+    may only be read, or the disk is full, of which some is only found out on the way.
+    """
+    reason = _why_not(device)
+    if reason is None:
+        try:
+            return make(True)
+        except Exception as error:
+            reason = _not_written(error)
+            if reason is None:
+                raise
+    _warn(reason)
+    return make(False)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"compile: {reason}, or say compile=False", UserWarning, stacklevel=levels_to_the_user())
+
+
+def _why_not(device: torch.device) -> str | None:
+    """Returns why nothing can be compiled, and what to do about it; None if it can."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        warnings.warn(
-            "compile: there is no C++ compiler (g++ or clang++) on this machine, so updates run uncompiled, several "
-            "times slower; install one, or say compile=False",
-            stacklevel=2,
+        return (
+            "there is no C++ compiler (g++ or clang++) on this machine, so updates run uncompiled, several times "
+            "slower; install one"
         )
-        return False
     try:
         _cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=_cache()):
-            return True
+            return None
     except OSError as error:
-        warnings.warn(
-            f"compile: what is compiled cannot be written ({error}), so updates run uncompiled, several times slower; "
-            f"set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to, or say compile=False",
-            stacklevel=2,
-        )
-        return False
+        return _not_written(error)
+
+
+def _not_written(error: BaseException) -> str | None:
+    """Returns that what is compiled cannot be written, if that is what an error comes from, and what to do about it.
+
+    The compiler's own errors are known by what they say.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) or any(os.strerror(code) in str(cause) for code in _OF_THE_DISK):
+            return (
+                f"what is compiled cannot be written ({cause}), so updates run uncompiled, several times slower; set "
+                f"TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _cache() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+
+from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -167,8 +168,7 @@ def written_to_minari(
                 infos={},
             )
         )
-    with warnings.catch_warnings():  # Minari warns of every field that is left out of what a data set says of itself
-        warnings.filterwarnings("ignore", category=UserWarning)
+    with silenced(category=UserWarning):  # Minari warns of every field that is left out of what is said of a data set
         return minari.create_dataset_from_buffers(
             dataset_id, buffers, observation_space=observation_space, action_space=action_space, **about
         )

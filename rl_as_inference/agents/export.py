@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -30,6 +29,7 @@ from rl_as_inference.processes.normalization import NormalizedObservation
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.spaces import first_of
 from rl_as_inference.state_layout import is_image
+from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
     from rl_as_inference.agents.learner import Learner
@@ -256,8 +256,7 @@ def _written_onnx(program: Any, path: Path, *, timed: bool) -> Callable[..., Any
     level = exporter.level
     try:
         exporter.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own parts
+        with silenced():  # of the exporter's own parts
             torch.onnx.export(
                 program,
                 f=str(path),

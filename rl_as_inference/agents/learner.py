@@ -26,12 +26,13 @@ from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
 from rl_as_inference.checks import check_count
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy
-from rl_as_inference.processes.environments import NonFiniteError
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.threads import check_precision, one_thread_if_small, products_in
+from rl_as_inference.turns import turn
 
 __all__ = ["Learner"]
 
@@ -93,8 +94,6 @@ class Learner:
         self._compiles = self.compile is True
         self._compile_cost: CompileCost | None = None
         self._steps_asked = 0
-
-    # What users see.
 
     @property
     def num_steps(self) -> int:
@@ -163,7 +162,7 @@ class Learner:
 
         With several environments a step of them all counts ``num_envs``, so the last one may go past
         the number. Ctrl-C ends it after the running step, with everything consistent, by raising
-        KeyboardInterrupt.
+        KeyboardInterrupt. Between steps it gives way to other threads that act, evaluate, save or learn.
 
         Args:
             num_steps: ≥ 1.
@@ -182,34 +181,29 @@ class Learner:
         self._steps_asked += num_steps
         first, end = self.num_steps, self.num_steps + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
-        with (
-            self._random,
-            self.threads(),
-            torch.no_grad(),
-            interrupts() as interrupted,
-            progress_bar(title, num_steps, show=progress) as bar,
-        ):
-            self._prepare(bar.say, self._steps_asked)
-            self._update.tensors["sums"].zero_()  # what an interruption left belongs to no row
-            reporter = Reporter(self, report_every)
+        with interrupts() as interrupted, progress_bar(title, num_steps, show=progress) as bar:
+            with self._random, self.threads(), torch.no_grad():
+                self._prepare(bar.say, self._steps_asked)
+                self._update.tensors["sums"].zero_()  # what an interruption left belongs to no row
+                reporter = Reporter(self, report_every)
             while self.num_steps < end:
-                if interrupted:
-                    raise KeyboardInterrupt
-                try:
-                    self._loop.step()
-                except NonFiniteError:
-                    if self._loop.walk is None:  # else it is known that no action was at fault
-                        self._check_parameters()
-                    raise
-                if self.num_steps >= reporter.due or self.num_steps >= end:
-                    self._loop.catch_up()
-                    row = reporter.row()
-                    self.history.append(row)
-                    self._look_at_temperatures()
-                    bar.advance(progress_text(row, self.episodes), by=min(self.num_steps, end) - first)
-                    first = self.num_steps
-                    if on_report is not None:
-                        on_report(row)
+                turn.give_way()
+                with self._random, self.threads(), torch.no_grad():
+                    while self.num_steps < end:
+                        if interrupted:
+                            raise KeyboardInterrupt
+                        self._loop.step()
+                        if self.num_steps >= reporter.due or self.num_steps >= end:
+                            self._loop.catch_up()
+                            row = reporter.row()
+                            self.history.append(row)
+                            self._look_at_temperatures()
+                            bar.advance(progress_text(row, self.episodes), by=min(self.num_steps, end) - first)
+                            first = self.num_steps
+                            if on_report is not None:
+                                on_report(row)
+                        if turn.is_wanted:  # by another thread: what is global is put back first
+                            break
             if interrupted:
                 raise KeyboardInterrupt
 
@@ -344,6 +338,7 @@ class Learner:
         """
         return export_policy(self, path, format=format, seed_index=seed_index, normalization=normalization)
 
+    @in_turn
     def save(self, path: str | Path, *, replay: bool = True, **notes: Any) -> None:
         """Writes everything that :meth:`learn` goes on from to ``path``, whole or not at all.
 
@@ -373,6 +368,7 @@ class Learner:
         """
         return self.go_on_from(load_saved(path))
 
+    @in_turn
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it."""
         held = {f"replay.{name}" for name in self.replay.state_dict()}
@@ -424,10 +420,7 @@ class Learner:
             )
 
     def _check_parameters(self) -> None:
-        """Raises ValueError if learning has diverged; an environment that gives NaN was then given NaN."""
-        if not bool(self._update.tensors["parameters"].isfinite().all()):
-            mend = "lower learning_rate, or scale the rewards"
-            raise ValueError(f"learning diverged by step {self.num_steps}: parameters are no longer finite; {mend}")
+        self._loop.check_parameters()
 
     def _identity(self) -> dict[str, Any]:
         """Returns what makes the learned numbers mean what they do, for a checkpoint to be held to."""

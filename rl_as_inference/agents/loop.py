@@ -22,7 +22,7 @@ from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.update import Update
 from rl_as_inference.batch_norm import RewardScale, Told
-from rl_as_inference.processes.environments import Step
+from rl_as_inference.processes.environments import NonFiniteError, Step
 from rl_as_inference.randomness import RandomStream
 
 __all__ = ["Loop"]
@@ -123,7 +123,11 @@ class Loop:
         if self.walk is not None:
             self._walk(self.walk)
         else:
-            self._move()
+            try:
+                self._move()
+            except NonFiniteError:  # of a walk it is known that no action was at fault
+                self.check_parameters()
+                raise
         self._learn()
 
     def catch_up(self) -> None:
@@ -170,6 +174,14 @@ class Loop:
         self._keep_scale(step)
         self._renew_noise()
         self._action_is_fresh = False
+
+    def check_parameters(self) -> None:
+        """Raises ValueError if learning has diverged; an environment that gives NaN was then given NaN."""
+        if not bool(self.update.tensors["parameters"].isfinite().all()):
+            raise ValueError(
+                f"learning diverged by step {self.ledger.num_steps}: parameters are no longer finite; lower "
+                f"learning_rate, or scale the rewards"
+            )
 
     def _learn(self) -> None:
         """Takes the updates that are due for a step."""

@@ -10,6 +10,7 @@ from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import TableCritic
 from rl_as_inference.exact import Plan
 from rl_as_inference.guides import TabularPolicy
+from rl_as_inference.host import in_turn
 from rl_as_inference.objectives.soft_critics import softmax_policy
 from rl_as_inference.processes import TabularMDP
 
@@ -58,6 +59,7 @@ class SoftPolicyIteration:
         return TableCritic(self._evaluate().soft_v, stationary=self.mdp.horizon is None)
 
     @torch.no_grad()
+    @in_turn
     def learn(self, num_iterations: int | None = None, *, tolerance: float | None = None) -> Plan:
         """Iterates to the fixed point, and returns the values of the policy reached.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rl_as_inference.agents.algorithm import Algorithm
-from rl_as_inference.agents.compilation import CompileCost, accelerate
+from rl_as_inference.agents.compilation import CompileCost, accelerate, compiled_if_possible
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
 from rl_as_inference.agents.replay import Replay
@@ -134,15 +134,22 @@ class Update:
         with unvalidated(), deferred():  # a policy's own checks of values have no answer while it is traced
             action = [self._named(self._written)["action"]]
             self._act = partial(accelerate(self._write_action, action, acting, compile=False), *action, *acting)
-            self._steps = [
-                accelerate(partial(self._write_step, whole), self._written, self._read, compile=compile)
-                for whole in ([True, False] if self.late else [True])
-            ]
-            if compile and self._written[0].device.type != "cuda":
-                # What a compiler leaves for the first call is done on copies.
-                for step in self._steps:
-                    step(*(tensor.clone() for tensor in self._written), *self._read)
+            if compile:
+                self._steps = compiled_if_possible(self._accelerated, self._written[0].device)
+            else:
+                self._steps = self._accelerated(compile=False)
         self.ready, self.compiled = True, compile
+
+    def _accelerated(self, compile: bool) -> list[Callable[..., Any]]:
+        steps = [
+            accelerate(partial(self._write_step, whole), self._written, self._read, compile=compile)
+            for whole in ([True, False] if self.late else [True])
+        ]
+        if compile and self._written[0].device.type != "cuda":
+            # What a compiler leaves for the first call is done on copies.
+            for step in steps:
+                step(*(tensor.clone() for tensor in self._written), *self._read)
+        return steps
 
     def step(self, index: int = 0) -> None:
         """Takes one step of learning, and draws actions for the present observation.

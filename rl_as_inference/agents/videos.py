@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rl_as_inference.checkpoints import UNFINISHED
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.randomness import RandomStream
+from rl_as_inference.turns import silenced
 
 __all__ = ["check_videos", "record_videos"]
 
@@ -89,8 +89,10 @@ def record_videos(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
+    with (
+        tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary,
+        silenced(".*Overwriting existing videos"),
+    ):
 
         def filmed() -> gymnasium.Env[Any, Any]:
             return gymnasium.wrappers.RecordVideo(

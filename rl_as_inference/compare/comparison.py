@@ -16,6 +16,7 @@ from rl_as_inference.compare.family import best_of_family
 from rl_as_inference.compare.gradients.finite_problem import TableOfLogs
 from rl_as_inference.compare.identities import Identity, agrees, is_equal, not_negative
 from rl_as_inference.exact.tabular import log_policy_table
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import (
     Policy,
     Problem,
@@ -52,12 +53,15 @@ _OF_POLICY = (
 _EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap", "information_gap")
 
 
+@in_turn
 def compare(
     process: Problem,
     policy: Policy | None,
     *,
     num_trajectories: int = 4096,
     critic: SoftValue | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Comparison:
     """Returns the trajectory ELBO of ``policy`` beside SAC's objective and the exact ceilings.
 
@@ -69,6 +73,8 @@ def compare(
         critic: soft values in reward units, ``(state, t)`` to one value a state (soft V) or one an
             action (soft Q); adds the ELBO as the critic sees it. A learner's critic has its own
             temperature and discount: a :class:`GymnasiumProcess` without any takes them over.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: if there are too few trajectories, the policy has no density, the critic's answer has

@@ -22,6 +22,7 @@ from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import posterior_occupancy
 from rl_as_inference.exact.solvable import Solvable, is_available
 from rl_as_inference.exact.tabular import Dynamics, Plan, backward_step
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.trajectories import Trajectories
@@ -71,6 +72,7 @@ def plan(mdp: TabularPOMDP, dynamics: Dynamics = ...) -> BeliefPlan | Stationary
 def plan(mdp: LinearGaussianPOMDP, dynamics: Dynamics = ...) -> KalmanPlan: ...
 @overload
 def plan(mdp: Process, dynamics: Dynamics = ...) -> Any: ...
+@in_turn
 def plan(mdp: Process, dynamics: Dynamics = "causal") -> Any:
     """Returns the soft-optimal plan: values, policy and objective.
 
@@ -105,6 +107,7 @@ def evaluate(mdp: TabularPOMDP, policy: ExactPolicy, sees: Sees | None = ...) ->
 def evaluate(mdp: LinearGaussianPOMDP, policy: ExactPolicy, sees: Sees | None = ...) -> KalmanPlan: ...
 @overload
 def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = ...) -> Any: ...
+@in_turn
 def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Any:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats.
 
@@ -119,6 +122,7 @@ def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Any
     return _room(mdp).evaluate(mdp, policy)
 
 
+@in_turn
 def elbo(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     """Returns the trajectory ELBO of ``policy``, 0-dimensional, in nats.
 
@@ -134,12 +138,14 @@ def elbo(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     return objective
 
 
+@in_turn
 def optimal_elbo(mdp: Process) -> Tensor:
     """Returns the largest ELBO any policy reaches, 0-dimensional, in nats."""
     objective: Tensor = plan(mdp, "causal").objective
     return objective
 
 
+@in_turn
 def log_evidence(mdp: Process) -> Tensor:
     """Returns ``log p(O) = log E_prior[exp(Σ_t r_t/α)]``, 0-dimensional, in nats.
 
@@ -156,6 +162,7 @@ def log_evidence(mdp: Process) -> Tensor:
     return tabular.log_evidence(mdp) if isinstance(mdp, TabularMDP) else plan(mdp, "posterior").objective
 
 
+@in_turn
 def expected_return(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t`` of ``policy`` in the process as it is, 0-dimensional, in reward units.
 
@@ -168,6 +175,7 @@ def expected_return(mdp: Process, policy: ExactPolicy, sees: Sees | None = None)
     return slope_in_inverse_temperature(_solvable(mdp), lambda process: elbo(process, policy))
 
 
+@in_turn
 def posterior_return(mdp: Process) -> Tensor:
     """Returns ``E[Σ_t r_t | O]``, what exact conditioning on optimality expects to earn, in reward units.
 
@@ -184,6 +192,7 @@ def posterior_return(mdp: Process) -> Tensor:
     return slope_in_inverse_temperature(wide, log_evidence).to(mdp.initial_probabilities.dtype)
 
 
+@in_turn
 def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns the distribution of the state over time under ``policy``, ``(T+1, S)``.
 
@@ -197,8 +206,24 @@ def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     return tabular.occupancy(mdp, policy)
 
 
-def sample_posterior(mdp: Process, num_draws: int, dynamics: Dynamics = "posterior") -> Trajectories:
-    """Returns exact independent draws of trajectories given optimality."""
+@in_turn
+def sample_posterior(
+    mdp: Process,
+    num_draws: int,
+    dynamics: Dynamics = "posterior",
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Trajectories:
+    """Returns exact independent draws of trajectories given optimality.
+
+    Args:
+        mdp: a finite process or a linear-Gaussian one.
+        num_draws: how many.
+        dynamics: whether luck is bent too (``"posterior"``), or actions alone (``"causal"``).
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
+    """
     return _room(mdp).sample_posterior(mdp, num_draws, dynamics)
 
 

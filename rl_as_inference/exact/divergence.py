@@ -10,6 +10,7 @@ from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
 from rl_as_inference.exact.slopes import slope_in_inverse_temperature
 from rl_as_inference.exact.smoothing import given_optimality
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy, Process, asked_in_rollouts
 from rl_as_inference.processes import LinearGaussianMDP, LinearGaussianPOMDP, TabularMDP, TabularPOMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
@@ -19,6 +20,7 @@ __all__ = ["Direction", "check_direction", "expected_ratio", "trajectory_kl"]
 Direction = Literal["reverse", "forward"]
 
 
+@in_turn
 def trajectory_kl(
     mdp: Process, policy: ExactPolicy, direction: Direction = "reverse", dynamics: Dynamics = "posterior"
 ) -> Tensor:

@@ -10,6 +10,7 @@ from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
 from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
 from rl_as_inference.exact.kalman import GaussianBelief, KalmanPlan
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import LinearGaussianPOMDP, TabularPOMDP
 from rl_as_inference.trajectories import Trajectories
@@ -62,6 +63,7 @@ def log_evidence(pomdp: Hidden) -> Tensor:
     return linear_gaussian.plan(pomdp.fully_observed, "posterior").objective
 
 
+@in_turn
 def belief(pomdp: Hidden, observations: Tensor, actions: Tensor) -> Tensor | GaussianBelief:
     """Returns what is believed of the state at every time, given what was seen and done."""
     if isinstance(pomdp, TabularPOMDP):

@@ -11,6 +11,7 @@ from torch import Tensor
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.exact.divergence import expected_ratio
 from rl_as_inference.exact.tabular import Plan, discounted_visits, plan
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes.tabular import TabularMDP
 
 __all__ = ["PriorPlan", "optimal_prior"]
@@ -36,6 +37,7 @@ class PriorPlan:
     optimality_gap: float
 
 
+@in_turn
 @torch.no_grad()
 def optimal_prior(mdp: TabularMDP, *, tolerance: float = 1e-7, max_rounds: int = 2_000) -> PriorPlan:
     """Returns the action prior ``p(a)``, the same in every state, under which the largest ELBO is largest.

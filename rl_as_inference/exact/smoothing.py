@@ -14,6 +14,7 @@ from torch import Tensor
 from rl_as_inference.exact.backups import Dynamics, check_dynamics, outcomes
 from rl_as_inference.exact.precision import in_double
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.tabular import TabularMDP
 from rl_as_inference.processes.tabular_pomdp import TabularPOMDP
@@ -52,6 +53,7 @@ def given_optimality(mdp: TabularMDP) -> tuple[Tensor, Iterator[Step]]:
     return start, _forward(mdp, messages, values, start)
 
 
+@in_turn
 def posterior_occupancy(mdp: TabularMDP | TabularPOMDP, dynamics: Dynamics = "posterior") -> Tensor:
     """Returns the distribution of the state at each time given optimality, ``(T+1, S)``; rows sum to one.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["BayesAdaptive", "bayes_adaptive"]
@@ -85,6 +86,7 @@ class _Edges:
     """Whether there is such an edge; rows are filled up."""
 
 
+@in_turn
 def bayes_adaptive(
     family: Callable[[], Any] | ConjugatePosterior, *, num_episodes: int = 1, max_beliefs: int = 100_000
 ) -> BayesAdaptive:

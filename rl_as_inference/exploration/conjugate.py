@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.exploration.affine import by_block
 from rl_as_inference.exploration.conjugacy import Moves, NotConjugateError, Structure, run_at
 from rl_as_inference.exploration.gaussian import Exact, Noisy
 from rl_as_inference.exploration.transitions import checked_noise, read_transitions
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 
 __all__ = ["ConjugatePosterior"]
@@ -97,8 +98,7 @@ class ConjugatePosterior:
         """
         seen = read_transitions(trajectories)
         seen.check(self.structure.process)
-        state, action, reward, after = seen.flat
-        return self._seeing(state, action, reward, after, lambda i: f"{seen.noun}: {seen.name(i)}")
+        return self._seeing(*seen.flat, lambda i: f"{seen.noun}: {seen.name(i)}")
 
     @cached_property
     def process(self) -> MarkovDecisionProcess:
@@ -114,12 +114,12 @@ class ConjugatePosterior:
         sites = self.structure.sites
         if set(values) != set(sites):
             raise ValueError(f"values must have the sites {sorted(sites)}, got {sorted(values)}")
-        return run_at(
-            self.structure.family, {name: torch.as_tensor(value).to(sites[name].like) for name, value in values.items()}
-        )
+        own = {name: torch.as_tensor(value).to(sites[name].like) for name, value in values.items()}
+        return run_at(self.structure.family, own)
 
-    def draw(self, count: int) -> dict[str, Tensor]:
-        """Returns independent draws of the sites, ``(count, *site)`` float64 by name."""
+    @in_turn
+    def draw(self, count: int, *, seed: int | None = None, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Returns independent draws of the sites, ``(count, *site)`` float64 by name; see :func:`drawing` for seeds."""
         check_count("count", count)
         return self.by_site(*self.draw_all(count))
 

@@ -19,6 +19,7 @@ from rl_as_inference.exploration.layers import Layers, TablePolicy, greedy
 from rl_as_inference.exploration.linear_worlds import explore_linear
 from rl_as_inference.exploration.strategies import KLearning, PosteriorSampling, SoftQ, Vapor
 from rl_as_inference.exploration.table_beliefs import Drawn, TableBeliefs, impossible
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Process, is_process
 from rl_as_inference.processes import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP
 from rl_as_inference.processes.log_sums import log_or_minus_inf
@@ -39,6 +40,7 @@ class _Acts(Protocol):
     def policy(self, beliefs: TableBeliefs) -> TablePolicy: ...
 
 
+@in_turn
 def explore(
     family: Callable[[], Any],
     truth: Process,

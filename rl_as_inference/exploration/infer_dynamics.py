@@ -12,6 +12,7 @@ from rl_as_inference.exploration.conjugacy import NotConjugateError
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.exact_draws import exact_inference_data, warn_of_untouched
 from rl_as_inference.exploration.transitions import Transitions, read_transitions
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.randomness import seeded
@@ -69,6 +70,7 @@ class UnknownDynamics(Density[Transitions]):
         return 1, len(shown.tally)
 
 
+@in_turn
 def infer_dynamics(
     family: Callable[[], Any],
     trajectories: Any,

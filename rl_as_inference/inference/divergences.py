@@ -14,6 +14,7 @@ from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
+from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
 from rl_as_inference.processes import PartiallyObservedMDP, TabularMDP
@@ -32,6 +33,7 @@ _SINGLE_RUNS = 1000
 """The most draws of the action prior from a program that runs for one trajectory at a time."""
 
 
+@in_turn
 @torch.no_grad()
 def trajectory_kl(
     process: Problem,
@@ -40,6 +42,8 @@ def trajectory_kl(
     direction: Direction = "reverse",
     method: DivergenceMethod | None = None,
     num_trajectories: int = 10_000,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Estimate:
     """Returns the KL divergence between a policy's trajectories and the exponentiated return, in nats.
 
@@ -70,6 +74,8 @@ def trajectory_kl(
         direction: ``"reverse"`` or ``"forward"``.
         method: see above.
         num_trajectories: draws of the last two, ≥ 2.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: for an unknown direction or method, a method that does not fit the process, too many
@@ -222,7 +228,7 @@ def _self_normalised(log_weight: Tensor, direction: Direction) -> Estimate:
             f"rarely does counts much, and neither the divergence nor its standard error can be trusted; use more "
             f"trajectories, or method='exact' or 'posterior' where the process allows them",
             UserWarning,
-            stacklevel=4,  # the caller of trajectory_kl, which torch wraps,
+            stacklevel=levels_to_the_user(),
         )
     evidence = _log_mean(log_weight)
     share = (log_weight - evidence).exp()  # of mean one

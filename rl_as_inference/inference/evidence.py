@@ -7,6 +7,7 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
+from rl_as_inference.host import in_turn
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
@@ -20,6 +21,7 @@ __all__ = ["EvidenceMethod", "estimate_log_evidence"]
 EvidenceMethod = Literal["exact", "importance", "smc", "annealed"]
 
 
+@in_turn
 def estimate_log_evidence(
     process: Problem,
     policy: Policy | None = None,
@@ -30,6 +32,8 @@ def estimate_log_evidence(
     num_repeats: int = 8,
     num_proposals: int | None = None,
     num_draws: int | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Estimate:
     """Returns ``log p(O)`` of a process or program in nats, with its standard error.
 
@@ -54,6 +58,8 @@ def estimate_log_evidence(
         num_repeats: runs of these, ≥ 2; four are the least whose error means much.
         num_proposals: trajectories of ``importance``, ≥ 2; by default ``num_particles · num_repeats``.
         num_draws: another name for ``num_particles``, which calls from before it have; no draws are returned.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: for an unknown method or one that does not fit the process, ``num_proposals`` for a method that has

@@ -1,7 +1,6 @@
 """Trajectories as ArviZ data, by ArviZ's conventions."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.trajectories import Trajectories
+from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
     import arviz
@@ -31,8 +31,7 @@ _UNITS = {
 
 def import_arviz() -> Any:
     """Returns the module ``arviz``, imported when first needed: it takes longer than everything else."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+    with silenced(r"\s*ArviZ is undergoing", FutureWarning):
         import arviz
     return arviz
 
@@ -138,9 +137,8 @@ def from_trajectories(
         own = [f"observation_dim_{i}" for i in range(first.observations.dim() - 2)]
         dims["observation"] = dims["observation_after"] = ["time", *own]
     notes = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
-    with warnings.catch_warnings():
-        # More chains than draws, or a chain of its own length in the prior, are as they should be.
-        warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
+    # More chains than draws, or a chain of its own length in the prior, are as they should be.
+    with silenced(category=UserWarning, module="arviz"):
         data = import_arviz().from_dict(
             **groups, constant_data={"temperature": float(first.temperature)}, dims=dims, coords=coords
         )

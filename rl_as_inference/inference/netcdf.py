@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ import numpy as np
 
 from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
     import arviz
@@ -108,8 +108,7 @@ def load_posterior(path: str | Path) -> "arviz.InferenceData":
     for name, expected in sums.items():
         if name not in groups or _checksum(groups[name]) != expected:
             raise ValueError(f"path: {str(path)!r} is damaged: the group {name!r} is not what was saved")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="arviz")
+    with silenced(category=UserWarning, module="arviz"):
         data: arviz.InferenceData = import_arviz().InferenceData(**groups, attrs=attributes)
     wrong = _why_not_a_posterior(data)
     if wrong:

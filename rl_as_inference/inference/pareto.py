@@ -1,11 +1,11 @@
 """The tail of importance weights: Pareto k̂."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.turns import silenced
 
 __all__ = ["ALIKE", "checked_log_weight", "pareto_k", "pareto_k_threshold"]
 
@@ -43,8 +43,7 @@ def pareto_k(log_weight: Any) -> float | None:
     possible = weights[np.isfinite(weights)]
     if len(weights) < _LEAST_FOR_A_TAIL or np.ptp(possible) < ALIKE:
         return None
-    with np.errstate(all="ignore"), warnings.catch_warnings():  # weights that are all alike divide by zero
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"), silenced():  # weights that are all alike divide by zero
         _, k = import_arviz().psislw(weights)
     return float(k) if np.isfinite(k) else None
 

@@ -8,6 +8,7 @@ import torch
 
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
+from rl_as_inference.host import in_turn
 from rl_as_inference.inference.inference_data import from_trajectories
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.inference.pareto import pareto_k
@@ -36,6 +37,7 @@ Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
 _PROPOSALS_PER_DRAW = 10
 
 
+@in_turn
 def posterior(
     process: Problem,
     policy: Policy | None = None,
@@ -47,6 +49,8 @@ def posterior(
     dynamics: exact.Dynamics = "posterior",
     critic: LookAhead = "auto",
     progress: bool | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> "arviz.InferenceData":
     """Returns ``num_draws`` draws of trajectories given optimality, as ArviZ data.
 
@@ -85,6 +89,8 @@ def posterior(
         dynamics: of ``exact``.
         progress: of ``nuts``, whether to show a bar; by default on a terminal.
         critic: of ``smc``, ``(state, t) -> V`` in reward units.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: for an unknown method, a number < 1 or one that is none of the method's, a process the method

@@ -1,6 +1,5 @@
 """Whether draws may be taken for the posterior: one verdict for every method."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from rl_as_inference.inspect.verdicts import (
     verdict_on_weights,
 )
 from rl_as_inference.sampling.importance import effective_sample_size
+from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
     import arviz
@@ -208,8 +208,7 @@ def _nuts(data: Any, num_draws: int) -> Diagnosis:
     if not drawn:
         raise ValueError("data: the group 'posterior' has no continuous variable, and method 'nuts' draws only these")
     az = import_arviz()
-    with np.errstate(all="ignore"), warnings.catch_warnings():  # constants (a known first state) have no R̂
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"), silenced():  # constants (a known first state) have no R̂
         size = _extreme(az.ess(data, var_names=drawn), np.nanmin)
         r_hat = _extreme(az.rhat(data, var_names=drawn), np.nanmax) if chains > 1 else None
     wanted = LEAST_EFFECTIVE_SIZE * chains

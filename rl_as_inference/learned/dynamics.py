@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.host import in_turn
 from rl_as_inference.learned.files import load_dynamics, save_dynamics
 from rl_as_inference.learned.fitting import DynamicsFit, fit_dynamics
 from rl_as_inference.learned.members import MemberDynamics
@@ -133,6 +134,7 @@ class LearnedDynamics(MarkovDecisionProcess):
 
     # Learning.
 
+    @in_turn
     def fit(
         self,
         data: TransitionsLike,
@@ -143,6 +145,8 @@ class LearnedDynamics(MarkovDecisionProcess):
         held_out: float = 0.1,
         patience: int = 5,
         recalibrate: bool = True,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> DynamicsFit:
         """Fits the networks to all of ``data``, from where they are, and returns how well they predict what was kept.
 
@@ -152,7 +156,7 @@ class LearnedDynamics(MarkovDecisionProcess):
         it ends. Inputs and outputs are normalised by the data. Learned noise is at last scaled, one factor for each
         number, so that the 90 % intervals of the mixture hold 90 % of what was held out.
 
-        Again with more data it goes on from the weights that there are. Draws come from PyTorch's generator.
+        Again with more data it goes on from the weights that there are.
 
         Args:
             data: trajectories, a learner's ``replay``, or :class:`~rl_as_inference.learned.Transitions`: all that was
@@ -163,6 +167,8 @@ class LearnedDynamics(MarkovDecisionProcess):
             held_out: the share that is held out; 0 for none, and then no early end.
             patience: see above.
             recalibrate: scale the noise.
+            seed: of what is drawn; None follows PyTorch's generator, from where it is.
+            generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
         Raises:
             TypeError: for another kind of data.

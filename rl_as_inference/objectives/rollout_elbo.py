@@ -3,20 +3,31 @@
 import torch
 
 from rl_as_inference.estimate import Estimate
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import as_process
 
 __all__ = ["Estimate", "estimate_elbo"]
 
 
+@in_turn
 @torch.no_grad()
-def estimate_elbo(process: Problem, policy: Policy | None, num_trajectories: int = 4096) -> Estimate:
+def estimate_elbo(
+    process: Problem,
+    policy: Policy | None,
+    num_trajectories: int = 4096,
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
     """Returns the ELBO of ``policy`` by rollouts, in nats.
 
     Args:
         process: a process or a Pyro program.
         policy: a callable ``(state, t) -> Distribution``; None for the action prior.
         num_trajectories: how many independent rollouts, ≥ 2 for a standard error.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP

@@ -24,6 +24,7 @@ from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.update import Update
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.offline.algorithms import (
     AdvantageWeightedRegression,
@@ -100,6 +101,7 @@ class OfflineResult:
         return self.data.to_environment(choose(self.task, self.policy, state, t, deterministic=deterministic))
 
 
+@in_turn
 def learn_offline(
     dataset: Any,
     policy: nn.Module | None = None,

@@ -4,7 +4,6 @@ A kernel holds ``p(s'|s,a)``. Both kinds answer the same questions with the same
 nothing above needs to know which one it has. ``(S, A)`` tables are returned with time-free layout.
 """
 
-import warnings
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from rl_as_inference.processes.log_sums import (
     log_to,
     span,
 )
+from rl_as_inference.turns import silenced
 
 __all__ = [
     "DenseKernel",
@@ -346,8 +346,7 @@ class SparseKernel:
         per_row = self.indices.shape[-1]
         index = torch.int32 if self.indices.numel() < 2**31 else torch.int64
         rows = self.num_actions * self.num_states
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Sparse (CSR|invariant)")  # in beta since 2021
+        with silenced(".*Sparse (CSR|invariant)"):  # in beta since 2021
             return torch.sparse_csr_tensor(
                 torch.arange(0, rows * per_row + 1, per_row, dtype=index, device=self.indices.device),
                 self.indices.transpose(0, 1).to(index).flatten(),

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import gymnasium
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -22,10 +21,11 @@ from rl_as_inference.checks import (
     unvalidated,
 )
 from rl_as_inference.histories import Histories, History
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.in_spaces import InSpaces
 from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
-from rl_as_inference.processes.membership import check_actions, check_states, uniform_factors
+from rl_as_inference.processes.membership import check_actions, check_states, uniform_prior
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
 from rl_as_inference.processes.reward_shapes import checked_reward
@@ -34,7 +34,6 @@ from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.program.sites import FIRST
 from rl_as_inference.randomness import seeded
-from rl_as_inference.spaces import is_unit_box
 from rl_as_inference.trajectories import Decision, Rows, Trajectories, Transition
 
 __all__ = ["MarkovDecisionProcess", "unvalidated"]
@@ -60,6 +59,7 @@ class MarkovDecisionProcess(InSpaces):
         ValueError: if one of them is out of range.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> class Bandit(MarkovDecisionProcess):
         ...     state_space, action_space = gymnasium.spaces.Discrete(1), gymnasium.spaces.Discrete(3)
         ...     def initial(self):
@@ -122,17 +122,8 @@ class MarkovDecisionProcess(InSpaces):
         Raises:
             ValueError: for an action space other than Discrete, MultiDiscrete, MultiBinary and the box ``[-1, 1]^d``.
         """
-        batch = self.batch_shape(state)
-        space = self.action_space
         dtype = state.dtype if state.is_floating_point() else torch.get_default_dtype()
-        if isinstance(space, gymnasium.spaces.Discrete):
-            return dist.Categorical(logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=state.device))
-        if is_unit_box(space):
-            low = -torch.ones(*batch, *space.shape, dtype=dtype, device=state.device)
-            # A draw of exactly ±1 is in the box.
-            high = torch.nextafter(-low, torch.full_like(low, 2.0))  # torch leaves the upper bound out
-            return dist.Uniform(low, high, validate_args=False).to_event(len(space.shape))
-        return uniform_factors(space, batch, dtype, state.device)
+        return uniform_prior(self.action_space, self.batch_shape(state), dtype, state.device)
 
     def terminated(self, state: Tensor) -> Tensor | None:
         """Returns which states are terminal, bool of the batch shape of ``state``; None if none ever is."""
@@ -295,9 +286,8 @@ class MarkovDecisionProcess(InSpaces):
 
         Raises:
             ValueError: if the next states have another shape than the states, are NaN, or, on the first walk, not in
-                the state space; if there is not one reward
-                a trajectory, or one that counts is NaN; if ``pathwise`` is asked of a transition that is not
-                reparameterized.
+                the state space; if there is not one reward a trajectory, or one that counts is NaN; if ``pathwise`` is
+                asked of a transition that is not reparameterized.
         """
         done = self.has_ended(state)
         moves = self.absorbing and alive is None  # then the transition itself keeps what has ended where it is
@@ -324,7 +314,16 @@ class MarkovDecisionProcess(InSpaces):
                 raise ValueError(f"{what} is NaN at step {t}; check {what}() of {type(self).__name__}")
         return Transition(self._counted(self._held(after, t)), earned, alive)
 
-    def rollout(self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False) -> Trajectories:
+    @in_turn
+    def rollout(
+        self,
+        policy: Policy | None,
+        num_trajectories: int,
+        *,
+        pathwise: bool = False,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Trajectories:
         """Returns ``num_trajectories`` trajectories of ``policy``, drawn without effect handlers.
 
         ``log_policy`` is differentiable in the policy's parameters. A policy with a true
@@ -336,6 +335,8 @@ class MarkovDecisionProcess(InSpaces):
             num_trajectories: ``N``.
             pathwise: draw actions and states by ``rsample``, so that rewards and log probabilities
                 are differentiable through the dynamics.
+            seed: of what is drawn; None follows PyTorch's generator, from where it is.
+            generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
         Raises:
             ValueError: if the horizon is None, as :meth:`decide` and :meth:`advance` do (the step is named), or if

@@ -12,9 +12,9 @@ from torch.distributions import constraints
 
 from rl_as_inference.checks import holds
 from rl_as_inference.factored import FactoredCategorical, Factors
-from rl_as_inference.spaces import factor_sizes
+from rl_as_inference.spaces import factor_sizes, is_unit_box
 
-__all__ = ["check_actions", "check_observations", "check_states", "uniform_factors"]
+__all__ = ["check_actions", "check_observations", "check_states", "uniform_prior"]
 
 
 def check_observations(seen: Tensor, space: gymnasium.Space[Any], batch: torch.Size, gave: str) -> None:
@@ -63,7 +63,23 @@ def check_actions(prior: Any, space: gymnasium.Space[Any], name: str) -> None:
         raise ValueError(f"prior(state) of {name} is {told}, and action_space is {space}; give both the same actions")
 
 
-def uniform_factors(
+def uniform_prior(space: gymnasium.Space[Any], batch: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:
+    """Returns the uniform distribution over an action space, of a batch shape.
+
+    Raises:
+        ValueError: for an action space other than Discrete, MultiDiscrete, MultiBinary and the box ``[-1, 1]^d``.
+    """
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return dist.Categorical(logits=torch.zeros(*batch, int(space.n), dtype=dtype, device=device))
+    if is_unit_box(space):
+        low = -torch.ones(*batch, *space.shape, dtype=dtype, device=device)
+        # A draw of exactly ±1 is in the box.
+        high = torch.nextafter(-low, torch.full_like(low, 2.0))  # torch leaves the upper bound out
+        return dist.Uniform(low, high, validate_args=False).to_event(len(space.shape))
+    return _uniform_factors(space, batch, dtype, device)
+
+
+def _uniform_factors(
     space: gymnasium.Space[Any], batch: torch.Size, dtype: torch.dtype, device: torch.device
 ) -> FactoredCategorical:
     """Returns the uniform action prior of a space of several discrete actions at once.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.histories import History
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem, Process, is_process
 from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run, seen_state
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
@@ -66,10 +67,19 @@ class ProgramProcess:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
 
-    def rollout(self, policy: Policy | None, num_trajectories: int) -> Trajectories:
+    @in_turn
+    def rollout(
+        self,
+        policy: Policy | None,
+        num_trajectories: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Trajectories:
         """Returns ``num_trajectories`` trajectories of ``policy``; None for the action prior.
 
-        Trajectories of different lengths are filled up: masked out, staying in their last state.
+        Trajectories of different lengths are filled up: masked out, staying in their last state. Random numbers come
+        from the seed or the generator, if one is given (:func:`rl_as_inference.randomness.drawing`).
 
         Raises:
             ValueError: if the program has no actions, several a step, or states that are not tensors.

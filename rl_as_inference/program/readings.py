@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.host import note_registered
 from rl_as_inference.nouns import Policy, Program
 from rl_as_inference.program.sites import ACTION, is_action, step_of
 
@@ -25,7 +26,8 @@ def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
 
     A policy that is a module has its parameters registered with Pyro (:func:`pyro.module`), so
     that ``SVI`` trains it; the guide is then a module too, so ``torch.optim`` sees its parameters
-    through ``elbo(program, guide)``.
+    through ``elbo(program, guide)``. What the package runs itself (``fit``, ``posterior``, …) leaves the store without
+    them, as it was found: the module keeps its parameters. What a program registers of its own stays there.
 
     Args:
         program: the program. Without it, ``follow(policy=policy)`` is a ``with`` block.
@@ -249,7 +251,9 @@ def register_module(name: str, module: Any) -> None:
         tries += 1
         candidate = f"{name}_{tries}"
     for key, value in parameters:
-        pyro.param(param_with_module_name(candidate, key), value)
+        if (whole := param_with_module_name(candidate, key)) not in store:
+            note_registered(whole, value)
+        pyro.param(whole, value)
 
 
 class _Silence(Messenger):

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import holds
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["hyperbolic_policy"]
 
 
+@in_turn
 def hyperbolic_policy(
     mdp: TabularMDP,
     k: float | Tensor = 1.0,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.exact.backups import check_dynamics
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import DemonstrationsLike
 from rl_as_inference.randomness import seeded
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["infer_agent"]
 
 
+@in_turn
 def infer_agent(
     family: Callable[[], Any],
     demonstrations: DemonstrationsLike,

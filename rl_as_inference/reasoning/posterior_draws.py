@@ -14,12 +14,14 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from rl_as_inference.checks import check_count
+from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.density import Density
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
+from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
     import arviz
@@ -96,7 +98,7 @@ def _warn_of_modes(method: str) -> None:
         if method == "nuts"
         else "the Gaussian is fitted at the highest alone; method='nuts' starts chains at several"
     )
-    warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=4)
+    warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=levels_to_the_user())
 
 
 def _nuts(
@@ -238,8 +240,7 @@ def to_arviz(
         mask: which steps were seen, ``(T, N)``.
         attributes: to be noted.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+    with silenced(r"\s*ArviZ is undergoing", FutureWarning):
         import arviz
 
     arrays: dict[str, Any] = {
@@ -253,8 +254,7 @@ def to_arviz(
     if likelihood is not None:
         arrays["log_likelihood"] = {one: likelihood.detach().cpu().numpy()}
     dims = {one: [f"which_{one}"], "mask": ["time", f"which_{one}"]}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="More chains")
+    with silenced("More chains"):
         return arviz.from_dict(**arrays, dims=dims, attrs=attributes)
 
 
@@ -289,10 +289,12 @@ def warn_of_priors(unknowns: Density[Any], mode: Tensor, answer: Any) -> None:
                     f"the {noun} say nothing about the direction {' '.join(terms)} (unconstrained, in prior "
                     f"standard deviations): {advice}",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=levels_to_the_user(),
                 )
     for name, support in unknowns.discrete.items():
         after = torch.as_tensor(answer.sample_stats[f"probability_{name}"].values).mean((0, 1))
         before = unknowns.discrete_prior(name)
         if len(support) > 1 and float((after - before).abs().sum()) / 2 < 0.01:
-            warnings.warn(f"the {noun} say nothing about {name}: {advice}", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"the {noun} say nothing about {name}: {advice}", UserWarning, stacklevel=levels_to_the_user()
+            )

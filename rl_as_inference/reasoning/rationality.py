@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.checks import check_temperature
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
@@ -41,6 +42,7 @@ class RationalityCurve:
         return self.information / math.log(2)
 
 
+@in_turn
 @torch.no_grad()
 def rationality_curve(mdp: exact.Solvable, temperatures: Any = None) -> RationalityCurve:
     """Returns return, entropy and information of the MaxEnt policy at each temperature.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.reasoning.adversary import worst_dynamics
@@ -48,6 +49,7 @@ class WorstCase:
     relaxed_return: float | None
 
 
+@in_turn
 def worst_case(
     mdp: TabularMDP, policy: ExactPolicy, *, reward_budget: float | None = None, dynamics_budget: float | None = None
 ) -> WorstCase:

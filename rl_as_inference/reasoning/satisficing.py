@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.host import in_turn
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
@@ -53,6 +54,7 @@ class Satisficing:
         return dist.Categorical(logits=table[state] if table.dim() == 2 else table[t, state])
 
 
+@in_turn
 @torch.no_grad()
 def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     """Returns the policy of most entropy among those that are good enough.

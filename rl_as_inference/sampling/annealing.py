@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
@@ -64,6 +65,7 @@ class Annealing:
         return torch.cat([-self.mean_return[:1], -self.log_evidence[1:] / beta])
 
 
+@in_turn
 @torch.no_grad()
 def annealing(
     mdp: Process,
@@ -72,6 +74,8 @@ def annealing(
     inverse_temperatures: Tensor | None = None,
     num_moves: int = 4,
     kept: float = 0.9,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Annealing:
     """Returns trajectories of the posterior, annealed over the temperature, and the evidence at each.
 
@@ -88,6 +92,8 @@ def annealing(
             ladder settled beforehand the evidence is unbiased. There are ten rungs at least.
         num_moves: Metropolis moves after each rung.
         kept: see ``inverse_temperatures``.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: if the process is not one in parts, has no horizon, a ladder does not rise from 0 to
@@ -106,6 +112,7 @@ def annealing(
     return _annealed(mdp, num_particles, 1, inverse_temperatures, num_moves, kept)[0]
 
 
+@in_turn
 @torch.no_grad()
 def repeated_annealing(mdp: Process, num_particles: int, *, num_repeats: int = 8) -> Annealing:
     """Returns the last of several runs on one ladder, with the trajectories of all, weighed by their evidence.

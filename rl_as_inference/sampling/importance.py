@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.estimate import Estimate
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
@@ -156,6 +157,7 @@ def survive(trajectories: Trajectories) -> Trajectories:
     return replace(trajectories, states=states, mask=trajectories.mask & alive, discount=1.0, **silenced)
 
 
+@in_turn
 @torch.no_grad()
 def surviving_rollout(process: Problem, policy: Policy | None, num_trajectories: int) -> Trajectories:
     """Returns rollouts with discount as survival: a program runs with its coins, others toss them after."""
@@ -166,14 +168,24 @@ def surviving_rollout(process: Problem, policy: Policy | None, num_trajectories:
     return survive(process.rollout(policy, num_trajectories))
 
 
+@in_turn
 @torch.no_grad()
-def importance_sampling(process: Problem, policy: Policy | None, num_draws: int) -> WeightedDraws:
+def importance_sampling(
+    process: Problem,
+    policy: Policy | None,
+    num_draws: int,
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> WeightedDraws:
     """Returns ``num_draws`` trajectories of ``policy`` with their weights under the posterior.
 
     Args:
         process: a process or a Pyro program.
         policy: the proposal, ``(state, t) -> Distribution``; None for the action prior.
         num_draws: how many proposals.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: if every weight is zero.

@@ -7,12 +7,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import MCMC, NUTS
+from pyro.infer import NUTS
 from pyro.infer.reparam import LocScaleReparam
 from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Problem
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
@@ -27,8 +28,16 @@ from rl_as_inference.trajectories import Trajectories
 __all__ = ["nuts", "nuts_with_statistics"]
 
 
+@in_turn
 def nuts(
-    process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool | None = False
+    process: Problem,
+    num_draws: int,
+    *,
+    num_warmup: int = 300,
+    num_chains: int = 2,
+    progress: bool | None = False,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[Trajectories]:
     """Returns posterior draws by Pyro's NUTS, one :class:`Trajectories` a chain.
 
@@ -40,6 +49,8 @@ def nuts(
         num_warmup: warm-up steps a chain.
         num_chains: number of chains.
         progress: show a bar; None shows it on a terminal.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: if a site is discrete (it is named), or the discount is below 1, whose survival coins are.
@@ -50,6 +61,7 @@ def nuts(
     return chains
 
 
+@in_turn
 def nuts_with_statistics(
     process: Problem, num_draws: int, *, num_warmup: int = 300, num_chains: int = 2, progress: bool | None = False
 ) -> tuple[list[Trajectories], dict[str, Tensor]]:
@@ -84,13 +96,28 @@ def nuts_with_statistics(
         for chain in range(num_chains):
             kernel = _Noting(white(program), max_tree_depth=8, jit_compile=static, ignore_jit_warnings=True)
             kernel.bar, kernel.name = bar, f"chain {chain + 1} of {num_chains}"
-            # Pyro's own bar writes on, wherever standard error leads.
-            sampler = MCMC(kernel, num_samples=per_chain, warmup_steps=num_warmup, disable_progbar=True)
-            with pyro.validation_enabled(False):  # its checks would be traced too
-                sampler.run()
-            chains.append(_read_back(process, white, sampler.get_samples(), per_chain))
+            samples = _chain(kernel, num_warmup, per_chain)
+            chains.append(_read_back(process, white, samples, per_chain))
             noted.append({name: torch.tensor([each[name] for each in kernel.noted]) for name in kernel.noted[0]})
     return chains, {name: torch.stack([chain[name] for chain in noted]) for name in noted[0]}
+
+
+def _chain(kernel: NUTS, num_warmup: int, count: int) -> dict[str, Tensor]:
+    """Returns a chain's draws by site, ``(count, ...)``, as :class:`pyro.infer.MCMC` does.
+
+    That leaves a thread and a handler of its log in the process, and its bar writes on, wherever standard error leads.
+    """
+    with pyro.poutine.block(), pyro.validation_enabled(False):  # its checks would be traced too
+        kernel.setup(num_warmup)
+        values = kernel.initial_params
+        draws = []
+        for index in range(num_warmup + count):
+            values = kernel.sample(values)
+            if index >= num_warmup:
+                draws.append(values)
+        kernel.cleanup()
+        found = {name: torch.stack([each[name] for each in draws]) for name in values}
+        return {n: kernel.transforms[n].inv(z) if n in kernel.transforms else z for n, z in found.items()}
 
 
 def _instead(process: Problem) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.histories import History
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
@@ -17,6 +18,7 @@ from rl_as_inference.trajectories import Rows
 __all__ = ["repeated_filters", "sequential_monte_carlo"]
 
 
+@in_turn
 @torch.no_grad()
 def sequential_monte_carlo(
     mdp: Problem,
@@ -25,6 +27,8 @@ def sequential_monte_carlo(
     *,
     critic: SoftV | None = None,
     threshold: float = 0.5,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> WeightedDraws:
     """Returns whole trajectories from a particle filter over time, with its evidence estimate.
 
@@ -46,6 +50,8 @@ def sequential_monte_carlo(
         critic: look-ahead, ``(state, t) -> V`` in reward units; None looks at what was earned alone. Particles
             where it is -∞ are given up, which is right only where nothing can come of them.
         threshold: resample when the effective sample size is below this fraction of ``N``.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: if the process is not one in parts, has no horizon, every particle dies out, or the
@@ -178,6 +184,7 @@ def _selected(seen: Any, index: Tensor) -> Any:
     return seen.select(index) if isinstance(seen, History) else seen[index]
 
 
+@in_turn
 def repeated_filters(
     mdp: Problem,
     policy: Policy | None,

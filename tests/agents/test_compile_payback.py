@@ -1,10 +1,13 @@
 """``compile="auto"``: whether the compiler's time repays itself, measured; and a cache that cannot be written to."""
 
+import errno
+import os
+
 import pytest
 import torch
-from small_agents import sac
+from small_agents import sac, sql
 
-from rl_as_inference.agents import compilation
+from rl_as_inference.agents import SoftActorCritic, compilation
 from rl_as_inference.agents.compilation import CompileCost, accelerate, repays
 
 
@@ -73,3 +76,44 @@ def test_a_cache_that_cannot_be_written_to_leaves_updates_uncompiled(tmp_path, m
     assert x.tolist() == [1, 1, 1]
     CompileCost("a").note(3.0)  # and what it cost is not kept
     assert CompileCost("a").seconds == 20.0
+
+
+@pytest.mark.parametrize("agent", [lambda: sac(compile=True), lambda: sql(compile=True)], ids=["sac", "sql"])
+def test_an_agent_learns_uncompiled_where_the_cache_cannot_be_written_to(agent, tmp_path, monkeypatch):
+    """One warning in all, and what an agent learns that was told not to compile."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    compiled = agent()
+    with pytest.warns(UserWarning, match="set TORCHINDUCTOR_CACHE_DIR to a folder") as warned:
+        compiled.learn(26)
+    assert len(warned) == 1
+    compiled.learn(4)  # of which there is nothing new to say
+    told = sac(compile=False) if isinstance(compiled, SoftActorCritic) else sql(compile=False)
+    told.learn(30)
+    for name, tensor in compiled._update.tensors.items():
+        assert torch.equal(tensor, told._update.tensors[name])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("C++ compile error: cannot write x.o: No space left on device"),
+    ],
+    ids=["the system's", "the compiler's"],
+)
+def test_a_disk_that_fills_up_on_the_way_leaves_updates_uncompiled(error, monkeypatch):
+    monkeypatch.setattr(compilation, "_compiled", lambda *_: (_ for _ in ()).throw(error))
+    agent, told = sac(compile=True, architecture="batch_norm"), sac(compile=False, architecture="batch_norm")
+    with pytest.warns(UserWarning, match="cannot be written.*No space left") as warned:
+        agent.learn(30)
+    assert len(warned) == 1
+    told.learn(30)
+    assert torch.equal(agent._update.tensors["parameters"], told._update.tensors["parameters"])
+
+
+def test_other_errors_of_the_compiler_are_told(monkeypatch):
+    error = RuntimeError("the graph is wrong")
+    monkeypatch.setattr(compilation, "_compiled", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError, match="the graph is wrong"):
+        sac(compile=True).learn(30)

@@ -14,6 +14,7 @@ from rl_as_inference.compare.gradients.estimator_rows import Critics, Estimator,
 from rl_as_inference.compare.gradients.finite_problem import FiniteProblem, TableValues
 from rl_as_inference.compare.gradients.gaussian_problem import GaussianProblem, QuadraticValues
 from rl_as_inference.compare.gradients.gradient_table import GradientComparison, GradientRow
+from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem, Process, SoftValue
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.processes.programs import as_process
@@ -27,6 +28,7 @@ _PILOT = (100, 50)
 """Blocks, and trajectories in each, from which mixtures take their shares."""
 
 
+@in_turn
 def compare_gradients(
     process: Problem,
     policy: Policy,
@@ -35,6 +37,8 @@ def compare_gradients(
     num_trajectories: int = 100_000,
     num_blocks: int = 100,
     progress: bool | ProgressBar | None = False,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> GradientComparison:
     """Returns every estimator of the ELBO's gradient, and every actor's loss, beside the exact gradient ``g*``.
 
@@ -60,6 +64,8 @@ def compare_gradients(
         num_trajectories: for each row; a multiple of ``num_blocks`` is used.
         num_blocks: ≥ 10. Standard errors have a relative error of ``1/√(2 num_blocks)``.
         progress: whether to show a bar, None on a terminal only; or a bar to go on with.
+        seed: of what is drawn; None follows PyTorch's generator, from where it is.
+        generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
         ValueError: if the process has no exact gradient or no horizon, the policy has no parameters, no exact form,

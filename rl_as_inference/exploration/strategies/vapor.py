@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rl_as_inference.exploration.layers import Layers, TablePolicy
 from rl_as_inference.exploration.table_beliefs import TableBeliefs
+from rl_as_inference.turns import silenced
 
 __all__ = ["Vapor"]
 
@@ -138,8 +138,7 @@ class _Program:
         self.chance.value = torch.cat(chance).numpy()
         nearly = None
         for step in _SWITCH:
-            with contextlib.suppress(cp.SolverError), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+            with contextlib.suppress(cp.SolverError), silenced("Solution may be inaccurate"):
                 self.problem.solve(solver=cp.CLARABEL, max_iter=400, min_switch_step_length=step)
                 nearly = self.flow.value if nearly is None else nearly
                 if self.problem.status == cp.OPTIMAL:
