@@ -119,7 +119,7 @@ class TestChangedFiles:
             with pytest.raises(ValueError, match=r"lake.py has changed since the run began .*--allow-changed"):
                 read()
         assert "has changed since the run began" in refused("inspect", fitted)
-        run = load_run(fitted, allow_changed=True)
+        run = load_run(fitted, trust=True)
         assert (run.problem_changed, run.process.horizon) == (True, 4)
         code, _, said = rlai("inspect", fitted, "--allow-changed", "--num-draws", "10")
         assert code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from gymnasium.vector import VectorEnv
 
 from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.checkpoints import UNFINISHED
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.randomness import RandomStream
+from rl_as_inference.whole_files import draft_folder
 
 __all__ = ["check_videos", "record_videos"]
 
@@ -89,13 +88,13 @@ def record_videos(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary, warnings.catch_warnings():
+    with draft_folder(folder) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
 
         def filmed() -> gymnasium.Env[Any, Any]:
             return gymnasium.wrappers.RecordVideo(
                 _renderable(agent),
-                temporary,
+                str(temporary),
                 episode_trigger=lambda episode: episode < num_episodes,
                 name_prefix="film",
             )
@@ -111,7 +110,7 @@ def record_videos(
         files = []
         for episode in range(num_episodes):
             files.append(folder / f"episode-{episode}.mp4")
-            (Path(temporary) / f"film-episode-{episode}.mp4").replace(files[-1])
+            (temporary / f"film-episode-{episode}.mp4").replace(files[-1])
     return files
 
 

@@ -101,7 +101,7 @@ def test_one_observation_is_the_learner_as_it_was(tmp_path: Any) -> None:
         assert type(agent.envs) is Environments
         agent.begin_episode()  # changes nothing
     assert same(*(checkpoint(agent, tmp_path / "a") for agent in agents))
-    assert "history" not in agents[0]._identity()  # so that earlier files are taken
+    assert "history" not in identity_of(agents[0])  # so that earlier files are taken
 
 
 def hidden() -> TabularPOMDP:
