@@ -116,7 +116,7 @@ class TestChangedFiles:
     def test_are_refused_or_said(self, lake: Path, fitted: Path) -> None:
         lake.write_text(LAKE.replace("horizon=3", "horizon=4"))
         for read in (lambda: load_run(fitted), lambda: load_run(str(fitted))):
-            with pytest.raises(ValueError, match=r"lake.py has changed since the run began .*--allow-changed"):
+            with pytest.raises(ValueError, match=r"lake.py has changed since the run began .*--trust"):
                 read()
         assert "has changed since the run began" in refused("inspect", fitted)
         run = load_run(fitted, trust=True)

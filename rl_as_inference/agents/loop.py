@@ -350,8 +350,9 @@ class Loop:
         tensors, progress = snapshot
         stored = {n: tensors[f"replay.{n}"] for n in self.replay.state_dict()}
         self.replay.check_rows(stored["rows"])
+        own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
         if self.companion is not None:
-            self.companion.replay.check_rows(tensors["companion.imagined.rows"])
+            self.companion.check(own, progress["companion"])
         # What may fail comes first.
         exact = self.walk is not None or self._restore_envs(snapshot)
         self.replay.load_state_dict(stored)
@@ -367,7 +368,6 @@ class Loop:
             if part is not None:
                 part.load_state_dict(progress[name])
         if self.companion is not None:
-            own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
             self.companion.restore(own, progress["companion"])
         self.is_whole = True
         if self.walk is not None:

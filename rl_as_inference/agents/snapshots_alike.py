@@ -13,8 +13,8 @@ from torch import Tensor
 
 __all__ = ["Snapshot", "differences"]
 
-_MAY_BE_MISSING = re.compile(r"random\.[1-9]\d*|companion\.plan\.\d+\.\d+")
-"""A GPU's generator, and plans that are not made yet."""
+_MAY_BE_MISSING = re.compile(r"random\.[1-9]\d*|companion\.plan\.\d+\.\d+|companion\.\d+\.starts")
+"""A GPU's generator, and plans and fitted dynamics that there are not yet."""
 _MAY_BE_LEFT = re.compile(
     rf"{_MAY_BE_MISSING.pattern}|env\.actions_\d+"
     r"|replay\.(priorities|priority_sums|largest_priority|priority_updates)"
@@ -22,7 +22,7 @@ _MAY_BE_LEFT = re.compile(
 """And those, of a learner that replays uniformly, or whose environments are in processes."""
 _FREE = {
     re.compile(r"env\.actions_\d+"): 0,
-    re.compile(r"companion\.plan\.\d+\.\d+"): 0,
+    re.compile(r"companion\.(plan\.\d+\.\d+|\d+\.starts)"): 0,
     re.compile(r"(replay|companion\.imagined)\.(rows|priorities|priority_sums)"): 1,
 }
 """Which dimension has the length of what was lived so far."""
@@ -54,23 +54,25 @@ def differences(found: Snapshot, like: Snapshot) -> str:
 
 
 def _all(found: Snapshot, like: Snapshot) -> Iterator[str]:
+    rows, ranks = (found.tensors.get(f"replay.{name}") for name in ("rows", "priorities"))
     for name in sorted(like.tensors.keys() - found.tensors.keys()):
         if not _MAY_BE_MISSING.fullmatch(name):
             yield f"lacks {name}"
     for name, tensor in sorted(found.tensors.items()):
         if name in like.tensors:
-            yield from _tensor(name, tensor, like.tensors[name])
+            emptied = rows is not None and rows.dim() == 3 and not rows.shape[1] and name.startswith("replay.")
+            yield from _tensor(name, tensor, like.tensors[name], emptied)
         elif not _MAY_BE_LEFT.fullmatch(name):
             yield f"has {name}, which this agent has not"
-    rows = found.tensors.get("replay.rows")
-    ranks = found.tensors.get("replay.priorities")
     if rows is not None and ranks is not None and rows.shape[1:2] != ranks.shape[1:2]:
         yield "has another number of replay.priorities than of replay.rows"
     yield from _value("", found.progress, like.progress)
 
 
-def _tensor(name: str, tensor: Tensor, like: Tensor) -> Iterator[str]:
+def _tensor(name: str, tensor: Tensor, like: Tensor, emptied: bool) -> Iterator[str]:
     free = next((dim for pattern, dim in _FREE.items() if pattern.fullmatch(name)), None)
+    if emptied and tensor.dim() > 1 and not tensor.shape[1]:  # of what was saved without replay
+        free = 1
     shape, wanted = list(tensor.shape), list(like.shape)
     if free is not None and len(shape) == len(wanted):
         shape[free] = wanted[free]

@@ -409,9 +409,7 @@ class _Logbook:
             except (ValueError, OSError) as error:  # what stops the run is told first
                 stop.add_note(f"at step {step}, which cannot be saved ({error}){before}")
             else:
-                stop.add_note(
-                    f"at step {step}, saved in {self.folder.path / name}{'' if name == CHECKPOINT else before}"
-                )
+                stop.add_note(f"at step {step}, saved in {self.folder.path / name}{beside}")
 
     def close(self) -> None:
         if self.writer is not None:

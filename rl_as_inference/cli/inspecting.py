@@ -55,9 +55,7 @@ def inspect_command(
     with contextlib.ExitStack() as stack:
         folder = None
         if run.is_dir() and target.resolve().parent == run.resolve():
-            folder = stack.enter_context(
-                RunFolder.of_run(run)
-            )  # it is the run's own page, which goes when the run does
+            folder = stack.enter_context(RunFolder.of_run(run))  # the page is the run's own, and goes when it does
         inspected = open_run(run, None, trust)
         if inspected.agent is not None:
             stack.callback(inspected.agent.close)
