@@ -1,5 +1,6 @@
 """``rlai`` in processes of its own that begin at once: forked from a server that has imported everything."""
 
+import functools
 import multiprocessing
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ class Apart:
     """
 
     def __init__(self, *words: object, scratch: Path, encoding: str = "utf-8") -> None:
-        _context.set_forkserver_preload(["apart_main"])
+        _begin_server()
         self.files = [scratch / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
         self.process = _context.Process(target=_run, args=([str(word) for word in words], self.files, encoding))
         self.process.start()
@@ -57,6 +59,19 @@ class Apart:
         if self.process.is_alive():
             os.kill(self.pid, number)
         return self.ends()
+
+
+@functools.cache
+def _begin_server() -> None:
+    """Starts what others are forked from; it finds modules by the environment alone."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    _context.set_forkserver_preload(["apart_main"])
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
 
 
 def _run(words: list[str], files: list[Path], encoding: str) -> None:

@@ -1,6 +1,6 @@
 """What the server of :mod:`apart` imports, so that those it forks need not."""
 
-import gymnasium.envs.classic_control.pendulum
+import gymnasium
 import matplotlib.pyplot
 import torch.fx.experimental.proxy_tensor
 import torch.utils.tensorboard
@@ -11,6 +11,7 @@ import rl_as_inference.inference.inference_data
 import rl_as_inference.inspect.plots
 import rl_as_inference.style
 
+gymnasium.make("Pendulum-v1").close()
 rl_as_inference.inference.inference_data.import_arviz()
 rl_as_inference.style.new_axes(None).figure.canvas.draw()
 matplotlib.pyplot.close("all")
