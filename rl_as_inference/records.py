@@ -75,6 +75,9 @@ class RunRecord:
     """The run's own files in its folder, which a run in its place takes away: those that may come while it goes on, and
     at its end those that came."""
 
+    sums: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of those files that have no checksum in themselves, of a run that has ended."""
+
     @classmethod
     def of(cls, command: str, problem: str | None, folder: Path | None, **parts: Any) -> RunRecord:
         """Returns the record of a run that begins now, with the hash and the places of its problem's file."""
@@ -114,6 +117,8 @@ class RunRecord:
             raise _damaged(argument, path, error) from error
         if not isinstance(found, dict):
             raise _damaged(argument, path, f"it holds a {type(found).__name__}")
+        if found.pop("sha256", None) not in (None, _sum_of(found)):
+            raise _damaged(argument, path, "it is not what was written; without its sha256 it is taken as it is")
         if found.get("command") is None and found.get("finished") is False:
             raise ValueError(_unfinished(argument, folder))
         record = cls._from_json(found, argument, path)
@@ -128,6 +133,7 @@ class RunRecord:
         names = [each.name for each in dataclasses.fields(cls) if each.name != "settings"]
         parts = {name: found[name] for name in names if name in found}
         kinds: dict[str, Any] = {"seed": int, "options": dict, "versions": dict, "files": list, "finished": bool}
+        kinds["sums"] = dict
         if found.get("command") not in _COMMANDS:
             raise _damaged(argument, path, f"its command is {found.get('command')!r}")
         if type(found.get("seed")) is not int:
@@ -146,6 +152,8 @@ class RunRecord:
         """Writes the record into ``folder``."""
         found = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "settings"}
         found |= self.settings
+        found = json.loads(json.dumps(found))
+        found["sha256"] = _sum_of(found)
         with written_whole(folder / RECORD) as path:
             path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
@@ -169,6 +177,17 @@ class RunRecord:
             raise ValueError(
                 f"{argument}: {RECORD} is not as rlai {self.command} writes it: it has no {name}"
             ) from error
+
+    def check_file(self, folder: Path, name: str, argument: str = "RUN") -> None:
+        """Raises ValueError if a file in the run's folder is no longer what it was when the run ended."""
+        path = folder / name
+        if name in self.sums and path.is_file() and _sha256(path) != self.sums[name]:
+            raise _damaged(argument, path, "it is not what was written")
+
+    def summed(self, folder: Path) -> RunRecord:
+        """Returns the record with the sums of the files that it has."""
+        names = [name for name in self.files if name.endswith((".json", ".csv"))]
+        return dataclasses.replace(self, sums={name: _sha256(folder / name) for name in names})
 
     def find_problem(
         self, folder: Path, argument: str = "RUN", *, trust: bool = False, may_change: bool = True
@@ -297,6 +316,12 @@ def _origin() -> str:
     except (OSError, KeyError, ImportError):
         user = ""
     return hashlib.sha256(f"rl-as-inference {machine} {platform.node()} {user}".encode()).hexdigest()[:16]
+
+
+def _sum_of(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in found.items() if k != "sha256"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -199,7 +199,7 @@ class RunFolder:
         """
         for name in files:
             self._check_name(name)
-        self.record = record.changed(finished=False, files=tuple(dict.fromkeys((*record.files, *files))))
+        self.record = record.changed(finished=False, sums={}, files=tuple(dict.fromkeys((*record.files, *files))))
         self.record.write(self.path)
 
     def tell(self, *names: str) -> None:
@@ -211,8 +211,10 @@ class RunFolder:
         for name in names:
             self._check_name(name)
         assert self.record is not None
-        if new := [name for name in names if name not in self.record.files]:
-            self.record = self.record.changed(files=(*self.record.files, *new))
+        new = [name for name in names if name not in self.record.files]
+        sums = {name: kept for name, kept in self.record.sums.items() if name not in names}  # others are to come
+        if new or len(sums) < len(self.record.sums):
+            self.record = self.record.changed(files=(*self.record.files, *new), sums=sums)
             self.record.write(self.path)
 
     @contextlib.contextmanager
@@ -237,6 +239,7 @@ class RunFolder:
         """Writes the record with such changes, and with those files alone that came into being."""
         self.change(files=tuple(listed_files(self.path, self.record.files if self.record else ())), **parts)
         assert self.record is not None
+        self.record = self.record.summed(self.path)
         self.record.write(self.path)
 
     def close(self) -> None:

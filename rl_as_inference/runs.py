@@ -150,6 +150,7 @@ def _load_guide(folder: Path, record: RunRecord, trust: bool) -> Run:
         load_policy(policy, folder / _POLICY)
     except ValueError as error:
         raise _damaged(folder / _POLICY, str(error).removeprefix("path: ")) from error
+    record.check_file(folder, _COMPARISON)
     comparison = _read_comparison(folder / _COMPARISON) if record.command == "compare" else None
     return Run(folder, record, policy, changed, None, comparison, process)
 

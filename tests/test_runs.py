@@ -164,7 +164,7 @@ class TestChangedFiles:
         (tmp_path / "lake.py").write_text(LAKE.replace("horizon=3", "horizon=9"))
         monkeypatch.chdir(tmp_path)
         record = json.loads((tmp_path / "alone" / "run.json").read_text())
-        (tmp_path / "alone" / "run.json").write_text(json.dumps({**record, "problem": "lake.py"}))
+        (tmp_path / "alone" / "run.json").write_text(json.dumps({**record, "problem": "lake.py", "sha256": None}))
         assert load_run(tmp_path / "alone").process.horizon == 3
 
 

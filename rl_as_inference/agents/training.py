@@ -287,6 +287,8 @@ class _Logbook:
             )
         if resume and checkpoint.exists():
             self.seconds_before = _number({"seconds": 0.0, **self.agent.restore(checkpoint)}, "seconds", checkpoint)
+            if has_begun(folder):
+                RunRecord.read(folder, "folder").check_file(folder, _CURVE, "folder")
             self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
             if self.keep_best and (folder / BEST).exists():
                 self.best = _number(load_saved(folder / BEST).notes, "mean_return", folder / BEST)

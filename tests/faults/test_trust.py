@@ -41,7 +41,7 @@ def brought(made: Path, tmp_path: Path) -> Any:
         shutil.copy(made / "mine.py", tmp_path)
         shutil.copytree(made / "run", tmp_path / "run")
         record = json.loads((tmp_path / "run" / "run.json").read_text())
-        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, **other}))
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "sha256": None, **other}))
         return tmp_path / "run"
 
     return bring
