@@ -14,6 +14,7 @@ from small_agents import F64, Line, checkpoint, sac, same, small_mdp, sql, stirr
 from rl_as_inference import TabularPOMDP
 from rl_as_inference.agents import perturb, record_videos
 from rl_as_inference.agents.evaluation import mode_of
+from rl_as_inference.agents.identity import identity_of
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.records import RunRecord
 
