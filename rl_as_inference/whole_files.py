@@ -20,6 +20,10 @@ UNFINISHED = ".rlai-"
 _NAMED = re.compile(rf"^{re.escape(UNFINISHED)}(\d+)-(\d*)-(.+)-[^-]+$")
 
 
+_drafts: set[str] = set()
+"""Those that this process is writing in."""
+
+
 class Owner(NamedTuple):
     """A process that writes, on some host."""
 
@@ -31,7 +35,12 @@ class Owner(NamedTuple):
     @classmethod
     def here(cls) -> Owner:
         """Returns this process."""
-        return cls(os.getpid(), _state_of(os.getpid())[1], _host())
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Owner:
+        """Returns a process of this host."""
+        return cls(pid, _state_of(pid)[1], _host())
 
     @property
     def is_alive(self) -> bool:
@@ -87,13 +96,15 @@ def draft_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(f"path: cannot write to the folder {str(folder)!r}: {error.strerror}") from error
     try:
+        _drafts.add(draft.name)
         yield draft
     finally:
+        _drafts.discard(draft.name)  # first, so that what an interruption leaves is nobody's
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, dead: Collection[Owner] = (), *, nameless: bool = False) -> None:
-    """Removes what writers into ``folder`` have left that are no longer alive.
+    """Removes what writers into ``folder`` have left that are no longer alive, or no longer write.
 
     Args:
         folder: where they wrote.
@@ -106,7 +117,11 @@ def remove_leftovers(folder: Path, dead: Collection[Owner] = (), *, nameless: bo
                 continue
             named = _NAMED.match(entry.name)
             owner = None if named is None else Owner(int(named[1]), named[2], named[3])
-            if nameless if owner is None else owner in dead or not owner.is_alive:
+            if owner == Owner.here():
+                is_left = entry.name not in _drafts
+            else:
+                is_left = nameless if owner is None else owner in dead or not owner.is_alive
+            if is_left:
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:

@@ -39,7 +39,10 @@ class Apart:
     def __init__(self, *words: object, scratch: Path, encoding: str = "utf-8") -> None:
         _begin_server()
         self.files = [scratch / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
-        self.process = _context.Process(target=_run, args=([str(word) for word in words], self.files, encoding))
+        self.begun = scratch / f"begun-{time.monotonic_ns()}"
+        self.process = _context.Process(
+            target=_run, args=([str(word) for word in words], self.files, self.begun, encoding)
+        )
         self.process.start()
         self.pid = self.process.pid or 0
 
@@ -53,7 +56,11 @@ class Apart:
     def gets(self, number: int, after: float = 0.0, when: Callable[[], bool] | None = None) -> Ended:
         """Sends it a signal, some time from now or from when something holds, unless it has ended by then."""
         until = time.monotonic() + 120
-        while when is not None and not when() and self.process.is_alive() and time.monotonic() < until:
+        while (
+            not (self.begun.exists() and (when is None or when()))
+            and self.process.is_alive()
+            and time.monotonic() < until
+        ):
             time.sleep(0.002)
         self.process.join(after)
         if self.process.is_alive():
@@ -74,7 +81,7 @@ def _begin_server() -> None:
         os.environ["PYTHONPATH"] = before
 
 
-def _run(words: list[str], files: list[Path], encoding: str) -> None:
+def _run(words: list[str], files: list[Path], begun: Path, encoding: str) -> None:
     for number, path in zip((1, 2), files, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), number)
     for stream in (sys.stdout, sys.stderr):
@@ -83,6 +90,7 @@ def _run(words: list[str], files: list[Path], encoding: str) -> None:
     from rl_as_inference.cli import main
 
     sys.argv = ["rlai", *words]
+    begun.touch()
     main()
 
 

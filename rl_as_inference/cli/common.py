@@ -1,5 +1,6 @@
 """What the commands of ``rlai`` share: the application, its errors, and options that several have."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -69,8 +70,9 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with stoppable():
                 command(*args, **kwargs)
-        except ValueError as error:
-            if is_of_users_code(error):
+        except (ValueError, OSError) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if is_of_users_code(error) or not (full or isinstance(error, ValueError)):
                 raise
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             print(f"rlai: error: {' '.join(f'{error}{notes}'.split())}", file=sys.stderr)
@@ -78,7 +80,7 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as stop:
             notes = "".join(f"; {note}" for note in getattr(stop, "__notes__", ()))
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-            print(f"rlai: {how}{notes}", file=sys.stderr)
+            print(f"rlai: {how}{notes}", file=sys.stderr, flush=True)
             raise typer.Exit(code) from None
 
     return run

@@ -96,7 +96,8 @@ class TestOneWriter:
 class TestLeftovers:
     def test_of_the_dead_are_removed_and_of_the_living_never(self, tmp_path: Path) -> None:
         elsewhere = Owner(1, "1", "another.host")
-        killed, alive, far = dead(), Owner.here(), elsewhere._replace(pid=2)
+        parent = Owner.of(os.getppid())
+        killed, alive, far = dead(), parent, elsewhere._replace(pid=2)
         paths = {owner: leftover(tmp_path, owner) for owner in (killed, alive, elsewhere, far)}
         old = tmp_path / f"{UNFINISHED}abc123.safetensors"  # as earlier versions named them
         old.touch()
@@ -105,6 +106,11 @@ class TestLeftovers:
         (tmp_path / LOCK).write_text(json.dumps({**elsewhere._asdict(), "since": "then"}))  # and did not give it back
         with RunFolder(tmp_path):
             assert [path.exists() for path in (*paths.values(), old)] == [False, True, False, True, False]
+
+    def test_ones_own_stay_while_they_are_written_in(self, tmp_path: Path) -> None:
+        lost = leftover(tmp_path, Owner.here())  # by an interruption
+        with draft_folder(tmp_path) as first, draft_folder(tmp_path) as second:
+            assert [path.exists() for path in (lost, first, second)] == [False, True, True]
 
     def test_another_process_of_the_same_number_is_told_from_it(self, tmp_path: Path) -> None:
         before = Owner.here()._replace(started="1")
