@@ -1,11 +1,8 @@
-"""Files written whole, and checkpoints: tensors and JSON in one safetensors file; loading one never runs code."""
+"""Checkpoints: tensors and JSON in one safetensors file; loading one never runs code."""
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +11,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_policy", "load_tensors", "save_policy", "save_tensors", "written_whole"]
+from rl_as_inference.whole_files import written_whole
+
+__all__ = ["load_policy", "load_tensors", "save_policy", "save_tensors"]
 
 _FORMAT = "rl-as-inference policy 1"
-
-UNFINISHED = ".rlai-"
-"""How the names of files begin that are being written; one that is left is a killed run's."""
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it takes that name, else it is removed.
-
-    Raises:
-        ValueError: if the folder cannot be written to.
-    """
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise ValueError(f"path: cannot write to the folder {str(path.parent)!r}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
@@ -57,8 +31,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: dict[s
     try:
         with written_whole(path) as temporary:
             safetensors.torch.save_file(held, str(temporary), metadata=metadata)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"path: cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"path: cannot write {str(path)!r}: {error}") from error
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,14 +88,15 @@ def load_policy(policy: nn.Module, path: str | Path) -> dict[str, Any]:
     path = str(path)
     if record.get("format") != _FORMAT:
         raise ValueError(f"path: {path!r} holds tensors, but no policy written by save_policy")
+    if not isinstance(notes := record.get("notes"), dict):
+        raise ValueError(f"path: {path!r} lacks notes, so save_policy did not write it as it is")
     expected = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         raise ValueError(
-            f"path: {path!r} holds a {record['policy']} that does not fit this {type(policy).__name__}: "
+            f"path: {path!r} holds a {record.get('policy')} that does not fit this {type(policy).__name__}: "
             f"{wrong[0]!r} has shape {found.get(wrong[0])}, wanted {expected.get(wrong[0])}"
         )
     policy.load_state_dict(tensors)
-    notes: dict[str, Any] = record["notes"]
     return notes

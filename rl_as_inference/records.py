@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import getpass
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl_as_inference.checkpoints import written_whole
+from rl_as_inference.whole_files import written_whole
 
-__all__ = ["RECORD", "FoundProblem", "RunRecord", "files_of", "has_begun", "path_of", "versions"]
+__all__ = [
+    "PATTERNS",
+    "RECORD",
+    "FoundProblem",
+    "RunRecord",
+    "files_of",
+    "has_begun",
+    "listed_files",
+    "path_of",
+    "versions",
+]
 
 RECORD = "run.json"
 """The file that makes a folder a run's."""
+
+PATTERNS = ("tensorboard/events.out.tfevents.*", "videos/episode-*.mp4")
+"""Names that a record may tell of before they are known; no other may have a ``*`` that means anything."""
 
 _COMMANDS = ("compare", "fit", "train", "robustness")
 
@@ -49,17 +65,23 @@ class RunRecord:
     """Where that file was, absolute."""
     problem_path_from_run: str | None = None
     """And as seen from the run's folder, for what moves together."""
+    origin: str | None = None
+    """A number of the user and the machine that made the run, which tells neither; None in older records."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages on which results depend."""
     finished: bool = False
     """Whether the run came to its end."""
     files: tuple[str, ...] = ()
-    """The run's own files in its folder, which a run in its place takes away."""
+    """The run's own files in its folder, which a run in its place takes away: those that may come while it goes on, and
+    at its end those that came."""
+
+    sums: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of those files that have no checksum in themselves, of a run that has ended."""
 
     @classmethod
     def of(cls, command: str, problem: str | None, folder: Path | None, **parts: Any) -> RunRecord:
         """Returns the record of a run that begins now, with the hash and the places of its problem's file."""
-        record = cls(command, problem, versions=versions("numpy"), **parts)
+        record = cls(command, problem, versions=versions("numpy"), origin=_origin(), **parts)
         path = None if problem is None else path_of(problem)
         if path is None or not path.is_file():
             return record
@@ -95,11 +117,15 @@ class RunRecord:
             raise _damaged(argument, path, error) from error
         if not isinstance(found, dict):
             raise _damaged(argument, path, f"it holds a {type(found).__name__}")
+        if found.pop("sha256", None) not in (None, _sum_of(found)):
+            raise _damaged(argument, path, "it is not what was written; without its sha256 it is taken as it is")
         if found.get("command") is None and found.get("finished") is False:
-            raise ValueError(f"{argument}: the run in {str(folder)!r} did not finish; run it again with --overwrite")
+            raise ValueError(_unfinished(argument, folder))
         record = cls._from_json(found, argument, path)
         if record.command not in commands:
             raise ValueError(f"{argument}: {str(path)!r} is of rlai {record.command}, and {wanted}")
+        if not record.finished and record.command != "train":  # which alone has something to go on from
+            raise ValueError(_unfinished(argument, folder))
         return record
 
     @classmethod
@@ -107,6 +133,7 @@ class RunRecord:
         names = [each.name for each in dataclasses.fields(cls) if each.name != "settings"]
         parts = {name: found[name] for name in names if name in found}
         kinds: dict[str, Any] = {"seed": int, "options": dict, "versions": dict, "files": list, "finished": bool}
+        kinds["sums"] = dict
         if found.get("command") not in _COMMANDS:
             raise _damaged(argument, path, f"its command is {found.get('command')!r}")
         if type(found.get("seed")) is not int:
@@ -121,11 +148,12 @@ class RunRecord:
         former = {"steps": "num_steps"} if parts["command"] == "train" else {}  # as the first runs called it
         return cls(**parts, settings={former.get(key, key): value for key, value in found.items() if key not in names})
 
-    def write(self, folder: Path, also: Iterable[str] = ()) -> None:
-        """Writes the record into ``folder``, with which of its files, and of ``also``, are there by now."""
-        files = [name for name in dict.fromkeys((*self.files, *also)) if (folder / name).exists()]
+    def write(self, folder: Path) -> None:
+        """Writes the record into ``folder``."""
         found = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "settings"}
-        found = {**found, **self.settings, "files": files}
+        found |= self.settings
+        found = json.loads(json.dumps(found))
+        found["sha256"] = _sum_of(found)
         with written_whole(folder / RECORD) as path:
             path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
@@ -150,27 +178,47 @@ class RunRecord:
                 f"{argument}: {RECORD} is not as rlai {self.command} writes it: it has no {name}"
             ) from error
 
-    def find_problem(self, folder: Path, argument: str = "RUN", *, allow_changed: bool = False) -> FoundProblem:
+    def check_file(self, folder: Path, name: str, argument: str = "RUN") -> None:
+        """Raises ValueError if a file in the run's folder is no longer what it was when the run ended."""
+        path = folder / name
+        if name in self.sums and path.is_file() and _sha256(path) != self.sums[name]:
+            raise _damaged(argument, path, "it is not what was written")
+
+    def summed(self, folder: Path) -> RunRecord:
+        """Returns the record with the sums of the files that it has."""
+        names = [name for name in self.files if name.endswith((".json", ".csv"))]
+        return dataclasses.replace(self, sums={name: _sha256(folder / name) for name in names})
+
+    def find_problem(
+        self, folder: Path, argument: str = "RUN", *, trust: bool = False, may_change: bool = True
+    ) -> FoundProblem:
         """Returns a name that leads to the problem from here.
 
         A Python file is looked for where it was, where it lies from the run's folder, and where its name leads from
-        here; the first that is as it was then is taken.
+        here; the first that is as it was then is taken. Loading it runs it. So it is taken without a word only from
+        where the run began, or anywhere by whom the run was made, on the same machine.
 
         Args:
             folder: the run's.
             argument: what an error begins with.
-            allow_changed: take a file that has changed since, where none is as it was.
+            trust: take a file that came with a run from elsewhere, or that has changed since.
+            may_change: whether a file that has changed may be taken at all.
 
         Raises:
-            ValueError: if the problem has no name, its file is gone, or has changed since the run began.
+            ValueError: if the problem has no name, its file is gone, or is not to be trusted.
         """
         if self.problem is None:
             raise ValueError(
                 f"{argument}: the problem of the run in {str(folder)!r} was made in Python and has no name to find it "
                 f"by; in Python, give it: load_run(folder, env=...)"
             )
+        trust_here = trust or (self.origin is not None and self.origin == _origin())
+        elsewhere = f"{argument}: the run in {str(folder)!r} comes from elsewhere, and opening it runs Python code that"
         named = path_of(self.problem)
         if named is None:
+            if ":" in self.problem and not trust_here:  # Gymnasium imports what stands before it
+                module = self.problem.partition(":")[0]
+                raise ValueError(f"{elsewhere} it names, the module {module}; if you trust it, say --trust")
             return FoundProblem(self.problem, False)
         places = [named] if self.problem_path is None else [Path(self.problem_path), named]
         if self.problem_path_from_run is not None:
@@ -181,15 +229,22 @@ class RunRecord:
             looked = ", ".join(str(place.resolve()) for place in places)
             raise ValueError(f"{argument}: the run's problem {named.name} is no longer there; put it back: {looked}")
         for place in there:
-            if self.problem_sha256 is None or _sha256(place) == self.problem_sha256:
+            if self.problem_sha256 is not None and _sha256(place) == self.problem_sha256:
+                if not trust_here and str(place.resolve()) != self.problem_path:
+                    raise ValueError(f"{elsewhere} came with it, {place}; read that file, and say --trust if you do")
                 return FoundProblem(_replace_path(self.problem, place), False)
-        if not allow_changed:
+        if self.problem_sha256 is None and not trust:
+            raise ValueError(
+                f"{argument}: the run's {RECORD} names Python code, {there[0]}, and has no hash to know it by; opening "
+                f"the run runs it: read that file, and say --trust if you trust it"
+            )
+        if self.problem_sha256 is not None and not (trust and may_change):
+            mend = "put the old file back, or run it again" + (", or say --trust" if may_change else "")
             raise ValueError(
                 f"{argument}: {there[0]} has changed since the run began (its SHA-256 is no longer "
-                f"{str(self.problem_sha256)[:12]}…), so that what was learned and the problem do not go together; put "
-                f"the old file back, run it again, or say --allow-changed"
+                f"{self.problem_sha256[:12]}…), so that what was learned and the problem do not go together; {mend}"
             )
-        return FoundProblem(_replace_path(self.problem, there[0]), True)
+        return FoundProblem(_replace_path(self.problem, there[0]), self.problem_sha256 is not None)
 
 
 def path_of(problem: str) -> Path | None:
@@ -213,24 +268,60 @@ def has_begun(folder: Path) -> bool:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Returns the files that an earlier run lists as its own; never anything outside its folder."""
+    """Returns the files that an earlier run tells of as its own; never anything outside its folder."""
     try:
         files = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("files", [])
     except (OSError, ValueError, AttributeError):
         return []
-    paths = [folder / name for name in files if isinstance(name, str) and ".." not in Path(name).parts]
-    return [
-        path
-        for path in paths
-        if not path.is_dir()
-        and path.parent.is_dir()
-        and path.parent.resolve() in (folder.resolve(), folder.resolve() / path.parent.name)
-    ]
+    return [folder / name for name in listed_files(folder, files if isinstance(files, list) else ())]
+
+
+def listed_files(folder: Path, names: Iterable[Any]) -> list[str]:
+    """Returns those of the names, and of what ``PATTERNS`` among them stand for, that are files in the folder."""
+    found: dict[str, None] = {}
+    for name in names:
+        if (
+            not isinstance(name, str)
+            or not name
+            or "\0" in name
+            or ".." in Path(name).parts
+            or Path(name).is_absolute()
+        ):
+            continue
+        paths = sorted(folder.glob(name)) if name in PATTERNS else [folder / name]
+        for path in paths:
+            inside = path.parent.is_dir() and path.parent.resolve() in (
+                folder.resolve(),
+                folder.resolve() / path.parent.name,
+            )
+            if inside and path.name != RECORD and os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+                found[str(path.relative_to(folder))] = None
+    return list(found)
 
 
 def versions(*more: str) -> dict[str, str]:
     """Returns the versions of the packages on which results depend."""
     return {name: version(name) for name in ("rl-as-inference", "torch", "pyro-ppl", "gymnasium", *more)}
+
+
+@functools.cache
+def _origin() -> str:
+    """Returns a number of this user on this machine, which tells neither."""
+    try:  # images of containers may share it, and their hosts' names do not differ always: both together
+        machine = Path("/etc/machine-id").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        machine = ""
+    try:
+        user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        user = ""
+    return hashlib.sha256(f"rl-as-inference {machine} {platform.node()} {user}".encode()).hexdigest()[:16]
+
+
+def _sum_of(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in found.items() if k != "sha256"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -239,3 +330,7 @@ def _sha256(path: Path) -> str:
 
 def _damaged(argument: str, path: Path, cause: object) -> ValueError:
     return ValueError(f"{argument}: {str(path)!r} is damaged ({cause}); run it again with --overwrite")
+
+
+def _unfinished(argument: str, folder: Path) -> str:
+    return f"{argument}: the run in {str(folder)!r} did not finish; run it again with --overwrite"

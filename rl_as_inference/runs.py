@@ -96,7 +96,7 @@ def load_run(
     *,
     env: EnvironmentLike | None = None,
     device: torch.device | str | None = None,
-    allow_changed: bool = False,
+    trust: bool = False,
     best: bool = False,
 ) -> Run:
     """Returns what the run in ``folder`` was, whether ``rlai`` wrote it or :func:`rl_as_inference.agents.train`.
@@ -105,12 +105,14 @@ def load_run(
         folder: that ``rlai compare``, ``rlai fit`` or ``rlai train`` wrote.
         env: of a run of ``train``, in place of an environment that cannot be found by name.
         device: of the learner; by default the run's, or the CPU where there is no GPU.
-        allow_changed: take the problem's Python file as it is now, though it has changed since the run began.
+        trust: run the problem's Python file though it is not the one recorded here: it has changed since the run
+            began, or came with a run from elsewhere. Opening a run runs that file: see "Trust" in
+            ``docs/command-line.md``.
         best: of a run of ``train``, the agent of its best evaluation (``keep_best=True``) instead of the last one.
 
     Raises:
         ValueError: if the folder is not a run's, something in it is damaged or missing, or the problem's file has
-            changed or is gone.
+            changed, is gone, or comes from elsewhere and is not said to be trusted.
 
     Example:
         >>> import tempfile
@@ -127,16 +129,16 @@ def load_run(
     folder = Path(folder)
     record = RunRecord.read(folder, commands=("compare", "fit", "train"))
     if record.command == "train":
-        return _load_agent(folder, record, env, device, allow_changed, BEST if best else CHECKPOINT)
+        return _load_agent(folder, record, env, device, trust, BEST if best else CHECKPOINT)
     if best:
         raise ValueError(f"best is for runs of train, and the run in {str(folder)!r} is of {record.command}")
     if env is not None:
         raise ValueError(f"env is for runs of train, and the run in {str(folder)!r} is of {record.command}")
-    return _load_guide(folder, record, allow_changed)
+    return _load_guide(folder, record, trust)
 
 
-def _load_guide(folder: Path, record: RunRecord, allow_changed: bool) -> Run:
-    problem, changed = record.find_problem(folder, allow_changed=allow_changed)
+def _load_guide(folder: Path, record: RunRecord, trust: bool) -> Run:
+    problem, changed = record.find_problem(folder, trust=trust)
     common = {name: record.setting(name) for name in ("horizon", "discount", "temperature")}
     sizes = record.setting("hidden_sizes")
     process = load_problem(problem, dict(record.options), **common)
@@ -148,6 +150,7 @@ def _load_guide(folder: Path, record: RunRecord, allow_changed: bool) -> Run:
         load_policy(policy, folder / _POLICY)
     except ValueError as error:
         raise _damaged(folder / _POLICY, str(error).removeprefix("path: ")) from error
+    record.check_file(folder, _COMPARISON)
     comparison = _read_comparison(folder / _COMPARISON) if record.command == "compare" else None
     return Run(folder, record, policy, changed, None, comparison, process)
 
@@ -164,7 +167,7 @@ def _load_agent(
     record: RunRecord,
     env: EnvironmentLike | None,
     device: torch.device | str | None,
-    allow_changed: bool,
+    trust: bool,
     file: str,
 ) -> Run:
     if file == BEST and not (folder / BEST).is_file():
@@ -176,7 +179,7 @@ def _load_agent(
         raise ValueError(f"RUN: {str(folder)!r} has no {CHECKPOINT} yet; go on with rlai train --out {folder} --resume")
     changed = False
     if env is None:
-        problem, changed = record.find_problem(folder, allow_changed=allow_changed)
+        problem, changed = record.find_problem(folder, trust=trust)
         made = load_environment(problem, dict(record.options))
     else:
         made = NamedEnvironment(env, dict(record.options) if isinstance(env, str) else {})

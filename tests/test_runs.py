@@ -116,10 +116,10 @@ class TestChangedFiles:
     def test_are_refused_or_said(self, lake: Path, fitted: Path) -> None:
         lake.write_text(LAKE.replace("horizon=3", "horizon=4"))
         for read in (lambda: load_run(fitted), lambda: load_run(str(fitted))):
-            with pytest.raises(ValueError, match=r"lake.py has changed since the run began .*--allow-changed"):
+            with pytest.raises(ValueError, match=r"lake.py has changed since the run began .*--trust"):
                 read()
         assert "has changed since the run began" in refused("inspect", fitted)
-        run = load_run(fitted, allow_changed=True)
+        run = load_run(fitted, trust=True)
         assert (run.problem_changed, run.process.horizon) == (True, 4)
         code, _, said = rlai("inspect", fitted, "--allow-changed", "--num-draws", "10")
         assert code == 0
@@ -164,7 +164,7 @@ class TestChangedFiles:
         (tmp_path / "lake.py").write_text(LAKE.replace("horizon=3", "horizon=9"))
         monkeypatch.chdir(tmp_path)
         record = json.loads((tmp_path / "alone" / "run.json").read_text())
-        (tmp_path / "alone" / "run.json").write_text(json.dumps({**record, "problem": "lake.py"}))
+        (tmp_path / "alone" / "run.json").write_text(json.dumps({**record, "problem": "lake.py", "sha256": None}))
         assert load_run(tmp_path / "alone").process.horizon == 3
 
 
@@ -180,7 +180,8 @@ class TestPython:
         records = [json.loads((tmp_path / by / "run.json").read_text()) for by in ("shell", "python")]
         for record in records:
             record["files"] = [name for name in record["files"] if "tensorboard" not in name]
-            del record["seconds"]
+            assert record.pop("sums").keys() == {"curve.csv"}  # which tells seconds
+            del record["seconds"], record["sha256"]
         assert records[0] == records[1]
         for words in (["evaluate"], ["evaluate", "--stochastic"]):
             tables = [rlai(*words, tmp_path / by, "--num-episodes", "2") for by in ("shell", "python")]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
-from torch import Tensor
 
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reading_options import as_held, from_held
+from rl_as_inference.agents.snapshots_alike import Snapshot, differences
 from rl_as_inference.checkpoints import load_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
@@ -22,7 +22,6 @@ __all__ = [
     "OBJECTS",
     "MadeOtherwiseError",
     "Saved",
-    "Snapshot",
     "how_made",
     "load_saved",
     "named_environment",
@@ -34,23 +33,21 @@ _FORMAT = "rl-as-inference agent 3"
 OBJECTS = ("policy", "critic", "reward_function")
 """Options that are the user's own objects, which a file cannot hold."""
 
+_MADE = {"options", "env", "env_kwargs", "env_given_as"}
+"""What a file says of how a learner was made, beside such objects."""
+
 _NOT_MADE_AGAIN = ("device", "env_kwargs", *OBJECTS)
 """Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
 
 _MAY_BE_LEFT = {"priority_exponent"}
 """What a learner need not be, though the file's was: its rows have all that uniform replay needs."""
 
+_ADDED = {"seed"}
+"""What files of earlier versions do not say."""
+
 
 class MadeOtherwiseError(ValueError):
     """A file is whole, and of a learner made in another way than the one that is to go on from it."""
-
-
-class Snapshot(NamedTuple):
-    """Everything that a learner goes on from."""
-
-    tensors: dict[str, Tensor]
-    progress: dict[str, Any]
-    """Counts, histories and the environments' own state, as JSON holds them."""
 
 
 class Saved(NamedTuple):
@@ -65,22 +62,24 @@ class Saved(NamedTuple):
     notes: dict[str, Any]
     """What the user saved with it."""
 
-    def check(self, identity: Mapping[str, Any], needed: Iterable[str]) -> None:
+    def check(self, identity: Mapping[str, Any], like: Snapshot) -> None:
         """Raises ValueError unless a learner may go on from here, MadeOtherwiseError if it is made otherwise.
 
         Args:
             identity: what the learner is.
-            needed: the names of tensors it cannot go on without.
+            like: where it is now.
         """
         for what in (*identity, *(self.identity.keys() - identity.keys() - _MAY_BE_LEFT)):
+            if what in _ADDED and what not in self.identity:
+                continue
             found, wanted = self.identity.get(what), identity.get(what)
             if found != wanted:
                 shown = f": it has {found}, and this agent {wanted}" if what != "network layout" else ""
                 raise MadeOtherwiseError(
                     f"path: {self.path!r} was written with another {what}{shown}; make the agent the same way"
                 )
-        if missing := sorted({*needed} - self.snapshot.tensors.keys()):
-            raise ValueError(f"path: {self.path!r} lacks {', '.join(missing)}, so save() did not write it as it is")
+        if wrong := differences(self.snapshot, like):
+            raise ValueError(f"path: {self.path!r} {wrong}, so save() did not write it as it is")
 
     def making(
         self, kind: str, env: EnvironmentLike | None, changes: Mapping[str, Any]
@@ -97,6 +96,10 @@ class Saved(NamedTuple):
         """
         if (found := self.identity.get("agent")) != kind:
             raise ValueError(f"path: {self.path!r} is of {found}, not of {kind}; use {found}.load")
+        if self.made is not None and (lacking := _MADE - self.made.keys()):
+            raise ValueError(
+                f"path: {self.path!r} lacks {', '.join(sorted(lacking))} of how it was made; save() did not write it"
+            )
         if self.made is None:
             raise ValueError(
                 f"path: {self.path!r} was written by an earlier version, which did not note the agent's options; make "
@@ -191,5 +194,8 @@ def load_saved(path: str | Path) -> Saved:
     tensors, record = load_tensors(path)
     if record.get("format") != _FORMAT:
         raise ValueError(f"path: {str(path)!r} holds tensors, but no agent written by save()")
+    for name in ("progress", "identity", "notes", *(["made"] if record.get("made") is not None else [])):
+        if not isinstance(record.get(name), dict):
+            raise ValueError(f"path: {str(path)!r} lacks {name}, so save() did not write it as it is")
     snapshot = Snapshot(tensors, record["progress"])
     return Saved(str(path), snapshot, record["identity"], record.get("made"), record["notes"])

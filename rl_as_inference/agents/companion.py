@@ -33,5 +33,8 @@ class Companion(Protocol):
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns everything that it goes on from: tensors, and what JSON holds."""
 
+    def check(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Raises ValueError where it cannot go on from there; names, and shapes that do not vary, are known to fit."""
+
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Goes on from there."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.style import BLUE, GREY, new_axes, tidy
+from rl_as_inference.whole_files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

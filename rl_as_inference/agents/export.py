@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.functional import log_probabilities
 from rl_as_inference.agents.task import Task
-from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.guides import EnergyBasedPolicy
 from rl_as_inference.guides.modes import mode_of
 from rl_as_inference.processes.action_masks import MaskBeside, MasksBeside
@@ -30,6 +29,7 @@ from rl_as_inference.randomness import RandomStream
 from rl_as_inference.spaces import first_of
 from rl_as_inference.state_layout import is_image
 from rl_as_inference.turns import silenced
+from rl_as_inference.whole_files import written_whole
 
 if TYPE_CHECKING:
     from rl_as_inference.agents.learner import Learner

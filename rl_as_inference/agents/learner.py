@@ -19,10 +19,12 @@ from rl_as_inference.agents.compilation import CompileCost, repays
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
 from rl_as_inference.agents.export import Exported, Format, export_policy
+from rl_as_inference.agents.identity import identity_of
 from rl_as_inference.agents.loading import Load
 from rl_as_inference.agents.loop import Loop
 from rl_as_inference.agents.options import LearnerOptions
-from rl_as_inference.agents.reports import Reporter, interrupts, progress_text
+from rl_as_inference.agents.reports import Counts, Reporter, progress_text
+from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
 from rl_as_inference.checks import check_count
@@ -31,6 +33,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.randomness import RandomStream
+from rl_as_inference.stops import asked_to_stop, stop_of
 from rl_as_inference.threads import check_precision, one_thread_if_small, products_in
 from rl_as_inference.turns import turn
 
@@ -94,6 +97,7 @@ class Learner:
         self._compiles = self.compile is True
         self._compile_cost: CompileCost | None = None
         self._steps_asked = 0
+        self._reported = Counts()
 
     @property
     def num_steps(self) -> int:
@@ -157,12 +161,14 @@ class Learner:
         progress: bool | ProgressBar | None = None,
         report_every: int = 1000,
         on_report: Callable[[dict[str, float]], None] | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> None:
         """Takes ``num_steps`` further environment steps (each seed does), learning on the way.
 
         With several environments a step of them all counts ``num_envs``, so the last one may go past
-        the number. Ctrl-C ends it after the running step, with everything consistent, by raising
-        KeyboardInterrupt. Between steps it gives way to other threads that act, evaluate, save or learn.
+        the number. Ctrl-C, or SIGTERM where nobody else handles it, ends it after the running step, with everything
+        consistent, by raising KeyboardInterrupt. Between steps it gives way to other threads that act, evaluate, save
+        or learn.
 
         Args:
             num_steps: ≥ 1.
@@ -170,6 +176,7 @@ class Learner:
             report_every: steps between rows of ``history``.
             on_report: called with each new row; losses in it are means since the last row, ``return`` is
                 the mean undiscounted return of the episodes that ended since then (NaN if none did).
+            on_step: called after every step, when the agent can be saved.
 
         Raises:
             NonFiniteError: if the environment gives NaN or an infinity (before it enters replay).
@@ -181,31 +188,33 @@ class Learner:
         self._steps_asked += num_steps
         first, end = self.num_steps, self.num_steps + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
-        with interrupts() as interrupted, progress_bar(title, num_steps, show=progress) as bar:
+        with asked_to_stop() as asked, progress_bar(title, num_steps, show=progress) as bar:
             with self._random, self.threads(), torch.no_grad():
                 self._prepare(bar.say, self._steps_asked)
-                self._update.tensors["sums"].zero_()  # what an interruption left belongs to no row
-                reporter = Reporter(self, report_every)
+                reporter = Reporter(self, report_every, self._reported)
             while self.num_steps < end:
                 turn.give_way()
                 with self._random, self.threads(), torch.no_grad():
                     while self.num_steps < end:
-                        if interrupted:
-                            raise KeyboardInterrupt
+                        if asked:
+                            raise stop_of(asked[0])
                         self._loop.step()
                         if self.num_steps >= reporter.due or self.num_steps >= end:
                             self._loop.catch_up()
                             row = reporter.row()
+                            self._reported = reporter.since
                             self.history.append(row)
                             self._look_at_temperatures()
                             bar.advance(progress_text(row, self.episodes), by=min(self.num_steps, end) - first)
                             first = self.num_steps
                             if on_report is not None:
                                 on_report(row)
+                        if on_step is not None:
+                            on_step()
                         if turn.is_wanted:  # by another thread: what is global is put back first
                             break
-            if interrupted:
-                raise KeyboardInterrupt
+            if asked:
+                raise stop_of(asked[0])
 
     def settle_compile(self, num_steps: int) -> bool:
         """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
@@ -350,9 +359,13 @@ class Learner:
             ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
         self._check_whole()
-        snapshot = self._loop.snapshot(replay=replay)
-        snapshot.progress["compiles"] = self._compiles
-        save_snapshot(path, snapshot, self._identity(), how_made(self.arena.source, self.options), notes)
+        save_snapshot(
+            path,
+            self._with_counts(self._loop.snapshot(replay=replay)),
+            identity_of(self),
+            how_made(self.arena.source, self.options),
+            notes,
+        )
 
     load = Load()
 
@@ -370,15 +383,24 @@ class Learner:
 
     @in_turn
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
-        """Brings the agent to where a file was written, and returns the notes in it."""
-        held = {f"replay.{name}" for name in self.replay.state_dict()}
-        if self._loop.walk is not None:
-            held |= {f"walk.{name}" for name in self._loop.walk.tensors}
-        saved.check(self._identity(), {*self._update.tensors, "action", "random.0", *held})
-        self._loop.restore(saved.snapshot)
+        """Brings the agent to where a file was written, and returns the notes in it; if it raises, nothing changed."""
+        saved.check(identity_of(self), self._with_counts(self._loop.state()))
+        try:
+            self._loop.restore(saved.snapshot)
+        except ValueError as error:
+            raise ValueError(f"path: {saved.path!r} does not fit: {error}") from error
+        progress = saved.snapshot.progress
+        self._reported = Counts(*progress.get("reported", Counts.of(self)))
+        if "reported" not in progress:  # what was summed since the last row belongs to none, then
+            self._update.tensors["sums"].zero_()
         if self.compile == "auto":
-            self._compiles = saved.snapshot.progress["compiles"]
+            self._compiles = progress["compiles"]
         return saved.notes
+
+    def _with_counts(self, snapshot: Snapshot) -> Snapshot:
+        """Returns a snapshot of the loop as one of the learner."""
+        own = {"compiles": self._compiles, "reported": list(self._reported)}
+        return snapshot._replace(progress=snapshot.progress | own)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -421,23 +443,3 @@ class Learner:
 
     def _check_parameters(self) -> None:
         self._loop.check_parameters()
-
-    def _identity(self) -> dict[str, Any]:
-        """Returns what makes the learned numbers mean what they do, for a checkpoint to be held to."""
-        return {
-            "agent": type(self).__name__,
-            "environment": self.envs.name,
-            "horizon": self.task.horizon,
-            "network layout": [[module, name, list(shape)] for module, name, _, shape in self._update.layout.places],
-            "discount": self.discount,
-            "temperature": "auto" if self.learns_temperature else self.task.temperature,
-            "target_return": None if self.constraint is None else self.constraint.target,
-            "action_prior": self.action_prior,
-            "n_step": self.n_step,
-            "dtype": str(self.dtype),
-            "number of seeds": self.num_seeds,
-            "number of environments": self.envs.num_envs,
-            **self.arena.identity(),
-            **({} if self.replay.priorities is None else {"priority_exponent": self.replay.priorities.exponent}),
-            **self.algorithm.identity(),
-        }

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from rl_as_inference.agents.acting import prior_actions
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
-from rl_as_inference.agents.checkpoint import Snapshot
 from rl_as_inference.agents.device_walk import DeviceWalk, walks_on_device
 from rl_as_inference.agents.held_noise import HeldNoise
 from rl_as_inference.agents.ledger import Ledger
@@ -20,6 +19,7 @@ from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
+from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.update import Update
 from rl_as_inference.batch_norm import RewardScale, Told
 from rl_as_inference.processes.environments import NonFiniteError, Step
@@ -320,6 +320,10 @@ class Loop:
     def snapshot(self, *, replay: bool = True) -> Snapshot:
         """Returns everything that steps go on from; without replay, as if nothing had been stored."""
         self.catch_up()
+        return self.state(replay=replay)
+
+    def state(self, *, replay: bool = True) -> Snapshot:
+        """Returns a snapshot of what is known on the host by now."""
         envs = self.envs.snapshot()
         tensors = dict(self.update.tensors)
         stored = self.replay.state_dict()
@@ -348,11 +352,22 @@ class Loop:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from there: exactly, or with new episodes where the environments cannot repeat themselves.
 
+        Args:
+            snapshot: that has all that one of this loop has, in the same shapes.
+
         Raises:
-            ValueError: if replay's rows do not fit; nothing has then changed.
+            ValueError: if replay's rows do not fit, or the environments cannot play their episodes again; all is then
+                as it was.
         """
         tensors, progress = snapshot
-        self.replay.load_state_dict({n: tensors[f"replay.{n}"] for n in self.replay.state_dict()})
+        stored = {n: tensors[f"replay.{n}"] for n in self.replay.state_dict()}
+        self.replay.check_rows(stored["rows"])
+        own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
+        if self.companion is not None:
+            self.companion.check(own, progress["companion"])
+        # What may fail comes first.
+        exact = self.walk is not None or self._restore_envs(snapshot)
+        self.replay.load_state_dict(stored)
         with torch.no_grad():
             for name, tensor in self.update.tensors.items():
                 tensor.copy_(tensors[name])
@@ -360,29 +375,36 @@ class Loop:
         # Of a GPU's generator too, if it was saved and there is one.
         self.random.states = [tensors.get(f"random.{i}", state) for i, state in enumerate(self.random.states)]
         self.ledger.load_state_dict(progress)
-        self._debt = progress["debt"]
-        if self.constraint is not None:
-            self.constraint.load_state_dict(progress["constraint"])
-        if self.held is not None:
-            self.held.load_state_dict(progress["held"])
-        if self.scale is not None:
-            self.scale.load_state_dict(progress["scale"])
+        self._debt, self._action_is_fresh = progress["debt"], exact and progress["action_is_fresh"]
+        for name, part in (("constraint", self.constraint), ("held", self.held), ("scale", self.scale)):
+            if part is not None:
+                part.load_state_dict(progress[name])
         if self.companion is not None:
-            own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
             self.companion.restore(own, progress["companion"])
         self.is_whole = True
         if self.walk is not None:
-            self._action_is_fresh = progress["action_is_fresh"]
             with self.random, torch.no_grad():
                 self.walk.load({name: tensors[f"walk.{name}"] for name in self.walk.tensors})
             return
-        arrays = {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")}
-        exact = self.envs.restore({"json": progress["envs"], "arrays": arrays})
-        self._action_is_fresh = exact and progress["action_is_fresh"]
         if not exact:
-            self.ledger.restart()
-            if self.scale is not None:
-                self.scale.restart()
-            if self.constraint is not None:
-                self.constraint.restart(acts=self.ledger.num_steps >= self.options["learning_starts"])
+            self._forget_episodes()
         self._observe(self.envs.reset() if self.envs.state is None else self.envs.state)
+
+    def _restore_envs(self, snapshot: Snapshot) -> bool:
+        """Brings the environments there, or leaves them as they were; returns whether that is exact."""
+        arrays = {n.removeprefix("env."): t.numpy() for n, t in snapshot.tensors.items() if n.startswith("env.")}
+        before = self.envs.snapshot()
+        try:
+            return self.envs.restore({"json": snapshot.progress["envs"], "arrays": arrays})
+        except Exception as error:  # of an environment that is given what it never was
+            if not self.envs.restore(before):
+                self._forget_episodes()
+            raise ValueError(f"the running episodes cannot be played again: {error}") from error
+
+    def _forget_episodes(self) -> None:
+        """Forgets the running episodes, in whose place new ones have begun."""
+        self.ledger.restart()
+        if self.scale is not None:
+            self.scale.restart()
+        if self.constraint is not None:
+            self.constraint.restart(acts=self.ledger.num_steps >= self.options["learning_starts"])

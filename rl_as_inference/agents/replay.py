@@ -406,22 +406,21 @@ class Replay:
         tensors = {"rows": self.storage[:, : self._size], "position": self.position}
         return tensors if self.priorities is None else tensors | self.priorities.state_dict(self._size)
 
+    def check_rows(self, rows: Tensor) -> None:
+        """Raises ValueError unless a checkpoint's rows fit in here."""
+        if rows.dim() != 3 or rows.shape[::2] != self.storage.shape[::2] or rows.shape[1] > self.capacity:
+            raise ValueError(
+                f"replay: the checkpoint has rows of shape {tuple(rows.shape)}, and this replay holds "
+                f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
+            )
+
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Fills the ring with a checkpoint's rows.
 
         Raises:
             ValueError: if they do not fit.
         """
-        rows = tensors["rows"]
-        if (
-            rows.shape[0] != self.num_learners
-            or rows.shape[2] != self.storage.shape[2]
-            or rows.shape[1] > self.capacity
-        ):
-            raise ValueError(
-                f"replay: the checkpoint has rows of shape {tuple(rows.shape)}, and this replay holds "
-                f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
-            )
+        self.check_rows(rows := tensors["rows"])
         self._size, self._position = rows.shape[1], int(tensors["position"]) % self.capacity
         turn = 0
         if self._size < self.capacity:  # the rows of a full smaller ring too, oldest first, so that none is in the way

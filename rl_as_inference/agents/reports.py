@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-__all__ = ["Progress", "Reporter", "interrupts", "progress_text"]
+__all__ = ["Counts", "Progress", "Reporter", "progress_text"]
 
 
 class Progress(Protocol):
@@ -36,17 +33,35 @@ class Progress(Protocol):
         """Returns the means of the reported numbers over the last updates, and forgets them."""
 
 
+class Counts(NamedTuple):
+    """How far a learner had come at some point."""
+
+    steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+
+    @classmethod
+    def of(cls, learner: Progress) -> Counts:
+        """Returns how far a learner has come."""
+        return cls(learner.num_steps, learner.num_updates, len(learner.episodes))
+
+
 class Reporter:
-    """Makes rows of the history: what happened since the last one."""
+    """Makes rows of the history: what happened since the last one.
 
-    def __init__(self, of: Progress, every: int) -> None:
-        self.of, self.every = of, every
+    Args:
+        of: whose.
+        every: steps between rows.
+        since: where the last row was made; a stop may lie between.
+
+    Attributes:
+        since: where the latest row was made.
+    """
+
+    def __init__(self, of: Progress, every: int, since: Counts) -> None:
+        self.of, self.every, self.since = of, every, since
         self.due = (of.num_steps // every + 1) * every
-        self._start()
-
-    def _start(self) -> None:
-        self.steps, self.updates, self.episodes = self.of.num_steps, self.of.num_updates, len(self.of.episodes)
-        self.time = time.perf_counter()
+        self._began, self._time = Counts.of(of), time.perf_counter()
 
     def row(self) -> dict[str, float]:
         """Returns the row that ends here, and begins the next.
@@ -54,9 +69,8 @@ class Reporter:
         Raises:
             ValueError: if a loss is no longer finite.
         """
-        of, seconds = self.of, max(time.perf_counter() - self.time, 1e-9)
-        steps, updates = of.num_steps - self.steps, of.num_updates - self.updates
-        returns = [row[2] for row in of.episodes[self.episodes :]]
+        of, now, seconds = self.of, Counts.of(self.of), max(time.perf_counter() - self._time, 1e-9)
+        updates, returns = now.updates - self.since.updates, [row[2] for row in of.episodes[self.since.episodes :]]
         metrics = of.mean_metrics(updates) if updates else {}
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise ValueError(
@@ -69,10 +83,11 @@ class Reporter:
             "episodes": float(len(returns)),
             "temperature": of.temperature,
             **metrics,
-            "steps_per_second": steps / seconds,
-            "updates_per_second": updates / seconds,
+            "steps_per_second": (now.steps - self._began.steps) / seconds,
+            "updates_per_second": (now.updates - self._began.updates) / seconds,
         }
-        self._start()
+        self.since = self._began = now
+        self._time = time.perf_counter()
         self.due += self.every
         return row
 
@@ -85,23 +100,3 @@ def progress_text(row: dict[str, float], episodes: Sequence[tuple[int, int, floa
     if "entropy" in row:
         parts.append(f"entropy {row['entropy']:.2f} nats")
     return ", ".join([*parts, f"{row['updates_per_second']:.0f} updates/s"])
-
-
-@contextmanager
-def interrupts() -> Iterator[list[bool]]:
-    """Yields a list that Ctrl-C fills, so that a loop can end where it is consistent; a second one interrupts."""
-    flags: list[bool] = []
-    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
-        yield flags
-        return
-
-    def note(*_: Any) -> None:
-        if flags:
-            raise KeyboardInterrupt
-        flags.append(True)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield flags
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -15,12 +16,13 @@ from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_cu
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.made_again import settings_of
-from rl_as_inference.checkpoints import UNFINISHED, written_whole
-from rl_as_inference.checks import check_count
+from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.records import RunRecord, files_of, has_begun
+from rl_as_inference.run_folders import RunFolder
+from rl_as_inference.stops import stoppable
 
-__all__ = ["BEST", "CHECKPOINT", "RUN_FILES", "VIDEOS", "Training", "evaluation_seed", "run_files", "train"]
+__all__ = ["BEST", "CHECKPOINT", "RUN_FILES", "VIDEOS", "VIDEO_FILES", "Training", "evaluation_seed", "train"]
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 _DIVERGED, _CURVE = "diverged.safetensors", "curve.csv"
@@ -35,17 +37,9 @@ RUN_FILES = {
     VIDEOS: "episodes of the policy",
 }
 """What may be in the folder of a run, beside its record."""
-_OWN = (
-    CHECKPOINT,
-    BEST,
-    _DIVERGED,
-    _CURVE,
-    _PICTURE,
-    "policy.onnx",
-    "policy.pt2",
-    f"{_TENSORBOARD}/events.out.tfevents.*",
-    f"{VIDEOS}/episode-*.mp4",
-)
+VIDEO_FILES = f"{VIDEOS}/episode-*.mp4"
+_OWN = (CHECKPOINT, BEST, _DIVERGED, _CURVE, _PICTURE, f"{_TENSORBOARD}/events.out.tfevents.*")
+"""What training itself may write."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +68,12 @@ class Training:
 def train(
     agent: Learner,
     num_steps: int,
-    folder: str | Path | None = None,
+    folder: str | Path | RunFolder | None = None,
     *,
     evaluate_every: int | None = None,
     evaluate_episodes: int = 10,
     checkpoint_every: int = 10_000,
+    checkpoint_minutes: float | None = 5.0,
     keep_best: bool = False,
     report_every: int | None = None,
     resume: bool = False,
@@ -95,8 +90,11 @@ def train(
 
     A run that was stopped, even killed, goes on from its last checkpoint with ``resume=True`` and an agent made in the
     same way; what it then learns is bit for bit what it would have learned. With more steps than the run had, it goes
-    on past its end. Whatever stops it here, Ctrl-C or an error, leaves a checkpoint of that step first; where
-    parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays.
+    on past its end. Whatever stops it here, Ctrl-C, SIGTERM or an error, leaves a checkpoint of that step first; where
+    parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays. What is killed
+    loses at most ``checkpoint_minutes``, an evaluation, and the time to write one checkpoint.
+
+    One process at a time writes to a folder; ``run.lock`` there says which.
 
     ``keep_best=True`` also keeps ``best.safetensors``: the agent of the evaluation with the largest mean return, over
     all episodes of all seeds, the first of several alike. It is a file as :meth:`Learner.save` writes it without
@@ -106,11 +104,14 @@ def train(
     Args:
         agent: the learner; ``compile="auto"`` is settled by ``num_steps``.
         num_steps: ≥ 1, with those that the agent has taken already; there must be more, but with ``resume``.
-        folder: where to write; None writes nothing. It is made if need be.
+        folder: where to write; None writes nothing. It is made if need be. Or a run's folder that this process has
+            taken.
         evaluate_every: steps between evaluations; a twentieth of the run by default. The first is
             before the first step, the last after the last.
         evaluate_episodes: episodes of each, for each seed; the same ones every time.
         checkpoint_every: steps between checkpoints; the last is after the last step.
+        checkpoint_minutes: and the longest time between them, of the clock; None for no limit. What is learned does
+            not depend on it.
         keep_best: keep the agent of the best evaluation too; it needs a folder.
         report_every: steps between rows of the agent's ``history`` (and TensorBoard's ``learning/``).
         resume: go on from what an earlier call left in ``folder``; if that had no checkpoint yet, begin.
@@ -126,7 +127,7 @@ def train(
     Raises:
         NonFiniteError: if the environment gives NaN or an infinity.
         ValueError: if an argument is out of range, the folder has a checkpoint and ``resume`` is not
-            said, the checkpoint there does not fit, or learning diverges.
+            said, another process writes to it, the checkpoint there does not fit, or learning diverges.
 
     Example:
         >>> from rl_as_inference.agents import SoftActorCritic
@@ -150,6 +151,8 @@ def train(
         "report_every": report_every,
     }.items():
         check_count(name, value)
+    if checkpoint_minutes is not None:
+        check_positive("checkpoint_minutes", checkpoint_minutes)
     if keep_best and folder is None:
         raise ValueError(f"keep_best=True writes {BEST} into a folder; name it")
     if num_steps <= agent.learning_starts:
@@ -159,45 +162,55 @@ def train(
             stacklevel=2,
         )
     agent.settle_compile(num_steps)
-    run = _Logbook(agent, None if folder is None else Path(folder), resume, evaluate_episodes, on_row, keep_best)
-    run.begin(
-        problem,
-        options,
-        num_steps=num_steps,
-        evaluate_every=evaluate_every,
-        evaluate_episodes=evaluate_episodes,
-        checkpoint_every=checkpoint_every,
-        keep_best=keep_best,
-    )
-    learned = _Clock(agent)
+    if folder is None and resume:
+        raise ValueError("resume=True goes on in a folder; name it")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stoppable())
+        if isinstance(folder, str | Path):
+            folder = stack.enter_context(RunFolder(Path(folder), "folder"))
+        run = _Logbook(agent, folder, resume, evaluate_episodes, on_row, keep_best, checkpoint_minutes)
+        lengths: dict[str, Any] = {
+            "num_steps": num_steps,
+            "evaluate_every": evaluate_every,
+            "evaluate_episodes": evaluate_episodes,
+            "checkpoint_every": checkpoint_every,
+            "checkpoint_minutes": checkpoint_minutes,
+            "keep_best": keep_best,
+        }
+        run.begin(problem, options, **lengths)
+        learned = run.clock
 
-    def next_multiple(every: int) -> int:
-        return (agent.num_steps // every + 1) * every
+        def next_multiple(every: int) -> int:
+            return (agent.num_steps // every + 1) * every
 
-    try:
-        title = f"{type(agent).__name__} on {agent.envs.name}"
-        with progress_bar(title, num_steps, show=progress, done=min(agent.num_steps, num_steps)) as bar:
-            while True:
-                ended = agent.num_steps >= num_steps
-                if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
-                    run.evaluate(bar)
-                if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
-                    run.checkpoint()
-                if ended:
-                    break
-                end = min(num_steps, next_multiple(evaluate_every), next_multiple(checkpoint_every))
-                with learned:
-                    agent.learn(end - agent.num_steps, progress=bar, report_every=report_every, on_report=run.report)
-                run.seconds = run.seconds_before + learned.seconds
-            evaluation = run.last or run.play()
-            run.finish(title)
-    except BaseException as stop:
-        run.seconds = run.seconds_before + learned.seconds
-        run.rescue(stop)
-        raise
-    finally:
-        run.close()
-    return Training(run.curve, evaluation, run.seconds, learned.steps_per_second)
+        try:
+            title = f"{type(agent).__name__} on {agent.envs.name}"
+            with progress_bar(title, num_steps, show=progress, done=min(agent.num_steps, num_steps)) as bar:
+                while True:
+                    ended = agent.num_steps >= num_steps
+                    if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
+                        run.evaluate(bar)
+                    if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
+                        run.checkpoint()
+                    if ended:
+                        break
+                    end = min(num_steps, next_multiple(evaluate_every), next_multiple(checkpoint_every))
+                    with learned:
+                        agent.learn(
+                            end - agent.num_steps,
+                            progress=bar,
+                            report_every=report_every,
+                            on_report=run.report,
+                            on_step=run.tick,
+                        )
+                evaluation = run.last or run.play()
+                run.finish(title)
+        except BaseException as stop:
+            run.rescue(stop)
+            raise
+        finally:
+            run.close()
+        return Training(run.curve, evaluation, run.seconds, learned.steps_per_second)
 
 
 def _passed(every: int, last: int, now: int, ended: bool) -> bool:
@@ -210,15 +223,20 @@ class _Clock:
 
     def __init__(self, agent: Learner) -> None:
         self.agent = agent
-        self.seconds = self._running = 0.0
-        self._steps = 0
+        self._seconds = self._running = 0.0
+        self._steps, self._start = 0, math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Of learning so far."""
+        return self._seconds + (0.0 if math.isnan(self._start) else time.perf_counter() - self._start)
 
     def __enter__(self) -> None:
         self._start, self._from, self._compiling = time.perf_counter(), self.agent.num_steps, self.agent.compile_seconds
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._start
-        self.seconds += seconds
+        self._seconds, self._start = self._seconds + seconds, math.nan
         compiled = self.agent.compile_seconds != self._compiling
         self._running += seconds - (self.agent.compile_seconds if compiled else 0.0)
         self._steps += self.agent.num_steps - self._from
@@ -235,26 +253,30 @@ class _Logbook:
     def __init__(
         self,
         agent: Learner,
-        folder: Path | None,
+        folder: RunFolder | None,
         resume: bool,
         num_episodes: int,
         on_row: Callable[[CurveRow], None] | None,
         keep_best: bool,
+        minutes: float | None,
     ) -> None:
         self.agent, self.folder, self.num_episodes, self.on_row = agent, folder, num_episodes, on_row
         self.resume, self.keep_best, self.best = resume, keep_best, -math.inf
+        self.most = math.inf if minutes is None or folder is None else 60 * minutes
         self.curve: list[CurveRow] = []
         self.last: Evaluation | None = None
         self.seconds_before = 0.0
+        self.clock = _Clock(agent)
         self.writer: Any = None
-        self.record: RunRecord | None = None
         if folder is not None:
-            self._open(folder, resume)
-        elif resume:
-            raise ValueError("resume=True goes on in a folder; name it")
-        self.seconds = self.seconds_before
-        self.saved = agent.num_steps
+            self._open(folder.path, resume)
+        self.saved, self.saved_at = agent.num_steps, time.monotonic()
         self.evaluated = max((row.step for row in self.curve), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Of learning in all, with what came before a stop."""
+        return self.seconds_before + self.clock.seconds
 
     def _open(self, folder: Path, resume: bool) -> None:
         checkpoint = folder / CHECKPOINT
@@ -263,50 +285,48 @@ class _Logbook:
             raise ValueError(
                 f"folder: {str(folder)!r} has {what} of an earlier run; go on with resume=True, or choose another"
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
         if resume and checkpoint.exists():
-            self.seconds_before = float(self.agent.restore(checkpoint).get("seconds", 0.0))
+            self.seconds_before = _number({"seconds": 0.0, **self.agent.restore(checkpoint)}, "seconds", checkpoint)
+            if has_begun(folder):
+                RunRecord.read(folder, "folder").check_file(folder, _CURVE, "folder")
             self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
             if self.keep_best and (folder / BEST).exists():
-                self.best = float(load_saved(folder / BEST).notes["mean_return"])
-        for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed while it wrote
-            left.unlink(missing_ok=True)
+                self.best = _number(load_saved(folder / BEST).notes, "mean_return", folder / BEST)
 
     def begin(self, problem: str | None, options: Mapping[str, Any] | None, **settings: Any) -> None:
         """Writes what is run; a run that goes on keeps what it was, with the settings of now."""
         if self.folder is None:
             return
-        if self.resume and has_begun(self.folder):
-            record = RunRecord.read(self.folder, "folder", ("train",))
+        path = self.folder.path
+        if self.resume and has_begun(path):
+            record = RunRecord.read(path, "folder", ("train",))
         else:
             named, own = named_environment(self.agent.arena.source, self.agent.arena.env_kwargs)
             problem, options = (named, own or {}) if problem is None else (problem, options or {})
-            record = RunRecord.of("train", problem, self.folder, options=options, seed=self.agent.seed)
-        # Compiling is settled by now, by all the steps: whoever learns a part of the run could not tell.
-        self.record = record.changed(finished=False, **settings_of(self.agent), **settings)
-        self.mark()  # first of all, so that a run that is killed from now on can be gone on with
+            record = RunRecord.of("train", problem, path, options=options, seed=self.agent.seed)
+        # First of all, so that a run that is killed from now on can be gone on with. Compiling is settled by now, by
+        # all the steps: whoever learns a part of the run could not tell.
+        self.folder.begin(record.changed(**settings_of(self.agent), **settings), *_OWN)
         from torch.utils.tensorboard import SummaryWriter
 
         # What a killed run logged beyond its checkpoint is no longer shown.
         purge = self.agent.num_steps + bool(self.curve) if self.resume else None
-        self.writer = SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=purge)
-
-    def mark(self) -> None:
-        """Writes the record, with the files that are there by now."""
-        if self.record is not None and self.folder is not None:
-            self.record.write(self.folder, run_files(self.folder))
+        self.writer = SummaryWriter(str(path / _TENSORBOARD), purge_step=purge)
 
     def finish(self, title: str) -> None:
         """Draws the curve, and writes that the run came to its end."""
-        if self.folder is None or self.record is None:
+        if self.folder is None:
             return
         ax: Any = plot_learning_curve(self.curve, title=title)
-        with written_whole(self.folder / _PICTURE) as path:
+        with self.folder.writing(_PICTURE) as path:
             ax.figure.savefig(path, dpi=130)
-        self.record = self.record.changed(finished=True, seconds=round(self.seconds, 2))
+        self.writer.close()
+        self.folder.settle(finished=True, seconds=round(self.seconds, 2))
+
+    def tick(self) -> None:
+        """Makes a checkpoint where the last is long ago; between two steps."""
+        if time.monotonic() - self.saved_at >= self.most:
+            self.checkpoint()
 
     def report(self, row: dict[str, float]) -> None:
         if self.writer is not None:
@@ -348,12 +368,11 @@ class _Logbook:
         self.curve += rows
         self.evaluated = step
         if self.folder is not None:
-            write_curve(self.folder / _CURVE, self.curve)
+            write_curve(self.folder.path / _CURVE, self.curve)
             self._log(rows)
             if self.keep_best and self.last.mean > self.best and _is_finite(agent):
                 self.best = self.last.mean
-                agent.save(self.folder / BEST, replay=False, mean_return=self.best)
-            self.mark()
+                agent.save(self.folder.path / BEST, replay=False, mean_return=self.best)
         for row in rows if self.on_row is not None else ():
             self.on_row(row)  # type: ignore[misc]
 
@@ -371,9 +390,9 @@ class _Logbook:
 
     def _save(self, name: str) -> None:
         if self.folder is not None:
-            self.agent.save(self.folder / name, seconds=self.seconds)
+            self.agent.save(self.folder.path / name, seconds=self.seconds)
             self.writer.flush()
-        self.saved = self.agent.num_steps
+        self.saved, self.saved_at = self.agent.num_steps, time.monotonic()
 
     def rescue(self, stop: BaseException) -> None:
         """Saves the step at which the run is stopped, and says so in a note to ``stop``."""
@@ -384,28 +403,33 @@ class _Logbook:
             stop.add_note(f"inside a step; the last checkpoint is of step {self.saved}")
         elif step == self.saved:
             stop.add_note(f"at step {step}, of which there is a checkpoint" if step else "before the first step")
-        elif _is_finite(self.agent):
-            self._save(CHECKPOINT)
-            stop.add_note(f"at step {step}, saved in {self.folder / CHECKPOINT}")
         else:
-            kept = f"; {CHECKPOINT} is of step {self.saved}" if self.saved else ""
-            self._save(_DIVERGED)
-            stop.add_note(f"at step {step}, saved in {self.folder / _DIVERGED}{kept}")
+            before = f"; {CHECKPOINT} is of step {self.saved}" if self.saved else ""
+            name, beside = (CHECKPOINT, "") if _is_finite(self.agent) else (_DIVERGED, before)
+            try:
+                self._save(name)
+            except (ValueError, OSError) as error:  # what stops the run is told first
+                stop.add_note(f"at step {step}, which cannot be saved ({error}){before}")
+            else:
+                stop.add_note(f"at step {step}, saved in {self.folder.path / name}{beside}")
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
-        self.mark()
-
-
-def run_files(folder: Path) -> list[str]:
-    """Returns the files of a run that are in its folder by now, as seen from there."""
-    return [str(path.relative_to(folder)) for own in _OWN for path in sorted(folder.glob(own))]
+            with contextlib.suppress(OSError):  # of a full disk, which has been told by now
+                self.writer.close()
 
 
 def evaluation_seed(seed: int) -> int:
     """Returns the seed of the evaluations of a run with ``seed``, whose own episodes have others."""
     return 10_000 + seed
+
+
+def _number(notes: Mapping[str, Any], name: str, path: Path) -> float:
+    """Returns a number that a run notes in its files."""
+    value = notes.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"folder: {str(path)!r} was not saved by a run: its notes have {name} {value!r}")
+    return float(value)
 
 
 def _is_finite(agent: Learner) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from gymnasium.vector import VectorEnv
 
 from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
-from rl_as_inference.checkpoints import UNFINISHED
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.turns import silenced
+from rl_as_inference.whole_files import draft_folder
 
 __all__ = ["check_videos", "record_videos"]
 
@@ -89,15 +88,12 @@ def record_videos(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"folder: cannot make {str(folder)!r}: {error.strerror}") from error
-    with (
-        tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary,
-        silenced(".*Overwriting existing videos"),
-    ):
+    with draft_folder(folder) as temporary, silenced(".*Overwriting existing videos"):
 
         def filmed() -> gymnasium.Env[Any, Any]:
             return gymnasium.wrappers.RecordVideo(
                 _renderable(agent),
-                temporary,
+                str(temporary),
                 episode_trigger=lambda episode: episode < num_episodes,
                 name_prefix="film",
             )
@@ -113,7 +109,7 @@ def record_videos(
         files = []
         for episode in range(num_episodes):
             files.append(folder / f"episode-{episode}.mp4")
-            (Path(temporary) / f"film-episode-{episode}.mp4").replace(files[-1])
+            (temporary / f"film-episode-{episode}.mp4").replace(files[-1])
     return files
 
 

@@ -157,6 +157,14 @@ class WorldModel:
                     plans[f"plan.{seed}.{env}"], tensors[f"plan.{seed}.{env}"] = policy.planner._last
         return tensors, {"fitted_at": self._fitted_at, "log_likelihood": self.log_likelihood, "plans": plans}
 
+    def check(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        self.replay.check_rows(tensors["imagined.rows"])
+        for seed, dynamics in enumerate(self.dynamics):
+            starts, is_fitted = tensors.get(f"{seed}.starts"), progress["fitted_at"] is not None
+            wrong = starts is not None and (starts.dim() != 2 or starts.shape[1] != dynamics.size)
+            if (starts is None) == is_fitted or wrong:
+                raise ValueError(f"companion.{seed}.starts are not those of fitted dynamics")
+
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         self.replay.load_state_dict({name: tensors[f"imagined.{name}"] for name in ("rows", "position")})
         self._fitted_at, self.log_likelihood = progress["fitted_at"], progress["log_likelihood"]

@@ -28,7 +28,7 @@ from rl_as_inference.cli.common import (
     plain_errors,
     settings_of,
 )
-from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
+from rl_as_inference.cli.runs import check_run_folder, new_run_folder, show
 from rl_as_inference.compare import Comparison, compare, compare_gradients
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
@@ -37,6 +37,7 @@ from rl_as_inference.nouns import Process
 from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.records import RunRecord
+from rl_as_inference.run_folders import RunFolder
 
 __all__ = ["bench_command", "compare_command", "fit_command"]
 
@@ -97,26 +98,23 @@ def compare_command(
     run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
     fitted = run.train(steps, estimator, fit_num_trajectories, learning_rate, hidden_sizes, progress)
     comparison = compare(run.process, fitted.policy, num_trajectories=num_trajectories)
-    print(comparison.table())
-    print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
     measured = None
     if gradients:
         measured = compare_gradients(
             run.process, fitted.policy, num_trajectories=gradients_num_trajectories, progress=progress
         )
-        print(measured.table())
-    if run.folder is None:
-        return
-    run.write_training(fitted, comparison.optimal_elbo)
-    run.folder.write_json("comparison.json", "the table above", comparison.to_dict())
+    if run.folder is not None:  # first of all, so that no trouble with the output loses it
+        run.write_training(fitted, comparison.optimal_elbo)
+        run.folder.write_json("comparison.json", "the table above", comparison.to_dict())
+        if measured is not None:
+            run.folder.write_json("gradients.json", "the table of gradients", measured.to_dict())
+        run.write_draws(fitted, comparison, num_draws)
+        run.finish()
+    print(comparison.table())
+    print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
     if measured is not None:
-        run.folder.write_json("gradients.json", "the table of gradients", measured.to_dict())
-    method: Method = "exact" if exact.is_available(run.process) else "importance"
-    draws = posterior(run.process, fitted.policy, method=method, num_draws=num_draws)
-    with run.folder.writing("posterior.nc", f"{num_draws} posterior draws ({method}), ArviZ InferenceData") as path:
-        save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
-    run.write_pictures(fitted, comparison, draws, num_draws)
-    run.finish()
+        print(measured.table())
+    run.show()
 
 
 @app.command("fit", context_settings=PROBLEM_OPTIONS)
@@ -140,7 +138,6 @@ def fit_command(
     """Train a guide on the ELBO and save it."""
     run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
-    print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
     if run.folder is not None:
         best = None
         if exact.is_available(run.process):
@@ -148,6 +145,8 @@ def fit_command(
                 best = float(exact.optimal_elbo(run.process))
         run.write_training(fitted, best)
         run.finish()
+    print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
+    run.show()
 
 
 @app.command("bench")
@@ -164,6 +163,12 @@ def bench_command(
     words = ["--quick"] if quick else []
     done = subprocess.run([sys.executable, "-m", "benchmarks.run", *words], check=False)
     raise typer.Exit(done.returncode)
+
+
+_MAY_WRITE = ("policy.safetensors", "history.json", "training.png")
+_COMPARED = ("comparison.json", "gradients.json", "posterior.nc")
+_PICTURES = ("gaps.png", "dynamics_gap.png", "states.png", "returns.png")
+"""Files of a run: of both commands, and of ``compare`` alone."""
 
 
 class _GuideRun:
@@ -196,7 +201,10 @@ class _GuideRun:
         settings = settings_of(context)
         record = RunRecord.of(str(context.info_name), problem, out, options=options, seed=seed, settings=settings)
         process = load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature, own=own)
-        folder = None if out is None else new_run_folder(out, overwrite=overwrite)
+        folder = None
+        if out is not None:
+            folder = context.with_resource(new_run_folder(out, overwrite=overwrite))
+            folder.begin(record, *_MAY_WRITE, *(_COMPARED + _PICTURES if record.command == "compare" else ()))
         return cls(process, folder, record)
 
     def train(
@@ -225,6 +233,14 @@ class _GuideRun:
         drawn = plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo, temperature=fitted.temperature)
         self.picture("training.png", "the ELBO over training", drawn)
 
+    def write_draws(self, fitted: FitResult, comparison: Comparison, count: int) -> None:
+        assert self.folder is not None
+        method: Method = "exact" if exact.is_available(self.process) else "importance"
+        draws = posterior(self.process, fitted.policy, method=method, num_draws=count)
+        with self.folder.writing("posterior.nc", f"{count} posterior draws ({method}), ArviZ InferenceData") as path:
+            save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
+        self.write_pictures(fitted, comparison, draws, count)
+
     def write_pictures(self, fitted: FitResult, comparison: Comparison, draws: Any, count: int) -> None:
         process, policy = self.process, fitted.policy
         if comparison.log_evidence is not None and comparison.policy_gap is not None:
@@ -249,5 +265,9 @@ class _GuideRun:
 
     def finish(self) -> None:
         assert self.folder is not None
-        self.folder.write_record(self.record, finished=True, seconds=round(time.perf_counter() - self.started, 2))
-        self.folder.show()
+        seconds = round(time.perf_counter() - self.started, 2)
+        self.folder.settle(estimator=self.record.settings["estimator"], finished=True, seconds=seconds)
+
+    def show(self) -> None:
+        if self.folder is not None:
+            show(self.folder.path, self.folder.written)

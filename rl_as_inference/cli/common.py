@@ -1,5 +1,6 @@
 """What the commands of ``rlai`` share: the application, its errors, and options that several have."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from rl_as_inference.cli.blame import is_of_users_code
+from rl_as_inference.cli.narrow import write_narrowly
 from rl_as_inference.option_names import flag, meant
+from rl_as_inference.stops import Terminated, stoppable
 
 __all__ = [
     "PROBLEM_OPTIONS",
@@ -39,7 +43,7 @@ app = typer.Typer(
 
 PROBLEM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-_NOT_OF_RUNS = ("problem", "seed", "out", "overwrite", "resume", "progress", "video")
+_NOT_OF_RUNS = ("problem", "seed", "out", "overwrite", "resume", "progress", "video", "trust")
 """Parameters of a command that are none of a run's settings: those that a record has apart, or not at all."""
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; nothing is written without it.")]
@@ -51,24 +55,33 @@ Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help=
 
 def main() -> None:
     """Runs the command line."""
+    write_narrowly()
     app()
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns what the user can mend into one line on standard error and exit code 2."""
+    """Turns what the user can mend into one line on standard error and exit code 2, and SIGTERM into a clean end.
+
+    An error of the user's own code keeps its traceback, which says where it arose.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except ValueError as error:
+            with stoppable():
+                command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if is_of_users_code(error) or not (full or isinstance(error, ValueError)):
+                raise
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             print(f"rlai: error: {' '.join(f'{error}{notes}'.split())}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
             notes = "".join(f"; {note}" for note in getattr(stop, "__notes__", ()))
-            print(f"rlai: interrupted{notes}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+            print(f"rlai: {how}{notes}", file=sys.stderr, flush=True)
+            raise typer.Exit(code) from None
 
     return run
 

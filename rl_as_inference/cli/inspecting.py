@@ -1,5 +1,6 @@
 """The command ``inspect``: a run as one HTML page."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, get_args
@@ -8,15 +9,16 @@ import torch
 import typer
 
 from rl_as_inference.agents.training import evaluation_seed
-from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.cli.common import app, check_least, plain_errors
-from rl_as_inference.cli.opening import AllowChanged, open_run
+from rl_as_inference.cli.opening import Trust, open_run
 from rl_as_inference.compare import Comparison, compare
 from rl_as_inference.inspect import Method
 from rl_as_inference.processes import GymnasiumProcess
-from rl_as_inference.report import draw_sources, is_report, render_report
+from rl_as_inference.report import Source, draw_sources, is_report, render_report
 from rl_as_inference.report.foresight import foresight_picture
+from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.runs import Run
+from rl_as_inference.whole_files import written_whole
 
 __all__ = ["inspect_command"]
 
@@ -41,7 +43,7 @@ def inspect_command(
         int | None,
         typer.Option(help=f"Draws of each distribution; {_NUM_DRAWS} by default, {_NUM_EPISODES} for simulators."),
     ] = None,
-    allow_changed: AllowChanged = False,
+    trust: Trust = False,
 ) -> None:
     """Write a run as one HTML page: the comparison, and trajectories to step through."""
     check_least(num_draws=(num_draws, 1))
@@ -50,7 +52,24 @@ def inspect_command(
     target = run / _NAME if out is None else out
     if run.is_dir():  # else there is something worse to tell
         _check_target(target, overwrite)  # before the work, so that it is not lost to a file that is taken
-    inspected = open_run(run, None, allow_changed)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if run.is_dir() and target.resolve().parent == run.resolve():
+            folder = stack.enter_context(RunFolder.of_run(run))  # the page is the run's own, and goes when it does
+        inspected = open_run(run, None, trust)
+        if inspected.agent is not None:
+            stack.callback(inspected.agent.close)
+        sources = _write(inspected, target, folder, method, num_draws)
+    print(f"written to {target} ({target.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    for source in sources:
+        if source.diagnosis is not None:
+            print(f"  {source.label}: {source.diagnosis.text}")
+
+
+def _write(
+    inspected: Run, target: Path, folder: RunFolder | None, method: str | None, num_draws: int | None
+) -> tuple[Source, ...]:
+    """Writes the page, into the run's own folder or elsewhere, and returns what is drawn on it."""
     try:
         inspected.data  # noqa: B018 - to be read is to be checked
     except ValueError as error:
@@ -71,16 +90,9 @@ def inspect_command(
     sources = draw_sources(process, inspected.policy, method=chosen, num_draws=count)
     foresight = foresight_picture(inspected.agent, seed=evaluation_seed(inspected.record.seed))
     page = render_report(process, sources, comparison=comparison, facts=_facts(inspected, count), foresight=foresight)
-    with written_whole(target) as path:
+    with written_whole(target) if folder is None else folder.writing(target.name) as path:
         path.write_text(page, encoding="utf-8")
-    if target.resolve().parent == run.resolve():  # it is the run's own then, and a run in its place takes it away
-        inspected.record.write(run, [target.name])
-    print(f"written to {target} ({target.stat().st_size / 1e6:.1f} MB); open it in a browser")
-    for source in sources:
-        if source.diagnosis is not None:
-            print(f"  {source.label}: {source.diagnosis.text}")
-    if inspected.agent is not None:
-        inspected.agent.close()
+    return sources
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from rl_as_inference.cli.common import check_seed
 from rl_as_inference.records import RunRecord
 from rl_as_inference.runs import Run, load_run
 
-__all__ = ["AllowChanged", "Best", "Deterministic", "Device", "EpisodeSeed", "TrainedRun", "open_run", "open_trained"]
+__all__ = ["Best", "Deterministic", "Device", "EpisodeSeed", "TrainedRun", "Trust", "open_run", "open_trained"]
 
 TrainedRun = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of rlai train.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default the run's, where there is one.")]
@@ -20,28 +20,33 @@ EpisodeSeed = Annotated[int | None, typer.Option(help="Seed of the episodes; by 
 Deterministic = Annotated[
     bool, typer.Option("--deterministic/--stochastic", help="The policy's mode acts, or actions are drawn.")
 ]
-AllowChanged = Annotated[
+Trust = Annotated[
     bool,
-    typer.Option("--allow-changed", help="Take the problem's Python file as it is, though it has changed since."),
+    typer.Option(
+        "--trust",
+        "--allow-changed",
+        help="Run the problem's Python file though it is not the one recorded here: it has changed since, or came with "
+        "a run from elsewhere.",
+    ),
 ]
 Best = Annotated[bool, typer.Option("--best", help="The agent of the best evaluation, of a run with --keep-best.")]
 
 
-def open_run(folder: Path, device: str | None, allow_changed: bool, *, best: bool = False) -> Run:
+def open_run(folder: Path, device: str | None, trust: bool, *, best: bool = False) -> Run:
     """Returns the run in ``folder``; that its problem has changed is said."""
-    run = load_run(folder, device=device, allow_changed=allow_changed, best=best)
+    run = load_run(folder, device=device, trust=trust, best=best)
     if run.problem_changed:
         print(f"rlai: warning: {run.record.problem} has changed since the run in {folder} began", file=sys.stderr)
     return run
 
 
 def open_trained(
-    folder: Path, seed: int | None, device: str | None, allow_changed: bool, *, best: bool = False
+    folder: Path, seed: int | None, device: str | None, trust: bool, *, best: bool = False
 ) -> tuple[Learner, int]:
     """Returns the agent of a run of ``train``, and the seed of the episodes that it is to play."""
     if seed is not None:
         check_seed(seed)
     RunRecord.read(folder, "RUN", ("train",))
-    agent = open_run(folder, device, allow_changed, best=best).agent
+    agent = open_run(folder, device, trust, best=best).agent
     assert agent is not None
     return agent, evaluation_seed(agent.seed) if seed is None else seed

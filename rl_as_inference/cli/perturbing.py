@@ -1,5 +1,6 @@
 """The command ``robustness``: a trained policy in environments that are not quite its own."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +10,12 @@ import typer
 from rl_as_inference.agents.evaluation import mean_interval
 from rl_as_inference.agents.perturbations import PerturbedReturns, has_charge, perturb, physics_of
 from rl_as_inference.cli.common import Overwrite, Progress, app, check_least, plain_errors
-from rl_as_inference.cli.opening import AllowChanged, Deterministic, Device, EpisodeSeed, TrainedRun, open_trained
-from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
+from rl_as_inference.cli.opening import Deterministic, Device, EpisodeSeed, TrainedRun, Trust, open_trained
+from rl_as_inference.cli.runs import check_run_folder, new_run_folder, show
 from rl_as_inference.inspect import plots
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.records import RunRecord
+from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.tables import render
 
 __all__ = ["robustness_command"]
@@ -48,13 +50,13 @@ def robustness_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; RUN by default.")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    allow_changed: AllowChanged = False,
+    trust: Trust = False,
     progress: Progress = None,
 ) -> None:
     """Perturb observations, actions, reward and physics, and plot what a run of train still returns."""
     check_least(num_episodes=(num_episodes, 1))
     wanted = [_parse(text) for text in perturbations or ()]
-    record = RunRecord.read(run, "RUN", ("train",))
+    RunRecord.read(run, "RUN", ("train",))
     into_run = out is None or out.resolve() == run.resolve()
     if into_run:
         there = [name for name in _FILES if (run / name).exists()]
@@ -63,32 +65,30 @@ def robustness_command(
     else:
         assert out is not None
         check_run_folder(out, overwrite=overwrite)
-    agent, seed = open_trained(run, seed, device, allow_changed)
-    try:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.of_run(run)) if into_run else None
+        agent, seed = open_trained(run, seed, device, trust)
+        stack.callback(agent.close)
         options: Any = {"num_episodes": num_episodes, "seed": seed, "deterministic": deterministic}
         wanted = wanted or _usual(agent)
         total = sum(len(set(sizes)) for _, sizes in wanted)
         with progress_bar(f"Perturbing {agent.envs.name}", total, show=progress) as bar:
             answers = [perturb(agent, what, sizes, progress=bar, **options) for what, sizes in wanted]
         title = f"{type(agent).__name__} on {agent.envs.name}, {agent.num_steps:,} steps"
-        name = agent.envs.name
-    finally:
-        agent.close()
-    rows = [_summary(answer) for answer in answers]
+        rows = [_summary(answer) for answer in answers]
+        settings = {**options, "run": str(run), "environment": agent.envs.name}
+        if folder is None:
+            folder = stack.enter_context(new_run_folder(out, overwrite=overwrite))  # type: ignore[arg-type]
+            folder.begin(RunRecord.of("robustness", None, None, seed=seed, settings=settings), *_FILES)
+        picture, data = _FILES
+        kept = [{**row, "returns": answer.returns.tolist()} for row, answer in zip(rows, answers, strict=True)]
+        folder.write_json(data, "every episode's return, and 95 % intervals", {**settings, "perturbations": kept})
+        with folder.writing(picture, "return against perturbation") as path:
+            _draw(title, rows).savefig(path, dpi=110)
+        if not into_run:
+            folder.settle(finished=True)
     print(_table(title, rows))
-    folder = RunFolder(run) if into_run else new_run_folder(out, overwrite=overwrite)  # type: ignore[arg-type]
-    settings = {**options, "run": str(run), "environment": name}
-    for row, answer in zip(rows, answers, strict=True):
-        row["returns"] = answer.returns.tolist()
-    picture, data = _FILES
-    folder.write_json(data, "every episode's return, and 95 % intervals", {**settings, "perturbations": rows})
-    with folder.writing(picture, "return against perturbation") as path:
-        _draw(title, rows).savefig(path, dpi=110)
-    if into_run:
-        record.write(run, _FILES)
-    else:
-        folder.write_record(RunRecord.of("robustness", None, None, seed=seed, settings=settings, finished=True))
-    folder.show()
+    show(folder.path, folder.written)
 
 
 def _parse(text: str) -> tuple[str, tuple[float, ...]]:

@@ -1,52 +1,21 @@
-"""Run folders: what a command writes, and never over something else."""
+"""Run folders on the command line: which may be written to, and what is said of them."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
+from rl_as_inference.records import RECORD
+from rl_as_inference.run_folders import RunFolder, is_empty
 
-from rl_as_inference.checkpoints import written_whole
-from rl_as_inference.records import RECORD, RunRecord, files_of
-
-__all__ = ["RunFolder", "check_run_folder", "new_run_folder"]
-
-_RECORD_ROW = {RECORD: "what was run, with versions and seed"}
+__all__ = ["check_run_folder", "new_run_folder", "show"]
 
 
-class RunFolder:
-    """A folder being written; files appear in it whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.written: list[tuple[str, str]] = []
-
-    @contextmanager
-    def writing(self, name: str, meaning: str) -> Iterator[Path]:
-        """Yields a temporary path of the same suffix; on success it becomes ``name``."""
-        with written_whole(self.path / name) as temporary:
-            yield temporary
-        self.written.append((name, meaning))
-
-    def write_record(self, record: RunRecord, **ended: Any) -> None:
-        """Writes what was run, with the files that were written."""
-        record.changed(**ended).write(self.path, [name for name, _ in self.written])
-        self.written += _RECORD_ROW.items()
-
-    def write_json(self, name: str, meaning: str, value: Any) -> None:
-        with self.writing(name, meaning) as path:
-            path.write_text(json.dumps(value, indent=2) + "\n")
-
-    def show(self, meanings: Mapping[str, str] | None = None) -> None:
-        """Prints what was written, or what ``meanings`` says is there."""
-        rows = dict(self.written) if meanings is None else {**meanings, **_RECORD_ROW}
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(f"written to [bold]{self.path}[/bold]:")
-        width = max(len(name) for name in rows)
-        for name, meaning in rows.items():
-            console.print(f"  {name:<{width}}  {meaning}")
+def show(path: Path, meanings: Mapping[str, str]) -> None:
+    """Says which files are in a folder, and what each is."""
+    rows = {**meanings, RECORD: "what was run, with versions and seed"}
+    width = max(len(name) for name in rows)
+    print(f"written to {path}:")
+    for name, meaning in rows.items():
+        print(f"  {name:<{width}}  {meaning}")
 
 
 def check_run_folder(out: Path, *, overwrite: bool) -> None:
@@ -58,32 +27,30 @@ def check_run_folder(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {str(out)!r} is a file, not a folder")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not is_empty(out):
         if not overwrite:
             raise ValueError(f"--out: {str(out)!r} exists already; choose another folder, or say --overwrite")
-        if not (out / RECORD).exists():
+        if not (out / RECORD).is_file():
             raise ValueError(
                 f"--out: {str(out)!r} is not a run folder (it has no {RECORD}), so --overwrite will not touch it; "
                 f"choose another folder"
             )
+        if (out / RECORD).is_symlink():
+            raise ValueError(f"--out: {str(out / RECORD)!r} is a link, which --overwrite does not follow; remove it")
 
 
 def new_run_folder(out: Path, *, overwrite: bool) -> RunFolder:
-    """Creates the folder a run writes to, without the files of the run that it replaces.
+    """Returns the folder a run writes to, this process's alone, without the files of the run that it replaces.
 
     Raises:
-        ValueError: as :func:`check_run_folder` does, or if the folder cannot be made.
+        ValueError: as :func:`check_run_folder` does, or if somebody else writes there, or it cannot be made.
     """
     check_run_folder(out, overwrite=overwrite)
+    folder = RunFolder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / RECORD).exists():
-            for path in files_of(out):
-                path.unlink(missing_ok=True)
-                if path.parent != out and path.parent.is_dir() and not any(path.parent.iterdir()):
-                    path.parent.rmdir()
-    except OSError as error:
-        raise ValueError(f"--out: cannot write to the folder {str(out)!r}: {error.strerror}") from error
-    # From now on the folder is a run's, so that another may take its place.
-    (out / RECORD).write_text(json.dumps({"finished": False, "files": []}) + "\n")
-    return RunFolder(out)
+        check_run_folder(out, overwrite=overwrite)  # as it is now that nobody else writes
+        folder.clear()
+    except BaseException:
+        folder.close()
+        raise
+    return folder

@@ -1,6 +1,8 @@
 """The commands on learners: ``train`` and ``evaluate``."""
 
+import contextlib
 import datetime
+import math
 import re
 import shlex
 import sys
@@ -12,7 +14,7 @@ import typer
 from rl_as_inference.agents import record_videos, train
 from rl_as_inference.agents.made_again import ALGORITHMS, make_agent
 from rl_as_inference.agents.reading_options import as_held
-from rl_as_inference.agents.training import RUN_FILES, VIDEOS, evaluation_seed, run_files
+from rl_as_inference.agents.training import RUN_FILES, VIDEO_FILES, VIDEOS, evaluation_seed
 from rl_as_inference.agents.videos import check_videos
 from rl_as_inference.cli.common import (
     PROBLEM_OPTIONS,
@@ -28,19 +30,20 @@ from rl_as_inference.cli.common import (
 )
 from rl_as_inference.cli.learner_options import checked_options, takes_learner_options
 from rl_as_inference.cli.opening import (
-    AllowChanged,
     Best,
     Deterministic,
     Device,
     EpisodeSeed,
     TrainedRun,
+    Trust,
     open_trained,
 )
-from rl_as_inference.cli.runs import RunFolder, check_run_folder, new_run_folder
+from rl_as_inference.cli.runs import check_run_folder, new_run_folder, show
 from rl_as_inference.cli.training_tables import evaluation_table, training_table
 from rl_as_inference.option_names import flag
 from rl_as_inference.problems import load_environment
 from rl_as_inference.records import RunRecord, path_of
+from rl_as_inference.run_folders import RunFolder
 
 __all__ = ["evaluate_command", "train_command"]
 
@@ -89,11 +92,17 @@ def train_command(
     evaluate_every: Annotated[int | None, typer.Option(help="Steps; a twentieth of the run by default.")] = None,
     evaluate_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, for each seed.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10_000,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="And the longest time between them, minutes; 0 for no limit.")
+    ] = 5.0,
     keep_best: Annotated[
         bool, typer.Option("--keep-best", help="Keep the agent of the best evaluation too, without replay.")
     ] = False,
     progress: Progress = None,
     video: Video = 0,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="With --resume: run the Python file of a run that comes from elsewhere.")
+    ] = False,
     **learner: Any,
 ) -> None:
     """Learn a policy on an environment by soft actor-critic, soft Q-learning or MPO, or in a model of it."""
@@ -104,6 +113,8 @@ def train_command(
         checkpoint_every=(checkpoint_every, 1),
         video=(video, 0),
     )
+    if not 0 <= checkpoint_minutes < math.inf:
+        raise ValueError(f"--checkpoint-minutes must be a number >= 0, got {checkpoint_minutes:g}")
     check_seed(seed)
     problem, options = _named(context, problem)
     lengths: dict[str, Any]
@@ -113,8 +124,8 @@ def train_command(
         if overwrite:
             raise ValueError("--resume goes on with a run and --overwrite replaces it; say one of them")
         record = RunRecord.read(out, "--resume", ("train",))
-        lengths = _agreed(context, out, record, problem, options, learner)
-        found = record.find_problem(out, "--resume")
+        found = record.find_problem(out, "--resume", trust=trust, may_change=False)
+        lengths = _agreed(context, out, record, (problem, found.name), options, learner)
         made = load_environment(found.name, dict(record.options))
         agent = make_agent(record, *made, argument="--resume")
     else:
@@ -126,27 +137,28 @@ def train_command(
         made = load_environment(problem, options, own=own_names(context))
         agent = ALGORITHMS[algorithm].make(made.env, seed=seed, env_kwargs=made.env_kwargs, **config)
         lengths = {name: context.params[name] for name in (*_LENGTHS, "keep_best")}
+        lengths["checkpoint_minutes"] = checkpoint_minutes or None
     if video:
         check_videos(agent)
     if problem is not None and out is None:
         out = _kept_in(problem)
     assert out is not None
-    if not resume:
-        new_run_folder(out, overwrite=overwrite)
+    folder = context.with_resource(RunFolder(out) if resume else new_run_folder(out, overwrite=overwrite))
     try:
         training = train(
-            agent, folder=out, resume=resume, progress=progress, problem=problem, options=options, **lengths
+            agent, folder=folder, resume=resume, progress=progress, problem=problem, options=options, **lengths
         )
+        if video:
+            folder.tell(VIDEO_FILES)
+            record_videos(agent, out / VIDEOS, video, seed=evaluation_seed(agent.seed))
+            folder.settle()
     except KeyboardInterrupt as stop:
         stop.add_note(f"go on with: rlai train --out {shlex.quote(str(out))} --resume")
         raise
     finally:
         agent.close()
     print(training_table(agent, training))
-    if video:
-        record_videos(agent, out / VIDEOS, video, seed=evaluation_seed(agent.seed))
-        RunRecord.read(out).write(out, run_files(out))
-    RunFolder(out).show({name: meaning for name, meaning in RUN_FILES.items() if (out / name).exists()})
+    show(out, {name: meaning for name, meaning in RUN_FILES.items() if (out / name).exists()})
 
 
 @app.command("evaluate")
@@ -157,24 +169,26 @@ def evaluate_command(
     seed: EpisodeSeed = None,
     deterministic: Deterministic = True,
     device: Device = None,
-    allow_changed: AllowChanged = False,
+    trust: Trust = False,
     best: Best = False,
     video: Video = 0,
 ) -> None:
     """Play episodes with the policy of a run of train."""
     check_least(num_episodes=(num_episodes, 1), video=(video, 0))
-    agent, seed = open_trained(run, seed, device, allow_changed, best=best)
-    try:
+    with contextlib.ExitStack() as stack:
+        agent, seed = open_trained(run, seed, device, trust, best=best)
+        stack.callback(agent.close)
         if video:
             check_videos(agent)
+            folder = stack.enter_context(RunFolder.of_run(run))
         played = agent.evaluate(num_episodes, seed=seed, deterministic=deterministic)
-    finally:
-        agent.close()
+        if video:
+            folder.tell(VIDEO_FILES)
+            files = record_videos(agent, run / VIDEOS, video, seed=seed, deterministic=deterministic)
+            folder.settle()
     shape = agent.num_seeds, num_episodes
     print(evaluation_table(agent, played.returns.reshape(shape), played.lengths.reshape(shape), not deterministic))
     if video:
-        files = record_videos(agent, run / VIDEOS, video, seed=seed, deterministic=deterministic)
-        RunRecord.read(run).write(run, run_files(run))
         print(f"filmed {', '.join(str(file) for file in files)}")
 
 
@@ -190,17 +204,28 @@ def _agreed(
     context: typer.Context,
     out: Path,
     record: RunRecord,
-    problem: str | None,
+    problem: tuple[str | None, str],
     options: dict[str, Any],
     learner: dict[str, Any],
 ) -> dict[str, Any]:
     """Returns how long a run that goes on is to be, and how it is evaluated.
+
+    Args:
+        context: of the command.
+        out: the run's folder.
+        record: what it is.
+        problem: as the command line says, or None, and as it is found.
+        options: of the problem, as the command line says.
+        learner: the learner's, likewise.
 
     Raises:
         ValueError: if the command line says something else than the run has, other than more steps.
     """
     lengths = {name: record.setting(name, "--resume") for name in _LENGTHS}
     lengths["keep_best"] = bool(record.settings.get("keep_best", False)) or context.params["keep_best"]
+    minutes = record.settings.get("checkpoint_minutes", context.params["checkpoint_minutes"])
+    says_minutes = _is_said(context, "checkpoint_minutes")  # of which learning knows nothing
+    lengths["checkpoint_minutes"] = (context.params["checkpoint_minutes"] if says_minutes else minutes) or None
     has = {**record.settings, "seed": record.seed, "options": dict(record.options)}
     says = {name: context.params[name] for name in ("algorithm", "seed", *_LENGTHS) if _is_said(context, name)}
     says |= as_held(checked_options(record.setting("algorithm", "--resume"), learner))
@@ -208,10 +233,9 @@ def _agreed(
     if says.get("num_steps", 0) > lengths["num_steps"]:
         lengths["num_steps"] = says.pop("num_steps")
     where = f"--resume: the run in {str(out)!r} has"
-    if problem is not None and not _same(problem, record.problem, record.find_problem(out, "--resume").name):
-        raise ValueError(
-            f"{where} PROBLEM {record.problem}, and this says {problem}; leave it out, or begin another run"
-        )
+    said, found = problem
+    if said is not None and not _same(said, record.problem, found):
+        raise ValueError(f"{where} PROBLEM {record.problem}, and this says {said}; leave it out, or begin another run")
     for name, value in says.items():
         if value != has.get(name):
             more = "say more to go on past its end" if name == "num_steps" else "leave it out, or begin another run"

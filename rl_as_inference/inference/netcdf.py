@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rl_as_inference.checkpoints import written_whole
 from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.turns import silenced
+from rl_as_inference.whole_files import written_whole
 
 if TYPE_CHECKING:
     import arviz

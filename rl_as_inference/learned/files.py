@@ -46,16 +46,22 @@ def load_dynamics(kind: type[LearnedDynamics], path: str | Path, given: Mapping[
     tensors, record = load_tensors(path)
     if record.get("format") != _FORMAT:
         raise ValueError(f"path: {str(path)!r} holds tensors, but no dynamics written by save()")
-    if missing := [name for name in record["given"] if name not in given]:
+    try:
+        given_then, options = list(record["given"]), dict(record["options"])
+        options["dtype"] = {"float32": torch.float32, "float64": torch.float64}[options["dtype"]]
+        spaces = [_space(record[name]) for name in ("state_space", "action_space")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"path: {str(path)!r} is not as save() writes it: {error!r}") from error
+    if missing := [name for name in given_then if name not in given]:
         raise ValueError(
             f"path: the dynamics in {str(path)!r} were made with {', '.join(missing)}, which a file cannot hold; "
             f"LearnedDynamics.load(path, {missing[0]}=...) with the same"
         )
-    options = dict(record["options"])
-    options["dtype"] = {"float32": torch.float32, "float64": torch.float64}[options["dtype"]]
-    spaces = (_space(record[name]) for name in ("state_space", "action_space"))
-    dynamics = kind(*spaces, **{**options, **given})
-    dynamics.load_state_dict(tensors)
+    try:
+        dynamics = kind(*spaces, **{**options, **given})
+        dynamics.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:  # options that there are not; tensors that are missing, or others
+        raise ValueError(f"path: {str(path)!r} is not as save() writes it: {' '.join(str(error).split())}") from error
     return dynamics
 
 

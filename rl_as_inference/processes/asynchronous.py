@@ -66,8 +66,8 @@ def in_processes(
 class EnvironmentsInProcesses(AsyncVectorEnv):
     """What :func:`in_processes` makes.
 
-    Episodes begin when they are told to, by :meth:`begin`; Ctrl-C reaches the learner alone, which stops them when its
-    step is whole.
+    Episodes begin when they are told to, by :meth:`begin`; Ctrl-C and SIGTERM reach the learner alone, which stops them
+    when its step is whole.
 
     Attributes:
         name, max_episode_steps: of each environment, as where it is not in a process.
@@ -96,11 +96,9 @@ class EnvironmentsInProcesses(AsyncVectorEnv):
         """Ends the processes, whatever they are doing."""
         self.closed = True
         for process in getattr(self, "processes", []):
-            process.terminate()
+            process.kill()
         for process in getattr(self, "processes", []):
             process.join(_PATIENCE)
-            if process.is_alive():
-                process.kill()
         for pipe in getattr(self, "parent_pipes", []):
             if pipe is not None:
                 pipe.close()
@@ -119,7 +117,8 @@ class _Maker:
     def __call__(self) -> gymnasium.Env[Any, Any]:
         in_process = os.getpid() != self._home
         if in_process:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+            for asks in (signal.SIGINT, signal.SIGTERM):  # terminals and schedulers send them to all processes
+                signal.signal(asks, signal.SIG_IGN)
         made = made_of(self._env, 1, self._make_kwargs)
         assert isinstance(made, list)
         if not in_process:  # asked once, for spaces

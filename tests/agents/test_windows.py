@@ -14,6 +14,7 @@ from small_agents import F64, Line, checkpoint, sac, same, small_mdp, sql, stirr
 from rl_as_inference import TabularPOMDP
 from rl_as_inference.agents import perturb, record_videos
 from rl_as_inference.agents.evaluation import mode_of
+from rl_as_inference.agents.identity import identity_of
 from rl_as_inference.processes.environments import Environments
 from rl_as_inference.records import RunRecord
 
@@ -101,7 +102,7 @@ def test_one_observation_is_the_learner_as_it_was(tmp_path: Any) -> None:
         assert type(agent.envs) is Environments
         agent.begin_episode()  # changes nothing
     assert same(*(checkpoint(agent, tmp_path / "a") for agent in agents))
-    assert "history" not in agents[0]._identity()  # so that earlier files are taken
+    assert "history" not in identity_of(agents[0])  # so that earlier files are taken
 
 
 def hidden() -> TabularPOMDP:

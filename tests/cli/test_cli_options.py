@@ -40,7 +40,7 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
     "fit": ([fit, load_problem, amortized_policy], {}),
     "train": (
         [train, MPO, ModelBasedAgent, SoftActorCritic, SoftQLearning],
-        {"algorithm": "chooses the class", "video": "calls record_videos"},
+        {"trust": "of find_problem, with --resume", "algorithm": "chooses the class", "video": "calls record_videos"},
     ),
     "evaluate": (
         [SoftActorCritic.evaluate, load_run],

@@ -493,7 +493,7 @@ class TestEvaluate:
             ({"num_envs": 3}, "another number of environments"),
             ({"algorithm": "ppo"}, "run.json is not as rlai train writes it: its algorithm is 'ppo'"),
         ):
-            (out / "run.json").write_text(json.dumps({**json.loads(record), **wrong}))
+            (out / "run.json").write_text(json.dumps({**json.loads(record), "sha256": None, **wrong}))
             assert message in refused("evaluate", out)
         (out / "run.json").write_text("{")
         assert "run.json' is damaged" in refused("evaluate", out)

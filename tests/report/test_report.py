@@ -381,7 +381,7 @@ class TestCommand:
         run = tmp_path / "run"
         shutil.copytree(runs("corridor"), run, ignore=shutil.ignore_patterns("report.html"))
         record = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps({**record, "hidden_sizes": [3]}))
+        (run / "run.json").write_text(json.dumps({**record, "hidden_sizes": [3], "sha256": None}))
         assert "does not fit" in refused("inspect", run)
 
     def test_a_damaged_checkpoint(self, runs: Any, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""How a run is asked to stop: by Ctrl-C, or by SIGTERM, as schedulers of clusters and containers do."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["Terminated", "asked_to_stop", "stop_of", "stoppable"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; whatever ends in good order after Ctrl-C does after this."""
+
+
+def stop_of(number: int) -> KeyboardInterrupt:
+    """Returns what to raise after a signal."""
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+class _Handler:
+    """What is called when a signal comes: it notes the first, if it defers, and raises."""
+
+    def __init__(self, asked: list[int], *, defers: bool) -> None:
+        self.asked, self.defers = asked, defers
+
+    def __call__(self, number: int, _: Any) -> None:
+        if self.asked or not self.defers:
+            raise stop_of(number)
+        self.asked.append(number)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it SIGTERM raises :class:`Terminated`, where nobody else handles it; afterwards all is as it was."""
+    with _handling(_Handler([], defers=False)):
+        yield
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Yields a list that Ctrl-C and SIGTERM fill with their number, so that a loop can end where it is consistent.
+
+    A second one interrupts at once. SIGTERM is left to whoever handles it already.
+
+    Example:
+        >>> import os, signal
+        >>> with asked_to_stop() as asked:
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     print("goes on")
+        goes on
+        >>> asked == [signal.SIGTERM]
+        True
+    """
+    asked: list[int] = []
+    with _handling(_Handler(asked, defers=True)):
+        yield asked
+
+
+@contextmanager
+def _handling(handler: _Handler) -> Iterator[None]:
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals
+        if handler.defers:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, handler)
+        now = signal.getsignal(signal.SIGTERM)
+        if now is signal.SIG_DFL or isinstance(now, _Handler):
+            before[signal.SIGTERM] = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
