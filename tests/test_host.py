@@ -1,9 +1,11 @@
 """A call leaves its answer, and nothing else, in the program that makes it."""
 
+import atexit
 import inspect
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +106,7 @@ def learned() -> rlai.LearnedDynamics:
 @cache
 def run_folder() -> str:
     folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     train(sac(), 30, folder, evaluate_episodes=1)
     return folder
 
@@ -170,7 +173,9 @@ SEEDED: dict[str, Callable[[], Any]] = {
     ),
     "to_gymnasium": lambda: rlai.to_gymnasium(MDP).reset(seed=0),
     "to_gymnasium_vector": lambda: rlai.to_gymnasium_vector(MDP, 2).reset(seed=0),
+    "train": lambda: run_folder(),
     "load_run": lambda: rlai.load_run(run_folder()),
+    "inspect.diagnose": lambda: rlai.inspect.diagnose(rlai.posterior(MDP, method="exact", num_draws=8, seed=0)),
 }
 """What draws from a seed of its own."""
 
