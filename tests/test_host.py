@@ -107,7 +107,7 @@ def learned() -> rlai.LearnedDynamics:
 def run_folder() -> str:
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    train(sac(), 30, folder, evaluate_episodes=1)
+    train(sac(), 30, folder, evaluate_every=30, evaluate_episodes=1)
     return folder
 
 
@@ -119,9 +119,6 @@ DRAWS: dict[str, Callable[..., Any]] = {
     "estimate_log_evidence": lambda **s: rlai.estimate_log_evidence(walk, Coin(), num_particles=50, **s).mean,
     "estimate_log_evidence, smc": lambda **s: (
         rlai.estimate_log_evidence(MDP, Coin(), method="smc", num_particles=20, **s).mean
-    ),
-    "estimate_log_evidence, annealed": lambda **s: (
-        rlai.estimate_log_evidence(MDP, method="annealed", num_particles=20, num_repeats=2, **s).mean
     ),
     "fit": lambda **s: rlai.fit(walk, Coin(), steps=2, num_trajectories=8, progress=False, **s).elbo,
     "fit, with a critic": lambda **s: (
