@@ -1,9 +1,11 @@
 """A call leaves its answer, and nothing else, in the program that makes it."""
 
+import atexit
 import inspect
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +106,8 @@ def learned() -> rlai.LearnedDynamics:
 @cache
 def run_folder() -> str:
     folder = tempfile.mkdtemp()
-    train(sac(), 30, folder, evaluate_episodes=1)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    train(sac(), 30, folder, evaluate_every=30, evaluate_episodes=1)
     return folder
 
 
@@ -116,9 +119,6 @@ DRAWS: dict[str, Callable[..., Any]] = {
     "estimate_log_evidence": lambda **s: rlai.estimate_log_evidence(walk, Coin(), num_particles=50, **s).mean,
     "estimate_log_evidence, smc": lambda **s: (
         rlai.estimate_log_evidence(MDP, Coin(), method="smc", num_particles=20, **s).mean
-    ),
-    "estimate_log_evidence, annealed": lambda **s: (
-        rlai.estimate_log_evidence(MDP, method="annealed", num_particles=20, num_repeats=2, **s).mean
     ),
     "fit": lambda **s: rlai.fit(walk, Coin(), steps=2, num_trajectories=8, progress=False, **s).elbo,
     "fit, with a critic": lambda **s: (
@@ -170,7 +170,9 @@ SEEDED: dict[str, Callable[[], Any]] = {
     ),
     "to_gymnasium": lambda: rlai.to_gymnasium(MDP).reset(seed=0),
     "to_gymnasium_vector": lambda: rlai.to_gymnasium_vector(MDP, 2).reset(seed=0),
+    "train": lambda: run_folder(),
     "load_run": lambda: rlai.load_run(run_folder()),
+    "inspect.diagnose": lambda: rlai.inspect.diagnose(rlai.posterior(MDP, method="exact", num_draws=8, seed=0)),
 }
 """What draws from a seed of its own."""
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -157,8 +158,11 @@ def test_what_is_global_is_switched_by_one_thread_at_a_time(name: str) -> None:
     with CONTEXTS[name]():
         with CONTEXTS[name]():  # again, by who has it
             other.start()
-        assert not inside.wait(0.05)
+        given_up = time.monotonic() + LONG
+        while not turn.is_wanted and time.monotonic() < given_up:
+            time.sleep(0.001)
         assert turn.is_wanted
+        assert not inside.is_set()
     assert inside.wait(LONG)
     other.join()
     assert not turn.is_wanted

@@ -324,6 +324,7 @@ class Learner:
             return parts[0]
         return Evaluation(torch.stack([part.returns for part in parts]), torch.stack([part.lengths for part in parts]))
 
+    @in_turn
     def export(
         self, path: str | Path, *, format: Format | None = None, seed_index: int = 0, normalization: bool = True
     ) -> Exported:

@@ -24,8 +24,8 @@ def lockstep(
     thread computes theirs. The programs are written as if they ran alone: each has a thread, but one thread runs at a
     time, in a fixed order, so that what is global (Pyro's handlers, switches of PyTorch) need not be guarded, provided
     that a program leaves it at each question as it found it. It is the caller's turn meanwhile
-    (:class:`rl_as_inference.turns.Turn`), for which no program may ask. PyTorch's random numbers come to each program from a
-    stream of its own, so that they depend on its seed alone, and not on how many questions the others ask.
+    (:class:`rl_as_inference.turns.Turn`), for which no program may ask. PyTorch's random numbers come to each program
+    from a stream of its own, so that they depend on its seed alone, and not on how many questions the others ask.
 
     Args:
         programs: callables of ``ask(question) -> answer``.
