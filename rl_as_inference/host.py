@@ -6,11 +6,12 @@ import functools
 import inspect
 import os
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import pyro
 from torch import Tensor
@@ -44,14 +45,16 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
         True
     """
     names = inspect.signature(function).parameters.keys() & {"seed", "generator"}
+    found, drawn = as_found, drawing
 
-    @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         sources = {name: kwargs.get(name) for name in names}
-        with as_found(), drawing(**sources):  # type: ignore[arg-type]
+        with found(), drawn(**sources):  # type: ignore[arg-type]
             return function(*args, **kwargs)
 
-    return called
+    # Doctest looks for examples in functions whose globals are those of the module.
+    own = types.FunctionType(called.__code__, function.__globals__, called.__name__, None, called.__closure__)
+    return cast("Callable[P, R]", functools.update_wrapper(own, function))
 
 
 @contextmanager
