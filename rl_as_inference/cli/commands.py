@@ -212,6 +212,8 @@ class _GuideRun:
     ) -> FitResult:
         sizes = parse_sizes(hidden)
         policy = amortized_policy(self.process, hidden_sizes=sizes)
+        # And not fit(seed=...), after which what is drawn to compare would be what was drawn to train.
+        torch.manual_seed(self.record.seed)
         fitted = fit(
             self.process,
             policy,
@@ -219,7 +221,6 @@ class _GuideRun:
             estimator=estimator,  # type: ignore[arg-type]
             num_trajectories=num_trajectories,
             learning_rate=rate,
-            seed=self.record.seed,
             progress=progress,
         )
         self.record = self.record.changed(estimator=fitted.estimator)
