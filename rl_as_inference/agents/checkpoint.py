@@ -116,7 +116,7 @@ class Saved(NamedTuple):
             env = self.made["env"]
             if env is None:
                 raise ValueError(
-                    f"env: the agent in {self.path!r} learned in {self.identity['environment']}, given as "
+                    f"env: the agent in {self.path!r} learned in {self.identity.get('environment')}, given as "
                     f"{self.made['env_given_as']}, which a file cannot hold; {kind}.load(path, env=...) with the same"
                 )
             options["env_kwargs"] = self.made["env_kwargs"]

@@ -390,8 +390,7 @@ class Learner:
             self._loop.restore(saved.snapshot)
         except ValueError as error:
             raise ValueError(f"path: {saved.path!r} does not fit: {error}") from error
-        progress = saved.snapshot.progress
-        self._reported = Counts(*progress.get("reported", Counts.of(self)))
+        self._reported = Counts(*(progress := saved.snapshot.progress).get("reported", Counts.of(self)))
         if "reported" not in progress:  # what was summed since the last row belongs to none, then
             self._update.tensors["sums"].zero_()
         if self.compile == "auto":
@@ -399,9 +398,9 @@ class Learner:
         return saved.notes
 
     def _with_counts(self, snapshot: Snapshot) -> Snapshot:
-        """Returns a snapshot of the loop as one of the learner."""
-        own = {"compiles": self._compiles, "reported": list(self._reported)}
-        return snapshot._replace(progress=snapshot.progress | own)
+        """Returns a snapshot of the loop, as one of the learner."""
+        snapshot.progress.update(compiles=self._compiles, reported=list(self._reported))
+        return snapshot
 
     def close(self) -> None:
         """Closes the environments."""

@@ -16,6 +16,8 @@ __all__ = ["Load"]
 class _Agent(Protocol):
     def go_on_from(self, saved: Saved) -> dict[str, Any]: ...
 
+    def close(self) -> None: ...
+
 
 Kind = TypeVar("Kind", bound=_Agent)
 
@@ -37,8 +39,17 @@ def _made_anew(kind: type[Kind], path: str | Path, env: EnvironmentLike | None =
     saved = load_saved(path)
     source, options = saved.making(kind.__name__, env, changes)
     make: Callable[..., Kind] = kind
-    agent = make(source, **options)
-    agent.go_on_from(saved)
+    try:
+        agent = make(source, **options)
+    except TypeError as error:
+        if changes:  # which may be what is wrong
+            raise
+        raise ValueError(f"path: {saved.path!r} says options that {kind.__name__} has not: {error}") from error
+    try:
+        agent.go_on_from(saved)
+    except BaseException:
+        agent.close()
+        raise
     return agent
 
 

@@ -20,10 +20,10 @@ from rl_as_inference.checkpoints import load_policy, load_tensors
 from rl_as_inference.inference.netcdf import load_posterior
 from rl_as_inference.records import RunRecord
 
-COUNT = 1000 if LONG else 25
+COUNT = 1000 if LONG else 15
 GUIDE = ["compare", "gridworld", "--rows", "2", "--steps", "2", "--num-draws", "10", "--num-trajectories", "20"]
 TRAIN = ["train", "Pendulum-v1", "--batch-size", "4", "--learning-starts", "10", "--no-compile", "--num-steps", "20"]
-TRAIN += ["--evaluate-episodes", "1"]
+TRAIN += ["--evaluate-every", "20", "--evaluate-episodes", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ class TestFullDisks:
 
         monkeypatch.setattr(type(agent), "save", fails)
         with pytest.raises(ValueError, match="No space left") as stop:
-            train(agent, 30, tmp_path, checkpoint_every=20, evaluate_episodes=1)
+            train(agent, 30, tmp_path, checkpoint_every=20, evaluate_every=30, evaluate_episodes=1)
         assert stop.value.__notes__ == [
             "at step 20, which cannot be saved (path: cannot write: No space left on device)"
         ]
@@ -241,7 +241,7 @@ class TestLinksAndNames:
         with pytest.raises(ValueError, match="tensorboard' is a link, which a run does not follow"):
             train(agent, 30, out)
         (out / "tensorboard").unlink()
-        train(agent, 30, out, evaluate_episodes=1)
+        train(agent, 30, out, evaluate_every=30, evaluate_episodes=1)
         assert (mine / "curve.csv").read_text() == "mine"
         assert list((mine / "inside").iterdir()) == []
 

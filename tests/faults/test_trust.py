@@ -18,7 +18,7 @@ from rl_as_inference.models import point_mass
 problem = point_mass
 """
 WORDS = ["--hidden-sizes", "4", "--batch-size", "4", "--learning-starts", "10", "--no-compile", "--no-progress"]
-WORDS += ["--num-steps", "15", "--evaluate-episodes", "1", "--horizon", "3"]
+WORDS += ["--num-steps", "15", "--evaluate-every", "15", "--evaluate-episodes", "1", "--horizon", "3"]
 
 
 @pytest.fixture(scope="module")
