@@ -77,7 +77,9 @@ def all_hold(conditions: Sequence[Tensor]) -> Tensor:
 
 
 def _scalar(value: Any) -> Tensor | None:
-    """Returns the value as a tensor if it is a single number, else None."""
+    """Returns the value as a tensor if it is a single real number, and no bool; else None."""
+    if isinstance(value, bool):
+        return None
     try:
         # A number of Python's own has double precision, and its range.
         tensor = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)

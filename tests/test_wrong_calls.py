@@ -1,0 +1,530 @@
+"""Wrong calls of every public function: each is refused by a ValueError or TypeError that names the argument and the mend.
+
+The table is made from the signatures: for every public function a call that is right, and for each of its arguments
+whatever a value of that kind must not be (a word for a number, a bool for a count, what is negative, zero, NaN,
+infinite, complex, of another shape, None). An argument that is not in the table fails a test too.
+"""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from problems import random_mdp
+
+import rl_as_inference as rlai
+from rl_as_inference import exact, guides, models
+from rl_as_inference.inspect import diagnose, foresee, from_trajectories, load_posterior, plots, save_posterior
+
+ROOT = Path(rlai.__file__).parents[1]
+NAN, INF = math.nan, math.inf
+HALF = torch.tensor([0.5, 0.5])
+WORDS, EMPTY = Discrete(2), object()
+
+# What an argument must not be, by its kind. A complex number and a word are no number at all; True is no count.
+COUNT: list[Any] = ["three", 2.5, True, -1, 0, NAN, 1j, [3]]
+NUMBER: list[Any] = ["one", NAN, INF, 1j, True, [1.0, 2.0]]
+POSITIVE = [*NUMBER, 0.0, -1.0]
+CHANCE = [*NUMBER, -0.1, 1.1]
+SEED: list[Any] = ["zero", -1, 1.5, True, NAN, 1j]
+FLAG: list[Any] = ["no", 2, NAN, 1j]
+CALLABLE: list[Any] = [3, "uniform", HALF]
+SIZES: list[Any] = ["wide", 64, (0,), (-1,), (2.5,), (True,), ("a",)]
+CHOICE: list[Any] = ["other", 3, ["exact"]]
+DTYPE: list[Any] = ["float33", 3, torch.int64, torch.complex64, float]
+DEVICE: list[Any] = ["nowhere", 2.5, "cuda:99", []]
+PROCESS: list[Any] = [3, "FrozenLake", HALF, {"transition": HALF}]
+TABLE: list[Any] = ["a table", 3, torch.ones(5, 7), torch.ones(3, 2, 3) * NAN, torch.ones(3, 2, 3, dtype=torch.complex64)]
+SPACE: list[Any] = [3, "Box", (2,), Box]
+
+KINDS: dict[str, list[Any]] = {
+    # By an argument's name, where it has one meaning everywhere.
+    "temperature": [*POSITIVE, torch.ones(2), torch.ones((), dtype=torch.complex64)],
+    "temperatures": ["cold", [0.0, 1.0], [NAN], [1j], []],
+    "discount": ["near", -0.1, 1.1, NAN, 1j, torch.ones(2)],
+    "horizon": ["long", 0, -1, 2.5, True, NAN, 1j],
+    "hidden_sizes": SIZES,
+    "dtype": DTYPE,
+    "device": DEVICE,
+    "process": PROCESS,
+    "mdp": PROCESS,
+    "policy": CALLABLE,
+    "critic": [3, "soft", {}],
+    "estimator": CHOICE,
+    "method": CHOICE,
+    "dynamics": CHOICE,
+    "direction": CHOICE,
+    "strategy": CHOICE,
+    "rendering": CHOICE,
+    "sees": CHOICE,
+    "activation": CHOICE,
+    "architecture": CHOICE,
+    "progress": [3, "bar"],
+    "state_space": SPACE,
+    "action_space": SPACE,
+    "observation_space": SPACE,
+    "family": [3, "bandit", lambda: 3],
+    "program": [3, "corridor"],
+    "prior": CALLABLE,
+    "log_scale_bounds": [3, (1.0, 0.0), ("a", "b"), (NAN, 1.0), (1.0,)],
+    "learning_rate": POSITIVE,
+    "lambda_": CHANCE,
+    "initial_scale": POSITIVE,
+    "reward_noise": [*NUMBER, -1.0],
+    "seed": SEED,
+    "mapping_seed": SEED,
+}
+CHANCES = {
+    "slip", "becomes_hungry", "cries_hungry", "cries_sated", "cries_to_song", "note_accuracy", "breaks", "spoils",
+    "reward_probability", "cue_validity", "accuracy",
+}  # fmt: skip
+
+
+class Call(NamedTuple):
+    """A call that is right, and what its arguments must not be where name and annotation do not say it."""
+
+    function: Callable[..., Any]
+    given: Callable[[], dict[str, Any]] = dict
+    wrong: dict[str, list[Any]] = {}  # noqa: RUF012 - never written to
+    leave: tuple[str, ...] = ()
+    """Arguments that may be anything, or are wrong only together with others; held by tests of their own."""
+
+
+@cache
+def tables() -> rlai.TabularMDP:
+    return random_mdp(1, uniform_prior=True)
+
+
+@cache
+def hidden() -> rlai.TabularPOMDP:
+    return models.tiger(horizon=2)
+
+
+@cache
+def gaussian() -> rlai.LinearGaussianMDP:
+    return models.double_integrator(horizon=2)
+
+
+@cache
+def draws() -> rlai.Trajectories:
+    return tables().rollout(None, 4)
+
+
+@cache
+def data() -> Any:
+    return rlai.posterior(tables(), num_draws=4)
+
+
+def guide() -> torch.nn.Module:
+    return guides.TabularPolicy(3, 2).double()
+
+
+def of_process(**more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"process": tables(), "policy": None, **more}
+
+
+def of_mdp(**more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"mdp": tables(), **more}
+
+
+def _tables() -> dict[str, Any]:
+    mdp = tables()
+    return {"transition": mdp.kernel.probabilities, "reward": mdp.reward_table, "initial": mdp.initial_probabilities}
+
+
+def _hidden_tables() -> dict[str, Any]:
+    return {**_tables(), "observation": torch.eye(3, dtype=torch.float64), "horizon": 2}
+
+
+def _gaussian() -> dict[str, Any]:
+    one = torch.ones(1, 1)
+    names = ("A", "B", "noise_cov", "state_cost", "action_cost", "initial_cov", "action_prior_cov")
+    return {**dict.fromkeys(names, one), "initial_mean": torch.zeros(1), "horizon": 2}
+
+
+def _hidden_gaussian() -> dict[str, Any]:
+    return {**_gaussian(), "observation_matrix": torch.ones(1, 1), "observation_cov": torch.ones(1, 1)}
+
+
+_REWARDS = [*TABLE, torch.tensor([[INF, 0.0]] * 3)]
+_MATRIX: list[Any] = ["a", None, NAN, torch.ones(2, 3), torch.full((1, 1), INF), torch.ones(1, 1, dtype=torch.complex64)]
+_MATRICES = dict.fromkeys(
+    ("A", "B", "noise_cov", "state_cost", "action_cost", "initial_mean", "initial_cov", "action_prior_cov"), _MATRIX
+)
+_HIDDEN_MATRICES = {**_MATRICES, "observation_matrix": _MATRIX, "observation_cov": _MATRIX}
+_DISTRIBUTION: list[Any] = [3, None, HALF]
+_SITE: list[Any] = [3, None]
+BOX = Box(-1.0, 1.0, (2,))
+_NETWORK = {"state_space": BOX, "action_size": 1}
+_PATHS: list[Any] = [3, None]
+_DATA: list[Any] = [3, None, "posterior.nc", {}]
+
+CALLS: dict[str, Call] = {
+    # models: every argument has a default, and a kind by its name or its annotation
+    **{f"models.{name}": Call(getattr(models, name)) for name in models.__all__},
+    **{f"models.families.{name}": Call(getattr(models.families, name)) for name in models.families.__all__},
+    # guides
+    "guides.BeliefPolicy": Call(
+        guides.BeliefPolicy, lambda: {"process": hidden()}, {"head": CALLABLE, "num_particles": COUNT}
+    ),
+    "guides.CategoricalPolicy": Call(guides.CategoricalPolicy, lambda: {"state_space": WORDS, "num_actions": 2}),
+    "guides.FactoredCategoricalPolicy": Call(
+        guides.FactoredCategoricalPolicy, lambda: {"state_space": WORDS, "sizes": (2, 2)}, {"sizes": SIZES}
+    ),
+    "guides.FlowPolicy": Call(guides.FlowPolicy, lambda: _NETWORK),
+    "guides.GaussianPolicy": Call(guides.GaussianPolicy, lambda: _NETWORK),
+    "guides.TanhGaussianPolicy": Call(guides.TanhGaussianPolicy, lambda: _NETWORK),
+    "guides.TanhGaussianMixturePolicy": Call(guides.TanhGaussianMixturePolicy, lambda: _NETWORK),
+    "guides.SteinSampler": Call(guides.SteinSampler, lambda: _NETWORK),
+    "guides.LinearGaussianPolicy": Call(guides.LinearGaussianPolicy, lambda: {"state_size": 2, "action_size": 1}),
+    "guides.TabularPolicy": Call(guides.TabularPolicy, lambda: {"num_states": 2, "num_actions": 2}),
+    "guides.RecurrentPolicy": Call(
+        guides.RecurrentPolicy, lambda: {"observation_space": WORDS, "action_space": WORDS}, {"head": CALLABLE}
+    ),
+    "guides.EnergyBasedPolicy": Call(
+        guides.EnergyBasedPolicy,
+        lambda: {
+            "q": torch.nn.Linear(1, 1), "sampler": None, "temperature": lambda: torch.ones(()), "state_dims": 1,
+            "action_size": 1,
+        },
+        {"q": [3, None, "q"], "sampler": [3, "stein"], "temperature": [3, None, "warm"], "state_dims": ["a", -1, True]},
+    ),  # fmt: skip
+    "guides.SoftmaxPolicy": Call(
+        guides.SoftmaxPolicy,
+        lambda: {"q": torch.nn.Linear(1, 1), "temperature": lambda: torch.ones(())},
+        {"q": [3, None, "q"], "temperature": [3, None, "warm"], "log_prior": CALLABLE, "sizes": SIZES},
+    ),
+    "guides.amortized_policy": Call(guides.amortized_policy, lambda: {"process": tables()}),
+    # processes
+    "TabularMDP": Call(
+        rlai.TabularMDP,
+        _tables,
+        {
+            "transition": TABLE, "reward": _REWARDS, "initial": TABLE, "action_prior": TABLE,
+            "terminal": ["none", 3, torch.ones(3), torch.ones(2, dtype=torch.bool)],
+        },
+    ),  # fmt: skip
+    "TabularMDP.from_gymnasium": Call(
+        rlai.TabularMDP.from_gymnasium, lambda: {"env_id": "FrozenLake-v1"}, {"env_id": [3, None, "Frozen", "CartPole-v1"]}
+    ),
+    "TabularMDP.from_successors": Call(
+        rlai.TabularMDP.from_successors,
+        lambda: {
+            "indices": torch.zeros(1, 1, 1, dtype=torch.int64), "probabilities": torch.ones(1, 1, 1),
+            "reward": torch.zeros(1, 1), "initial": torch.ones(1),
+        },
+        {
+            "indices": [3, "first", torch.ones(1, 1, 1), torch.full((1, 1, 1), 5)], "probabilities": TABLE,
+            "reward": _REWARDS, "initial": TABLE, "action_prior": TABLE, "terminal": ["none", 3, torch.ones(1)],
+        },
+    ),  # fmt: skip
+    "TabularPOMDP": Call(
+        rlai.TabularPOMDP,
+        _hidden_tables,
+        {
+            "transition": TABLE, "reward": _REWARDS, "initial": TABLE, "action_prior": TABLE, "observation": TABLE,
+            "terminal": ["none", 3, torch.ones(3), torch.ones(2, dtype=torch.bool)],
+        },
+    ),  # fmt: skip
+    "LinearGaussianMDP": Call(rlai.LinearGaussianMDP, _gaussian, {**_MATRICES, "drift": ["a", torch.ones(3), 1j]}),
+    "LinearGaussianPOMDP": Call(
+        rlai.LinearGaussianPOMDP, _hidden_gaussian, {**_HIDDEN_MATRICES, "drift": ["a", torch.ones(3), 1j]}
+    ),
+    "MarkovDecisionProcess": Call(rlai.MarkovDecisionProcess),
+    "MarkovDecisionProcess.rollout": Call(tables().rollout, lambda: {"policy": None, "num_trajectories": 2}),
+    "MarkovDecisionProcess.at_temperature": Call(tables().at_temperature, lambda: {"temperature": 1.0}),
+    "PartiallyObservedMDP": Call(rlai.PartiallyObservedMDP),
+    "GymnasiumProcess": Call(
+        rlai.GymnasiumProcess,
+        lambda: {"env_id": "CartPole-v1"},
+        {"env_id": [3, None, "Nowhere-v1"], "statistics": [3, "mean", {"mean": 3}]},
+    ),
+    "LearnedDynamics": Call(
+        rlai.LearnedDynamics,
+        lambda: {"state_space": BOX, "action_space": BOX},
+        {"reward": CALLABLE, "terminated": CALLABLE, "initial": [3, "here"]},
+    ),
+    "to_gymnasium": Call(rlai.to_gymnasium, lambda: {"process": tables()}),
+    "to_gymnasium_vector": Call(rlai.to_gymnasium_vector, lambda: {"process": tables(), "num_envs": 2}),
+    "Trajectories": Call(
+        rlai.Trajectories,
+        lambda: {name: getattr(draws(), name) for name in inspect.signature(rlai.Trajectories).parameters},
+        {
+            **dict.fromkeys(
+                ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors"),
+                [3, None, "a", torch.ones(7, 7)],
+            ),
+            "latents": [3, None], "observations": [3, "a"],
+        },
+    ),  # fmt: skip
+    "History": Call(
+        rlai.History, wrong={"observations": [3, None], "actions": [3, None], "batch_shape": [3, None, ("a",)]}
+    ),
+    # the language
+    "act": Call(
+        rlai.act, lambda: {"name": "a", "state": 0, "prior": dist.Bernoulli(0.5)}, {"name": _SITE, "prior": _DISTRIBUTION},
+        leave=("state",),
+    ),  # fmt: skip
+    "observe": Call(
+        rlai.observe, lambda: {"name": "a", "distribution": dist.Bernoulli(0.5)},
+        {"name": _SITE, "distribution": _DISTRIBUTION},
+    ),  # fmt: skip
+    "reward": Call(
+        rlai.reward,
+        lambda: {"name": "a", "value": 1.0},
+        {
+            "name": _SITE, "value": ["much", None, NAN, INF, 1j, torch.tensor(INF)],
+            "temperature": ["a", 0.0, -1.0, NAN, INF, 1j, None],
+        },
+    ),  # fmt: skip
+    "terminate": Call(rlai.terminate, lambda: {"done": True}, {"done": [None, "yes", 1j, 0.5, torch.ones(2)]}),
+    "steps": Call(
+        lambda *args, **kwargs: list(rlai.steps(*args, **kwargs)),
+        lambda: {"horizon": 2},
+        {"horizon": ["a", -1, 2.5, True, NAN, None], "like": [3, "a"]},
+    ),
+    "follow": Call(rlai.follow, lambda: {"program": models.corridor(), "policy": abs}),
+    "simulate": Call(rlai.simulate, lambda: {"program": models.corridor()}),
+    "survival": Call(rlai.survival, lambda: {"program": models.corridor()}),
+    "given_return": Call(
+        rlai.given_return, lambda: {"program": models.corridor(), "at_least": 1.0}, {"at_least": ["much", NAN, 1j, None]}
+    ),
+    # readings
+    "posterior": Call(rlai.posterior, lambda: {"process": tables()}),
+    "estimate_elbo": Call(rlai.estimate_elbo, of_process()),
+    "estimate_log_evidence": Call(rlai.estimate_log_evidence, lambda: {"process": tables()}),
+    "trajectory_kl": Call(rlai.trajectory_kl, of_process()),
+    "compare": Call(rlai.compare, of_process(num_trajectories=2)),
+    "compare_gradients": Call(
+        rlai.compare_gradients,
+        lambda: {"process": tables(), "policy": guide(), "num_trajectories": 4, "num_blocks": 2},
+        {"policy": [3, None, "uniform", abs]},
+    ),
+    "fit": Call(
+        rlai.fit,
+        lambda: {"process": tables(), "policy": guide(), "steps": 1, "progress": False},
+        {
+            "policy": [3, None, "uniform", abs], "steps": COUNT, "eta": POSITIVE, "epsilon": POSITIVE,
+            "teacher": CALLABLE, "behavior": CALLABLE, "tempering": POSITIVE, "callback": [3, "print"], "n": COUNT,
+        },
+    ),  # fmt: skip
+    "TrajectoryELBO": Call(
+        rlai.TrajectoryELBO, wrong={"n": COUNT, "projection": [3, "em"], "behavior": CALLABLE}
+    ),
+    # exact
+    "exact.plan": Call(exact.plan, of_mdp()),
+    "exact.evaluate": Call(exact.evaluate, of_mdp(policy=None), {"policy": [3, "a", torch.ones(7)]}),
+    "exact.elbo": Call(exact.elbo, of_mdp(policy=None), {"policy": [3, "a", torch.ones(7)]}),
+    "exact.expected_return": Call(exact.expected_return, of_mdp(policy=None), {"policy": [3, "a", torch.ones(7)]}),
+    "exact.occupancy": Call(exact.occupancy, of_mdp(policy=None), {"policy": [3, "a", torch.ones(7)]}),
+    "exact.optimal_elbo": Call(exact.optimal_elbo, of_mdp()),
+    "exact.log_evidence": Call(exact.log_evidence, of_mdp()),
+    "exact.posterior_return": Call(exact.posterior_return, of_mdp()),
+    "exact.posterior_occupancy": Call(exact.posterior_occupancy, of_mdp()),
+    "exact.sample_posterior": Call(exact.sample_posterior, of_mdp(num_draws=2)),
+    "exact.trajectory_kl": Call(exact.trajectory_kl, of_mdp(policy=None), {"policy": [3, "a", torch.ones(7)]}),
+    "exact.optimal_prior": Call(exact.optimal_prior, of_mdp(), {"tolerance": POSITIVE}),
+    "exact.enumerate_trajectories": Call(
+        exact.enumerate_trajectories, of_mdp(), {"limit": COUNT, "policy": [3, "a", torch.ones(7)]}
+    ),
+    "exact.backward_step": Call(
+        exact.backward_step, of_mdp(soft_v=torch.zeros(3).double()),
+        {"soft_v": [3, "a", None, torch.ones(7), torch.zeros(3, dtype=torch.complex64)]},
+    ),  # fmt: skip
+    "exact.belief": Call(
+        exact.belief,
+        lambda: {"pomdp": hidden(), "observations": torch.zeros(2, dtype=torch.int64), "actions": torch.zeros(1).long()},
+        {"pomdp": PROCESS, "observations": [3, "a", None, torch.ones(2)], "actions": [3, "a", None, torch.ones(7).long()]},
+    ),
+    # planners, learners and what is learned
+    "MPPIPlanner": Call(
+        rlai.MPPIPlanner, lambda: {"process": models.pendulum(horizon=3), "look_ahead": 2, "num_samples": 4},
+        {"look_ahead": COUNT, "proposal": CALLABLE, "iterations": COUNT, "scale": POSITIVE, "elites": COUNT},
+    ),  # fmt: skip
+    "SMCPlanner": Call(
+        rlai.SMCPlanner, lambda: {"process": tables(), "look_ahead": 2, "num_particles": 4},
+        {"look_ahead": COUNT, "proposal": CALLABLE},
+    ),  # fmt: skip
+    "SoftPolicyIteration": Call(rlai.SoftPolicyIteration, of_mdp()),
+    "SoftPolicyIteration.learn": Call(
+        rlai.SoftPolicyIteration(tables().replace(horizon=None, discount=0.5)).learn, dict, {"tolerance": POSITIVE}
+    ),
+    "learn_offline": Call(
+        rlai.learn_offline,
+        lambda: {"dataset": draws(), "observation_space": Discrete(3), "action_space": Discrete(2), "num_updates": 1},
+        {
+            "dataset": [3, None, [], ["a"]], "env": [3, "Nowhere-v1"], "expectile": CHANCE, "largest_weight": POSITIVE,
+            "kl_improvement": POSITIVE, "batch_size": COUNT, "target_average": CHANCE, "compile": [3, "yes"],
+            "report_every": COUNT, "evaluate_every": COUNT, "evaluate_episodes": COUNT, "policy": [3, "a", abs],
+        },
+    ),  # fmt: skip
+    # reasoning and exploration
+    "satisfice": Call(rlai.satisfice, of_mdp(epsilon=0.1), {"epsilon": CHANCE}),
+    "rationality_curve": Call(rlai.rationality_curve, of_mdp()),
+    "hyperbolic_policy": Call(
+        rlai.hyperbolic_policy, of_mdp(), {"k": ["a", -1.0, NAN, INF, 1j, torch.ones(2)], "discount": [3, "a"]}
+    ),
+    "worst_case": Call(
+        rlai.worst_case,
+        of_mdp(policy=None),
+        {"reward_budget": [*NUMBER, -1.0], "dynamics_budget": [*NUMBER, -1.0], "policy": [3, "a", torch.ones(7)]},
+    ),
+    "infer_agent": Call(
+        rlai.infer_agent, lambda: {"family": tables, "demonstrations": draws()},
+        {"demonstrations": [3, None, "seen", []]},
+    ),  # fmt: skip
+    "infer_dynamics": Call(
+        rlai.infer_dynamics,
+        lambda: {"family": models.families.bandit(), "trajectories": models.bandit().rollout(None, 2)},
+        {"trajectories": [3, None, "seen", []]},
+    ),
+    "explore": Call(
+        rlai.explore,
+        lambda: {"family": models.families.bandit(), "truth": models.bandit(), "num_episodes": 1},
+        {"truth": PROCESS, "transition_term": CHOICE, "reward_range": POSITIVE, "max_beliefs": COUNT},
+    ),
+    "bayes_adaptive": Call(
+        rlai.bayes_adaptive, lambda: {"family": models.families.bandit()}, {"max_beliefs": COUNT}
+    ),
+    "ConjugatePosterior.of": Call(rlai.ConjugatePosterior.of, lambda: {"family": models.families.bandit()}),
+    # files, and looking
+    "load_run": Call(
+        rlai.load_run, lambda: {"folder": "nowhere"}, {"folder": [*_PATHS, "nowhere"]},
+        leave=("env", "allow_changed", "best", "device"),
+    ),  # fmt: skip
+    "inspect.diagnose": Call(diagnose, lambda: {"data": data()}, {"data": _DATA}),
+    "inspect.from_trajectories": Call(
+        from_trajectories,
+        lambda: {"chains": draws()},
+        {
+            "chains": [3, None, "a", []], "log_weight": [3, "a", torch.ones(7)], "proposal_log_weight": [3, "a"],
+            "prior": [3, "a"], "problem": [3, None], "statistics": [3, "a", {"mine": torch.ones(7)}],
+            "observed": [3, "a"], "state_names": [3, ["a"]], "action_names": [3, ["a"]],
+        },
+    ),  # fmt: skip
+    "inspect.save_posterior": Call(
+        save_posterior, lambda: {"data": data(), "path": "/nowhere/a.nc"}, {"data": _DATA, "path": _PATHS}
+    ),
+    "inspect.load_posterior": Call(load_posterior, lambda: {"path": "a.nc"}, {"path": [*_PATHS, "nowhere.nc"]}),
+    "inspect.foresee": Call(foresee, lambda: {"agent": 3}, {"agent": [3, None, "agent"]}, leave=("num_steps", "every", "num_draws", "seed")),
+}
+_LEARNERS = (rlai.SoftActorCritic, rlai.SoftQLearning, rlai.MPO, rlai.ModelBasedAgent)
+_OPTIONS: dict[str, list[Any]] = {
+    "env": [3, None, "Nowhere-v1", {}],
+    "temperature": ["warm", 0.0, -1.0, NAN, INF, 1j, True, [1.0]],
+    "env_kwargs": [3, "a"],
+    "policy": [3, "a", abs],
+    "critic": [3, "a", abs],
+    "compile": [3, "yes", None],
+    "memory": ["lstm", 3],
+    "priority_exponent": [*NUMBER, -1.0],
+    "importance_exponent": CHANCE,
+    "target_entropy": NUMBER,
+    "target_return": NUMBER,
+    "exploration_noise": [*NUMBER, -1.0],
+    "updates_per_step": POSITIVE,
+    "initial_temperature": POSITIVE,
+    "value_bound": POSITIVE,
+    "action_scale": POSITIVE,
+    "adam_beta": [*NUMBER, -0.1, 1.0],
+    "target_average": CHANCE,
+    "real_share": CHANCE,
+    "burn_in": ["a", -1, 1.5, True],
+    "reward_function": [3, "a"],
+    "dtype": [*DTYPE, torch.float16],
+}
+CALLS |= {
+    learner.__name__: Call(learner, lambda: {"env": "CartPole-v1"}, _OPTIONS) for learner in _LEARNERS
+}
+_PLOTTED: list[Any] = [3, None, "a"]
+CALLS |= {
+    f"inspect.plots.{name}": Call(
+        getattr(plots, name),
+        lambda: {},
+        {next(iter(inspect.signature(getattr(plots, name)).parameters)): _PLOTTED},
+        leave=tuple(inspect.signature(getattr(plots, name)).parameters)[1:],
+    )
+    for name in plots.__all__
+    if name.startswith("plot_")
+}  # fmt: skip
+
+
+def kind_of(call: Call, parameter: inspect.Parameter) -> list[Any] | None:
+    """Returns what an argument must not be: by the call, its name, or its annotation; None if nothing says it."""
+    name, annotation = parameter.name, str(parameter.annotation)
+    if isinstance(parameter.annotation, type):
+        annotation = parameter.annotation.__name__
+    wrong = call.wrong.get(name)
+    if wrong is None:
+        wrong = CHANCE if name in CHANCES else KINDS.get(name)
+    if wrong is None and annotation.startswith(("bool", "'bool")):
+        wrong = FLAG
+    if wrong is None and "int" in annotation and "Sequence" not in annotation and "tuple" not in annotation:
+        wrong = COUNT
+    if wrong is None and annotation.startswith(("float", "'float")):
+        wrong = NUMBER
+    if wrong is None and "Literal" in annotation:
+        wrong = CHOICE
+    if wrong is None and "hidden_sizes" in name:
+        wrong = SIZES
+    if wrong is None and annotation.startswith(("collections.abc.", "tuple", "torch.Tensor", "Sequence")):
+        wrong = [3, "a", [1j]]
+    if wrong is not None and not {"None", "Optional"} & set(re.findall(r"\w+", annotation)):
+        wrong = [*wrong, None] if parameter.default is not None and not any(each is None for each in wrong) else wrong
+    return wrong
+
+
+def wrong_calls(name: str) -> Iterator[tuple[str, Any]]:
+    """Yields each argument of a function with each value that it must not have."""
+    call = CALLS[name]
+    parameters = inspect.signature(_signature_of(call.function)).parameters.values()
+    for parameter in parameters:
+        if parameter.name in call.leave or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        for value in kind_of(call, parameter) or ():
+            yield parameter.name, value
+
+
+def _signature_of(function: Any) -> Any:
+    return rlai.steps if getattr(function, "__name__", "") == "<lambda>" else function
+
+
+MENDS = re.compile(r"\bmust\b|\bgive\b|\buse\b|\bneeds?\b|\bpass\b|\bchoose\b|\bleave\b|\bmake\b|\bset\b|\bcheck\b|\bno file\b|\bno run\b")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_calls_are_named(name: str) -> None:
+    missed = []
+    for argument, value in wrong_calls(name):
+        said = how_refused(CALLS[name], argument, value)
+        if said is not None:
+            missed.append(f"{argument}={value!r:.60}: {said}")
+    assert not missed, "\n".join(missed)
+
+
+def how_refused(call: Call, argument: str, value: Any) -> str | None:
+    """Returns what is wrong with the way in which a wrong call is refused; None if it is as it should be."""
+    try:
+        call.function(**{**call.given(), argument: value})
+    except (ValueError, TypeError) as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        place = Path(frame.tb_frame.f_code.co_filename) if frame is not None else ROOT
+        if not re.search(rf"(\b|--){argument.replace('_', '[_-]')}(\b|_)", str(error)):
+            return f"not named: {type(error).__name__}: {error!s:.150}"
+        if not MENDS.search(str(error)):
+            return f"no mend: {error!s:.150}"
+        return None if place.is_relative_to(ROOT) else f"from deep inside: {place.name}: {error!s:.150}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error!s:.150}"
+    return "accepted"
