@@ -88,15 +88,17 @@ def _read(parameters: Sequence[inspect.Parameter], function: Any) -> dict[str, C
         name, annotation = parameter.name, parameter.annotation
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
+        if annotation is parameter.empty:
+            continue
         if isinstance(annotation, str):
             try:
                 annotation = eval(annotation, function.__globals__)
             except (NameError, AttributeError):  # what only type checkers import
-                continue
-        kind = _kind_of(annotation)
+                pass
+        kind = _named(annotation) if isinstance(annotation, str) else _kind_of(annotation)
         if kind is None:
             continue
-        parts = {annotation, *get_args(annotation)}
+        parts = (annotation, *get_args(annotation))
         further = next((check for (end, type_), check in _RANGES.items() if name.endswith(end) and type_ in parts), None)
         checks[name] = _check_of(kind, further, optional=type(None) in parts)
     return checks
@@ -142,6 +144,8 @@ def _kind_of(annotation: Any) -> _Kind | None:
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is np.ndarray:
+        return _PLAIN[np.ndarray]
     if origin in (Union, types.UnionType):
         return _union(parts)
     if origin is Literal:
@@ -194,13 +198,13 @@ def _several(origin: Any, parts: tuple[Any, ...]) -> _Kind:
 
     each = [kind.words.removeprefix("a ").removeprefix("an ") for kind in entries if kind is not None]
     if fixed:
-        return _Kind(f"{len(parts)} of {each[0]}s" if each else f"a tuple of {len(parts)}", holds)
+        return _Kind(f"{'a pair' if len(parts) == 2 else len(parts)} of {each[0]}s" if each else f"a tuple of {len(parts)}", holds)
     return _Kind(f"a sequence of {each[0]}s" if each else "a sequence", holds)
 
 
 def _instances(kind: type) -> _Kind:
     """Returns the kind of a class's instances, or of what has the methods of a protocol."""
-    words = _WORDS.get(kind.__name__, f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}")
+    words = _said(kind.__name__)
     if not getattr(kind, "_is_protocol", False):
         return _Kind(words, lambda value: isinstance(value, kind))
     wanted = [
@@ -212,7 +216,20 @@ def _instances(kind: type) -> _Kind:
     return _Kind(words, lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in wanted))
 
 
+def _named(annotation: str) -> _Kind | None:
+    """Returns the kind of the instances of a class that only type checkers import."""
+    name = annotation.rpartition(".")[2]
+    if not name.isidentifier():
+        return None
+    return _Kind(_said(name), lambda value: any(base.__name__ == name for base in type(value).__mro__))
+
+
+def _said(name: str) -> str:
+    return _WORDS.get(name, f"{'an' if name[0] in 'AEIO' else 'a'} {name}")
+
+
 _WORDS = {
+    "InferenceData": "ArviZ data, as rlai.posterior returns",
     "Policy": "a callable (state, t) -> Distribution",
     "SoftV": "a callable (state, t) -> V",
     "SoftQ": "a callable (state, t) -> Q",
@@ -270,6 +287,7 @@ _PLAIN: dict[Any, _Kind] = {
     float: _Kind("a finite number", _is_number),
     bool: _Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
     str: _Kind("a string", lambda value: isinstance(value, str)),
+    np.ndarray: _Kind("an array of real numbers", lambda value: isinstance(value, np.ndarray) and _is_real(value)),
     Tensor: _Kind("a tensor of real numbers", _is_real),
     torch.dtype: _Kind(
         "a floating-point type, such as torch.float64",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.agents import Learner
 from rl_as_inference.agents.checkpoint import MadeOtherwiseError
 from rl_as_inference.agents.made_again import make_agent
@@ -91,6 +92,7 @@ class Run:
         return load_posterior(path) if path.exists() else None
 
 
+@checked
 def load_run(
     folder: str | Path,
     *,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import check_discount, check_temperature, holds
 from rl_as_inference.histories import Histories, History
 
 __all__ = ["Decision", "Rows", "Trajectories", "Transition", "discounts"]
@@ -19,6 +19,9 @@ def discounts(discount: float | Tensor, horizon: int, like: Tensor) -> Tensor:
         like = like.to(torch.get_default_dtype())
     gamma = torch.as_tensor(discount, dtype=like.dtype, device=like.device)
     return gamma ** torch.arange(horizon, dtype=like.dtype, device=like.device)
+
+
+_TENSORS = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,20 @@ class Trajectories:
     observed_first: bool = True
 
     def __post_init__(self) -> None:
+        for name in _TENSORS:
+            if not isinstance(value := getattr(self, name), Tensor):
+                raise ValueError(f"Trajectories: {name} must be a tensor, got {value!r:.80}")
+        if self.observations is not None and not isinstance(self.observations, Tensor):
+            raise ValueError(f"Trajectories: observations must be a tensor or None, got {self.observations!r:.80}")
+        if not isinstance(self.latents, dict):
+            raise ValueError(f"Trajectories: latents must be a dictionary of tensors, got {self.latents!r:.80}")
+        if not isinstance(self.observed_first, bool):
+            raise ValueError(f"Trajectories: observed_first must be True or False, got {self.observed_first!r:.80}")
+        # Tensors were looked at where they came from: on a GPU a look is a wait.
+        if not isinstance(self.temperature, Tensor) or self.temperature.dim() > 0 or self.temperature.is_complex():
+            check_temperature(self.temperature)
+        if not isinstance(self.discount, Tensor) or self.discount.dim() > 0 or self.discount.is_complex():
+            check_discount(self.discount)
         shape = self.rewards.shape
         for name in ("mask", "log_prior", "log_policy", "log_factors"):
             if getattr(self, name).shape != shape:
@@ -66,6 +83,11 @@ class Trajectories:
                     f"Trajectories: {name} must have the shape of rewards, {tuple(shape)} (time, "
                     f"trajectory), got {tuple(getattr(self, name).shape)}"
                 )
+        if self.states.dim() < 2 or self.states.shape[1:2] != shape[1:] or len(self.states) - shape[0] not in (0, 1):
+            raise ValueError(
+                f"Trajectories: states must begin with (time + 1, trajectory) = ({shape[0] + 1}, {shape[1]}), or with "
+                f"time alone where a program names no last state, got {tuple(self.states.shape)}"
+            )
         if self.actions.shape[:2] != shape:
             raise ValueError(
                 f"Trajectories: actions must begin with (time, trajectory) = {tuple(shape)}, got "

@@ -59,6 +59,9 @@ KINDS: dict[str, list[Any]] = {
     "mdp": PROCESS,
     "policy": CALLABLE,
     "critic": [3, "soft", {}],
+    "near": ["Thai", 3, None],
+    "map_name": ["5x5", 3, None],
+    "start": [],
     "estimator": CHOICE,
     "method": CHOICE,
     "dynamics": CHOICE,
@@ -72,7 +75,7 @@ KINDS: dict[str, list[Any]] = {
     "state_space": SPACE,
     "action_space": SPACE,
     "observation_space": SPACE,
-    "family": [3, "bandit", lambda: 3],
+    "family": [3, "bandit"],
     "program": [3, "corridor"],
     "prior": CALLABLE,
     "log_scale_bounds": [3, (1.0, 0.0), ("a", "b"), (NAN, 1.0), (1.0,)],
@@ -306,7 +309,7 @@ CALLS: dict[str, Call] = {
     "compare": Call(rlai.compare, of_process(num_trajectories=2)),
     "compare_gradients": Call(
         rlai.compare_gradients,
-        lambda: {"process": tables(), "policy": guide(), "num_trajectories": 4, "num_blocks": 2},
+        lambda: {"process": tables(), "policy": guide(), "num_trajectories": 20, "num_blocks": 10},
         {"policy": [3, None, "uniform", abs]},
     ),
     "fit": Call(
@@ -375,7 +378,7 @@ CALLS: dict[str, Call] = {
     ),
     "worst_case": Call(
         rlai.worst_case,
-        of_mdp(policy=None),
+        of_mdp(policy=None, reward_budget=0.1),
         {"reward_budget": [*NUMBER, -1.0], "dynamics_budget": [*NUMBER, -1.0], "policy": [3, "a", torch.ones(7)]},
     ),
     "infer_agent": Call(
@@ -398,7 +401,7 @@ CALLS: dict[str, Call] = {
     "ConjugatePosterior.of": Call(rlai.ConjugatePosterior.of, lambda: {"family": models.families.bandit()}),
     # files, and looking
     "load_run": Call(
-        rlai.load_run, lambda: {"folder": "nowhere"}, {"folder": [*_PATHS, "nowhere"]},
+        rlai.load_run, lambda: {"folder": "nowhere"}, {"folder": _PATHS},
         leave=("env", "allow_changed", "best", "device"),
     ),  # fmt: skip
     "inspect.diagnose": Call(diagnose, lambda: {"data": data()}, {"data": _DATA}),
@@ -445,11 +448,19 @@ _OPTIONS: dict[str, list[Any]] = {
 CALLS |= {
     learner.__name__: Call(learner, lambda: {"env": "CartPole-v1"}, _OPTIONS) for learner in _LEARNERS
 }
+
+
+def _plotted(function: Any) -> Callable[[], dict[str, Any]]:
+    """Returns arguments for those that a plot cannot do without; its first is the one that is wrong."""
+    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    return lambda: dict.fromkeys(needed[1:], [1.0])
+
+
 _PLOTTED: list[Any] = [3, None, "a"]
 CALLS |= {
     f"inspect.plots.{name}": Call(
         getattr(plots, name),
-        lambda: {},
+        _plotted(getattr(plots, name)),
         {next(iter(inspect.signature(getattr(plots, name)).parameters)): _PLOTTED},
         leave=tuple(inspect.signature(getattr(plots, name)).parameters)[1:],
     )

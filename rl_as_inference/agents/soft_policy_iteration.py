@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import TableCritic
@@ -40,6 +41,7 @@ class SoftPolicyIteration:
         (2.4805, 2.4805)
     """
 
+    @checked
     def __init__(self, mdp: TabularMDP) -> None:
         if not isinstance(mdp, TabularMDP):
             raise ValueError(
@@ -58,6 +60,7 @@ class SoftPolicyIteration:
         return TableCritic(self._evaluate().soft_v, stationary=self.mdp.horizon is None)
 
     @torch.no_grad()
+    @checked
     def learn(self, num_iterations: int | None = None, *, tolerance: float | None = None) -> Plan:
         """Iterates to the fixed point, and returns the values of the policy reached.
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.compare.comparison_table import ActionRule, Comparison
@@ -52,6 +53,7 @@ _OF_POLICY = (
 _EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap", "information_gap")
 
 
+@checked
 def compare(
     process: Problem,
     policy: Policy | None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.nouns import ExactPolicy, Process
 from rl_as_inference.processes.tabular import TabularMDP
@@ -58,6 +59,7 @@ def count_trajectories(mdp: TabularMDP) -> int:
     return int(count[mdp.initial_probabilities.cpu() > 0].sum())
 
 
+@checked
 def enumerate_trajectories(mdp: Process, policy: ExactPolicy = None, *, limit: int = LIMIT) -> Enumeration:
     """Returns every trajectory with its probability under the prior, the policy and the target.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.exact_draws import exact_inference_data, warn_of_untouched
@@ -69,6 +70,7 @@ class UnknownDynamics(Density[Transitions]):
         return 1, len(shown.tally)
 
 
+@checked
 def infer_dynamics(
     family: Callable[[], Any],
     trajectories: Any,

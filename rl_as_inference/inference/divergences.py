@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
@@ -33,6 +34,7 @@ _SINGLE_RUNS = 1000
 
 
 @torch.no_grad()
+@checked
 def trajectory_kl(
     process: Problem,
     policy: ExactPolicy,

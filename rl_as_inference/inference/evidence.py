@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
@@ -20,6 +21,7 @@ __all__ = ["EvidenceMethod", "estimate_log_evidence"]
 EvidenceMethod = Literal["exact", "importance", "smc", "annealed"]
 
 
+@checked
 def estimate_log_evidence(
     process: Problem,
     policy: Policy | None = None,

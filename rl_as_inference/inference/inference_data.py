@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def import_arviz() -> Any:
     return arviz
 
 
+@checked
 def from_trajectories(
     chains: Trajectories | Sequence[Trajectories],
     *,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.inference.inference_data import from_trajectories
@@ -36,6 +37,7 @@ Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
 _PROPOSALS_PER_DRAW = 10
 
 
+@checked
 def posterior(
     process: Problem,
     policy: Policy | None = None,

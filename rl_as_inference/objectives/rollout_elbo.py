@@ -2,6 +2,7 @@
 
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import as_process
@@ -10,6 +11,7 @@ __all__ = ["Estimate", "estimate_elbo"]
 
 
 @torch.no_grad()
+@checked
 def estimate_elbo(process: Problem, policy: Policy | None, num_trajectories: int = 4096) -> Estimate:
     """Returns the ELBO of ``policy`` by rollouts, in nats.
 

@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least, check_temperature
 from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
@@ -73,6 +74,7 @@ class GymnasiumProcess:
     has_uniform_prior = True
     has_exact_answers = False
 
+    @checked
     def __init__(
         self,
         env_id: EnvironmentLike,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import (
+    below_infinity,
     check_at_least,
     check_discount,
     check_horizon,
@@ -158,7 +159,7 @@ class MarkovDecisionProcess(InSpaces):
         for t in steps(horizon, self.discount, markov=markov, like=like):
             done = self.terminated(state)
             if done is not None:
-                terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
+                terminate(torch.as_tensor(done, device=state.device).bool(), absorbing=self.absorbing)
             seen, prior = self._seen_by_program(state, action, t)
             action = self._own_action(act(f"action_{t}", seen, self._ask_of_prior(prior)))
             transition = self.transition(state, action)
@@ -319,9 +320,11 @@ class MarkovDecisionProcess(InSpaces):
             earned = torch.where(alive, earned, 0.0)
             if not moves:
                 after = torch.where(alive.reshape(alive.shape + (1,) * (own.dim() - alive.dim())), after, own)
-        for what, value in (("reward", earned), ("transition", after)):
-            if value.is_floating_point() and not has_no_nan(value.detach()):
-                raise ValueError(f"{what} is NaN at step {t}; check {what}() of {type(self).__name__}")
+        if not below_infinity(earned.detach()):
+            what = "NaN" if bool(earned.isnan().any()) else "+inf, which no trajectory can weigh,"
+            raise ValueError(f"reward is {what} at step {t}; check reward() of {type(self).__name__}")
+        if after.is_floating_point() and not has_no_nan(after.detach()):
+            raise ValueError(f"transition is NaN at step {t}; check transition() of {type(self).__name__}")
         return Transition(self._counted(self._held(after, t)), earned, alive)
 
     def rollout(self, policy: Policy | None, num_trajectories: int, *, pathwise: bool = False) -> Trajectories:
@@ -343,6 +346,8 @@ class MarkovDecisionProcess(InSpaces):
         """
         horizon = self.finite_horizon("rollout")
         check_at_least("num_trajectories", num_trajectories)
+        if not isinstance(pathwise, bool):
+            raise ValueError(f"pathwise must be True or False, got {pathwise!r}")
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         with unvalidated():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.checks import check_temperature
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
@@ -42,6 +43,7 @@ class RationalityCurve:
 
 
 @torch.no_grad()
+@checked
 def rationality_curve(mdp: exact.Solvable, temperatures: Any = None) -> RationalityCurve:
     """Returns return, entropy and information of the MaxEnt policy at each temperature.
 

@@ -6,6 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.nouns import ExactPolicy
@@ -48,6 +49,7 @@ class WorstCase:
     relaxed_return: float | None
 
 
+@checked
 def worst_case(
     mdp: TabularMDP, policy: ExactPolicy, *, reward_budget: float | None = None, dynamics_budget: float | None = None
 ) -> WorstCase:

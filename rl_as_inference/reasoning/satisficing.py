@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
@@ -54,6 +55,7 @@ class Satisficing:
 
 
 @torch.no_grad()
+@checked
 def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     """Returns the policy of most entropy among those that are good enough.
 

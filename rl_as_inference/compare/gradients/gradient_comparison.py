@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference import exact
 from rl_as_inference.compare.critic_values import check_critic
 from rl_as_inference.compare.gradients.block_statistics import best_share, summarize
@@ -27,6 +28,7 @@ _PILOT = (100, 50)
 """Blocks, and trajectories in each, from which mixtures take their shares."""
 
 
+@checked
 def compare_gradients(
     process: Problem,
     policy: Policy,

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.inspect.plots.from_data import state_paths
-from rl_as_inference.style import new_axes, tidy, whole_numbers
+from rl_as_inference.style import Numbers, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["plot_occupancy"]
 
 
+@checked
 def plot_occupancy(
-    visits: Any,
+    visits: Numbers,
     *,
     layout: Any = None,
     ax: "Axes | None" = None,
