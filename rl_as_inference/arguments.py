@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_count, check_discount, check_horizon, check_temperature, is_deferred
 
-__all__ = ["checked"]
+__all__ = ["check_device", "checked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -270,6 +270,12 @@ def _is_real(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return isinstance(value, list | tuple) and all(isinstance(each, Real) or _is_real(each) for each in value)
+
+
+def check_device(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is a device that there is."""
+    if not _is_device(value):
+        raise ValueError(f"{name} must be {_PLAIN[torch.device].words}, got {value!r:.80}")
 
 
 def _is_device(value: Any) -> bool:

@@ -293,7 +293,7 @@ CALLS: dict[str, Call] = {
     "steps": Call(
         lambda *args, **kwargs: list(rlai.steps(*args, **kwargs)),
         lambda: {"horizon": 2},
-        {"horizon": ["a", -1, 2.5, True, NAN, None], "like": [3, "a"]},
+        {"horizon": ["a", -1, 2.5, True, NAN, None], "like": [3, "a"], "discount": ["a", -0.1, 1.1, NAN, 1j, None]},
     ),
     "follow": Call(rlai.follow, lambda: {"program": models.corridor(), "policy": abs}),
     "simulate": Call(rlai.simulate, lambda: {"program": models.corridor()}),
@@ -489,7 +489,7 @@ def kind_of(call: Call, parameter: inspect.Parameter) -> list[Any] | None:
         wrong = SIZES
     if wrong is None and annotation.startswith(("collections.abc.", "tuple", "torch.Tensor", "Sequence")):
         wrong = [3, "a", [1j]]
-    if wrong is not None and not {"None", "Optional"} & set(re.findall(r"\w+", annotation)):
+    if wrong is not None and not {"None", "NoneType", "Optional"} & set(re.findall(r"\w+", annotation)):
         wrong = [*wrong, None] if parameter.default is not None and not any(each is None for each in wrong) else wrong
     return wrong
 

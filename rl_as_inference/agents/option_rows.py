@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rl_as_inference.arguments import check_device
 from rl_as_inference.checks import check_count, check_positive, check_share, check_temperature
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "below_one",
     "compile",
+    "device",
     "dtype",
     "env_kwargs",
     "function",
@@ -96,4 +98,5 @@ def env_kwargs(name: str, value: Any) -> None:
 
 
 zero_or_share: Check = check_share
+device: Check = check_device
 SEVERAL: Check = partial(check_count, least=2)

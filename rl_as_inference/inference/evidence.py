@@ -78,11 +78,14 @@ def estimate_log_evidence(
     process = as_process(process)
     check_whole_plates(process)
     in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
+    asked = method
     if method is None:
         method = "exact" if exact.is_available(process) else "smc" if in_parts else "importance"
     check_look_ahead(critic, method)
     if num_proposals is not None and method != "importance":
         raise ValueError(f"num_proposals is of method='importance', and method is {method!r}; leave one out")
+    if policy is not None and (asked == "exact" or method == "annealed"):
+        raise ValueError(f"policy is a proposal, and method={method!r} has none; leave it out")
     if method == "exact":
         with torch.no_grad():
             return Estimate(float(exact.log_evidence(process)), 0.0)
@@ -93,7 +96,5 @@ def estimate_log_evidence(
         proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
         weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats)
     else:
-        if policy is not None:
-            raise ValueError("policy is a proposal, and method='annealed' starts from the action prior; leave it out")
         weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)

@@ -89,7 +89,7 @@ def posterior(
         critic: of ``smc``, ``(state, t) -> V`` in reward units.
 
     Raises:
-        ValueError: for an unknown method, a number < 1 or one that is none of the method's, a process the method
+        ValueError: for an unknown method, a number < 1, a number or a policy that is none of the method's, a process the method
             cannot treat, or, but for ``guide``, a program with a subsampled plate.
 
     Example:
@@ -102,6 +102,13 @@ def posterior(
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
     _check_numbers(method, num_draws, num_particles, num_proposals)
+    if policy is not None and method in ("exact", "annealed", "nuts"):
+        raise ValueError(
+            f"policy is no part of method={method!r}, whose draws are of the posterior whatever proposes; leave it out, "
+            f"or use 'guide', 'importance' or 'smc'"
+        )
+    if dynamics != "posterior" and method != "exact":
+        raise ValueError(f"dynamics={dynamics!r} is of method='exact', and method is {method!r}; leave one out")
     check_look_ahead(critic, method)
     process = as_process(process)
     if method in ("importance", "smc", "nuts"):  # the others that weigh need a process in parts
@@ -125,10 +132,6 @@ def posterior(
                 process, method, draws, num_draws, prior=prior, kl_to_posterior=_kl_to_posterior(process, policy)
             )
         if method == "annealed":
-            if policy is not None:
-                raise ValueError(
-                    "policy is no part of method='annealed', which starts from the action prior; leave it out"
-                )
             run = repeated_annealing(process, particles)
             least = float(run.acceptance[1:].min())
             return _resampled(process, method, run.draws, num_draws, least_acceptance=least)

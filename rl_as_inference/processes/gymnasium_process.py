@@ -99,7 +99,12 @@ class GymnasiumProcess:
         self.temperature: float | Tensor = 1.0 if temperature is None else temperature
         self._parts = _Parts(horizon=horizon, discount=self.discount, temperature=self.temperature)
         self._limit = self._parts.horizon
-        self._envs = self.environments(num_envs=num_envs, seed=seed, masks="look" if action_masks else None)
+        try:
+            self._envs = self.environments(num_envs=num_envs, seed=seed, masks="look" if action_masks else None)
+        except ValueError as error:
+            if not str(error).startswith("env:"):
+                raise
+            raise ValueError(f"env_id{str(error).removeprefix('env')}; check it, and its package") from error
         limit = self._envs.max_episode_steps if self._limit is None else self._limit
         if limit is None:
             raise ValueError(
