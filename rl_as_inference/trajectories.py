@@ -10,7 +10,7 @@ from torch import Tensor
 from rl_as_inference.checks import check_discount, check_temperature, holds
 from rl_as_inference.histories import Histories, History
 
-__all__ = ["Decision", "Rows", "Trajectories", "Transition", "discounts"]
+__all__ = ["Decision", "Genealogy", "Rows", "Trajectories", "Transition", "discounts"]
 
 
 def discounts(discount: float | Tensor, horizon: int, like: Tensor) -> Tensor:
@@ -226,6 +226,26 @@ class Transition(NamedTuple):
     """Which trajectories took the step, bool ``(N,)``; None for all."""
 
 
+class Genealogy:
+    """Who descends from whom in a filter: of each step the ancestors, kept only where particles were resampled.
+
+    Whole trajectories are made of it once, at the end, and only those that are wanted (Jacob, Murray & Rubenthaler
+    2015, arXiv:1307.3180, keep their paths so).
+    """
+
+    def __init__(self, wanted: Tensor, ancestors: list[Tensor | None]) -> None:
+        self.wanted, self.ancestors = wanted, ancestors
+
+    def gathered(self, rows: list[Tensor]) -> Tensor:
+        """Returns the rows of the wanted particles' ancestors, ``(T, K, …)``, and lets go of each on the way."""
+        line, found = self.wanted, rows[0].new_empty(len(rows), len(self.wanted), *rows[0].shape[1:])
+        for t in reversed(range(len(rows))):
+            if (ancestors := self.ancestors[t]) is not None:
+                line = ancestors[line].long()
+            torch.index_select(rows.pop(), 0, line, out=found[t])
+        return found
+
+
 class Rows:
     """The rows of trajectories that are walked step by step, each of ``N`` trajectories."""
 
@@ -258,15 +278,15 @@ class Rows:
         final_state: Tensor,
         temperature: float | Tensor,
         discount: float | Tensor,
-        lines: list[Tensor] | None = None,
+        lines: "Genealogy | None" = None,
         seen: Any = None,
     ) -> Trajectories:
-        """Returns the trajectories.
+        """Returns the trajectories; the rows are let go of on the way, column by column.
 
         Args:
             final_state: after the last step, ``(N, *state)``, in the order of the answer.
             temperature, discount: of the process; a discount of 1 where survival was drawn.
-            lines: for each step, which of its rows belong to the trajectories of the answer; None for all, in order.
+            lines: who descends from whom, where rows were resampled; None for all, in order.
             seen: what a policy may look at after the last step; a :class:`History` where the state is hidden.
 
         Raises:
@@ -274,7 +294,9 @@ class Rows:
         """
 
         def column(rows: list[Tensor]) -> Tensor:
-            return torch.stack(rows if lines is None else [row[line] for row, line in zip(rows, lines, strict=True)])
+            found = torch.stack(rows) if lines is None else lines.gathered(rows)
+            rows.clear()
+            return found
 
         mask, rewards = column(self.mask), column(self.rewards)
         log_prior, log_policy = column(self.log_prior), torch.where(mask, column(self.log_policy), 0.0)

@@ -94,7 +94,9 @@ def estimate_log_evidence(
     elif method == "smc":
         process = filtered_process(process, policy)
         proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
-        weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats)
+        weighted = repeated_filters(
+            process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats, num_draws=1
+        )
     else:
         weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)

@@ -213,6 +213,8 @@ def _of_shape(name: str, values: Any, shape: tuple[int, int]) -> Any:
 
 def _over_draws(tables: list[Tensor]) -> Any:
     """Returns ``(chain, draw, time, …)`` from time-major ``(time, draw, …)``."""
+    if len(tables) == 1:  # nothing to copy
+        return _numpy(tables[0].transpose(0, 1)[None])
     return _stack([table.transpose(0, 1) for table in tables])
 
 

@@ -138,7 +138,7 @@ def posterior(
         if method == "smc":
             filtered = filtered_process(process, policy)
             proposal, look_ahead = proposal_and_look_ahead(filtered, policy, critic)
-            filters = repeated_filters(filtered, proposal, particles, critic=look_ahead)
+            filters = repeated_filters(filtered, proposal, particles, critic=look_ahead, num_draws=num_draws)
             if filtered is not process and isinstance(process, PartiallyObservedMDP):
                 filters = replace(filters, trajectories=process.with_observations(filters.trajectories))
             return _resampled(process, method, filters, num_draws)
@@ -173,7 +173,7 @@ def _resampled(
     process: Process, method: Method, weighted: WeightedDraws, num_draws: int, **notes: Any
 ) -> "arviz.InferenceData":
     """Returns ``num_draws`` of weighted draws, by their weights."""
-    index = resample(weighted.log_weight, num_draws)
+    index = resample(weighted.log_weight if weighted.log_chance is None else weighted.log_chance, num_draws)
     return _data(
         process,
         method,
