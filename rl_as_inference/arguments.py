@@ -99,7 +99,9 @@ def _read(parameters: Sequence[inspect.Parameter], function: Any) -> dict[str, C
         if kind is None:
             continue
         parts = (annotation, *get_args(annotation))
-        further = next((check for (end, type_), check in _RANGES.items() if name.endswith(end) and type_ in parts), None)
+        further = next(
+            (check for (end, type_), check in _RANGES.items() if name.endswith(end) and type_ in parts), None
+        )
         checks[name] = _check_of(kind, further, optional=type(None) in parts)
     return checks
 
@@ -111,7 +113,9 @@ def _check_of(kind: _Kind, further: Check | None, *, optional: bool) -> Check:
                 shown = f"{value.dtype} of shape {tuple(value.shape)}"
             else:
                 shown = f"{value!r:.80}"
-            raise ValueError(f"{name} must be {kind.words}{';' if kind.words.startswith('one of') else ','} got {shown}")
+            raise ValueError(
+                f"{name} must be {kind.words}{';' if kind.words.startswith('one of') else ','} got {shown}"
+            )
 
     def check_range(name: str, value: Any) -> None:
         if value is not None and further is not None:
@@ -198,7 +202,10 @@ def _several(origin: Any, parts: tuple[Any, ...]) -> _Kind:
 
     each = [kind.words.removeprefix("a ").removeprefix("an ") for kind in entries if kind is not None]
     if fixed:
-        return _Kind(f"{'a pair' if len(parts) == 2 else len(parts)} of {each[0]}s" if each else f"a tuple of {len(parts)}", holds)
+        return _Kind(
+            f"{'a pair' if len(parts) == 2 else len(parts)} of {each[0]}s" if each else f"a tuple of {len(parts)}",
+            holds,
+        )
     return _Kind(f"a sequence of {each[0]}s" if each else "a sequence", holds)
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl_as_inference.arguments import checked
 from rl_as_inference.agents import Learner
 from rl_as_inference.agents.checkpoint import MadeOtherwiseError
 from rl_as_inference.agents.made_again import make_agent
 from rl_as_inference.agents.training import BEST, CHECKPOINT, evaluation_seed
+from rl_as_inference.arguments import checked
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.compare import Comparison
 from rl_as_inference.guides import amortized_policy

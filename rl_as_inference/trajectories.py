@@ -236,26 +236,59 @@ class Genealogy:
     def __init__(self, wanted: Tensor, ancestors: list[Tensor | None]) -> None:
         self.wanted, self.ancestors = wanted, ancestors
 
-    def gathered(self, rows: list[Tensor]) -> Tensor:
-        """Returns the rows of the wanted particles' ancestors, ``(T, K, …)``, and lets go of each on the way."""
+    def gathered(self, rows: "list[Tensor] | Block") -> Tensor:
+        """Returns the rows of the wanted particles' ancestors, ``(T, K, …)``."""
         line, found = self.wanted, rows[0].new_empty(len(rows), len(self.wanted), *rows[0].shape[1:])
         for t in reversed(range(len(rows))):
             if (ancestors := self.ancestors[t]) is not None:
                 line = ancestors[line].long()
-            torch.index_select(rows.pop(), 0, line, out=found[t])
+            torch.index_select(rows[t], 0, line, out=found[t])
         return found
 
 
-class Rows:
-    """The rows of trajectories that are walked step by step, each of ``N`` trajectories."""
+class Block:
+    """Rows in one tensor, of a walk whose length is known and that nobody differentiates.
 
-    def __init__(self) -> None:
-        self.states: list[Tensor] = []
-        self.actions: list[Tensor] = []
-        self.rewards: list[Tensor] = []
-        self.mask: list[Tensor] = []
-        self.log_prior: list[Tensor] = []
-        self.log_policy: list[Tensor] = []
+    Many rows of a megabyte each would leave the heap in pieces that are not given back.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length, self._count = length, 0
+        self._rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert self._rows is not None
+        return self._rows[: self._count][index]
+
+    def append(self, row: Tensor) -> None:
+        """Writes the next row."""
+        if self._rows is None:
+            self._rows = row.new_empty(self._length, *row.shape)
+        self._rows[self._count] = row
+        self._count += 1
+
+    def clear(self) -> None:
+        """Lets go of all."""
+        self._rows, self._count = None, 0
+
+
+class Rows:
+    """The rows of trajectories that are walked step by step, each of ``N`` trajectories.
+
+    Args:
+        horizon: the number of steps, of walks that resample and so have a :class:`Genealogy`; their rows stand in one
+            block.
+    """
+
+    def __init__(self, horizon: int | None = None) -> None:
+        def column() -> Any:
+            return [] if horizon is None else Block(horizon)
+
+        self.states, self.actions, self.rewards = column(), column(), column()
+        self.mask, self.log_prior, self.log_policy = column(), column(), column()
 
     def add(self, state: Tensor, action: Tensor, reward: Tensor, alive: Tensor | None, *logs: Tensor) -> None:
         """Adds a step: where it began, what was done, what it earned, who took it (None for all).

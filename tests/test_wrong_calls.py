@@ -1,4 +1,4 @@
-"""Wrong calls of every public function: each is refused by a ValueError or TypeError that names the argument and the mend.
+"""Wrong calls of every public function: each is a ValueError or TypeError that names the argument and the mend.
 
 The table is made from the signatures: for every public function a call that is right, and for each of its arguments
 whatever a value of that kind must not be (a word for a number, a bool for a count, what is negative, zero, NaN,
@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
-import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -43,7 +41,13 @@ CHOICE: list[Any] = ["other", 3, ["exact"]]
 DTYPE: list[Any] = ["float33", 3, torch.int64, torch.complex64, float]
 DEVICE: list[Any] = ["nowhere", 2.5, "cuda:99", []]
 PROCESS: list[Any] = [3, "FrozenLake", HALF, {"transition": HALF}]
-TABLE: list[Any] = ["a table", 3, torch.ones(5, 7), torch.ones(3, 2, 3) * NAN, torch.ones(3, 2, 3, dtype=torch.complex64)]
+TABLE: list[Any] = [
+    "a table",
+    3,
+    torch.ones(5, 7),
+    torch.ones(3, 2, 3) * NAN,
+    torch.ones(3, 2, 3, dtype=torch.complex64),
+]
 SPACE: list[Any] = [3, "Box", (2,), Box]
 
 KINDS: dict[str, list[Any]] = {
@@ -87,9 +91,18 @@ KINDS: dict[str, list[Any]] = {
     "mapping_seed": SEED,
 }
 CHANCES = {
-    "slip", "becomes_hungry", "cries_hungry", "cries_sated", "cries_to_song", "note_accuracy", "breaks", "spoils",
-    "reward_probability", "cue_validity", "accuracy",
-}  # fmt: skip
+    "slip",
+    "becomes_hungry",
+    "cries_hungry",
+    "cries_sated",
+    "cries_to_song",
+    "note_accuracy",
+    "breaks",
+    "spoils",
+    "reward_probability",
+    "cue_validity",
+    "accuracy",
+}
 
 
 class Call(NamedTuple):
@@ -159,7 +172,14 @@ def _hidden_gaussian() -> dict[str, Any]:
 
 
 _REWARDS = [*TABLE, torch.tensor([[INF, 0.0]] * 3)]
-_MATRIX: list[Any] = ["a", None, NAN, torch.ones(2, 3), torch.full((1, 1), INF), torch.ones(1, 1, dtype=torch.complex64)]
+_MATRIX: list[Any] = [
+    "a",
+    None,
+    NAN,
+    torch.ones(2, 3),
+    torch.full((1, 1), INF),
+    torch.ones(1, 1, dtype=torch.complex64),
+]
 _MATRICES = dict.fromkeys(
     ("A", "B", "noise_cov", "state_cost", "action_cost", "initial_mean", "initial_cov", "action_prior_cov"), _MATRIX
 )
@@ -196,11 +216,14 @@ CALLS: dict[str, Call] = {
     "guides.EnergyBasedPolicy": Call(
         guides.EnergyBasedPolicy,
         lambda: {
-            "q": torch.nn.Linear(1, 1), "sampler": None, "temperature": lambda: torch.ones(()), "state_dims": 1,
+            "q": torch.nn.Linear(1, 1),
+            "sampler": None,
+            "temperature": lambda: torch.ones(()),
+            "state_dims": 1,
             "action_size": 1,
         },
         {"q": [3, None, "q"], "sampler": [3, "stein"], "temperature": [3, None, "warm"], "state_dims": ["a", -1, True]},
-    ),  # fmt: skip
+    ),
     "guides.SoftmaxPolicy": Call(
         guides.SoftmaxPolicy,
         lambda: {"q": torch.nn.Linear(1, 1), "temperature": lambda: torch.ones(())},
@@ -212,32 +235,47 @@ CALLS: dict[str, Call] = {
         rlai.TabularMDP,
         _tables,
         {
-            "transition": TABLE, "reward": _REWARDS, "initial": TABLE, "action_prior": TABLE,
+            "transition": TABLE,
+            "reward": _REWARDS,
+            "initial": TABLE,
+            "action_prior": TABLE,
             "terminal": ["none", 3, torch.ones(3), torch.ones(2, dtype=torch.bool)],
         },
-    ),  # fmt: skip
+    ),
     "TabularMDP.from_gymnasium": Call(
-        rlai.TabularMDP.from_gymnasium, lambda: {"env_id": "FrozenLake-v1"}, {"env_id": [3, None, "Frozen", "CartPole-v1"]}
+        rlai.TabularMDP.from_gymnasium,
+        lambda: {"env_id": "FrozenLake-v1"},
+        {"env_id": [3, None, "Frozen", "CartPole-v1"]},
     ),
     "TabularMDP.from_successors": Call(
         rlai.TabularMDP.from_successors,
         lambda: {
-            "indices": torch.zeros(1, 1, 1, dtype=torch.int64), "probabilities": torch.ones(1, 1, 1),
-            "reward": torch.zeros(1, 1), "initial": torch.ones(1),
+            "indices": torch.zeros(1, 1, 1, dtype=torch.int64),
+            "probabilities": torch.ones(1, 1, 1),
+            "reward": torch.zeros(1, 1),
+            "initial": torch.ones(1),
         },
         {
-            "indices": [3, "first", torch.ones(1, 1, 1), torch.full((1, 1, 1), 5)], "probabilities": TABLE,
-            "reward": _REWARDS, "initial": TABLE, "action_prior": TABLE, "terminal": ["none", 3, torch.ones(1)],
+            "indices": [3, "first", torch.ones(1, 1, 1), torch.full((1, 1, 1), 5)],
+            "probabilities": TABLE,
+            "reward": _REWARDS,
+            "initial": TABLE,
+            "action_prior": TABLE,
+            "terminal": ["none", 3, torch.ones(1)],
         },
-    ),  # fmt: skip
+    ),
     "TabularPOMDP": Call(
         rlai.TabularPOMDP,
         _hidden_tables,
         {
-            "transition": TABLE, "reward": _REWARDS, "initial": TABLE, "action_prior": TABLE, "observation": TABLE,
+            "transition": TABLE,
+            "reward": _REWARDS,
+            "initial": TABLE,
+            "action_prior": TABLE,
+            "observation": TABLE,
             "terminal": ["none", 3, torch.ones(3), torch.ones(2, dtype=torch.bool)],
         },
-    ),  # fmt: skip
+    ),
     "LinearGaussianMDP": Call(rlai.LinearGaussianMDP, _gaussian, {**_MATRICES, "drift": ["a", torch.ones(3), 1j]}),
     "LinearGaussianPOMDP": Call(
         rlai.LinearGaussianPOMDP, _hidden_gaussian, {**_HIDDEN_MATRICES, "drift": ["a", torch.ones(3), 1j]}
@@ -262,33 +300,38 @@ CALLS: dict[str, Call] = {
         rlai.Trajectories,
         lambda: {name: getattr(draws(), name) for name in inspect.signature(rlai.Trajectories).parameters},
         {
-            **dict.fromkeys(
-                ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors"),
-                [3, None, "a", torch.ones(7, 7)],
-            ),
-            "latents": [3, None], "observations": [3, "a"],
+            **{
+                name: [3, None, "a", torch.ones(7, 7)]
+                for name in ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
+            },
+            "latents": [3, None],
+            "observations": [3, "a"],
         },
-    ),  # fmt: skip
+    ),
     "History": Call(
         rlai.History, wrong={"observations": [3, None], "actions": [3, None], "batch_shape": [3, None, ("a",)]}
     ),
     # the language
     "act": Call(
-        rlai.act, lambda: {"name": "a", "state": 0, "prior": dist.Bernoulli(0.5)}, {"name": _SITE, "prior": _DISTRIBUTION},
+        rlai.act,
+        lambda: {"name": "a", "state": 0, "prior": dist.Bernoulli(0.5)},
+        {"name": _SITE, "prior": _DISTRIBUTION},
         leave=("state",),
-    ),  # fmt: skip
+    ),
     "observe": Call(
-        rlai.observe, lambda: {"name": "a", "distribution": dist.Bernoulli(0.5)},
+        rlai.observe,
+        lambda: {"name": "a", "distribution": dist.Bernoulli(0.5)},
         {"name": _SITE, "distribution": _DISTRIBUTION},
-    ),  # fmt: skip
+    ),
     "reward": Call(
         rlai.reward,
         lambda: {"name": "a", "value": 1.0},
         {
-            "name": _SITE, "value": ["much", None, NAN, INF, 1j, torch.tensor(INF)],
+            "name": _SITE,
+            "value": ["much", None, NAN, INF, 1j, torch.tensor(INF)],
             "temperature": ["a", 0.0, -1.0, NAN, INF, 1j, None],
         },
-    ),  # fmt: skip
+    ),
     "terminate": Call(rlai.terminate, lambda: {"done": True}, {"done": [None, "yes", 1j, 0.5, torch.ones(2)]}),
     "steps": Call(
         lambda *args, **kwargs: list(rlai.steps(*args, **kwargs)),
@@ -299,7 +342,9 @@ CALLS: dict[str, Call] = {
     "simulate": Call(rlai.simulate, lambda: {"program": models.corridor()}),
     "survival": Call(rlai.survival, lambda: {"program": models.corridor()}),
     "given_return": Call(
-        rlai.given_return, lambda: {"program": models.corridor(), "at_least": 1.0}, {"at_least": ["much", NAN, 1j, None]}
+        rlai.given_return,
+        lambda: {"program": models.corridor(), "at_least": 1.0},
+        {"at_least": ["much", NAN, 1j, None]},
     ),
     # readings
     "posterior": Call(rlai.posterior, lambda: {"process": tables()}),
@@ -316,13 +361,18 @@ CALLS: dict[str, Call] = {
         rlai.fit,
         lambda: {"process": tables(), "policy": guide(), "steps": 1, "progress": False},
         {
-            "policy": [3, None, "uniform", abs], "steps": COUNT, "eta": POSITIVE, "epsilon": POSITIVE,
-            "teacher": CALLABLE, "behavior": CALLABLE, "tempering": POSITIVE, "callback": [3, "print"], "n": COUNT,
+            "policy": [3, None, "uniform", abs],
+            "steps": COUNT,
+            "eta": POSITIVE,
+            "epsilon": POSITIVE,
+            "teacher": CALLABLE,
+            "behavior": CALLABLE,
+            "tempering": POSITIVE,
+            "callback": [3, "print"],
+            "n": COUNT,
         },
-    ),  # fmt: skip
-    "TrajectoryELBO": Call(
-        rlai.TrajectoryELBO, wrong={"n": COUNT, "projection": [3, "em"], "behavior": CALLABLE}
     ),
+    "TrajectoryELBO": Call(rlai.TrajectoryELBO, wrong={"n": COUNT, "projection": [3, "em"], "behavior": CALLABLE}),
     # exact
     "exact.plan": Call(exact.plan, of_mdp()),
     "exact.evaluate": Call(exact.evaluate, of_mdp(policy=None), {"policy": [3, "a", torch.ones(7)]}),
@@ -340,23 +390,34 @@ CALLS: dict[str, Call] = {
         exact.enumerate_trajectories, of_mdp(), {"limit": COUNT, "policy": [3, "a", torch.ones(7)]}
     ),
     "exact.backward_step": Call(
-        exact.backward_step, of_mdp(soft_v=torch.zeros(3).double()),
+        exact.backward_step,
+        of_mdp(soft_v=torch.zeros(3).double()),
         {"soft_v": [3, "a", None, torch.ones(7), torch.zeros(3, dtype=torch.complex64)]},
-    ),  # fmt: skip
+    ),
     "exact.belief": Call(
         exact.belief,
-        lambda: {"pomdp": hidden(), "observations": torch.zeros(2, dtype=torch.int64), "actions": torch.zeros(1).long()},
-        {"pomdp": PROCESS, "observations": [3, "a", None, torch.ones(2)], "actions": [3, "a", None, torch.ones(7).long()]},
+        lambda: {
+            "pomdp": hidden(),
+            "observations": torch.zeros(2, dtype=torch.int64),
+            "actions": torch.zeros(1).long(),
+        },
+        {
+            "pomdp": PROCESS,
+            "observations": [3, "a", None, torch.ones(2)],
+            "actions": [3, "a", None, torch.ones(7).long()],
+        },
     ),
     # planners, learners and what is learned
     "MPPIPlanner": Call(
-        rlai.MPPIPlanner, lambda: {"process": models.pendulum(horizon=3), "look_ahead": 2, "num_samples": 4},
+        rlai.MPPIPlanner,
+        lambda: {"process": models.pendulum(horizon=3), "look_ahead": 2, "num_samples": 4},
         {"look_ahead": COUNT, "proposal": CALLABLE, "iterations": COUNT, "scale": POSITIVE, "elites": COUNT},
-    ),  # fmt: skip
+    ),
     "SMCPlanner": Call(
-        rlai.SMCPlanner, lambda: {"process": tables(), "look_ahead": 2, "num_particles": 4},
+        rlai.SMCPlanner,
+        lambda: {"process": tables(), "look_ahead": 2, "num_particles": 4},
         {"look_ahead": COUNT, "proposal": CALLABLE},
-    ),  # fmt: skip
+    ),
     "SoftPolicyIteration": Call(rlai.SoftPolicyIteration, of_mdp()),
     "SoftPolicyIteration.learn": Call(
         rlai.SoftPolicyIteration(tables().replace(horizon=None, discount=0.5)).learn, dict, {"tolerance": POSITIVE}
@@ -365,11 +426,20 @@ CALLS: dict[str, Call] = {
         rlai.learn_offline,
         lambda: {"dataset": draws(), "observation_space": Discrete(3), "action_space": Discrete(2), "num_updates": 1},
         {
-            "dataset": [3, None, [], ["a"]], "env": [3, "Nowhere-v1"], "expectile": CHANCE, "largest_weight": POSITIVE,
-            "kl_improvement": POSITIVE, "batch_size": COUNT, "target_average": CHANCE, "compile": [3, "yes"],
-            "report_every": COUNT, "evaluate_every": COUNT, "evaluate_episodes": COUNT, "policy": [3, "a", abs],
+            "dataset": [3, None, [], ["a"]],
+            "env": [3, "Nowhere-v1"],
+            "expectile": CHANCE,
+            "largest_weight": POSITIVE,
+            "kl_improvement": POSITIVE,
+            "batch_size": COUNT,
+            "target_average": CHANCE,
+            "compile": [3, "yes"],
+            "report_every": COUNT,
+            "evaluate_every": COUNT,
+            "evaluate_episodes": COUNT,
+            "policy": [3, "a", abs],
         },
-    ),  # fmt: skip
+    ),
     # reasoning and exploration
     "satisfice": Call(rlai.satisfice, of_mdp(epsilon=0.1), {"epsilon": CHANCE}),
     "rationality_curve": Call(rlai.rationality_curve, of_mdp()),
@@ -382,9 +452,10 @@ CALLS: dict[str, Call] = {
         {"reward_budget": [*NUMBER, -1.0], "dynamics_budget": [*NUMBER, -1.0], "policy": [3, "a", torch.ones(7)]},
     ),
     "infer_agent": Call(
-        rlai.infer_agent, lambda: {"family": tables, "demonstrations": draws()},
+        rlai.infer_agent,
+        lambda: {"family": tables, "demonstrations": draws()},
         {"demonstrations": [3, None, "seen", []]},
-    ),  # fmt: skip
+    ),
     "infer_dynamics": Call(
         rlai.infer_dynamics,
         lambda: {"family": models.families.bandit(), "trajectories": models.bandit().rollout(None, 2)},
@@ -395,30 +466,38 @@ CALLS: dict[str, Call] = {
         lambda: {"family": models.families.bandit(), "truth": models.bandit(), "num_episodes": 1},
         {"truth": PROCESS, "transition_term": CHOICE, "reward_range": POSITIVE, "max_beliefs": COUNT},
     ),
-    "bayes_adaptive": Call(
-        rlai.bayes_adaptive, lambda: {"family": models.families.bandit()}, {"max_beliefs": COUNT}
-    ),
+    "bayes_adaptive": Call(rlai.bayes_adaptive, lambda: {"family": models.families.bandit()}, {"max_beliefs": COUNT}),
     "ConjugatePosterior.of": Call(rlai.ConjugatePosterior.of, lambda: {"family": models.families.bandit()}),
     # files, and looking
     "load_run": Call(
-        rlai.load_run, lambda: {"folder": "nowhere"}, {"folder": _PATHS},
+        rlai.load_run,
+        lambda: {"folder": "nowhere"},
+        {"folder": _PATHS},
         leave=("env", "allow_changed", "best", "device"),
-    ),  # fmt: skip
+    ),
     "inspect.diagnose": Call(diagnose, lambda: {"data": data()}, {"data": _DATA}),
     "inspect.from_trajectories": Call(
         from_trajectories,
         lambda: {"chains": draws()},
         {
-            "chains": [3, None, "a", []], "log_weight": [3, "a", torch.ones(7)], "proposal_log_weight": [3, "a"],
-            "prior": [3, "a"], "problem": [3, None], "statistics": [3, "a", {"mine": torch.ones(7)}],
-            "observed": [3, "a"], "state_names": [3, ["a"]], "action_names": [3, ["a"]],
+            "chains": [3, None, "a", []],
+            "log_weight": [3, "a", torch.ones(7)],
+            "proposal_log_weight": [3, "a"],
+            "prior": [3, "a"],
+            "problem": [3, None],
+            "statistics": [3, "a", {"mine": torch.ones(7)}],
+            "observed": [3, "a"],
+            "state_names": [3, ["a"]],
+            "action_names": [3, ["a"]],
         },
-    ),  # fmt: skip
+    ),
     "inspect.save_posterior": Call(
         save_posterior, lambda: {"data": data(), "path": "/nowhere/a.nc"}, {"data": _DATA, "path": _PATHS}
     ),
     "inspect.load_posterior": Call(load_posterior, lambda: {"path": "a.nc"}, {"path": [*_PATHS, "nowhere.nc"]}),
-    "inspect.foresee": Call(foresee, lambda: {"agent": 3}, {"agent": [3, None, "agent"]}, leave=("num_steps", "every", "num_draws", "seed")),
+    "inspect.foresee": Call(
+        foresee, lambda: {"agent": 3}, {"agent": [3, None, "agent"]}, leave=("num_steps", "every", "num_draws", "seed")
+    ),
 }
 _LEARNERS = (rlai.SoftActorCritic, rlai.SoftQLearning, rlai.MPO, rlai.ModelBasedAgent)
 _OPTIONS: dict[str, list[Any]] = {
@@ -445,15 +524,13 @@ _OPTIONS: dict[str, list[Any]] = {
     "reward_function": [3, "a"],
     "dtype": [*DTYPE, torch.float16],
 }
-CALLS |= {
-    learner.__name__: Call(learner, lambda: {"env": "CartPole-v1"}, _OPTIONS) for learner in _LEARNERS
-}
+CALLS |= {learner.__name__: Call(learner, lambda: {"env": "CartPole-v1"}, _OPTIONS) for learner in _LEARNERS}
 
 
 def _plotted(function: Any) -> Callable[[], dict[str, Any]]:
     """Returns arguments for those that a plot cannot do without; its first is the one that is wrong."""
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    return lambda: dict.fromkeys(needed[1:], [1.0])
+    return lambda: {name: [1.0] for name in needed[1:]}
 
 
 _PLOTTED: list[Any] = [3, None, "a"]
@@ -466,7 +543,7 @@ CALLS |= {
     )
     for name in plots.__all__
     if name.startswith("plot_")
-}  # fmt: skip
+}
 
 
 def kind_of(call: Call, parameter: inspect.Parameter) -> list[Any] | None:
@@ -509,7 +586,7 @@ def _signature_of(function: Any) -> Any:
     return rlai.steps if getattr(function, "__name__", "") == "<lambda>" else function
 
 
-MENDS = re.compile(r"\bmust\b|\bgive\b|\buse\b|\bneeds?\b|\bpass\b|\bchoose\b|\bleave\b|\bmake\b|\bset\b|\bcheck\b|\bno file\b|\bno run\b")
+MENDS = re.compile(r"\b(must|give|use|needs?|pass|choose|leave|make|set|check|mend|lower|act|no file)\b")
 
 
 @pytest.mark.parametrize("name", CALLS)

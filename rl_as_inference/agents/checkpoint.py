@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reading_options import as_held, from_held
-from rl_as_inference.checkpoints import load_tensors, save_tensors
+from rl_as_inference.checkpoints import open_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
@@ -48,7 +48,8 @@ class MadeOtherwiseError(ValueError):
 class Snapshot(NamedTuple):
     """Everything that a learner goes on from."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Those of a file are read when they are asked for."""
     progress: dict[str, Any]
     """Counts, histories and the environments' own state, as JSON holds them."""
 
@@ -188,7 +189,7 @@ def load_saved(path: str | Path) -> Saved:
     Raises:
         ValueError: if there is no such file, it is damaged or not a learner's.
     """
-    tensors, record = load_tensors(path)
+    tensors, record = open_tensors(path)
     if record.get("format") != _FORMAT:
         raise ValueError(f"path: {str(path)!r} holds tensors, but no agent written by save()")
     snapshot = Snapshot(tensors, record["progress"])

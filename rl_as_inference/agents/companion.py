@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,5 +34,5 @@ class Companion(Protocol):
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns everything that it goes on from: tensors, and what JSON holds."""
 
-    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
         """Goes on from there."""

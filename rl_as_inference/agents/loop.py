@@ -22,6 +22,7 @@ from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.update import Update
 from rl_as_inference.batch_norm import RewardScale, Told
+from rl_as_inference.checkpoints import under
 from rl_as_inference.processes.environments import Step
 from rl_as_inference.randomness import RandomStream
 
@@ -340,7 +341,7 @@ class Loop:
             ValueError: if replay's rows do not fit; nothing has then changed.
         """
         tensors, progress = snapshot
-        self.replay.load_state_dict({n: tensors[f"replay.{n}"] for n in self.replay.state_dict()})
+        self.replay.load_state_dict(under(tensors, "replay."))
         with torch.no_grad():
             for name, tensor in self.update.tensors.items():
                 tensor.copy_(tensors[name])
@@ -356,15 +357,14 @@ class Loop:
         if self.scale is not None:
             self.scale.load_state_dict(progress["scale"])
         if self.companion is not None:
-            own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
-            self.companion.restore(own, progress["companion"])
+            self.companion.restore(under(tensors, "companion."), progress["companion"])
         self.is_whole = True
         if self.walk is not None:
             self._action_is_fresh = progress["action_is_fresh"]
             with self.random, torch.no_grad():
                 self.walk.load({name: tensors[f"walk.{name}"] for name in self.walk.tensors})
             return
-        arrays = {n.removeprefix("env."): t.numpy() for n, t in tensors.items() if n.startswith("env.")}
+        arrays = {name: tensor.numpy() for name, tensor in under(tensors, "env.").items()}
         exact = self.envs.restore({"json": progress["envs"], "arrays": arrays})
         self._action_is_fresh = exact and progress["action_is_fresh"]
         if not exact:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.compare.comparison_table import ActionRule, Comparison
 from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive, check_temperature
 from rl_as_inference.exploration.bayes_adaptive import bayes_adaptive
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
@@ -116,7 +116,9 @@ def explore(
         raise ValueError(f"transition_term must be 'mean' or 'dirichlet', got {transition_term!r}")
     if reward_range is not None:
         if strategy != "k_learning" or transition_term != "dirichlet":
-            raise ValueError("reward_range belongs to strategy 'k_learning' with transition_term='dirichlet'; leave it out")
+            raise ValueError(
+                "reward_range belongs to strategy 'k_learning' with transition_term='dirichlet'; leave it out"
+            )
         check_positive("reward_range", reward_range)
     if temperature is not None:
         check_temperature(temperature)

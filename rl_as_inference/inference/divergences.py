@@ -10,8 +10,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction

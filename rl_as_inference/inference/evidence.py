@@ -4,8 +4,8 @@ from typing import Literal, get_args
 
 import torch
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead

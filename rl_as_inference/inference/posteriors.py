@@ -1,13 +1,12 @@
 """Which trajectories explain success: posterior draws by any method, as ArviZ data."""
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.inference.inference_data import from_trajectories
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
@@ -138,10 +137,14 @@ def posterior(
         if method == "smc":
             filtered = filtered_process(process, policy)
             proposal, look_ahead = proposal_and_look_ahead(filtered, policy, critic)
-            filters = repeated_filters(filtered, proposal, particles, critic=look_ahead, num_draws=num_draws)
-            if filtered is not process and isinstance(process, PartiallyObservedMDP):
-                filters = replace(filters, trajectories=process.with_observations(filters.trajectories))
-            return _resampled(process, method, filters, num_draws)
+            # The draws are handed on, and held nowhere else: of many they are most of the memory.
+            return _resampled(
+                process,
+                method,
+                repeated_filters(filtered, proposal, particles, critic=look_ahead, num_draws=num_draws),
+                num_draws,
+                unseen=filtered is not process,
+            )
         weighted = importance_sampling(process, policy, proposals)
         # Proposals of the prior are draws of it, if there are enough.
         enough = policy is None and num_draws <= proposals
@@ -170,22 +173,23 @@ def _check_numbers(method: Method, num_draws: int, num_particles: int | None, nu
 
 
 def _resampled(
-    process: Process, method: Method, weighted: WeightedDraws, num_draws: int, **notes: Any
+    process: Process, method: Method, weighted: WeightedDraws, num_draws: int, *, unseen: bool = False, **notes: Any
 ) -> "arviz.InferenceData":
-    """Returns ``num_draws`` of weighted draws, by their weights."""
+    """Returns ``num_draws`` of weighted draws, by their weights; what was seen is drawn to them where ``unseen``."""
     index = resample(weighted.log_weight if weighted.log_chance is None else weighted.log_chance, num_draws)
-    return _data(
-        process,
-        method,
-        weighted.trajectories.select(index),
-        num_draws,
-        log_weight=weighted.log_weight[index][None],
-        log_evidence=weighted.log_evidence,
-        log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
-        effective_sample_size=weighted.effective_sample_size,
-        effective_ancestors=weighted.effective_ancestors,
+    draws, log_weight = weighted.trajectories.select(index), weighted.log_weight[index][None]
+    if unseen and isinstance(process, PartiallyObservedMDP):
+        draws = process.with_observations(draws)
+    notes = {
+        "log_weight": log_weight,
+        "log_evidence": weighted.log_evidence,
+        "log_evidence_standard_error": None if math.isnan(weighted.standard_error) else weighted.standard_error,
+        "effective_sample_size": weighted.effective_sample_size,
+        "effective_ancestors": weighted.effective_ancestors,
         **notes,
-    )
+    }
+    del weighted
+    return _data(process, method, draws, num_draws, **notes)
 
 
 def _data(

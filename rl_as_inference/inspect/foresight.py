@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
 from rl_as_inference.agents import ModelBasedAgent
 from rl_as_inference.agents.model_planning import PlanningPolicy
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
 from rl_as_inference.planning import MPPIPlanner
 from rl_as_inference.planning.answers import squashed

@@ -13,7 +13,6 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from rl_as_inference.arguments import checked
 from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import chosen_device
@@ -24,6 +23,7 @@ from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.update import Update
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_share, check_temperature
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.offline.algorithms import (

@@ -252,7 +252,9 @@ class TabularMDP(MarkovDecisionProcess):
         with torch.no_grad():
             state = self.initial().sample((num_trajectories,))
             cumulative = None if table is None else cumulated(table).expand(horizon, -1, -1).unbind()
-        states, rows, log_q = [state], [], []
+        # In one block each: many rows of a megabyte would leave the heap in pieces that are not given back.
+        all_states, pairs = state.new_empty(horizon + 1, num_trajectories), state.new_empty(horizon, num_trajectories)
+        all_states[0], log_q = state, []
         for t in range(horizon):
             first, second = uniform[t].unbind()
             if cumulative is None:
@@ -264,9 +266,8 @@ class TabularMDP(MarkovDecisionProcess):
                 action = invert(cumulative[t].index_select(0, state), first)
             row = state * num_actions + action
             state = kernel.draw(row, second)
-            states.append(state)
-            rows.append(row)
-        all_states, pairs = torch.stack(states), torch.stack(rows)
+            all_states[t + 1], pairs[t] = state, row
+        del uniform, first, second
         before, all_actions = all_states[:-1], pairs % num_actions
         if self.reward_table.dim() == 2:
             rewards = self.reward_table.flatten()[pairs]
@@ -282,7 +283,8 @@ class TabularMDP(MarkovDecisionProcess):
         # Terminal states are never left, so the state alone tells who has ended.
         mask = ~self.terminal[before]
         if self.has_terminal:
-            rewards, log_p, log_policy = (torch.where(mask, x, 0.0) for x in (rewards, log_p, log_policy))
+            rewards, log_p = torch.where(mask, rewards, 0.0), torch.where(mask, log_p, 0.0)
+            log_policy = log_p if policy is None else torch.where(mask, log_policy, 0.0)
         return Trajectories(
             states=all_states,
             actions=all_actions,

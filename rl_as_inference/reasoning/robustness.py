@@ -6,8 +6,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import TabularMDP

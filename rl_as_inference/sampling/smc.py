@@ -133,7 +133,7 @@ def _filter(
 
     state = mdp.begin(num_particles)
     seen = mdp.view(state)
-    rows = Rows()
+    rows = Rows(horizon)
     resampled: list[Tensor | None] = []  # who the particles after a step descend from; None: each from itself
     kind = torch.int32 if num_particles < 2**31 else torch.int64
     alive: Tensor | None = None

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.compare.critic_values import check_critic
 from rl_as_inference.compare.gradients.block_statistics import best_share, summarize
 from rl_as_inference.compare.gradients.estimator_rows import Critics, Estimator, GradientProblem, estimators_of

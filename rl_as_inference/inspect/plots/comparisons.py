@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl_as_inference.arguments import checked
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.inspect.plots.occupancy import plot_occupancy
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, PURPLE, new_axes, tidy
