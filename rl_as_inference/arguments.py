@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -91,10 +92,8 @@ def _read(parameters: Sequence[inspect.Parameter], function: Any) -> dict[str, C
         if annotation is parameter.empty:
             continue
         if isinstance(annotation, str):
-            try:
+            with contextlib.suppress(NameError, AttributeError):  # what only type checkers import
                 annotation = eval(annotation, function.__globals__)
-            except (NameError, AttributeError):  # what only type checkers import
-                pass
         kind = _named(annotation) if isinstance(annotation, str) else _kind_of(annotation)
         if kind is None:
             continue
@@ -153,7 +152,8 @@ def _kind_of(annotation: Any) -> _Kind | None:
     if origin in (Union, types.UnionType):
         return _union(parts)
     if origin is Literal:
-        return _Kind(f"one of {', '.join(map(str, parts))}", lambda value: _among(value, parts))
+        words = repr(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(str, parts))}"
+        return _Kind(words, lambda value: _among(value, parts))
     if annotation is Callable or origin is Callable:
         return _Kind("a callable", callable)
     if origin is type or annotation is Any or isinstance(annotation, TypeVar):
@@ -174,7 +174,8 @@ def _union(parts: tuple[Any, ...]) -> _Kind | None:
         return None
     told = [kind for kind in kinds if kind is not None]
     words = list(dict.fromkeys(kind.words for kind in told))
-    said = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+    comma = "," if any(each.startswith("one of") for each in words) else ""
+    said = words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{comma} or {words[-1]}"
     return _Kind(said, lambda value: any(kind.holds(value) for kind in told))
 
 

@@ -85,7 +85,8 @@ def estimate_log_evidence(
     if num_proposals is not None and method != "importance":
         raise ValueError(f"num_proposals is of method='importance', and method is {method!r}; leave one out")
     if policy is not None and (asked == "exact" or method == "annealed"):
-        raise ValueError(f"policy is a proposal, and method={method!r} has none; leave it out")
+        why = "starts from the action prior" if method == "annealed" else "has no use for one"
+        raise ValueError(f"policy is a proposal, and method={method!r} {why}; leave it out")
     if method == "exact":
         with torch.no_grad():
             return Estimate(float(exact.log_evidence(process)), 0.0)

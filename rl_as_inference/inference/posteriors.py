@@ -1,6 +1,7 @@
 """Which trajectories explain success: posterior draws by any method, as ArviZ data."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -34,6 +35,12 @@ __all__ = ["Method", "posterior"]
 Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
 
 _PROPOSALS_PER_DRAW = 10
+_WITHOUT_POLICY = {
+    "exact": "draws from the posterior itself",
+    "annealed": "starts from the action prior",
+    "nuts": "starts anywhere",
+}
+"""Methods that have no use for a policy, and why."""
 
 
 @checked
@@ -88,8 +95,8 @@ def posterior(
         critic: of ``smc``, ``(state, t) -> V`` in reward units.
 
     Raises:
-        ValueError: for an unknown method, a number < 1, a number or a policy that is none of the method's, a process the method
-            cannot treat, or, but for ``guide``, a program with a subsampled plate.
+        ValueError: for an unknown method, a number < 1, a number or a policy that is none of the method's, a process
+            the method cannot treat, or, but for ``guide``, a program with a subsampled plate.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -101,11 +108,8 @@ def posterior(
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
     _check_numbers(method, num_draws, num_particles, num_proposals)
-    if policy is not None and method in ("exact", "annealed", "nuts"):
-        raise ValueError(
-            f"policy is no part of method={method!r}, whose draws are of the posterior whatever proposes; leave it out, "
-            f"or use 'guide', 'importance' or 'smc'"
-        )
+    if policy is not None and method in _WITHOUT_POLICY:
+        raise ValueError(f"policy is no part of method={method!r}, which {_WITHOUT_POLICY[method]}; leave it out")
     if dynamics != "posterior" and method != "exact":
         raise ValueError(f"dynamics={dynamics!r} is of method='exact', and method is {method!r}; leave one out")
     check_look_ahead(critic, method)
@@ -180,6 +184,9 @@ def _resampled(
     draws, log_weight = weighted.trajectories.select(index), weighted.log_weight[index][None]
     if unseen and isinstance(process, PartiallyObservedMDP):
         draws = process.with_observations(draws)
+    # Their weights are told beside them, and of what these came is not needed: a fifth of the memory of many draws.
+    nothing = log_weight.new_zeros(1, 1).expand(draws.rewards.shape)
+    draws = replace(draws, log_prior=nothing, log_policy=nothing)
     notes = {
         "log_weight": log_weight,
         "log_evidence": weighted.log_evidence,
