@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -21,7 +23,11 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact, guides, models
+from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.reading_options import options_of
 from rl_as_inference.inspect import diagnose, foresee, from_trajectories, load_posterior, plots, save_posterior
+from rl_as_inference.processes import Environments
+from rl_as_inference.sampling import ProgramFilter
 
 ROOT = Path(rlai.__file__).parents[1]
 NAN, INF = math.nan, math.inf
@@ -398,7 +404,7 @@ CALLS: dict[str, Call] = {
         exact.belief,
         lambda: {
             "pomdp": hidden(),
-            "observations": torch.zeros(2, dtype=torch.int64),
+            "observations": torch.zeros(1, dtype=torch.int64),
             "actions": torch.zeros(1).long(),
         },
         {
@@ -524,7 +530,17 @@ _OPTIONS: dict[str, list[Any]] = {
     "reward_function": [3, "a"],
     "dtype": [*DTYPE, torch.float16],
 }
-CALLS |= {learner.__name__: Call(learner, lambda: {"env": "CartPole-v1"}, _OPTIONS) for learner in _LEARNERS}
+# The options that all learners have are declared once, and held once.
+_COMMON = tuple(option.name for option in options_of(LearnerOptions))
+CALLS |= {
+    learner.__name__: Call(
+        learner,
+        lambda: {"env": "CartPole-v1"},
+        _OPTIONS,
+        leave=() if learner is rlai.SoftActorCritic else _COMMON,
+    )
+    for learner in _LEARNERS
+}
 
 
 def _plotted(function: Any) -> Callable[[], dict[str, Any]]:
@@ -616,3 +632,146 @@ def how_refused(call: Call, argument: str, value: Any) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error!s:.150}"
     return "accepted"
+
+
+ANSWERS = {
+    "Comparison", "Estimate", "Exploration", "FitResult", "GradientComparison", "OfflineResult", "Run", "Satisficing",
+    "exact.BeliefEvaluation", "exact.BeliefPlan", "exact.Direction", "exact.Dynamics", "exact.Enumeration",
+    "exact.GaussianBelief", "exact.KalmanPlan", "exact.LinearGaussianPlan", "exact.Plan", "exact.PriorPlan",
+    "exact.Solvable", "exact.StationaryBeliefPlan", "inspect.Diagnosis", "inspect.DivergenceMethod",
+    "inspect.EvidenceMethod", "inspect.Foresight", "inspect.Method", "inspect.Outlook", "guides.TanhFlow",
+    "guides.TanhNormal", "guides.TanhNormalMixture",
+}  # fmt: skip
+"""What is public and made by the library alone: answers, types, and the distributions that guides answer with."""
+WITHOUT_ARGUMENTS = {"history", "exact.is_available"}
+"""What takes nothing, or anything."""
+ELSEWHERE = {
+    "ConjugatePosterior",
+    *(f"inspect.{name}" for name in ("estimate_log_evidence", "posterior", "trajectory_kl")),
+}
+"""What is called by one of its methods, or is public under another name."""
+
+
+def _public() -> Iterator[str]:
+    rooms = {"": rlai, "models.": models, "models.families.": models.families, "guides.": guides, "exact.": exact}
+    for lead, room in {**rooms, "inspect.": rlai.inspect, "inspect.plots.": plots}.items():
+        yield from (f"{lead}{name}" for name in room.__all__ if not inspect.ismodule(getattr(room, name)))
+
+
+def test_every_public_function_is_in_the_table() -> None:
+    colours = {f"inspect.plots.{name}" for name in plots.__all__ if not callable(getattr(plots, name))}
+    assert {*_public()} - CALLS.keys() == ANSWERS | WITHOUT_ARGUMENTS | ELSEWHERE | colours
+
+
+def test_every_argument_has_its_wrong_values() -> None:
+    """So that a new argument joins the table, or is left out of it by name."""
+    count = 0
+    for name, call in CALLS.items():
+        for parameter in inspect.signature(_signature_of(call.function)).parameters.values():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in call.leave:
+                continue
+            assert kind_of(call, parameter), f"{name}: nothing says what {parameter.name} must not be"
+        count += sum(1 for _ in wrong_calls(name))
+    assert count >= 400
+
+
+SLOW = {
+    "infer_agent",
+    "fit",
+    "compare_gradients",
+    "observe",
+    "infer_dynamics",
+    "learn_offline",
+    *(learner.__name__ for learner in _LEARNERS),
+}
+"""Calls that take a while to go through, or go through inside of a loop alone."""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CALLS if "plot" not in name and name not in ("load_run", "inspect.foresee")]
+)
+def test_calls_that_are_right_are_not_refused(name: str) -> None:
+    """What the table varies is a call that goes through, so that nothing is refused for another reason."""
+    call = CALLS[name]
+    if name in ("inspect.load_posterior", "inspect.save_posterior", "TabularMDP.from_gymnasium", *SLOW):
+        pytest.skip("needs a file, or time")
+    call.function(**call.given())
+
+
+class Given(gymnasium.Env[Any, Any]):
+    """An environment whose step gives what it is told to."""
+
+    observation_space, action_space = Box(-9.0, 9.0, (2,)), Discrete(2)
+
+    def __init__(self, **told: Any) -> None:
+        self.answer = {"observation": np.zeros(2, np.float32), "reward": 0.0, "terminated": False, "truncated": False}
+        self.answer |= told
+
+    def reset(self, **_: Any) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return (*self.answer.values(), {})
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"reward": INF}, {"reward": NAN}, {"reward": None}, {"reward": 1j}, {"terminated": None}, {"terminated": 0},
+        {"truncated": None}, {"truncated": "no"}, {"observation": np.zeros((1, 2), np.float32)},
+        {"observation": np.zeros(2, complex)}, {"observation": np.full(2, NAN)}, {"observation": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_an_environment_must_not_give(told: dict[str, Any]) -> None:
+    envs = Environments.make(lambda: Given(**told))
+    envs.reset()
+    with pytest.raises(ValueError, match=rf"gave an? .*{next(iter(told))}.*(mend|must|return|check)"):
+        envs.step(np.zeros(1, np.int64))
+
+
+class Earning(rlai.MarkovDecisionProcess):
+    """A process in parts whose reward is what it is told."""
+
+    state_space, action_space, horizon = Box(-INF, INF, (2,)), Discrete(2), 2
+    pays: float = 0.0
+
+    def initial(self) -> Any:
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def transition(self, state: Any, action: Any) -> Any:
+        return dist.Normal(state, 1.0).to_event(1)
+
+    def reward(self, state: Any, action: Any, next_state: Any) -> Any:
+        return torch.full((len(state),), self.pays)
+
+
+def test_rewards_that_nothing_can_weigh() -> None:
+    process = Earning()
+    for told, words in ((INF, r"reward is \+inf.* at step 0; check reward\(\)"), (NAN, "reward is NaN at step 0")):
+        process.pays = told
+        with pytest.raises(ValueError, match=words):
+            process.rollout(None, 3)
+    process.pays = -INF  # a way that is forbidden
+    assert process.rollout(None, 3).rewards.isneginf().all()
+
+
+def test_observations_of_another_shape_are_no_observations() -> None:
+    def program() -> None:
+        for t in rlai.steps(2):
+            rlai.observe(f"seen_{t}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            rlai.act(f"action_{t}", rlai.history(), dist.Bernoulli(0.5))
+
+    filtered = ProgramFilter(program, 5)
+    for wrong in (torch.zeros(1, 2), torch.zeros(3), torch.zeros(())):
+        with pytest.raises(ValueError, match=r"observation must be of one trajectory, of shape \(2,\)"):
+            filtered.start(wrong)
+    assert filtered.start(torch.zeros(2)).log_evidence < 0
+
+
+@pytest.mark.parametrize("method", ["exact", "annealed", "nuts"])
+def test_policies_that_a_method_has_no_use_for(method: Any) -> None:
+    with pytest.raises(ValueError, match=f"policy is no part of method='{method}'.*leave it out"):
+        rlai.posterior(tables(), guide(), method=method)
+    with pytest.raises(ValueError, match="dynamics='causal' is of method='exact'"):
+        rlai.posterior(tables(), dynamics="causal")
