@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import check_count, check_discount, check_horizon, check_temperature, is_deferred
+from rl_as_inference.checks import check_discount, check_horizon, check_temperature, is_deferred
 
-__all__ = ["check_device", "checked"]
+__all__ = ["checked", "checked_but"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +35,11 @@ class _Kind(NamedTuple):
 
     words: str
     holds: Callable[[Any], bool]
+
+
+def checked_but(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns :func:`checked` that leaves some arguments to the function, which says better what they must be."""
+    return lambda function: _door(function, own)
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -60,16 +65,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         ValueError: method must be one of exact, smc; got 'ecxact'
     """
+    return _door(function)
+
+
+def _door(function: Callable[P, R], own: Sequence[str] = ()) -> Callable[P, R]:
     parameters = list(inspect.signature(function).parameters.values())
     by_place = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     checks: dict[str, Check] = {}
     unread = [parameters]  # until the first call: an annotation may name what is imported later
-    read = _read
+    read, without = _read, {*own, *_TOLD_ELSEWHERE}
 
     @functools.wraps(function)
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
         if unread:
-            checks.update(read(unread[0], function))
+            checks.update(read(unread[0], function, without))
             unread.clear()
         for name, value in (*zip(by_place, args), *kwargs.items()):  # noqa: B905 - Python itself tells of too many
             check = checks.get(name)
@@ -78,18 +87,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     # Doctest looks for examples in functions whose globals are those of the module.
-    own = types.FunctionType(door.__code__, function.__globals__, door.__name__, None, door.__closure__)
-    return cast("Callable[P, R]", functools.update_wrapper(own, function))
+    made: Any = door
+    twin = types.FunctionType(made.__code__, function.__globals__, made.__name__, None, made.__closure__)
+    return cast("Callable[P, R]", functools.update_wrapper(twin, function))
 
 
-def _read(parameters: Sequence[inspect.Parameter], function: Any) -> dict[str, Check]:
+def _read(parameters: Sequence[inspect.Parameter], function: Any, without: set[str]) -> dict[str, Check]:
     """Returns the checks of arguments by name."""
     checks: dict[str, Check] = {}
     for parameter in parameters:
         name, annotation = parameter.name, parameter.annotation
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if annotation is parameter.empty:
+        if annotation is parameter.empty or name in without:
             continue
         if isinstance(annotation, str):
             with contextlib.suppress(NameError, AttributeError):  # what only type checkers import
@@ -117,18 +127,19 @@ def _check_of(kind: _Kind, further: Check | None, *, optional: bool) -> Check:
             )
 
     def check_range(name: str, value: Any) -> None:
-        if value is not None and further is not None:
-            further(name, value)
-        elif not optional:
+        if value is None and optional:
+            return
+        assert further is not None
+        further(name, value)
+        if value is None:  # no horizon, where there must be one
             check(name, value)
 
     return check if further is None else check_range
 
 
 def _seed(name: str, value: Any) -> None:
-    check_count(name, value, 0)
-    if value > _LAST_SEED:
-        raise ValueError(f"{name} must be below 2**32, got {value}")
+    if not _is_integer(value) or not 0 <= int(value) <= _LAST_SEED:
+        raise ValueError(f"{name} must be an integer from 0 to 2**32 - 1, got {value!r:.80}")
 
 
 _RANGES: dict[tuple[str, Any], Check] = {
@@ -138,6 +149,9 @@ _RANGES: dict[tuple[str, Any], Check] = {
     ("seed", int): _seed,
 }
 """Checks of arguments that mean the same wherever they have this name and this type."""
+
+_TOLD_ELSEWHERE = ("env", "env_id")
+"""Arguments that may be so much that what takes them says it better."""
 
 
 def _kind_of(annotation: Any) -> _Kind | None:
@@ -174,6 +188,8 @@ def _union(parts: tuple[Any, ...]) -> _Kind | None:
         return None
     told = [kind for kind in kinds if kind is not None]
     words = list(dict.fromkeys(kind.words for kind in told))
+    if words == ["a process", "a callable"]:
+        words[1] = "a Pyro program (a callable)"
     comma = "," if any(each.startswith("one of") for each in words) else ""
     said = words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{comma} or {words[-1]}"
     return _Kind(said, lambda value: any(kind.holds(value) for kind in told))
@@ -241,7 +257,7 @@ _WORDS = {
     "Policy": "a callable (state, t) -> Distribution",
     "SoftV": "a callable (state, t) -> V",
     "SoftQ": "a callable (state, t) -> Q",
-    "Process": "a process, such as a TabularMDP",
+    "Process": "a process",
     "Module": "a torch.nn.Module",
 }
 """What a user may take a class for."""
@@ -278,12 +294,6 @@ def _is_real(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return isinstance(value, list | tuple) and all(isinstance(each, Real) or _is_real(each) for each in value)
-
-
-def check_device(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is a device that there is."""
-    if not _is_device(value):
-        raise ValueError(f"{name} must be {_PLAIN[torch.device].words}, got {value!r:.80}")
 
 
 def _is_device(value: Any) -> bool:

@@ -205,7 +205,7 @@ class StoredTensors(Mapping[str, Tensor]):
         self._file.seek(begin)
         filled = 0
         while filled < len(target):
-            count = self._file.readinto(target[filled : filled + _BLOCK])  # type: ignore[attr-defined]
+            count = self._file.readinto(target[filled : filled + _BLOCK])
             if not count:
                 raise ValueError("it ends too early")
             filled += count
@@ -258,7 +258,8 @@ def _header(file: io.RawIOBase) -> tuple[dict[str, _Place], dict[str, str]]:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Returns the memory of a contiguous tensor."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    array: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference import exact
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_at_least, check_positive, check_share
 from rl_as_inference.critics import LearnedTable, QEnsemble, SoftQ, SoftV
 from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
@@ -75,7 +75,7 @@ class FitResult:
     seconds: float
 
 
-@checked
+@checked_but("policy", "estimator", "teacher")
 def fit(
     process: Problem,
     policy: nn.Module,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from rl_as_inference.arguments import check_device
 from rl_as_inference.checks import check_count, check_positive, check_share, check_temperature
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "Row",
     "below_one",
     "compile",
-    "device",
     "dtype",
     "env_kwargs",
     "function",
@@ -98,5 +96,4 @@ def env_kwargs(name: str, value: Any) -> None:
 
 
 zero_or_share: Check = check_share
-device: Check = check_device
 SEVERAL: Check = partial(check_count, least=2)

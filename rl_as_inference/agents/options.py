@@ -19,7 +19,6 @@ from rl_as_inference.agents.option_rows import (
     Row,
     below_one,
     compile,
-    device,
     dtype,
     env_kwargs,
     function,
@@ -93,7 +92,7 @@ class LearnerOptions(TypedDict, total=False):
     ]
     device: Annotated[
         torch.device | str | None,
-        Row(None, "where everything lives: cpu, cuda or cuda:N; a GPU if there is one", or_none(device)),
+        Row(None, "where everything lives: cpu, cuda or cuda:N; a GPU if there is one"),
     ]
     dtype: Annotated[torch.dtype, Row(torch.float32, "of everything learned", dtype)]
     hidden_sizes: Annotated[

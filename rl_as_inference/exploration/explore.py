@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_count, check_positive, check_temperature
 from rl_as_inference.exploration.bayes_adaptive import bayes_adaptive
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
@@ -40,7 +40,7 @@ class _Acts(Protocol):
     def policy(self, beliefs: TableBeliefs) -> TablePolicy: ...
 
 
-@checked
+@checked_but("family", "seed", "strategy", "transition_term")
 def explore(
     family: Callable[[], Any],
     truth: Process,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.exact_draws import exact_inference_data, warn_of_untouched
@@ -70,7 +70,7 @@ class UnknownDynamics(Density[Transitions]):
         return 1, len(shown.tally)
 
 
-@checked
+@checked_but("family", "trajectories", "seed", "reward_noise")
 def infer_dynamics(
     family: Callable[[], Any],
     trajectories: Any,

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked, checked_but
 from rl_as_inference.learned.files import load_dynamics, save_dynamics
 from rl_as_inference.learned.fitting import DynamicsFit, fit_dynamics
 from rl_as_inference.learned.members import MemberDynamics
@@ -80,7 +80,7 @@ class LearnedDynamics(MarkovDecisionProcess):
 
     state_space: gymnasium.spaces.Box
 
-    @checked
+    @checked_but("reward", "terminated")
     def __init__(
         self,
         state_space: gymnasium.Space[Any],

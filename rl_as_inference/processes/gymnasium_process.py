@@ -102,7 +102,7 @@ class GymnasiumProcess:
         try:
             self._envs = self.environments(num_envs=num_envs, seed=seed, masks="look" if action_masks else None)
         except ValueError as error:
-            if not str(error).startswith("env:"):
+            if not str(error).startswith(("env:", "env must")):
                 raise
             raise ValueError(f"env_id{str(error).removeprefix('env')}; check it, and its package") from error
         limit = self._envs.max_episode_steps if self._limit is None else self._limit

@@ -108,7 +108,7 @@ def reward(name: str, value: Tensor | float, temperature: Tensor | float = 1.0) 
     if is_validation_enabled() or not isinstance(temperature, Tensor):
         given = torch.as_tensor(temperature) if isinstance(temperature, int | float | Tensor) else None
         if given is None or given.is_complex() or not bool(((given > 0) & given.isfinite()).all()):
-            raise ValueError(f"reward({name!r}): temperature must be a finite number > 0, got {temperature!r}")
+            raise ValueError(f"reward({name!r}): temperature must be a number > 0 and finite, got {temperature!r}")
         # A reward of -inf forbids; one of +inf has no weight, and NaN none either.
         if not bool((torch.as_tensor(value) < torch.inf).all()):
             what = "NaN" if bool(torch.as_tensor(value).isnan().any()) else "+inf"

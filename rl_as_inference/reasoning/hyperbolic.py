@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import holds
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["hyperbolic_policy"]
 
 
-@checked
+@checked_but("k", "discount")
 def hyperbolic_policy(
     mdp: TabularMDP,
     k: float | Tensor = 1.0,

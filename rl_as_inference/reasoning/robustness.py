@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.nouns import ExactPolicy
 from rl_as_inference.processes import TabularMDP
@@ -49,7 +49,7 @@ class WorstCase:
     relaxed_return: float | None
 
 
-@checked
+@checked_but("reward_budget", "dynamics_budget")
 def worst_case(
     mdp: TabularMDP, policy: ExactPolicy, *, reward_budget: float | None = None, dynamics_budget: float | None = None
 ) -> WorstCase:

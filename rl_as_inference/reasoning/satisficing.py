@@ -11,7 +11,6 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.arguments import checked
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
 
@@ -55,7 +54,6 @@ class Satisficing:
 
 
 @torch.no_grad()
-@checked
 def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
     """Returns the policy of most entropy among those that are good enough.
 
@@ -97,11 +95,11 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
         raise ValueError(f"epsilon must be a number in [0, 1), the share of the best return to forgo, got {epsilon!r}")
     if isinstance(mdp, LinearGaussianMDP):
         raise ValueError(
-            "satisfice needs a TabularMDP: returns of a LinearGaussianMDP are negative and have no lower bound, so no "
+            "mdp: satisfice needs a TabularMDP: returns of a LinearGaussianMDP are below 0 without bound, so no "
             "share of their range can be forgone; choose a temperature from rationality_curve(mdp) instead"
         )
     if not isinstance(mdp, TabularMDP):
-        raise ValueError(f"satisfice needs a TabularMDP, got {type(mdp).__name__}")
+        raise ValueError(f"mdp: satisfice needs a TabularMDP, got {type(mdp).__name__}")
     epsilon = float(epsilon)
     mdp, unit = in_own_unit(mdp)
     top = best(mdp)
