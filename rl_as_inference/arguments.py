@@ -122,6 +122,7 @@ def _check_of(kind: _Kind, further: Check | None, *, optional: bool) -> Check:
                 shown = f"{value.dtype} of shape {tuple(value.shape)}"
             else:
                 shown = f"{value!r:.80}"
+                shown = type(value).__name__ if " object at 0x" in shown else shown
             raise ValueError(
                 f"{name} must be {kind.words}{';' if kind.words.startswith('one of') else ','} got {shown}"
             )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_count
 from rl_as_inference.exploration.affine import by_block
 from rl_as_inference.exploration.conjugacy import Moves, NotConjugateError, Structure, run_at
@@ -60,7 +60,7 @@ class ConjugatePosterior:
     """Transitions seen."""
 
     @staticmethod
-    @checked
+    @checked_but("reward_noise")
     def of(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior | None:
         """Returns the prior of a family as a conjugate posterior; None where it is not conjugate.
 
@@ -78,7 +78,7 @@ class ConjugatePosterior:
             return None
 
     @staticmethod
-    @checked
+    @checked_but("reward_noise")
     def exactly(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior:
         """Returns what :meth:`of` does; ValueError says why a family is not conjugate."""
         noise = checked_noise(reward_noise)

@@ -13,6 +13,7 @@ from torch.distributions import Dirichlet, biject_to
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.transitions import Transitions
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
+from rl_as_inference.processes.silent_rewards import levels_to_the_user
 from rl_as_inference.reasoning.posterior_draws import to_arviz
 
 if TYPE_CHECKING:
@@ -145,11 +146,11 @@ def warn_of_untouched(posterior: ConjugatePosterior, noun: str, advice: str) -> 
         count = int(kept.sum())
         if count:
             what = repr(site.name) if kept.numel() == 1 else f"{count} of the {kept.numel()} {unit}s of {site.name!r}"
-            warnings.warn(f"the {noun} {total.format(what, advice)}", UserWarning, stacklevel=3)
+            warnings.warn(f"the {noun} {total.format(what, advice)}", UserWarning, stacklevel=levels_to_the_user())
     if not unseen:
         return
     left = torch.linalg.svdvals(posterior.gaussian.root).square() >= _AS_BEFORE
     directions = int(left.sum()) - (left.numel() - len(structure.numbers.place))
     if (joint := directions - sum(unseen.values())) > 0:
         what = f"{joint} joint direction{'s' if joint > 1 else ''} of {', '.join(map(repr, unseen))}"
-        warnings.warn(f"the {noun} {total.format(what, advice)}", UserWarning, stacklevel=3)
+        warnings.warn(f"the {noun} {total.format(what, advice)}", UserWarning, stacklevel=levels_to_the_user())

@@ -19,6 +19,7 @@ from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.nouns import ExactPolicy, Policy, Problem, Process
 from rl_as_inference.processes import PartiallyObservedMDP, TabularMDP
 from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.processes.silent_rewards import levels_to_the_user
 from rl_as_inference.program.readings import survival
 from rl_as_inference.program.recording import log_prob_of, policy_of, record
 from rl_as_inference.program.sites import both, is_action, step_of
@@ -224,7 +225,7 @@ def _self_normalised(log_weight: Tensor, direction: Direction) -> Estimate:
             f"rarely does counts much, and neither the divergence nor its standard error can be trusted; use more "
             f"trajectories, or method='exact' or 'posterior' where the process allows them",
             UserWarning,
-            stacklevel=4,  # the caller of trajectory_kl, which torch wraps,
+            stacklevel=levels_to_the_user(),
         )
     evidence = _log_mean(log_weight)
     share = (log_weight - evidence).exp()  # of mean one

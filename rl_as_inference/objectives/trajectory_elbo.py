@@ -14,7 +14,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_share
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.action_steps import ActionSteps, steps_of_rollout, steps_of_terms
@@ -117,7 +117,7 @@ class TrajectoryELBO(ELBO):
         -1.5
     """
 
-    @checked
+    @checked_but("lambda_")
     def __init__(
         self,
         estimator: Estimator = "auto",

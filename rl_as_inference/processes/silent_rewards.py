@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
-__all__ = ["warn_of_silent_rewards"]
+__all__ = ["levels_to_the_user", "warn_of_silent_rewards"]
 
 
 def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Tensor) -> None:
@@ -31,11 +31,11 @@ def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Te
         f"reward of {name} is {float(silent[lost][0]):.4g} in the terminal state {told}{more}, where it is silent: an "
         f"episode that has ended earns nothing more; give it to the transition that enters the state, r(s, a, s')",
         UserWarning,
-        stacklevel=_levels_to_the_user(),
+        stacklevel=levels_to_the_user(),
     )
 
 
-def _levels_to_the_user() -> int:
+def levels_to_the_user() -> int:
     """Returns how far up the stack the package was called from, as seen by who asks."""
     frame, levels = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("rl_as_inference"):

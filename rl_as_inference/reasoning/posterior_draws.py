@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_count
 from rl_as_inference.processes import MarkovDecisionProcess
+from rl_as_inference.processes.silent_rewards import levels_to_the_user
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, gradient_by_row, parts_by_row
 from rl_as_inference.reasoning.density import Density
@@ -96,7 +97,7 @@ def _warn_of_modes(method: str) -> None:
         if method == "nuts"
         else "the Gaussian is fitted at the highest alone; method='nuts' starts chains at several"
     )
-    warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=4)
+    warnings.warn(f"the posterior has more than one mode, and {what}", UserWarning, stacklevel=levels_to_the_user())
 
 
 def _nuts(
@@ -289,10 +290,12 @@ def warn_of_priors(unknowns: Density[Any], mode: Tensor, answer: Any) -> None:
                     f"the {noun} say nothing about the direction {' '.join(terms)} (unconstrained, in prior "
                     f"standard deviations): {advice}",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=levels_to_the_user(),
                 )
     for name, support in unknowns.discrete.items():
         after = torch.as_tensor(answer.sample_stats[f"probability_{name}"].values).mean((0, 1))
         before = unknowns.discrete_prior(name)
         if len(support) > 1 and float((after - before).abs().sum()) / 2 < 0.01:
-            warnings.warn(f"the {noun} say nothing about {name}: {advice}", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"the {noun} say nothing about {name}: {advice}", UserWarning, stacklevel=levels_to_the_user()
+            )
