@@ -38,6 +38,7 @@ def warn_of_silent_rewards(name: str, silent: Tensor, earned: Tensor, states: Te
 def levels_to_the_user() -> int:
     """Returns how far up the stack the package was called from, as seen by who asks."""
     frame, levels = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("rl_as_inference"):
+    ours = ("rl_as_inference", "torch.utils._contextlib")  # torch.no_grad() stands between some of ours
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
         frame, levels = frame.f_back, levels + 1
     return levels

@@ -905,7 +905,7 @@ def test_bad_questions_are_named():
         exact.sample_posterior(mdp, 0)
     with pytest.raises(ValueError, match="mdp must be a process, got 3"):
         exact.log_evidence(3)
-    with pytest.raises(ValueError, match="occupancy needs a TabularMDP, got str"):
+    with pytest.raises(ValueError, match="mdp must be a TabularMDP, got 'lake'"):
         exact.occupancy("lake", None)
     with pytest.raises(ValueError, match=r"cannot replace \['initial'\]"):
         mdp.replace(initial=None)
