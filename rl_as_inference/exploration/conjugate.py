@@ -60,14 +60,12 @@ class ConjugatePosterior:
     """Transitions seen."""
 
     @staticmethod
-    @checked_but("reward_noise")
     def of(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior | None:
         """Returns the prior of a family as a conjugate posterior; None where it is not conjugate.
 
         Args:
             family: a Pyro program without arguments that draws unknowns and returns a process.
-            reward_noise: the standard deviation of Gaussian noise that rewards are seen with, in reward units. With 0
-                a reward seen once is known.
+            reward_noise: the deviation of Gaussian noise on rewards, in reward units; with 0 one seen once is known.
 
         Raises:
             ValueError: if the noise is negative or not finite.
@@ -82,8 +80,7 @@ class ConjugatePosterior:
     def exactly(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior:
         """Returns what :meth:`of` does; ValueError says why a family is not conjugate."""
         noise = checked_noise(reward_noise)
-        structure = Structure.of(family)
-        kind = Exact if structure.moves is not None and noise == 0 else Noisy
+        kind = Exact if (structure := Structure.of(family)).moves is not None and noise == 0 else Noisy
         return ConjugatePosterior(structure, noise, structure.concentration, kind.before(structure.numbers))
 
     def before(self) -> ConjugatePosterior:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import (
-    below_infinity,
     check_at_least,
     check_discount,
     check_horizon,
@@ -29,7 +28,7 @@ from rl_as_inference.processes.kernels import check_distribution, drawn, unclamp
 from rl_as_inference.processes.membership import check_actions, check_states, uniform_factors
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
-from rl_as_inference.processes.reward_shapes import checked_reward
+from rl_as_inference.processes.reward_shapes import check_weighable, checked_reward
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
@@ -320,9 +319,7 @@ class MarkovDecisionProcess(InSpaces):
             earned = torch.where(alive, earned, 0.0)
             if not moves:
                 after = torch.where(alive.reshape(alive.shape + (1,) * (own.dim() - alive.dim())), after, own)
-        if not below_infinity(earned.detach()):
-            what = "NaN" if bool(earned.isnan().any()) else "+inf, which no trajectory can weigh,"
-            raise ValueError(f"reward is {what} at step {t}; check reward() of {type(self).__name__}")
+        check_weighable(earned.detach(), t, type(self).__name__)
         if after.is_floating_point() and not has_no_nan(after.detach()):
             raise ValueError(f"transition is NaN at step {t}; check transition() of {type(self).__name__}")
         return Transition(self._counted(self._held(after, t)), earned, alive)
