@@ -72,14 +72,14 @@ def _door(function: Callable[P, R], own: Sequence[str] = ()) -> Callable[P, R]:
     parameters = list(inspect.signature(function).parameters.values())
     by_place = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     checks: dict[str, Check] = {}
-    unread = [parameters]  # until the first call: an annotation may name what is imported later
+    ready: list[bool] = []  # from the first call on: an annotation may name what is imported later
     read, without = _read, {*own, *_TOLD_ELSEWHERE}
 
     @functools.wraps(function)
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
-        if unread:
-            checks.update(read(unread[0], function, without))
-            unread.clear()
+        if not ready:  # two threads may both read them, to the same end
+            checks.update(read(parameters, function, without))
+            ready.append(True)
         for name, value in (*zip(by_place, args), *kwargs.items()):  # noqa: B905 - Python itself tells of too many
             check = checks.get(name)
             if check is not None:
