@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import operator
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ __all__ = ["checked", "checked_but"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_BOOLS = (bool, np.bool_)
+_NO_INDEX = (bool, np.bool_, Tensor, np.ndarray)
 
 _LAST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
@@ -50,7 +54,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     bool; ``float`` a finite real number; a tensor real numbers; a name that ends in ``seed`` integers from 0 on. What
     an annotation cannot say (ranges, shapes) is left to the function, and what it does not say (``Any``) is not held.
 
-    It costs about a microsecond an argument, so that it stands before what users call, not inside of loops.
+    It costs a microsecond or two an argument, so that it stands before what users call, not inside of loops.
 
     Example:
         >>> @checked
@@ -269,7 +273,9 @@ def _among(value: Any, words: tuple[Any, ...]) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    if isinstance(value, bool | np.bool_ | Tensor | np.ndarray):
+    if type(value) is int:
+        return True
+    if isinstance(value, _NO_INDEX):
         return isinstance(value, Tensor | np.ndarray) and value.ndim == 0 and "int" in str(value.dtype)
     try:
         operator.index(value)
@@ -279,13 +285,15 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
+    if type(value) is float:
+        return math.isfinite(value)
     if isinstance(value, Tensor | np.ndarray):
         if value.ndim > 0 or not _is_real(value):
             return False
         return is_deferred() or bool(torch.as_tensor(value).isfinite())
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+    if isinstance(value, _BOOLS) or not isinstance(value, Real):
         return False
-    return bool(np.isfinite(float(value)))
+    return math.isfinite(float(value))
 
 
 def _is_real(value: Any) -> bool:
@@ -310,7 +318,7 @@ def _is_device(value: Any) -> bool:
 _PLAIN: dict[Any, _Kind] = {
     int: _Kind("an integer", _is_integer),
     float: _Kind("a finite number", _is_number),
-    bool: _Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    bool: _Kind("True or False", lambda value: isinstance(value, _BOOLS)),
     str: _Kind("a string", lambda value: isinstance(value, str)),
     np.ndarray: _Kind("an array of real numbers", lambda value: isinstance(value, np.ndarray) and _is_real(value)),
     Tensor: _Kind("a tensor of real numbers", _is_real),
