@@ -263,6 +263,7 @@ _WORDS = {
     "SoftV": "a callable (state, t) -> V",
     "SoftQ": "a callable (state, t) -> Q",
     "Process": "a process",
+    "Space": "a gymnasium space such as Discrete(4)",
     "Module": "a torch.nn.Module",
 }
 """What a user may take a class for."""

@@ -111,7 +111,7 @@ def check_at_least(name: str, value: Any, least: int = 1) -> None:
 def check_share(name: str, value: Any) -> None:
     """Raises ValueError unless the value is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}; give a number")
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def check_positive(name: str, value: Any) -> None:

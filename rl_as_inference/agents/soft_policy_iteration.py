@@ -41,7 +41,6 @@ class SoftPolicyIteration:
         (2.4805, 2.4805)
     """
 
-    @checked
     def __init__(self, mdp: TabularMDP) -> None:
         if not isinstance(mdp, TabularMDP):
             raise ValueError(
