@@ -112,7 +112,7 @@ def compare_command(
     if measured is not None:
         run.folder.write_json("gradients.json", "the table of gradients", measured.to_dict())
     method: Method = "exact" if exact.is_available(run.process) else "importance"
-    draws = posterior(run.process, fitted.policy, method=method, num_draws=num_draws)
+    draws = posterior(run.process, None if method == "exact" else fitted.policy, method=method, num_draws=num_draws)
     with run.folder.writing("posterior.nc", f"{num_draws} posterior draws ({method}), ArviZ InferenceData") as path:
         save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
     run.write_pictures(fitted, comparison, draws, num_draws)
