@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
-from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.critics import TableCritic
 from rl_as_inference.exact import Plan
@@ -59,7 +58,6 @@ class SoftPolicyIteration:
         return TableCritic(self._evaluate().soft_v, stationary=self.mdp.horizon is None)
 
     @torch.no_grad()
-    @checked
     def learn(self, num_iterations: int | None = None, *, tolerance: float | None = None) -> Plan:
         """Iterates to the fixed point, and returns the values of the policy reached.
 
