@@ -2,10 +2,11 @@
 
     python -m benchmarks.soak --minutes 60
 
-One process trains an agent, evaluates it, writes and reads its checkpoint, opens its run and writes its page, fits a guide, compares
-it and draws its posterior, in a loop. After each round the resident memory is read, once free memory was given
-back to the system where the C library can do that. The growth is the Theil-Sen slope of these over the rounds after the
-first third, in which caches fill; with its interval of 95 %. The agent's replay is full before the slope begins.
+One process trains an agent, evaluates it, writes and reads its checkpoint, opens its run and writes its page, fits a
+guide, compares it and draws its posterior, in a loop. After each round the resident memory is read, once free memory
+was given back to the system where the C library can do that. The growth is the Theil-Sen slope of these over the rounds
+after the first third, in which caches fill; with its interval of 95 %. The agent's replay is full before the slope
+begins.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def a_round(folder: Path, number: int) -> None:
     guide = rlai.guides.amortized_policy(grid, hidden_sizes=(16,))
     fitted = rlai.fit(grid, guide, steps=20, num_trajectories=32, seed=number, progress=False)
     compared = rlai.compare(grid, fitted.policy, num_trajectories=64, seed=number)
-    for method in ("exact", "smc", "importance"):
+    rlai.posterior(grid, None, method="exact", num_draws=50, seed=number)
+    for method in ("smc", "importance"):
         rlai.posterior(grid, fitted.policy, method=method, num_draws=50, seed=number)
     sources = draw_sources(grid, fitted.policy, method="exact", num_draws=50)
     (folder / "page.html").write_text(render_report(grid, sources, comparison=compared))

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.exact.beliefs import BeliefFilter
 from rl_as_inference.exact.kalman import KalmanFilter
@@ -54,6 +55,7 @@ class BeliefPolicy(nn.Module):
 
     sees = "belief"
 
+    @checked
     def __init__(
         self,
         process: PartiallyObservedMDP,

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_horizon, holds
 from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork
 
@@ -37,6 +38,7 @@ class CategoricalPolicy(nn.Module):
 
     batch_steps = True
 
+    @checked
     def __init__(
         self,
         state_space: gymnasium.Space[Any],
@@ -82,6 +84,7 @@ class TabularPolicy(nn.Module):
 
     batch_steps = True
 
+    @checked
     def __init__(self, num_states: int, num_actions: int, *, horizon: int | None = None) -> None:
         super().__init__()
         check_count("num_states", num_states)

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_horizon
 from rl_as_inference.factored import Factors, JointCategorical
 from rl_as_inference.randomness import drawn_from_logits
@@ -43,6 +44,7 @@ class SoftmaxPolicy(nn.Module):
 
     batch_steps = True
 
+    @checked
     def __init__(
         self,
         q: nn.Module,
@@ -77,6 +79,7 @@ class SteinSampler(nn.Module):
         hidden_sizes: widths of the hidden layers.
     """
 
+    @checked
     def __init__(
         self,
         state_space: gymnasium.Space[Any],
@@ -204,6 +207,7 @@ class EnergyBasedPolicy(nn.Module):
 
     batch_steps = False
 
+    @checked
     def __init__(
         self,
         q: nn.Module,
@@ -223,6 +227,7 @@ class EnergyBasedPolicy(nn.Module):
             check_count(name, size)
         self.q, self.sampler, self.temperature, self.num_draws = q, sampler, temperature, num_draws
         self.takes_time = takes_time
+        check_count("state_dims", state_dims, least=0)
         self.state_dims, self.action_size = state_dims, action_size
 
     def least(self, state: Tensor, action: Tensor, t: int | Tensor = 0) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium
 from torch import Tensor, nn
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.factored import JOINT_ACTIONS, FactoredCategorical, Factors, JointCategorical
 from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork
 
@@ -47,6 +48,7 @@ class FactoredCategoricalPolicy(nn.Module):
 
     batch_steps = True
 
+    @checked
     def __init__(
         self,
         state_space: gymnasium.Space[Any],

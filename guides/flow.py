@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 from torch.func import functional_call
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
 from rl_as_inference.spaces import log_tanh_slope
 from rl_as_inference.state_time_network import Activation, StateTimeNetwork
@@ -149,6 +150,7 @@ class FlowPolicy(nn.Module):
     batch_steps = True
     candidates: Tensor
 
+    @checked
     def __init__(
         self,
         state_space: gymnasium.Space[Any],

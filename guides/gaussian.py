@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.spaces import log_tanh_slope
 from rl_as_inference.state_time_network import Activation, Architecture, StateTimeNetwork, check_log_scale_bounds
@@ -94,6 +95,7 @@ class GaussianPolicy(nn.Module):
 
     batch_steps = True
 
+    @checked
     def __init__(
         self,
         state_space: gymnasium.Space[Any],

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_positive
 from rl_as_inference.processes.linear_gaussian import linear_gaussian_rule
 
@@ -39,6 +40,7 @@ class LinearGaussianPolicy(nn.Module):
     batch_steps = True
     """One call may ask for many steps: ``t`` may be integers broadcastable to the state's batch."""
 
+    @checked
     def __init__(
         self,
         state_size: int,

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least, check_count
 from rl_as_inference.randomness import drawn_from_logits
 from rl_as_inference.spaces import log_tanh_slope
@@ -118,6 +119,7 @@ class TanhGaussianMixturePolicy(nn.Module):
 
     batch_steps = True
 
+    @checked
     def __init__(
         self,
         state_space: gymnasium.Space[Any],

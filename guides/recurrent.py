@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
 from rl_as_inference.guides.heads import policy_for
 from rl_as_inference.histories import Histories, History
@@ -51,6 +52,7 @@ class RecurrentPolicy(nn.Module):
 
     sees = "history"
 
+    @checked
     def __init__(
         self,
         observation_space: gymnasium.Space[Any],

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability
 from rl_as_inference.processes import TabularMDP
 
@@ -21,6 +22,7 @@ __all__ = ["bandit", "bandit_family"]
 CHOOSE, LOST, WON = 0, 1, 2
 
 
+@checked
 def bandit(
     probabilities: Sequence[float] = (0.4, 0.6),
     horizon: int | None = 1,
@@ -64,6 +66,7 @@ def bandit(
     return _machine(pays, horizon, discount, temperature)
 
 
+@checked
 def bandit_family(
     num_arms: int = 2,
     prior: tuple[float, float] = (1.0, 1.0),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_probability
 from rl_as_inference.processes import TabularMDP
 
@@ -23,6 +24,7 @@ _MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """Up, right, down, left: in a circle, so that the neighbours in this list are at right angles."""
 
 
+@checked
 def cliff(
     horizon: int | None = 50,
     discount: float | Tensor = 1.0,

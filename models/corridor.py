@@ -13,12 +13,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability, check_program
 from rl_as_inference.program import act, reward, steps
 
 __all__ = ["corridor"]
 
 
+@checked
 def corridor(
     length: int = 5,
     horizon: int = 8,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability
 from rl_as_inference.processes import TabularPOMDP
 
@@ -20,6 +21,7 @@ __all__ = ["crying_baby"]
 FEED, IGNORE, SING = 0, 1, 2
 
 
+@checked
 def crying_baby(
     horizon: int = 8,
     discount: float | Tensor = 0.9,

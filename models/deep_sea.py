@@ -15,12 +15,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["deep_sea", "deep_sea_family"]
 
 
+@checked
 def deep_sea(
     size: int = 10,
     horizon: int | None = None,
@@ -87,6 +89,7 @@ def deep_sea(
     return mdp
 
 
+@checked
 def deep_sea_family(
     size: int = 10,
     *,

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
 
 __all__ = ["double_integrator"]
 
 
+@checked
 def double_integrator(
     horizon: int = 20,
     temperature: float | Tensor = 1.0,

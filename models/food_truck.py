@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import holds
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularPOMDP
@@ -35,6 +36,7 @@ _EAT = len(_STEPS)
 _UNSEEN = len(FAR)
 
 
+@checked
 def food_truck(
     utility: Tensor | None = None,
     belief: Tensor | None = None,

@@ -9,11 +9,13 @@ H F F G       (map_name="4x4")
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["frozen_lake"]
 
 
+@checked
 def frozen_lake(
     map_name: str = "8x8",
     horizon: int | None = 100,

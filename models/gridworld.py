@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability
 from rl_as_inference.processes import TabularMDP
 
@@ -23,6 +24,7 @@ _MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 """Left, down, right, up: the order of Gymnasium's FrozenLake."""
 
 
+@checked
 def gridworld(
     rows: int = 5,
     columns: int = 5,

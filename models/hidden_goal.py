@@ -14,12 +14,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability, check_program
 from rl_as_inference.program import act, reward, steps
 
 __all__ = ["hidden_goal"]
 
 
+@checked
 def hidden_goal(
     length: int = 7,
     start: int = 2,

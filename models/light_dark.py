@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import PartiallyObservedMDP
 
@@ -72,6 +73,7 @@ class LightDark(PartiallyObservedMDP):
         return dist.Normal(state, variance.sqrt()).to_event(1)
 
 
+@checked
 def light_dark(
     horizon: int = 12,
     discount: float | Tensor = 1.0,

@@ -13,11 +13,13 @@ import math
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.processes import LinearGaussianPOMDP
 
 __all__ = ["light_dark_linear"]
 
 
+@checked
 def light_dark_linear(
     horizon: int = 12,
     temperature: float | Tensor = 5.0,

@@ -18,6 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import MarkovDecisionProcess
 
@@ -92,6 +93,7 @@ class Pendulum(MarkovDecisionProcess):
         return -cost.add(action[..., 0].square(), alpha=0.001 * _TORQUE**2)
 
 
+@checked
 def pendulum(
     horizon: int = 200,
     discount: float | Tensor = 1.0,

@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import MarkovDecisionProcess
 
@@ -61,6 +62,7 @@ class PointMass(MarkovDecisionProcess):
         return (-distances / (2 * self.width**2)).exp().sum(-1)
 
 
+@checked
 def point_mass(
     num_goals: int = 4,
     horizon: int = 10,

@@ -10,12 +10,14 @@ day 0 ──wait──► day 1 ──wait──► … ──wait──► day 
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["procrastination"]
 
 
+@checked
 def procrastination(
     days: int = 10,
     horizon: int | None = None,

@@ -8,12 +8,14 @@
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["random_mdp"]
 
 
+@checked
 def random_mdp(
     num_states: int = 25,
     num_actions: int = 4,

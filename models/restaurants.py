@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularMDP
 
@@ -26,6 +27,7 @@ _SERVES = {"D": 0, "d": 0, "V": 1, "N": 2}
 _MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 
 
+@checked
 def restaurants(
     utility: Tensor | None = None,
     horizon: int = 12,

@@ -14,12 +14,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularMDP
 
 __all__ = ["river_swim", "river_swim_family"]
 
 
+@checked
 def river_swim(
     length: int = 6,
     horizon: int | None = 20,
@@ -78,6 +80,7 @@ def river_swim(
     return mdp
 
 
+@checked
 def river_swim_family(
     length: int = 6,
     horizon: int = 20,

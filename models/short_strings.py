@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer
 from rl_as_inference.processes import TabularMDP
 
@@ -42,6 +43,7 @@ def default_score(text: str) -> float:
     return text.count("ab") + 0.75 * text.count("dc")
 
 
+@checked
 def short_strings(
     max_length: int = 6,
     num_letters: int = 4,

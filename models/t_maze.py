@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability
 from rl_as_inference.processes import TabularPOMDP
 
@@ -22,6 +23,7 @@ START, LEFT, RIGHT, CUE = 0, 1, 2, 3
 """Places, and the actions that lead there."""
 
 
+@checked
 def t_maze(
     horizon: int = 2,
     temperature: float | Tensor = 0.5,

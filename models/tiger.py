@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_probability
 from rl_as_inference.processes import TabularPOMDP
 
@@ -19,6 +20,7 @@ __all__ = ["tiger"]
 LISTEN, OPEN_LEFT, OPEN_RIGHT = 0, 1, 2
 
 
+@checked
 def tiger(
     horizon: int = 8,
     discount: float | Tensor = 1.0,

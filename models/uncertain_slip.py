@@ -12,12 +12,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.models._arguments import check_integer, check_program
 from rl_as_inference.program import act, reward, steps
 
 __all__ = ["uncertain_slip"]
 
 
+@checked
 def uncertain_slip(
     length: int = 8,
     horizon: int = 8,

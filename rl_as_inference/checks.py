@@ -15,11 +15,13 @@ from rl_as_inference.turns import turn
 
 __all__ = [
     "all_hold",
+    "below_infinity",
     "check_at_least",
     "check_count",
     "check_discount",
     "check_horizon",
     "check_positive",
+    "check_share",
     "check_temperature",
     "deferred",
     "has_no_nan",
@@ -73,13 +75,20 @@ def has_no_nan(values: Tensor) -> bool:
     return (_NOTED.get() is None and not bool(values.sum().isnan())) or holds(~values.isnan())
 
 
+def below_infinity(values: Tensor) -> bool:
+    """Returns whether no value is NaN or +∞; within :func:`deferred`, True after noting it."""
+    return (_NOTED.get() is None and bool(values.sum() < math.inf)) or holds(values < math.inf)
+
+
 def all_hold(conditions: Sequence[Tensor]) -> Tensor:
     """Returns whether all of the noted conditions are true, bool ``()``, on the host."""
     return torch.stack([torch.ones((), dtype=torch.bool), *(condition.cpu() for condition in conditions)]).all()
 
 
 def _scalar(value: Any) -> Tensor | None:
-    """Returns the value as a tensor if it is a single number, else None."""
+    """Returns the value as a tensor if it is a single real number, and no bool; else None."""
+    if isinstance(value, bool):
+        return None
     try:
         # A number of Python's own has double precision, and its range.
         tensor = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
@@ -99,6 +108,12 @@ def check_at_least(name: str, value: Any, least: int = 1) -> None:
     check_count(name, value, least if isinstance(value, bool) or not isinstance(value, Integral) else int(value))
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def check_positive(name: str, value: Any) -> None:

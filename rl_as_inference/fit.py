@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference import exact
-from rl_as_inference.checks import check_at_least, check_positive
+from rl_as_inference.arguments import checked_but
+from rl_as_inference.checks import check_at_least, check_positive, check_share
 from rl_as_inference.critics import LearnedTable, QEnsemble, SoftQ, SoftV
 from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
 from rl_as_inference.exact.linear_gaussian import rules_of
@@ -75,6 +76,7 @@ class FitResult:
     seconds: float
 
 
+@checked_but("policy", "estimator", "teacher")
 @in_turn
 def fit(
     process: Problem,
@@ -148,6 +150,7 @@ def fit(
     check_at_least("steps", steps)
     check_positive("learning_rate", learning_rate)
     check_at_least("num_trajectories", num_trajectories)
+    check_share("lambda_", lambda_)
     if n is not None:
         check_at_least("n", n)
     if estimator not in (*get_args(Estimator), "exact"):

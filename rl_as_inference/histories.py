@@ -41,6 +41,11 @@ class History:
         actions: Tensor | Sequence[Tensor] = (),
         batch_shape: Sequence[int] = (),
     ) -> None:
+        for name, value in (("observations", observations), ("actions", actions), ("batch_shape", batch_shape)):
+            if not isinstance(value, Tensor | Sequence) or isinstance(value, str):
+                raise ValueError(f"History: {name} must be a sequence, got {value!r:.80}")
+        if not all(isinstance(size, int) for size in batch_shape):
+            raise ValueError(f"History: batch_shape must be integers, got {batch_shape!r:.80}")
         seen, done = tuple(observations), tuple(actions)
         if not 0 <= len(seen) - len(done) <= 1:
             raise ValueError(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import pyro
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from rl_as_inference.arguments import standing_for
 from rl_as_inference.imports import put_back_filters
 from rl_as_inference.randomness import drawing
 from rl_as_inference.turns import turn
@@ -52,9 +51,7 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
         with found(), drawn(**sources):  # type: ignore[arg-type]
             return function(*args, **kwargs)
 
-    # Doctest looks for examples in functions whose globals are those of the module.
-    own = types.FunctionType(called.__code__, function.__globals__, called.__name__, None, called.__closure__)
-    return cast("Callable[P, R]", functools.update_wrapper(own, function))
+    return standing_for(function, called)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rl_as_inference.turns import turn
 
-__all__ = ["RandomStream", "drawing", "drawn_from_logits", "seeded"]
+__all__ = ["RandomStream", "drawing", "drawn_from_logits", "forked", "seeded"]
 
 
 class RandomStream:
@@ -100,6 +101,15 @@ def drawn_from_logits(logits: Tensor) -> Tensor:
     tiny = torch.finfo(logits.dtype).tiny
     exponential = -torch.rand_like(logits).clamp(min=tiny).log()
     return (logits - exponential.clamp(min=tiny).log()).argmax(-1)
+
+
+def forked() -> torch.Generator:
+    """Returns a generator on the host whose seed is where PyTorch's own stands, which stays there.
+
+    What is drawn from it follows ``pyro.set_rng_seed``, and changes nothing of what else is drawn.
+    """
+    state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(state[:7], "little"))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rl_as_inference.agents import Learner
 from rl_as_inference.agents.checkpoint import MadeOtherwiseError
 from rl_as_inference.agents.made_again import make_agent
 from rl_as_inference.agents.training import BEST, CHECKPOINT, evaluation_seed
+from rl_as_inference.arguments import checked
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.compare import Comparison
 from rl_as_inference.guides import amortized_policy
@@ -91,6 +92,7 @@ class Run:
         return load_posterior(path) if path.exists() else None
 
 
+@checked
 def load_run(
     folder: str | Path,
     *,

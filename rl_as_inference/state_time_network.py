@@ -37,7 +37,9 @@ NUM_TIME_FEATURES = 1 + 2 * _HARMONICS
 
 def check_hidden_sizes(hidden_sizes: Sequence[int], name: str = "hidden_sizes") -> None:
     """Raises ValueError unless all widths are integers of at least 1."""
-    if not isinstance(hidden_sizes, Sequence) or any(not isinstance(size, int) for size in hidden_sizes):
+    if not isinstance(hidden_sizes, Sequence) or any(
+        isinstance(size, bool) or not isinstance(size, int) for size in hidden_sizes
+    ):
         raise ValueError(f"{name} must be a sequence of integers such as (64, 64), got {hidden_sizes!r}")
     if any(size < 1 for size in hidden_sizes):
         raise ValueError(f"{name} must be >= 1, got {tuple(hidden_sizes)}")

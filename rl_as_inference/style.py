@@ -1,6 +1,10 @@
 """Colours, axes and labels that all pictures share."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +21,14 @@ __all__ = [
     "RED",
     "SKY",
     "YELLOW",
+    "Numbers",
     "new_axes",
     "tidy",
     "whole_numbers",
 ]
+
+Numbers: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[Any]
+"""What is drawn."""
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"

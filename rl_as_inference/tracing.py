@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import linecache
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -60,7 +62,7 @@ def in_direct_calls(graph: fx.GraphModule) -> fx.GraphModule:
         if name in _DIRECT:
             node.target = getattr(torch, name) if hasattr(torch, name) else getattr(Tensor, name)
     graph.recompile()
-    return graph
+    return _without_source(graph)
 
 
 class _Operation:
@@ -176,7 +178,16 @@ class _Tape(TorchDispatchMode):
         graph.output(tree_unflatten([node_of(leaf) for leaf in leaves], spec))
         graph.erase_node(first)
         graph.eliminate_dead_code()  # draws and writes stay
-        return fx.GraphModule(root, graph)
+        return _without_source(fx.GraphModule(root, graph))
+
+
+def _without_source(graph: fx.GraphModule) -> fx.GraphModule:
+    """Returns the graph; PyTorch forgets the text of its code, which it otherwise keeps until the process ends."""
+    name = type(graph).forward.__code__.co_filename
+    with contextlib.suppress(AttributeError):  # of another version
+        fx.graph_module._loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
+    return graph
 
 
 def _memory(tensor: Tensor) -> int:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl_as_inference.checks import holds
+from rl_as_inference.checks import check_discount, check_temperature, holds
 from rl_as_inference.histories import Histories, History
 
-__all__ = ["Decision", "Rows", "Trajectories", "Transition", "discounts"]
+__all__ = ["Decision", "Genealogy", "Rows", "Trajectories", "Transition", "discounts"]
 
 
 def discounts(discount: float | Tensor, horizon: int, like: Tensor) -> Tensor:
@@ -19,6 +19,9 @@ def discounts(discount: float | Tensor, horizon: int, like: Tensor) -> Tensor:
         like = like.to(torch.get_default_dtype())
     gamma = torch.as_tensor(discount, dtype=like.dtype, device=like.device)
     return gamma ** torch.arange(horizon, dtype=like.dtype, device=like.device)
+
+
+_TENSORS = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,20 @@ class Trajectories:
     observed_first: bool = True
 
     def __post_init__(self) -> None:
+        for name in _TENSORS:
+            if not isinstance(value := getattr(self, name), Tensor):
+                raise ValueError(f"Trajectories: {name} must be a tensor, got {value!r:.80}")
+        if self.observations is not None and not isinstance(self.observations, Tensor):
+            raise ValueError(f"Trajectories: observations must be a tensor or None, got {self.observations!r:.80}")
+        if not isinstance(self.latents, dict):
+            raise ValueError(f"Trajectories: latents must be a dictionary of tensors, got {self.latents!r:.80}")
+        if not isinstance(self.observed_first, bool):
+            raise ValueError(f"Trajectories: observed_first must be True or False, got {self.observed_first!r:.80}")
+        # Tensors were looked at where they came from: on a GPU a look is a wait.
+        if not isinstance(self.temperature, Tensor) or self.temperature.dim() > 0 or self.temperature.is_complex():
+            check_temperature(self.temperature)
+        if not isinstance(self.discount, Tensor) or self.discount.dim() > 0 or self.discount.is_complex():
+            check_discount(self.discount)
         shape = self.rewards.shape
         for name in ("mask", "log_prior", "log_policy", "log_factors"):
             if getattr(self, name).shape != shape:
@@ -66,6 +83,11 @@ class Trajectories:
                     f"Trajectories: {name} must have the shape of rewards, {tuple(shape)} (time, "
                     f"trajectory), got {tuple(getattr(self, name).shape)}"
                 )
+        if self.states.dim() < 2 or self.states.shape[1:2] != shape[1:] or len(self.states) - shape[0] not in (0, 1):
+            raise ValueError(
+                f"Trajectories: states must begin with (time + 1, trajectory) = ({shape[0] + 1}, {shape[1]}), or with "
+                f"time alone where a program names no last state, got {tuple(self.states.shape)}"
+            )
         if self.actions.shape[:2] != shape:
             raise ValueError(
                 f"Trajectories: actions must begin with (time, trajectory) = {tuple(shape)}, got "
@@ -204,16 +226,69 @@ class Transition(NamedTuple):
     """Which trajectories took the step, bool ``(N,)``; None for all."""
 
 
-class Rows:
-    """The rows of trajectories that are walked step by step, each of ``N`` trajectories."""
+class Genealogy:
+    """Who descends from whom in a filter: of each step the ancestors, kept only where particles were resampled.
 
-    def __init__(self) -> None:
-        self.states: list[Tensor] = []
-        self.actions: list[Tensor] = []
-        self.rewards: list[Tensor] = []
-        self.mask: list[Tensor] = []
-        self.log_prior: list[Tensor] = []
-        self.log_policy: list[Tensor] = []
+    Whole trajectories are made of it once, at the end, and only those that are wanted (Jacob, Murray & Rubenthaler
+    2015, arXiv:1307.3180, keep their paths so).
+    """
+
+    def __init__(self, wanted: Tensor, ancestors: list[Tensor | None]) -> None:
+        self.wanted, self.ancestors = wanted, ancestors
+
+    def gathered(self, rows: "list[Tensor] | Block") -> Tensor:
+        """Returns the rows of the wanted particles' ancestors, ``(T, K, …)``."""
+        line, found = self.wanted, rows[0].new_empty(len(rows), len(self.wanted), *rows[0].shape[1:])
+        for t in reversed(range(len(rows))):
+            if (ancestors := self.ancestors[t]) is not None:
+                line = ancestors[line].long()
+            torch.index_select(rows[t], 0, line, out=found[t])
+        return found
+
+
+class Block:
+    """Rows in one tensor, of a walk whose length is known and that nobody differentiates.
+
+    Many rows of a megabyte each would leave the heap in pieces that are not given back.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length, self._count = length, 0
+        self._rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert self._rows is not None
+        return self._rows[: self._count][index]
+
+    def append(self, row: Tensor) -> None:
+        """Writes the next row."""
+        if self._rows is None:
+            self._rows = row.new_empty(self._length, *row.shape)
+        self._rows[self._count] = row
+        self._count += 1
+
+    def clear(self) -> None:
+        """Lets go of all."""
+        self._rows, self._count = None, 0
+
+
+class Rows:
+    """The rows of trajectories that are walked step by step, each of ``N`` trajectories.
+
+    Args:
+        horizon: the number of steps, of walks that resample and so have a :class:`Genealogy`; their rows stand in one
+            block.
+    """
+
+    def __init__(self, horizon: int | None = None) -> None:
+        def column() -> Any:
+            return [] if horizon is None else Block(horizon)
+
+        self.states, self.actions, self.rewards = column(), column(), column()
+        self.mask, self.log_prior, self.log_policy = column(), column(), column()
 
     def add(self, state: Tensor, action: Tensor, reward: Tensor, alive: Tensor | None, *logs: Tensor) -> None:
         """Adds a step: where it began, what was done, what it earned, who took it (None for all).
@@ -236,15 +311,15 @@ class Rows:
         final_state: Tensor,
         temperature: float | Tensor,
         discount: float | Tensor,
-        lines: list[Tensor] | None = None,
+        lines: "Genealogy | None" = None,
         seen: Any = None,
     ) -> Trajectories:
-        """Returns the trajectories.
+        """Returns the trajectories; the rows are let go of on the way, column by column.
 
         Args:
             final_state: after the last step, ``(N, *state)``, in the order of the answer.
             temperature, discount: of the process; a discount of 1 where survival was drawn.
-            lines: for each step, which of its rows belong to the trajectories of the answer; None for all, in order.
+            lines: who descends from whom, where rows were resampled; None for all, in order.
             seen: what a policy may look at after the last step; a :class:`History` where the state is hidden.
 
         Raises:
@@ -252,7 +327,9 @@ class Rows:
         """
 
         def column(rows: list[Tensor]) -> Tensor:
-            return torch.stack(rows if lines is None else [row[line] for row, line in zip(rows, lines, strict=True)])
+            found = torch.stack(rows) if lines is None else lines.gathered(rows)
+            rows.clear()
+            return found
 
         mask, rewards = column(self.mask), column(self.rewards)
         log_prior, log_policy = column(self.log_prior), torch.where(mask, column(self.log_policy), 0.0)

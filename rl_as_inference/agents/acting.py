@@ -49,6 +49,8 @@ def checked_states(state: Any, space: gymnasium.Space[Any]) -> Array:
     array, shape = np.asarray(state), tuple(space.shape or ())
     if array.shape[array.ndim - len(shape) :] != shape:
         raise ValueError(f"observation must have shape {shape}, or be a batch of such, got {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"observation must be of real numbers, got {array.dtype}; act on those of {space}")
     if not np.isfinite(array).all():
         if isinstance(space, LaidOut):
             part = space.layout.part_at(int(np.nonzero(~np.isfinite(array))[-1][0])).name

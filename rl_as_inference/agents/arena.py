@@ -250,7 +250,9 @@ def _action_scale(options: LearnerOptions, *, learned: bool, discrete: bool) -> 
 def chosen_device(device: torch.device | str | None) -> torch.device:
     """Returns the device, by default a GPU if there is one."""
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device is None or device == "":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}") from error
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):

@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reading_options import as_held, from_held
 from rl_as_inference.agents.snapshots_alike import Snapshot, differences
-from rl_as_inference.checkpoints import load_tensors, save_tensors
+from rl_as_inference.checkpoints import open_tensors, save_tensors
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
@@ -191,7 +191,7 @@ def load_saved(path: str | Path) -> Saved:
     Raises:
         ValueError: if there is no such file, it is damaged or not a learner's.
     """
-    tensors, record = load_tensors(path)
+    tensors, record = open_tensors(path)
     if record.get("format") != _FORMAT:
         raise ValueError(f"path: {str(path)!r} holds tensors, but no agent written by save()")
     for name in ("progress", "identity", "notes", *(["made"] if record.get("made") is not None else [])):

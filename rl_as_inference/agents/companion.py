@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,8 +34,8 @@ class Companion(Protocol):
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns everything that it goes on from: tensors, and what JSON holds."""
 
-    def check(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    def check(self, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
         """Raises ValueError where it cannot go on from there; names, and shapes that do not vary, are known to fit."""
 
-    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
         """Goes on from there."""

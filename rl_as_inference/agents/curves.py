@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.style import BLUE, GREY, new_axes, tidy
 from rl_as_inference.whole_files import written_whole
 
@@ -71,6 +72,7 @@ def read_curve(path: Path, until: int) -> list[CurveRow]:
     return [row for row in curve if row.step <= until]
 
 
+@checked
 def plot_learning_curve(curve: Sequence[CurveRow], *, title: str = "", ax: Axes | None = None) -> Axes:
     """Draws evaluation returns over environment steps: every seed thin, their mean thick.
 

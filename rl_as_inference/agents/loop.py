@@ -22,6 +22,7 @@ from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.update import Update
 from rl_as_inference.batch_norm import RewardScale, Told
+from rl_as_inference.checkpoints import under
 from rl_as_inference.processes.environments import NonFiniteError, Step
 from rl_as_inference.randomness import RandomStream
 
@@ -360,14 +361,13 @@ class Loop:
                 as it was.
         """
         tensors, progress = snapshot
-        stored = {n: tensors[f"replay.{n}"] for n in self.replay.state_dict()}
-        self.replay.check_rows(stored["rows"])
-        own = {n.removeprefix("companion."): t for n, t in tensors.items() if n.startswith("companion.")}
+        own, rows = under(tensors, "companion."), under(tensors, "replay.")
+        self.replay.check_rows(rows)
         if self.companion is not None:
             self.companion.check(own, progress["companion"])
         # What may fail comes first.
         exact = self.walk is not None or self._restore_envs(snapshot)
-        self.replay.load_state_dict(stored)
+        self.replay.load_state_dict(rows)
         with torch.no_grad():
             for name, tensor in self.update.tensors.items():
                 tensor.copy_(tensors[name])

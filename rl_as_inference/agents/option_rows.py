@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rl_as_inference.checks import check_count, check_positive, check_temperature
+from rl_as_inference.checks import check_count, check_positive, check_share, check_temperature
 
 __all__ = [
     "SEVERAL",
@@ -50,11 +50,6 @@ def share(name: str, value: Any) -> None:
     check_positive(name, value)
     if value > 1:
         raise ValueError(f"{name} must be in (0, 1], got {value}")
-
-
-def zero_or_share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
 def below_one(name: str, value: Any) -> None:
@@ -100,4 +95,5 @@ def env_kwargs(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a mapping of options for gymnasium.make, got {value!r}")
 
 
+zero_or_share: Check = check_share
 SEVERAL: Check = partial(check_count, least=2)

@@ -91,7 +91,8 @@ class LearnerOptions(TypedDict, total=False):
         int | None, Row(None, "learn this many seeds at once, in one batched update", or_none(check_count))
     ]
     device: Annotated[
-        torch.device | str | None, Row(None, "where everything lives: cpu, cuda or cuda:N; a GPU if there is one")
+        torch.device | str | None,
+        Row(None, "where everything lives: cpu, cuda or cuda:N; a GPU if there is one"),
     ]
     dtype: Annotated[torch.dtype, Row(torch.float32, "of everything learned", dtype)]
     hidden_sizes: Annotated[
@@ -361,7 +362,7 @@ class ModelBasedOptions(LearnerOptions, total=False):
     ensemble: Annotated[int, Row(5, "members of the model: draws of what is not known", check_count)]
     model_hidden_sizes: Annotated[
         Sequence[int],
-        Row((128, 128), "widths of the model's hidden layers", lambda _, value: check_hidden_sizes(value)),
+        Row((128, 128), "widths of the model's hidden layers", lambda name, value: check_hidden_sizes(value, name)),
     ]
     model_every: Annotated[int, Row(200, "environment steps between fits of the model", check_count)]
     model_updates: Annotated[int, Row(600, "gradient steps of a fit at most", check_count)]

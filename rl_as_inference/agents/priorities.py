@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 
 import torch
@@ -154,7 +155,7 @@ class Priorities:
             "priority_updates": self.num_updates,
         }
 
-    def load_state_dict(self, tensors: dict[str, Tensor], turn: int = 0) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], turn: int = 0) -> None:
         """Goes on from there; the rows have ``turn`` places moved, where the ring has another capacity."""
         size = tensors["priorities"].shape[1]
         self.tree.zero_()

@@ -105,11 +105,16 @@ def filled(declaration: type[Options], given: Mapping[str, Any], *, by: str = "a
         meant = _meant(name, [option.name for option in options])
         raise TypeError(f"{by} has no option {name!r}" + (f"; did you mean {meant}?" if meant else ""))
     usual = {option.name: option.default for option in options}
-    values = {**usual, **ARCHITECTURES.get(given.get("architecture", "plain"), {}), **given}
+    values = {**usual, **_brought_by(given.get("architecture", "plain")), **given}
     for option in options:
         if option.check is not None:
             option.check(option.name, values[option.name])
     return {name: _plain(value) for name, value in values.items()}  # type: ignore[return-value]
+
+
+def _brought_by(architecture: Any) -> dict[str, Any]:
+    """Returns the defaults that an architecture brings; none where there is no such, which its own check tells."""
+    return next((defaults for name, defaults in ARCHITECTURES.items() if name == architecture), {})
 
 
 def _plain(value: Any) -> Any:

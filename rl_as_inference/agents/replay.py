@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from rl_as_inference.agents.episodes import Episode, Origin, chained, written_to_minari
 from rl_as_inference.agents.priorities import Priorities
+from rl_as_inference.checkpoints import copy_rows, outline
+from rl_as_inference.memory import check_fits
 from rl_as_inference.state_layout import is_image, layout_of
 
 if TYPE_CHECKING:
@@ -103,14 +104,9 @@ class Replay:
         edges = [0, *accumulate(widths.values())]
         self.columns = {name: slice(*ends) for name, ends in zip(widths, pairwise(edges), strict=True)}
         needed = num_learners * self.capacity * edges[-1] * dtype.itemsize
-        if self._pixels and needed > (there := _memory_of(device)):
-            raise ValueError(
-                f"buffer_size {capacity} needs {needed / 2**30:.1f} GiB for these images, and there are "
-                f"{there / 2**30:.1f} GiB on {device}; {int(capacity * there / needed)} transitions would fill it, so "
-                f"say buffer_size={_rounded(0.8 * capacity * there / needed)} or less"
-            )
+        # Pages are taken as they are written, so that what does not fit would be noticed hours later.
+        check_fits("buffer_size", capacity, needed, device, "these images" if self._pixels else "these observations")
         try:
-            # Pages are taken as they are written: a large empty buffer costs nothing.
             self.storage = torch.empty(num_learners, self.capacity, edges[-1], dtype=dtype, device=device)
         except RuntimeError as error:
             raise ValueError(
@@ -406,42 +402,33 @@ class Replay:
         tensors = {"rows": self.storage[:, : self._size], "position": self.position}
         return tensors if self.priorities is None else tensors | self.priorities.state_dict(self._size)
 
-    def check_rows(self, rows: Tensor) -> None:
+    def check_rows(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises ValueError unless a checkpoint's rows fit in here."""
-        if rows.dim() != 3 or rows.shape[::2] != self.storage.shape[::2] or rows.shape[1] > self.capacity:
+        shape = tuple(outline(tensors, "rows").shape)
+        if len(shape) != 3 or shape[::2] != tuple(self.storage.shape[::2]) or shape[1] > self.capacity:
             raise ValueError(
-                f"replay: the checkpoint has rows of shape {tuple(rows.shape)}, and this replay holds "
+                f"replay: the checkpoint has rows of shape {shape}, and this replay holds "
                 f"{tuple(self.storage.shape)}; make the agent with the same env, buffer_size and seeds"
             )
 
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Fills the ring with a checkpoint's rows.
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fills the ring with a checkpoint's rows; those in a file are read into their place.
 
         Raises:
             ValueError: if they do not fit.
         """
-        self.check_rows(rows := tensors["rows"])
-        self._size, self._position = rows.shape[1], int(tensors["position"]) % self.capacity
+        self.check_rows(tensors)
+        self._size = outline(tensors, "rows").shape[1]
+        self._position = int(tensors["position"]) % self.capacity
+        used = self.storage[:, : self._size]
+        copy_rows(tensors, "rows", list(used))
         turn = 0
         if self._size < self.capacity:  # the rows of a full smaller ring too, oldest first, so that none is in the way
             turn = -self._position % max(self._size, 1)
-            rows, self._position = rows.roll(turn, 1), self._size
-        self.storage[:, : self._size] = rows.to(self.storage)
+            if turn:
+                used.copy_(used.roll(turn, 1))
+            self._position = self._size
         self.size.fill_(self._size)
         self.position.fill_(self._position)
         if self.priorities is not None:
             self.priorities.load_state_dict(tensors, turn)
-
-
-def _memory_of(device: torch.device | str) -> int:
-    """Returns how many bytes there are on a device, of which some are taken."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
-
-
-def _rounded(count: float) -> int:
-    """Returns a number with two digits, not above."""
-    unit = 10 ** max(len(str(int(count))) - 2, 0)
-    return int(count // unit * unit)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from rl_as_inference.checkpoints import outline
 
 __all__ = ["Snapshot", "differences"]
 
@@ -37,7 +39,8 @@ _TOLD = 5
 class Snapshot(NamedTuple):
     """Everything that a learner goes on from."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Those of a file are read when they are asked for."""
     progress: dict[str, Any]
     """Counts, histories and the environments' own state, as JSON holds them."""
 
@@ -54,14 +57,16 @@ def differences(found: Snapshot, like: Snapshot) -> str:
 
 
 def _all(found: Snapshot, like: Snapshot) -> Iterator[str]:
-    rows, ranks = (found.tensors.get(f"replay.{name}") for name in ("rows", "priorities"))
+    outlines = {name: outline(found.tensors, name) for name in found.tensors}  # a replay need not be read for it
+    rows, ranks = (outlines.get(f"replay.{name}") for name in ("rows", "priorities"))
     for name in sorted(like.tensors.keys() - found.tensors.keys()):
         if not _MAY_BE_MISSING.fullmatch(name):
             yield f"lacks {name}"
-    for name, tensor in sorted(found.tensors.items()):
+    for name, tensor in sorted(outlines.items()):
         if name in like.tensors:
             emptied = rows is not None and rows.dim() == 3 and not rows.shape[1] and name.startswith("replay.")
             yield from _tensor(name, tensor, like.tensors[name], emptied)
+            yield from _content(name, found.tensors)
         elif not _MAY_BE_LEFT.fullmatch(name):
             yield f"has {name}, which this agent has not"
     if rows is not None and ranks is not None and rows.shape[1:2] != ranks.shape[1:2]:
@@ -81,15 +86,16 @@ def _tensor(name: str, tensor: Tensor, like: Tensor, emptied: bool) -> Iterator[
             f"has {name} of {_kind(tensor)}, wanted {_kind(like)}"
             + ("" if free is None else f" (of any length in dimension {free})")
         )
-    elif name.startswith("random.") and name != "random.0":
-        return  # of a GPU, and its own to judge
-    elif name == "random.0":
+
+
+def _content(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    if name == "random.0":  # one of a GPU is its own to judge
         try:
-            torch.Generator().set_state(tensor)
-        except RuntimeError as error:
+            torch.Generator().set_state(tensors[name])
+        except (RuntimeError, TypeError) as error:
             yield f"has {name} that is no generator's state ({error})"
-    elif name.endswith(".position") and not int(tensor) >= 0:
-        yield f"has {name} {int(tensor)}"
+    elif name.endswith(".position") and tensors[name].numel() == 1 and not int(tensors[name]) >= 0:
+        yield f"has {name} {int(tensors[name])}"
 
 
 def _kind(tensor: Tensor) -> str:

@@ -14,6 +14,7 @@ from rl_as_inference.agents.options import ModelBasedOptions, Planner
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.checkpoints import under
 from rl_as_inference.learned import LearnedDynamics, Transitions
 from rl_as_inference.nouns import Policy
 from rl_as_inference.planning import MPPIPlanner
@@ -157,20 +158,19 @@ class WorldModel:
                     plans[f"plan.{seed}.{env}"], tensors[f"plan.{seed}.{env}"] = policy.planner._last
         return tensors, {"fitted_at": self._fitted_at, "log_likelihood": self.log_likelihood, "plans": plans}
 
-    def check(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        self.replay.check_rows(tensors["imagined.rows"])
+    def check(self, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
+        self.replay.check_rows(under(tensors, "imagined."))
         for seed, dynamics in enumerate(self.dynamics):
             starts, is_fitted = tensors.get(f"{seed}.starts"), progress["fitted_at"] is not None
             wrong = starts is not None and (starts.dim() != 2 or starts.shape[1] != dynamics.size)
             if (starts is None) == is_fitted or wrong:
                 raise ValueError(f"companion.{seed}.starts are not those of fitted dynamics")
 
-    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        self.replay.load_state_dict({name: tensors[f"imagined.{name}"] for name in ("rows", "position")})
+    def restore(self, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
+        self.replay.load_state_dict(under(tensors, "imagined."))
         self._fitted_at, self.log_likelihood = progress["fitted_at"], progress["log_likelihood"]
         for seed, dynamics in enumerate(self.dynamics):
-            lead = f"{seed}."
-            dynamics.load_state_dict({n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)})
+            dynamics.load_state_dict(under(tensors, f"{seed}."))
             for env, policy in enumerate(self.policies[seed]):
                 name = f"plan.{seed}.{env}"
                 if policy is not None and isinstance(policy.planner, MPPIPlanner):

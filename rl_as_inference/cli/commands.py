@@ -237,7 +237,8 @@ class _GuideRun:
     def write_draws(self, fitted: FitResult, comparison: Comparison, count: int) -> None:
         assert self.folder is not None
         method: Method = "exact" if exact.is_available(self.process) else "importance"
-        draws = posterior(self.process, fitted.policy, method=method, num_draws=count)
+        proposal = None if method == "exact" else fitted.policy
+        draws = posterior(self.process, proposal, method=method, num_draws=count)
         with self.folder.writing("posterior.nc", f"{count} posterior draws ({method}), ArviZ InferenceData") as path:
             save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
         self.write_pictures(fitted, comparison, draws, count)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.compare.comparison_table import ActionRule, Comparison
 from rl_as_inference.compare.critic_values import check_critic, elbo_by_critic
@@ -53,6 +54,7 @@ _OF_POLICY = (
 _EXACT = (*_OF_POLICY, "optimal_elbo", "log_evidence", "dynamics_gap", "information_gap")
 
 
+@checked
 @in_turn
 def compare(
     process: Problem,

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact import belief_tree, hidden, linear_gaussian, smoothing, tabular
 from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
 from rl_as_inference.exact.belief_tree import BeliefEvaluation, BeliefPlan
@@ -72,6 +73,7 @@ def plan(mdp: TabularPOMDP, dynamics: Dynamics = ...) -> BeliefPlan | Stationary
 def plan(mdp: LinearGaussianPOMDP, dynamics: Dynamics = ...) -> KalmanPlan: ...
 @overload
 def plan(mdp: Process, dynamics: Dynamics = ...) -> Any: ...
+@checked
 @in_turn
 def plan(mdp: Process, dynamics: Dynamics = "causal") -> Any:
     """Returns the soft-optimal plan: values, policy and objective.
@@ -107,6 +109,7 @@ def evaluate(mdp: TabularPOMDP, policy: ExactPolicy, sees: Sees | None = ...) ->
 def evaluate(mdp: LinearGaussianPOMDP, policy: ExactPolicy, sees: Sees | None = ...) -> KalmanPlan: ...
 @overload
 def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = ...) -> Any: ...
+@checked
 @in_turn
 def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Any:
     """Returns the soft values of ``policy``; the plan's objective is its ELBO in nats.
@@ -122,6 +125,7 @@ def evaluate(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Any
     return _room(mdp).evaluate(mdp, policy)
 
 
+@checked
 @in_turn
 def elbo(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     """Returns the trajectory ELBO of ``policy``, 0-dimensional, in nats.
@@ -138,6 +142,7 @@ def elbo(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     return objective
 
 
+@checked
 @in_turn
 def optimal_elbo(mdp: Process) -> Tensor:
     """Returns the largest ELBO any policy reaches, 0-dimensional, in nats."""
@@ -145,6 +150,7 @@ def optimal_elbo(mdp: Process) -> Tensor:
     return objective
 
 
+@checked
 @in_turn
 def log_evidence(mdp: Process) -> Tensor:
     """Returns ``log p(O) = log E_prior[exp(Σ_t r_t/α)]``, 0-dimensional, in nats.
@@ -162,6 +168,7 @@ def log_evidence(mdp: Process) -> Tensor:
     return tabular.log_evidence(mdp) if isinstance(mdp, TabularMDP) else plan(mdp, "posterior").objective
 
 
+@checked
 @in_turn
 def expected_return(mdp: Process, policy: ExactPolicy, sees: Sees | None = None) -> Tensor:
     """Returns ``E_π Σ_t γ^t r_t`` of ``policy`` in the process as it is, 0-dimensional, in reward units.
@@ -175,6 +182,7 @@ def expected_return(mdp: Process, policy: ExactPolicy, sees: Sees | None = None)
     return slope_in_inverse_temperature(_solvable(mdp), lambda process: elbo(process, policy))
 
 
+@checked
 @in_turn
 def posterior_return(mdp: Process) -> Tensor:
     """Returns ``E[Σ_t r_t | O]``, what exact conditioning on optimality expects to earn, in reward units.
@@ -192,6 +200,7 @@ def posterior_return(mdp: Process) -> Tensor:
     return slope_in_inverse_temperature(wide, log_evidence).to(mdp.initial_probabilities.dtype)
 
 
+@checked
 @in_turn
 def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     """Returns the distribution of the state over time under ``policy``, ``(T+1, S)``.
@@ -206,6 +215,7 @@ def occupancy(mdp: TabularMDP, policy: ExactPolicy) -> Tensor:
     return tabular.occupancy(mdp, policy)
 
 
+@checked
 @in_turn
 def sample_posterior(
     mdp: Process,

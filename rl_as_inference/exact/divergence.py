@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact import hidden, linear_gaussian, tabular
 from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.linear_gaussian import LinearGaussianPlan
@@ -20,6 +21,7 @@ __all__ = ["Direction", "check_direction", "expected_ratio", "trajectory_kl"]
 Direction = Literal["reverse", "forward"]
 
 
+@checked
 @in_turn
 def trajectory_kl(
     mdp: Process, policy: ExactPolicy, direction: Direction = "reverse", dynamics: Dynamics = "posterior"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact.tabular import log_policy_table
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy, Process
@@ -59,6 +60,7 @@ def count_trajectories(mdp: TabularMDP) -> int:
     return int(count[mdp.initial_probabilities.cpu() > 0].sum())
 
 
+@checked
 @in_turn
 def enumerate_trajectories(mdp: Process, policy: ExactPolicy = None, *, limit: int = LIMIT) -> Enumeration:
     """Returns every trajectory with its probability under the prior, the policy and the target.

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact import belief_grid, belief_tree, beliefs, kalman, linear_gaussian, tabular
 from rl_as_inference.exact.backups import Dynamics, check_dynamics
 from rl_as_inference.exact.belief_grid import StationaryBeliefPlan
@@ -63,6 +64,7 @@ def log_evidence(pomdp: Hidden) -> Tensor:
     return linear_gaussian.plan(pomdp.fully_observed, "posterior").objective
 
 
+@checked
 @in_turn
 def belief(pomdp: Hidden, observations: Tensor, actions: Tensor) -> Tensor | GaussianBelief:
     """Returns what is believed of the state at every time, given what was seen and done."""

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.exact.divergence import expected_ratio
 from rl_as_inference.exact.tabular import Plan, discounted_visits, plan
@@ -37,6 +38,7 @@ class PriorPlan:
     optimality_gap: float
 
 
+@checked
 @in_turn
 @torch.no_grad()
 def optimal_prior(mdp: TabularMDP, *, tolerance: float = 1e-7, max_rounds: int = 2_000) -> PriorPlan:

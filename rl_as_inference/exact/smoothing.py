@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.exact.backups import Dynamics, check_dynamics, outcomes
 from rl_as_inference.exact.precision import in_double
 from rl_as_inference.exact.tabular import Plan, occupancy, plan
@@ -53,6 +54,7 @@ def given_optimality(mdp: TabularMDP) -> tuple[Tensor, Iterator[Step]]:
     return start, _forward(mdp, messages, values, start)
 
 
+@checked
 @in_turn
 def posterior_occupancy(mdp: TabularMDP | TabularPOMDP, dynamics: Dynamics = "posterior") -> Tensor:
     """Returns the distribution of the state at each time given optimality, ``(T+1, S)``; rows sum to one.

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least, holds
 from rl_as_inference.exact.backups import (
     Dynamics,
@@ -219,6 +220,7 @@ def evaluate(mdp: TabularMDP, policy: ExactPolicy) -> Plan:
     return Plan(soft_v, soft_q, objective.to(dtype), "causal", log_policy, residual)
 
 
+@checked
 def backward_step(mdp: TabularMDP, soft_v: Tensor, dynamics: Dynamics = "causal") -> tuple[Tensor, Tensor]:
     """Returns ``(soft_v_t, soft_q_t)``, ``(S,)`` and ``(S, A)`` in reward units, from ``soft_v_{t+1}``.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.host import in_turn
@@ -86,6 +87,7 @@ class _Edges:
     """Whether there is such an edge; rows are filled up."""
 
 
+@checked
 @in_turn
 def bayes_adaptive(
     family: Callable[[], Any] | ConjugatePosterior, *, num_episodes: int = 1, max_beliefs: int = 100_000
@@ -114,6 +116,7 @@ def bayes_adaptive(
         1.083333
     """
     check_at_least("num_episodes", num_episodes)
+    check_at_least("max_beliefs", max_beliefs)
     prior = family if isinstance(family, ConjugatePosterior) else ConjugatePosterior.exactly(family)
     process, moves = prior.structure.process, prior.structure.moves
     if not isinstance(process, TabularMDP) or moves is None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_count
 from rl_as_inference.exploration.affine import by_block
 from rl_as_inference.exploration.conjugacy import Moves, NotConjugateError, Structure, run_at
@@ -65,8 +66,7 @@ class ConjugatePosterior:
 
         Args:
             family: a Pyro program without arguments that draws unknowns and returns a process.
-            reward_noise: the standard deviation of Gaussian noise that rewards are seen with, in reward units. With 0
-                a reward seen once is known.
+            reward_noise: the deviation of Gaussian noise on rewards, in reward units; with 0 one seen once is known.
 
         Raises:
             ValueError: if the noise is negative or not finite.
@@ -77,11 +77,11 @@ class ConjugatePosterior:
             return None
 
     @staticmethod
+    @checked_but("reward_noise")
     def exactly(family: Callable[[], Any], *, reward_noise: float = 0.0) -> ConjugatePosterior:
         """Returns what :meth:`of` does; ValueError says why a family is not conjugate."""
         noise = checked_noise(reward_noise)
-        structure = Structure.of(family)
-        kind = Exact if structure.moves is not None and noise == 0 else Noisy
+        kind = Exact if (structure := Structure.of(family)).moves is not None and noise == 0 else Noisy
         return ConjugatePosterior(structure, noise, structure.concentration, kind.before(structure.numbers))
 
     def before(self) -> ConjugatePosterior:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_count, check_positive, check_temperature
 from rl_as_inference.exploration.bayes_adaptive import bayes_adaptive
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
@@ -40,6 +41,7 @@ class _Acts(Protocol):
     def policy(self, beliefs: TableBeliefs) -> TablePolicy: ...
 
 
+@checked_but("family", "seed", "strategy", "transition_term")
 @in_turn
 def explore(
     family: Callable[[], Any],
@@ -109,13 +111,16 @@ def explore(
         raise ValueError(f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}; got {strategy!r}")
     check_family(family, seed)
     check_count("num_episodes", num_episodes)
+    check_count("max_beliefs", max_beliefs)
     if num_seeds is not None:
         check_count("num_seeds", num_seeds)
     if transition_term not in ("mean", "dirichlet"):
         raise ValueError(f"transition_term must be 'mean' or 'dirichlet', got {transition_term!r}")
     if reward_range is not None:
         if strategy != "k_learning" or transition_term != "dirichlet":
-            raise ValueError("reward_range belongs to strategy 'k_learning' with transition_term='dirichlet'")
+            raise ValueError(
+                "reward_range belongs to strategy 'k_learning' with transition_term='dirichlet'; leave it out"
+            )
         check_positive("reward_range", reward_range)
     if temperature is not None:
         check_temperature(temperature)

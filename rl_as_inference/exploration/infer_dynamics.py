@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.exact_draws import exact_inference_data, warn_of_untouched
@@ -70,6 +71,7 @@ class UnknownDynamics(Density[Transitions]):
         return 1, len(shown.tally)
 
 
+@checked_but("family", "trajectories", "seed", "reward_noise")
 @in_turn
 def infer_dynamics(
     family: Callable[[], Any],

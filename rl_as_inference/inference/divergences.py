@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.exact.divergence import Direction, check_direction
@@ -33,6 +34,7 @@ _SINGLE_RUNS = 1000
 """The most draws of the action prior from a program that runs for one trajectory at a time."""
 
 
+@checked
 @in_turn
 @torch.no_grad()
 def trajectory_kl(

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.host import in_turn
@@ -21,6 +22,7 @@ __all__ = ["EvidenceMethod", "estimate_log_evidence"]
 EvidenceMethod = Literal["exact", "importance", "smc", "annealed"]
 
 
+@checked
 @in_turn
 def estimate_log_evidence(
     process: Problem,
@@ -82,11 +84,15 @@ def estimate_log_evidence(
     process = as_process(process)
     check_whole_plates(process)
     in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
+    asked = method
     if method is None:
         method = "exact" if exact.is_available(process) else "smc" if in_parts else "importance"
     check_look_ahead(critic, method)
     if num_proposals is not None and method != "importance":
         raise ValueError(f"num_proposals is of method='importance', and method is {method!r}; leave one out")
+    if policy is not None and (asked == "exact" or method == "annealed"):
+        why = "starts from the action prior" if method == "annealed" else "has no use for one"
+        raise ValueError(f"policy is a proposal, and method={method!r} {why}; leave it out")
     if method == "exact":
         with torch.no_grad():
             return Estimate(float(exact.log_evidence(process)), 0.0)
@@ -95,9 +101,9 @@ def estimate_log_evidence(
     elif method == "smc":
         process = filtered_process(process, policy)
         proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
-        weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats)
+        weighted = repeated_filters(
+            process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats, num_draws=1
+        )
     else:
-        if policy is not None:
-            raise ValueError("policy is a proposal, and method='annealed' starts from the action prior; leave it out")
         weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)

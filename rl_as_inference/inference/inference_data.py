@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.trajectories import Trajectories
 from rl_as_inference.turns import silenced
 
@@ -36,6 +37,7 @@ def import_arviz() -> Any:
     return arviz
 
 
+@checked
 def from_trajectories(
     chains: Trajectories | Sequence[Trajectories],
     *,
@@ -209,6 +211,8 @@ def _of_shape(name: str, values: Any, shape: tuple[int, int]) -> Any:
 
 def _over_draws(tables: list[Tensor]) -> Any:
     """Returns ``(chain, draw, time, …)`` from time-major ``(time, draw, …)``."""
+    if len(tables) == 1:  # nothing to copy
+        return _numpy(tables[0].transpose(0, 1)[None])
     return _stack([table.transpose(0, 1) for table in tables])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.turns import silenced
 from rl_as_inference.whole_files import written_whole
@@ -26,6 +27,7 @@ _CHECKSUMS = "checksums"
 _NEEDED = ("state", "action", "reward")
 
 
+@checked
 def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: bool = False) -> None:
     """Writes a posterior to ``path`` as NetCDF-4, a group each: the whole file, or nothing.
 
@@ -89,6 +91,7 @@ def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: boo
         raise ValueError(f"path: cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
+@checked
 def load_posterior(path: str | Path) -> "arviz.InferenceData":
     """Returns the posterior that :func:`save_posterior` wrote to ``path``, held in memory.
 

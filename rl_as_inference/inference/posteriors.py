@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.host import in_turn
 from rl_as_inference.inference.inference_data import from_trajectories
@@ -35,8 +36,15 @@ __all__ = ["Method", "posterior"]
 Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
 
 _PROPOSALS_PER_DRAW = 10
+_WITHOUT_POLICY = {
+    "exact": "draws from the posterior itself",
+    "annealed": "starts from the action prior",
+    "nuts": "starts anywhere",
+}
+"""Methods that have no use for a policy, and why."""
 
 
+@checked
 @in_turn
 def posterior(
     process: Problem,
@@ -93,8 +101,8 @@ def posterior(
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
     Raises:
-        ValueError: for an unknown method, a number < 1 or one that is none of the method's, a process the method
-            cannot treat, or, but for ``guide``, a program with a subsampled plate.
+        ValueError: for an unknown method, a number < 1, a number or a policy that is none of the method's, a process
+            the method cannot treat, or, but for ``guide``, a program with a subsampled plate.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -106,6 +114,10 @@ def posterior(
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
     _check_numbers(method, num_draws, num_particles, num_proposals)
+    if policy is not None and method in _WITHOUT_POLICY:
+        raise ValueError(f"policy is no part of method={method!r}, which {_WITHOUT_POLICY[method]}; leave it out")
+    if dynamics != "posterior" and method != "exact":
+        raise ValueError(f"dynamics={dynamics!r} is of method='exact', and method is {method!r}; leave one out")
     check_look_ahead(critic, method)
     process = as_process(process)
     if method in ("importance", "smc", "nuts"):  # the others that weigh need a process in parts
@@ -129,20 +141,20 @@ def posterior(
                 process, method, draws, num_draws, prior=prior, kl_to_posterior=_kl_to_posterior(process, policy)
             )
         if method == "annealed":
-            if policy is not None:
-                raise ValueError(
-                    "policy is no part of method='annealed', which starts from the action prior; leave it out"
-                )
             run = repeated_annealing(process, particles)
             least = float(run.acceptance[1:].min())
             return _resampled(process, method, run.draws, num_draws, least_acceptance=least)
         if method == "smc":
             filtered = filtered_process(process, policy)
             proposal, look_ahead = proposal_and_look_ahead(filtered, policy, critic)
-            filters = repeated_filters(filtered, proposal, particles, critic=look_ahead)
-            if filtered is not process and isinstance(process, PartiallyObservedMDP):
-                filters = replace(filters, trajectories=process.with_observations(filters.trajectories))
-            return _resampled(process, method, filters, num_draws)
+            # The draws are handed on, and held nowhere else: of many they are most of the memory.
+            return _resampled(
+                process,
+                method,
+                repeated_filters(filtered, proposal, particles, critic=look_ahead, num_draws=num_draws),
+                num_draws,
+                unseen=filtered is not process,
+            )
         weighted = importance_sampling(process, policy, proposals)
         # Proposals of the prior are draws of it, if there are enough.
         enough = policy is None and num_draws <= proposals
@@ -171,22 +183,26 @@ def _check_numbers(method: Method, num_draws: int, num_particles: int | None, nu
 
 
 def _resampled(
-    process: Process, method: Method, weighted: WeightedDraws, num_draws: int, **notes: Any
+    process: Process, method: Method, weighted: WeightedDraws, num_draws: int, *, unseen: bool = False, **notes: Any
 ) -> "arviz.InferenceData":
-    """Returns ``num_draws`` of weighted draws, by their weights."""
-    index = resample(weighted.log_weight, num_draws)
-    return _data(
-        process,
-        method,
-        weighted.trajectories.select(index),
-        num_draws,
-        log_weight=weighted.log_weight[index][None],
-        log_evidence=weighted.log_evidence,
-        log_evidence_standard_error=None if math.isnan(weighted.standard_error) else weighted.standard_error,
-        effective_sample_size=weighted.effective_sample_size,
-        effective_ancestors=weighted.effective_ancestors,
+    """Returns ``num_draws`` of weighted draws, by their weights; what was seen is drawn to them where ``unseen``."""
+    index = resample(weighted.log_weight if weighted.log_chance is None else weighted.log_chance, num_draws)
+    draws, log_weight = weighted.trajectories.select(index), weighted.log_weight[index][None]
+    if unseen and isinstance(process, PartiallyObservedMDP):
+        draws = process.with_observations(draws)
+    # Their weights are told beside them, and of what these came is not needed: a fifth of the memory of many draws.
+    nothing = log_weight.new_zeros(1, 1).expand(draws.rewards.shape)
+    draws = replace(draws, log_prior=nothing, log_policy=nothing)
+    notes = {
+        "log_weight": log_weight,
+        "log_evidence": weighted.log_evidence,
+        "log_evidence_standard_error": None if math.isnan(weighted.standard_error) else weighted.standard_error,
+        "effective_sample_size": weighted.effective_sample_size,
+        "effective_ancestors": weighted.effective_ancestors,
         **notes,
-    )
+    }
+    del weighted
+    return _data(process, method, draws, num_draws, **notes)
 
 
 def _data(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inference.pareto import checked_log_weight, pareto_k
 from rl_as_inference.inspect.verdicts import (
@@ -57,6 +58,7 @@ class Diagnosis:
     r_hat: float | None
 
 
+@checked
 def diagnose(data: "arviz.InferenceData") -> Diagnosis:
     """Returns whether the draws of :func:`rl_as_inference.posterior` may be taken for the posterior, and why.
 

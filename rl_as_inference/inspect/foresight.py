@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_as_inference.agents import ModelBasedAgent
 from rl_as_inference.agents.model_planning import PlanningPolicy
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
 from rl_as_inference.planning import MPPIPlanner
 from rl_as_inference.planning.answers import squashed
@@ -56,6 +57,7 @@ class Foresight:
     outlooks: list[Outlook]
 
 
+@checked
 def foresee(
     agent: ModelBasedAgent, num_steps: int = 200, *, every: int | None = None, num_draws: int = 40, seed: int = 10_000
 ) -> Foresight:

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked, checked_but
 from rl_as_inference.host import in_turn
 from rl_as_inference.learned.files import load_dynamics, save_dynamics
 from rl_as_inference.learned.fitting import DynamicsFit, fit_dynamics
@@ -80,6 +81,7 @@ class LearnedDynamics(MarkovDecisionProcess):
 
     state_space: gymnasium.spaces.Box
 
+    @checked_but("reward", "terminated")
     def __init__(
         self,
         state_space: gymnasium.Space[Any],
@@ -105,6 +107,8 @@ class LearnedDynamics(MarkovDecisionProcess):
         for what, function in (("reward", reward), ("terminated", terminated)):
             if function is not None and not callable(function):
                 raise ValueError(f"{what} must be a function, or None to learn it; got {function!r}")
+        if initial is not None and not isinstance(initial, torch.distributions.Distribution):
+            raise ValueError(f"initial must be a distribution of first states, or None; got {initial!r:.80}")
         self.state_space, self.action_space = state_space, action_space  # type: ignore[assignment]
         self.ensemble, self.hidden_sizes, self.prior_scale = ensemble, tuple(hidden_sizes), prior_scale
         self.given_reward, self.given_terminated, self.given_initial = reward, terminated, initial
@@ -134,6 +138,7 @@ class LearnedDynamics(MarkovDecisionProcess):
 
     # Learning.
 
+    @checked
     @in_turn
     def fit(
         self,

@@ -2,6 +2,7 @@
 
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem
@@ -10,6 +11,7 @@ from rl_as_inference.processes.programs import as_process
 __all__ = ["Estimate", "estimate_elbo"]
 
 
+@checked
 @in_turn
 @torch.no_grad()
 def estimate_elbo(

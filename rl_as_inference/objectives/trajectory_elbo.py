@@ -14,6 +14,8 @@ from pyro.infer.enum import get_importance_trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from rl_as_inference.arguments import checked_but
+from rl_as_inference.checks import check_share
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.action_steps import ActionSteps, steps_of_rollout, steps_of_terms
 from rl_as_inference.objectives.action_surrogate import ActionSurrogate, Estimator
@@ -115,6 +117,7 @@ class TrajectoryELBO(ELBO):
         -1.5
     """
 
+    @checked_but("lambda_")
     def __init__(
         self,
         estimator: Estimator = "auto",
@@ -127,8 +130,7 @@ class TrajectoryELBO(ELBO):
     ) -> None:
         if estimator not in get_args(Estimator):
             raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}; got {estimator!r}")
-        if not 0 <= lambda_ <= 1:
-            raise ValueError(f"lambda_ must be in [0, 1], got {lambda_}")
+        check_share("lambda_", lambda_)
         if estimator in _WITH_CRITIC and critic is None:
             raise ValueError(f"estimator={estimator!r} needs a critic: pass critic=(state, t) -> soft values")
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:

@@ -145,7 +145,7 @@ def read_dataset(
     else:
         raise TypeError(f"dataset must be {_FORMS}; got {type(dataset).__name__}")
     if not raw:
-        raise ValueError(f"{name} is empty: it has no episodes")
+        raise ValueError(f"{name} is empty: it has no episodes; give one that has")
     given = [_arrays(episode, f"{name}[{number}]") for number, episode in enumerate(raw)]
     if observation_space is None:
         observation_space = _seen_space([each["observations"] for each in given], "observation")

@@ -23,7 +23,8 @@ from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.update import Update
 from rl_as_inference.agents.values import SoftValue
-from rl_as_inference.checks import check_count, check_discount, check_positive, check_temperature
+from rl_as_inference.arguments import checked
+from rl_as_inference.checks import check_count, check_discount, check_positive, check_share, check_temperature
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.offline.algorithms import (
@@ -101,6 +102,7 @@ class OfflineResult:
         return self.data.to_environment(choose(self.task, self.policy, state, t, deterministic=deterministic))
 
 
+@checked
 @in_turn
 def learn_offline(
     dataset: Any,
@@ -209,8 +211,8 @@ def learn_offline(
         raise ValueError(f"largest_weight is in means of all weights, and must be >= 1; got {largest_weight}")
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be between 0 and 1 (0.5 is the mean), got {expectile}")
-    if not 0 <= lambda_ <= 1:
-        raise ValueError(f"lambda_ must be in [0, 1], got {lambda_}")
+    check_share("lambda_", lambda_)
+    check_share("target_average", target_average)
     if temperature != "auto":
         check_temperature(temperature)
     if discount is not None:

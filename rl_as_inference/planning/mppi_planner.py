@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least, check_positive
 from rl_as_inference.guides.modes import mode_of
 from rl_as_inference.nouns import Policy, Problem, SoftV
@@ -62,6 +63,7 @@ class MPPIPlanner(Planner):
         torch.Size([1, 1])
     """
 
+    @checked
     def __init__(
         self,
         process: Problem,

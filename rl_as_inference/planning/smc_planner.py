@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.planning.answers import Defended, kernel_answer
@@ -80,6 +81,7 @@ class SMCPlanner(Planner):
         True
     """
 
+    @checked_but("dynamics")
     def __init__(
         self,
         process: Problem,

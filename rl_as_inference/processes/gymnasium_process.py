@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least, check_temperature
 from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
@@ -73,6 +74,7 @@ class GymnasiumProcess:
     has_uniform_prior = True
     has_exact_answers = False
 
+    @checked
     def __init__(
         self,
         env_id: EnvironmentLike,
@@ -97,7 +99,12 @@ class GymnasiumProcess:
         self.temperature: float | Tensor = 1.0 if temperature is None else temperature
         self._parts = _Parts(horizon=horizon, discount=self.discount, temperature=self.temperature)
         self._limit = self._parts.horizon
-        self._envs = self.environments(num_envs=num_envs, seed=seed, masks="look" if action_masks else None)
+        try:
+            self._envs = self.environments(num_envs=num_envs, seed=seed, masks="look" if action_masks else None)
+        except ValueError as error:
+            if not str(error).startswith(("env:", "env must")):
+                raise
+            raise ValueError(f"env_id{str(error).removeprefix('env')}; check it, and its package") from error
         limit = self._envs.max_episode_steps if self._limit is None else self._limit
         if limit is None:
             raise ValueError(

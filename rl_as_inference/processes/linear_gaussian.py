@@ -239,6 +239,8 @@ def as_tensors(given: dict[str, Any], like: Tensor | None = None) -> dict[str, T
     device = arrays["A"].device if "A" in arrays else None if like is None else like.device
     tensors = {}
     for name, value in given.items():
+        if name in arrays and arrays[name].is_complex():
+            raise ValueError(f"{name} must hold real numbers, got {arrays[name].dtype}; give its .real")
         try:
             tensors[name] = torch.as_tensor(arrays.get(name, value), dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -28,7 +28,7 @@ from rl_as_inference.processes.kernels import check_distribution, drawn, unclamp
 from rl_as_inference.processes.membership import check_actions, check_states, uniform_prior
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
-from rl_as_inference.processes.reward_shapes import checked_reward
+from rl_as_inference.processes.reward_shapes import check_weighable, checked_reward
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
@@ -149,7 +149,7 @@ class MarkovDecisionProcess(InSpaces):
         for t in steps(horizon, self.discount, markov=markov, like=like):
             done = self.terminated(state)
             if done is not None:
-                terminate(torch.as_tensor(done, device=state.device), absorbing=self.absorbing)
+                terminate(torch.as_tensor(done, device=state.device).bool(), absorbing=self.absorbing)
             seen, prior = self._seen_by_program(state, action, t)
             action = self._own_action(act(f"action_{t}", seen, self._ask_of_prior(prior)))
             transition = self.transition(state, action)
@@ -309,9 +309,9 @@ class MarkovDecisionProcess(InSpaces):
             earned = torch.where(alive, earned, 0.0)
             if not moves:
                 after = torch.where(alive.reshape(alive.shape + (1,) * (own.dim() - alive.dim())), after, own)
-        for what, value in (("reward", earned), ("transition", after)):
-            if value.is_floating_point() and not has_no_nan(value.detach()):
-                raise ValueError(f"{what} is NaN at step {t}; check {what}() of {type(self).__name__}")
+        check_weighable(earned.detach(), t, type(self).__name__)
+        if after.is_floating_point() and not has_no_nan(after.detach()):
+            raise ValueError(f"transition is NaN at step {t}; check transition() of {type(self).__name__}")
         return Transition(self._counted(self._held(after, t)), earned, alive)
 
     @in_turn
@@ -344,6 +344,8 @@ class MarkovDecisionProcess(InSpaces):
         """
         horizon = self.finite_horizon("rollout")
         check_at_least("num_trajectories", num_trajectories)
+        if not isinstance(pathwise, bool):
+            raise ValueError(f"pathwise must be True or False, got {pathwise!r}")
         if policy is not None and not callable(policy):
             raise ValueError(f"policy must be a callable (state, t) -> Distribution, or None; got {policy!r}")
         with unvalidated():

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["checked_reward"]
+from rl_as_inference.checks import below_infinity
+
+__all__ = ["check_weighable", "checked_reward"]
 
 
 def checked_reward(value: Any, state: Tensor, batch: torch.Size, step: int, name: str) -> Tensor:
@@ -34,3 +36,15 @@ def checked_reward(value: Any, state: Tensor, batch: torch.Size, step: int, name
     if not earned.is_floating_point():
         earned = earned.to(state.dtype if state.is_floating_point() else torch.get_default_dtype())
     return earned
+
+
+def check_weighable(earned: Tensor, step: int, name: str) -> None:
+    """Raises ValueError if a reward is NaN or +∞, which gives a trajectory no weight; -∞ forbids it.
+
+    Args:
+        earned: the rewards that count.
+        step, name: of the walk and of the process's class, for messages.
+    """
+    if not below_infinity(earned):
+        what = "NaN" if bool(earned.isnan().any()) else "+inf, which no trajectory can weigh,"
+        raise ValueError(f"reward is {what} at step {step}; check reward() of {name}")

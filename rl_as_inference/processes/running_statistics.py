@@ -153,6 +153,9 @@ def _put(
     Raises:
         ValueError: if a layer's are lacking, or there are some that no layer holds.
     """
+    for name in statistics:
+        if not name.rpartition(".")[0]:
+            raise ValueError(f"statistics must be what Environments.statistics() returned, got the name {name!r}")
     given = {name.rpartition(".")[0] for name in statistics}
     indices = {int(where) for name in given if (where := name.partition("/")[0]) != _BATCH}
     order = sorted(indices) if sources is None else list(sources)

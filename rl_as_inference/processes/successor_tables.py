@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from rl_as_inference.checks import holds, is_deferred
 
 __all__ = [
     "as_floating",
+    "as_terminal",
     "check_one_reward_each",
     "check_successors",
     "checked_rows",
@@ -28,7 +30,30 @@ def as_floating(value: Any, name: str) -> Tensor:
         if name == "transition" and isinstance(value, str):
             mend = f"; the table of an environment is read by TabularMDP.from_gymnasium({value!r}, horizon=...)"
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {value!r:.80}{mend}") from error
+    if tensor.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}; give its .real")
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def as_terminal(value: Any, num_states: int, device: torch.device) -> Tensor:
+    """Returns which states are terminal, bool ``(S,)``; None is none of them.
+
+    Raises:
+        ValueError: for anything but a bool of each state.
+    """
+    if value is None:
+        return torch.zeros(num_states, dtype=torch.bool, device=device)
+    told = type(value).__name__
+    if isinstance(value, Tensor | np.ndarray | list | tuple):
+        try:
+            terminal = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+        else:
+            if terminal.shape == (num_states,) and terminal.dtype == torch.bool:
+                return terminal
+            told = f"{terminal.dtype} of shape {tuple(terminal.shape)}"
+    raise ValueError(f"terminal must be a bool tensor of shape ({num_states},), got {told}")
 
 
 def checked_rows(name: str, probabilities: Tensor) -> Tensor:

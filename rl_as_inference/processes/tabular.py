@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, unclamped
@@ -16,6 +17,7 @@ from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
+    as_terminal,
     check_one_reward_each,
     check_successors,
     checked_rows,
@@ -83,16 +85,7 @@ class TabularMDP(MarkovDecisionProcess):
             raise ValueError(f"transition must have shape (S, A, S) with S, A >= 1, got {tuple(transition.shape)}")
         num_states = transition.shape[0]
         options: dict[str, Any] = {"dtype": transition.dtype, "device": transition.device}
-        terminal = (
-            torch.zeros(num_states, dtype=torch.bool, device=transition.device)
-            if terminal is None
-            else torch.as_tensor(terminal, device=transition.device)
-        )
-        if terminal.shape != (num_states,) or terminal.dtype != torch.bool:
-            raise ValueError(
-                f"terminal must be a bool tensor of shape ({num_states},), got {terminal.dtype} of shape "
-                f"{tuple(terminal.shape)}"
-            )
+        terminal = as_terminal(terminal, num_states, transition.device)
         if transition.is_sparse:
             indices, probabilities, slots = successor_lists(transition)
             reward = sparse_reward(reward, transition, slots, probabilities.shape, options)
@@ -103,6 +96,7 @@ class TabularMDP(MarkovDecisionProcess):
         self._tell_of_silent_rewards()
 
     @classmethod
+    @checked
     def from_successors(
         cls,
         indices: Tensor,
@@ -133,9 +127,7 @@ class TabularMDP(MarkovDecisionProcess):
             raise ValueError(f"probabilities must have shape (S, A, K), got {tuple(probabilities.shape)}")
         indices = torch.as_tensor(indices, device=probabilities.device)
         check_successors(indices, probabilities)
-        num_states = len(probabilities)
-        if terminal is None:
-            terminal = torch.zeros(num_states, dtype=torch.bool, device=probabilities.device)
+        terminal = as_terminal(terminal, len(probabilities), probabilities.device)
         self = cls.__new__(cls)
         reward = as_floating(reward, "reward").to(probabilities)
         if reward.shape == probabilities.shape:
@@ -260,7 +252,9 @@ class TabularMDP(MarkovDecisionProcess):
         with torch.no_grad():
             state = self.initial().sample((num_trajectories,))
             cumulative = None if table is None else cumulated(table).expand(horizon, -1, -1).unbind()
-        states, rows, log_q = [state], [], []
+        # In one block each: many rows of a megabyte would leave the heap in pieces that are not given back.
+        all_states, pairs = state.new_empty(horizon + 1, num_trajectories), state.new_empty(horizon, num_trajectories)
+        all_states[0], log_q = state, []
         for t in range(horizon):
             first, second = uniform[t].unbind()
             if cumulative is None:
@@ -272,9 +266,8 @@ class TabularMDP(MarkovDecisionProcess):
                 action = invert(cumulative[t].index_select(0, state), first)
             row = state * num_actions + action
             state = kernel.draw(row, second)
-            states.append(state)
-            rows.append(row)
-        all_states, pairs = torch.stack(states), torch.stack(rows)
+            all_states[t + 1], pairs[t] = state, row
+        del uniform, first, second
         before, all_actions = all_states[:-1], pairs % num_actions
         if self.reward_table.dim() == 2:
             rewards = self.reward_table.flatten()[pairs]
@@ -290,7 +283,8 @@ class TabularMDP(MarkovDecisionProcess):
         # Terminal states are never left, so the state alone tells who has ended.
         mask = ~self.terminal[before]
         if self.has_terminal:
-            rewards, log_p, log_policy = (torch.where(mask, x, 0.0) for x in (rewards, log_p, log_policy))
+            rewards, log_p = torch.where(mask, rewards, 0.0), torch.where(mask, log_p, 0.0)
+            log_policy = log_p if policy is None else torch.where(mask, log_policy, 0.0)
         return Trajectories(
             states=all_states,
             actions=all_actions,
@@ -388,6 +382,7 @@ class TabularMDP(MarkovDecisionProcess):
         return other
 
     @classmethod
+    @checked
     def from_gymnasium(
         cls,
         env_id: str,

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.randomness import RandomStream, seeded
@@ -26,6 +27,7 @@ __all__ = ["ProcessEnv", "ProcessVectorEnv", "observation_space_of", "to_gymnasi
 Array = np.ndarray[Any, Any]
 
 
+@checked
 def to_gymnasium(process: MarkovDecisionProcess) -> ProcessEnv:
     """Returns a process in parts as a :class:`gymnasium.Env`.
 
@@ -49,6 +51,7 @@ def to_gymnasium(process: MarkovDecisionProcess) -> ProcessEnv:
     return ProcessEnv(process)
 
 
+@checked
 def to_gymnasium_vector(process: MarkovDecisionProcess, num_envs: int) -> ProcessVectorEnv:
     """Returns ``num_envs`` copies of a process in parts as one vector environment.
 

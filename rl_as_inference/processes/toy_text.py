@@ -53,7 +53,7 @@ def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
     if table is None or start is None:
         raise ValueError(
             f"env_id: {env_id!r} has no transition table (attributes P and initial_state_distrib); "
-            f"TabularMDP reads FrozenLake, CliffWalking, Taxi and their like"
+            f"give FrozenLake, CliffWalking, Taxi or the like, or use GymnasiumProcess({env_id!r})"
         )
     num_states, num_actions = len(table), len(table[0])
     table = {int(s): {int(a): _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}

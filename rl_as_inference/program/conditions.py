@@ -12,11 +12,13 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.program.sites import CONDITION, REWARD, is_reward
 
 __all__ = ["given_return"]
 
 
+@checked
 def given_return(program: Callable[..., Any], at_least: float) -> Callable[..., Any]:
     """Returns the program conditioned on a total reward of at least ``at_least``.
 

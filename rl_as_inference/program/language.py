@@ -1,8 +1,10 @@
 """The words that turn a Pyro program into a reinforcement-learning problem."""
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -43,6 +45,7 @@ def act(name: str, state: Any, prior: Any) -> Tensor:
         >>> act("action_0", torch.tensor(2), dist.Categorical(logits=torch.zeros(4)))
         tensor(2)
     """
+    _check_name("act", name)
     if not isinstance(prior, torch.distributions.Distribution):
         raise ValueError(
             f"act({name!r}): prior must be a Pyro distribution such as dist.Categorical(logits=...), "
@@ -73,6 +76,7 @@ def observe(name: str, distribution: Any) -> Tensor:
         ...     print(observe("observation_0", dist.Bernoulli(0.9)))
         tensor(1.)
     """
+    _check_name("observe", name)
     if not isinstance(distribution, torch.distributions.Distribution):
         raise ValueError(
             f"observe({name!r}): distribution must be a Pyro distribution such as dist.Normal(state, 1.0), "
@@ -98,12 +102,17 @@ def reward(name: str, value: Tensor | float, temperature: Tensor | float = 1.0) 
         ValueError: if the temperature is not positive, or a reward is NaN. (On tensors these are
             checked while Pyro's validation is on, its default.)
     """
+    _check_name("reward", name)
+    if not isinstance(value, Tensor | Real | np.ndarray) or (isinstance(value, Tensor) and value.is_complex()):
+        raise ValueError(f"reward({name!r}): value must be a tensor or a real number, got {value!r:.80}")
     if is_validation_enabled() or not isinstance(temperature, Tensor):
-        positive = isinstance(temperature, int | float | Tensor) and bool(torch.as_tensor(temperature > 0).all())
-        if not positive:
-            raise ValueError(f"reward({name!r}): temperature must be a number > 0, got {temperature!r}")
-        if bool(torch.as_tensor(value).isnan().any()):
-            raise ValueError(f"reward({name!r}): the reward is NaN; check the value passed at this site")
+        given = torch.as_tensor(temperature) if isinstance(temperature, int | float | Tensor) else None
+        if given is None or given.is_complex() or not bool(((given > 0) & given.isfinite()).all()):
+            raise ValueError(f"reward({name!r}): temperature must be a number > 0 and finite, got {temperature!r}")
+        # A reward of -inf forbids; one of +inf has no weight, and NaN none either.
+        if not bool((torch.as_tensor(value) < torch.inf).all()):
+            what = "NaN" if bool(torch.as_tensor(value).isnan().any()) else "+inf"
+            raise ValueError(f"reward({name!r}): the reward is {what}; check the value passed at this site")
     if not am_i_wrapped() or not _factors_count():
         return
     factor = torch.as_tensor(value / temperature)
@@ -129,6 +138,11 @@ def terminate(done: Tensor | bool, *, absorbing: bool = False) -> None:
             tells whether the episode has ended. ``steps(..., markov=True)`` needs this. The states of a
             process with such endings stay where they are, and a condition on one holds to the last.
     """
+    kind = done.dtype if isinstance(done, Tensor) else type(done)
+    if kind not in (bool, np.bool_, torch.bool):
+        raise ValueError(f"terminate: done must be True, False or a bool tensor, got {kind} {done!r:.80}")
+    if not isinstance(absorbing, bool):
+        raise ValueError(f"terminate: absorbing must be True or False, got {absorbing!r}")
     if am_i_wrapped():
         # As a plain tensor: readings know of endings by their mask, and need not follow where they came from.
         _terminate(torch.as_tensor(done).as_subclass(Tensor), absorbing)
@@ -184,7 +198,16 @@ def steps(
         raise ValueError(f"steps: discount must be in [0, 1], got {discount!r}")
     if rendering not in ("scaled", "survival"):
         raise ValueError(f"steps: rendering must be 'scaled' or 'survival', got {rendering!r}")
+    if not isinstance(markov, bool):
+        raise ValueError(f"steps: markov must be True or False, got {markov!r}")
+    if like is not None and not isinstance(like, Tensor):
+        raise ValueError(f"steps: like must be a tensor or None, got {like!r:.80}")
     return _steps(horizon, discount, rendering, markov, torch.empty(0) if like is None else like)
+
+
+def _check_name(word: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"{word}: name must be a string, unique within the program, got {name!r:.80}")
 
 
 def _steps(horizon: int, discount: float | Tensor, rendering: Rendering, markov: bool, like: Tensor) -> Iterator[int]:

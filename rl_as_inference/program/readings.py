@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.host import note_registered
 from rl_as_inference.nouns import Policy, Program
 from rl_as_inference.program.sites import ACTION, is_action, step_of
@@ -59,6 +60,7 @@ def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
     return Guide(program, policy)
 
 
+@checked
 def simulate(program: Program | None = None) -> Any:
     """Returns the prior reading of ``program``: actions from the action prior, reward factors silent.
 
@@ -76,6 +78,7 @@ def simulate(program: Program | None = None) -> Any:
     return _Silence() if program is None else _Silence()(program)
 
 
+@checked
 def survival(program: Program | None = None) -> Any:
     """Returns ``program`` with its discount rendered as survival coins, whatever its steps say.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import holds
 from rl_as_inference.host import in_turn
 from rl_as_inference.processes import TabularMDP
@@ -12,6 +13,7 @@ from rl_as_inference.processes import TabularMDP
 __all__ = ["hyperbolic_policy"]
 
 
+@checked_but("k", "discount")
 @in_turn
 def hyperbolic_policy(
     mdp: TabularMDP,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.exact.backups import check_dynamics
 from rl_as_inference.host import in_turn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["infer_agent"]
 
 
+@checked_but("family", "demonstrations", "seed")
 @in_turn
 def infer_agent(
     family: Callable[[], Any],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_temperature
 from rl_as_inference.host import in_turn
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
@@ -42,6 +43,7 @@ class RationalityCurve:
         return self.information / math.log(2)
 
 
+@checked
 @in_turn
 @torch.no_grad()
 def rationality_curve(mdp: exact.Solvable, temperatures: Any = None) -> RationalityCurve:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy
@@ -49,6 +50,7 @@ class WorstCase:
     relaxed_return: float | None
 
 
+@checked_but("reward_budget", "dynamics_budget")
 @in_turn
 def worst_case(
     mdp: TabularMDP, policy: ExactPolicy, *, reward_budget: float | None = None, dynamics_budget: float | None = None

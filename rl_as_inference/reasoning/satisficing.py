@@ -97,11 +97,11 @@ def satisfice(mdp: TabularMDP, epsilon: float) -> Satisficing:
         raise ValueError(f"epsilon must be a number in [0, 1), the share of the best return to forgo, got {epsilon!r}")
     if isinstance(mdp, LinearGaussianMDP):
         raise ValueError(
-            "satisfice needs a TabularMDP: returns of a LinearGaussianMDP are negative and have no lower bound, so no "
+            "mdp: satisfice needs a TabularMDP: returns of a LinearGaussianMDP are below 0 without bound, so no "
             "share of their range can be forgone; choose a temperature from rationality_curve(mdp) instead"
         )
     if not isinstance(mdp, TabularMDP):
-        raise ValueError(f"satisfice needs a TabularMDP, got {type(mdp).__name__}")
+        raise ValueError(f"mdp: satisfice needs a TabularMDP, got {type(mdp).__name__}")
     epsilon = float(epsilon)
     mdp, unit = in_own_unit(mdp)
     top = best(mdp)

@@ -17,6 +17,7 @@ from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
     "WeightedDraws",
+    "apart",
     "check_conditions",
     "check_whole_plates",
     "effective_sample_size",
@@ -38,8 +39,10 @@ class WeightedDraws:
         log_evidence: ``log p(O)`` by the mean weight, in nats; unbiased before the logarithm.
         standard_error: of the log evidence in nats: of independent draws by the delta method, of pooled runs by
             :func:`mean_evidence`.
-        ancestors: which particle at the start each trajectory descends from, ``(N,)``; None where they are
+        ancestors: which particle at the start each particle descends from, ``(N,)``; None where they are
             independent.
+        log_chance: what trajectories are to be resampled by, nats, where some were left out; None for ``log_weight``.
+        all_log_weight: the log weights of all particles, where some were left out; None where ``log_weight`` is.
     """
 
     trajectories: Trajectories
@@ -47,11 +50,13 @@ class WeightedDraws:
     log_evidence: float
     standard_error: float
     ancestors: Tensor | None = None
+    log_chance: Tensor | None = None
+    all_log_weight: Tensor | None = None
 
     @property
     def effective_sample_size(self) -> float:
         """``(Σ w)² / Σ w²``: how many independent posterior draws the weights are worth."""
-        return effective_sample_size(self.log_weight)
+        return effective_sample_size(self.log_weight if self.all_log_weight is None else self.all_log_weight)
 
     @property
     def effective_ancestors(self) -> float | None:
@@ -61,7 +66,7 @@ class WeightedDraws:
         """
         if self.ancestors is None:
             return None
-        share = torch.softmax(self.log_weight.double(), 0)
+        share = torch.softmax((self.log_weight if self.all_log_weight is None else self.all_log_weight).double(), 0)
         return float(1 / torch.bincount(self.ancestors, share).square().sum())
 
     @staticmethod
@@ -72,18 +77,22 @@ class WeightedDraws:
         """
         evidence = mean_evidence([run.log_evidence for run in runs])
         weights = [run.log_weight - torch.logsumexp(run.log_weight, 0) + run.log_evidence for run in runs]
-        lines, count = [], 0
-        for run in runs:
-            if run.ancestors is not None:
-                lines.append(run.ancestors + count)
-                count = int(lines[-1].max()) + 1
         return WeightedDraws(
             Trajectories.joined([run.trajectories for run in runs]),
             torch.cat(weights),
             evidence.mean,
             evidence.standard_error,
-            torch.cat(lines) if lines else None,
+            apart([run.ancestors for run in runs if run.ancestors is not None]),
         )
+
+
+def apart(ancestors: list[Tensor]) -> Tensor | None:
+    """Returns the ancestors of several runs as those of one, numbered on; None of none."""
+    lines, count = [], 0
+    for line in ancestors:
+        lines.append(line + count)
+        count = int(lines[-1].max()) + 1
+    return torch.cat(lines) if lines else None
 
 
 def mean_evidence(logs: Sequence[float]) -> Estimate:
@@ -229,13 +238,16 @@ def check_whole_plates(process: Problem) -> None:
         )
 
 
-def resample(log_weight: Tensor, num_draws: int) -> Tensor:
+def resample(log_weight: Tensor, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns indices in proportion to the weights, systematically, ``(*batch, num_draws)`` of weights ``(*batch, N)``.
 
     One uniform number a row places ``num_draws`` evenly spaced pointers on the cumulative weights: less noise
-    than independent draws, and unbiased (Douc, Cappé & Moulines 2005).
+    than independent draws, and unbiased (Douc, Cappé & Moulines 2005). It comes from ``generator``, by default
+    PyTorch's own.
     """
     cumulative = torch.softmax(log_weight.double(), -1).cumsum(-1)
-    start = torch.rand(*log_weight.shape[:-1], 1, dtype=torch.float64, device=log_weight.device)
+    where = log_weight.device if generator is None else generator.device
+    start = torch.rand(*log_weight.shape[:-1], 1, dtype=torch.float64, device=where, generator=generator)
+    start = start.to(log_weight.device)
     pointers = (torch.arange(num_draws, device=log_weight.device) + start) / num_draws
     return torch.searchsorted(cumulative / cumulative[..., -1:], pointers).clamp(max=log_weight.shape[-1] - 1)

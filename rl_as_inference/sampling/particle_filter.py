@@ -223,6 +223,7 @@ class ProgramFilter:
         self.observations = [msg["name"] for msg in run if is_observation(msg)]
         if not self.observations:
             raise ValueError("program has no observations: draw them by observe(name, distribution)")
+        self._shapes = {msg["name"]: tuple(msg["fn"].event_shape) for msg in run if is_observation(msg)}
         first = next(i for i, msg in enumerate(run) if is_action(msg) or is_observation(msg))
         self.observed_first = is_observation(run[first])
 
@@ -230,7 +231,7 @@ class ProgramFilter:
     def start(self, observation: Tensor | None) -> ProgramBelief:
         """Returns the belief after what is seen before the first action, ``(*observation)``; None for nothing."""
         weight = torch.full((self.num_particles,), -math.log(self.num_particles))
-        values = {} if observation is None else {self.observations[0]: observation}
+        values = {} if observation is None else {self.observations[0]: self._of_shape(observation, 0)}
         return self._run(ProgramBelief({}, weight, 0.0, 0), values)
 
     @torch.no_grad()
@@ -248,8 +249,17 @@ class ProgramFilter:
         if observation is not None and index >= len(self.observations):
             raise ValueError(f"observation: the program shows nothing after its action {self.actions[t]!r}; pass None")
         if observation is not None:
-            values[self.observations[index]] = observation
+            values[self.observations[index]] = self._of_shape(observation, index)
         return self._run(belief._replace(num_actions=t + 1), values)
+
+    def _of_shape(self, observation: Any, index: int) -> Tensor:
+        seen, shape = torch.as_tensor(observation), self._shapes[self.observations[index]]
+        if tuple(seen.shape) != shape:
+            raise ValueError(
+                f"observation must be of one trajectory, of shape {shape} as at site {self.observations[index]!r}, got "
+                f"{tuple(seen.shape)}"
+            )
+        return seen
 
     def _run(self, belief: ProgramBelief, given: dict[str, Any]) -> ProgramBelief:
         count, nesting = self.num_particles, self.process._nesting

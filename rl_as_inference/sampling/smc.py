@@ -13,7 +13,8 @@ from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
 from rl_as_inference.sampling.importance import WeightedDraws, check_conditions, effective_sample_size, resample
-from rl_as_inference.trajectories import Rows
+from rl_as_inference.sampling.pool import Keep, Pool
+from rl_as_inference.trajectories import Genealogy, Rows
 
 __all__ = ["repeated_filters", "sequential_monte_carlo"]
 
@@ -27,6 +28,7 @@ def sequential_monte_carlo(
     *,
     critic: SoftV | None = None,
     threshold: float = 0.5,
+    keep: Keep | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> WeightedDraws:
@@ -50,6 +52,8 @@ def sequential_monte_carlo(
         critic: look-ahead, ``(state, t) -> V`` in reward units; None looks at what was earned alone. Particles
             where it is -∞ are given up, which is right only where nothing can come of them.
         threshold: resample when the effective sample size is below this fraction of ``N``.
+        keep: of the log weights ``(N,)`` and the log evidence, the index of the particles whose trajectories are made,
+            of processes in parts; None for all. Weights are those of all.
         seed: of what is drawn; None follows PyTorch's generator, from where it is.
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
 
@@ -71,7 +75,7 @@ def sequential_monte_carlo(
         )
     horizon = process.finite_horizon("sequential Monte Carlo")
     with unvalidated():
-        return _filter(process, policy, num_particles, horizon, critic, threshold)
+        return _filter(process, policy, num_particles, horizon, critic, threshold, keep)
 
 
 def _program_filter(
@@ -113,6 +117,7 @@ def _filter(
     horizon: int,
     critic: SoftV | None,
     threshold: float,
+    keep: Keep | None,
 ) -> WeightedDraws:
     gamma = float(mdp.discount)
 
@@ -134,12 +139,14 @@ def _filter(
 
     state = mdp.begin(num_particles)
     seen = mdp.view(state)
-    rows, ancestors = Rows(), []
+    rows = Rows(horizon)
+    resampled: list[Tensor | None] = []  # who the particles after a step descend from; None: each from itself
+    kind = torch.int32 if num_particles < 2**31 else torch.int64
     alive: Tensor | None = None
     expected: Tensor | float = 0.0  # of the present states, in the weights already
     log_weight: Tensor | None = None
     log_evidence = 0.0
-    everyone = torch.arange(num_particles, device=state.device)
+    everyone = first = torch.arange(num_particles, device=state.device)
     for t in range(horizon):
         action, log_p, log_q = mdp.decide(policy, seen, t)
         step = mdp.advance(state, action, t, alive)
@@ -157,26 +164,26 @@ def _filter(
         log_weight = increment if log_weight is None else log_weight + increment
         if not bool(torch.logsumexp(log_weight, 0).isfinite()):
             raise ValueError(f"every particle's weight is zero at step {t}; use another policy or more particles")
-        index = everyone
+        index: Tensor | None = None
         if t < horizon - 1 and effective_sample_size(log_weight) < threshold * num_particles:
             log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
             index = resample(log_weight, num_particles)
             log_weight = torch.zeros_like(log_weight)
-        ancestors.append(index)
-        seen = mdp.view(step.next_state, action, seen)
-        state, alive = step.next_state[index], None if alive is None else alive[index]
-        seen = seen if index is everyone else _selected(seen, index)
-        expected = expected_after[index] if isinstance(expected_after, Tensor) else expected_after
+        seen, state, expected = mdp.view(step.next_state, action, seen), step.next_state, expected_after
+        if index is not None:
+            seen, state, first = _selected(seen, index), state[index], first[index]
+            alive = None if alive is None else alive[index]
+            expected = expected[index] if isinstance(expected, Tensor) else expected
+        resampled.append(None if index is None else index.to(kind))
     assert log_weight is not None
     log_evidence += float(torch.logsumexp(log_weight, 0)) - math.log(num_particles)
 
-    line, lines = everyone, []
-    for index in reversed(ancestors):
-        line = index[line]
-        lines.append(line)
-    lines.reverse()
+    wanted = None if keep is None else keep(log_weight, log_evidence)
+    if wanted is not None:
+        seen, state = _selected(seen, wanted), state[wanted]
+    lines = Genealogy(everyone if wanted is None else wanted, resampled)
     trajectories = mdp.told(rows.trajectories(state, mdp.temperature, 1.0, lines, seen))
-    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, lines[0])
+    return WeightedDraws(trajectories, log_weight, log_evidence, math.nan, first)
 
 
 def _selected(seen: Any, index: Tensor) -> Any:
@@ -192,6 +199,7 @@ def repeated_filters(
     *,
     critic: SoftV | None = None,
     num_repeats: int = 8,
+    num_draws: int | None = None,
 ) -> WeightedDraws:
     """Returns the pooled trajectories of independent particle filters, weighed by each one's evidence.
 
@@ -200,8 +208,15 @@ def repeated_filters(
     Args:
         mdp, policy, num_particles, critic: as in :func:`sequential_monte_carlo`, for each filter.
         num_repeats: how many filters, ≥ 2.
+        num_draws: how many draws will be resampled of them: then no more trajectories are kept than these can ask for
+            (:class:`~rl_as_inference.sampling.pool.Pool`), so that memory is that of one filter. None keeps all.
     """
     if num_repeats < 2:
         raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
-    filters = [sequential_monte_carlo(mdp, policy, num_particles, critic=critic) for _ in range(num_repeats)]
-    return WeightedDraws.pooled(filters)
+    if num_draws is None:
+        filters = [sequential_monte_carlo(mdp, policy, num_particles, critic=critic) for _ in range(num_repeats)]
+        return WeightedDraws.pooled(filters)
+    pool = Pool(num_draws)
+    for _ in range(num_repeats):
+        pool.add(sequential_monte_carlo(mdp, policy, num_particles, critic=critic, keep=pool.wanted))
+    return pool.draws()

@@ -195,7 +195,9 @@ def test_a_hundred_thousand_atari_transitions_take_less_than_six_gigabytes():
 
 
 def test_images_that_do_not_fit_are_refused_with_what_would():
-    with pytest.raises(ValueError, match=r"needs .* GiB for these images, and there are .*; .* so say buffer_size="):
+    with pytest.raises(
+        ValueError, match=r"needs .* GiB for these images, and .* GiB are free on .*; lower buffer_size to "
+    ):
         Replay(Box(0, 255, (84, 84, 4), np.uint8), Discrete(18), capacity=10**9)
 
 

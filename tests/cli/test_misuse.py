@@ -40,17 +40,17 @@ WRONG_TYPES = {
     "num_actions must be an integer": lambda: TabularPolicy(2, 2.5),
     "horizon must be an integer >= 1, or None": lambda: TabularPolicy(2, 2, horizon=0),
     "num_actions must be an integer >= 1, got 0": lambda: guides.CategoricalPolicy(TWO, 0),
-    "prior must be a callable state": lambda: guides.CategoricalPolicy(TWO, 2, prior=3),
+    "prior must be a callable or None": lambda: guides.CategoricalPolicy(TWO, 2, prior=3),
     "horizon must be an integer >= 1, or None for no horizon, got 'a'": lambda: guides.CategoricalPolicy(
         TWO, 2, horizon="a"
     ),
-    "action_size must be an integer >= 1, got Box": lambda: guides.TanhGaussianPolicy(BOX, BOX),
+    "action_size must be an integer, got Box": lambda: guides.TanhGaussianPolicy(BOX, BOX),
     "initial_scale must be a finite number > 0, got 0": lambda: guides.GaussianPolicy(BOX, 1, initial_scale=0),
-    "log_scale_bounds must be two numbers that rise": lambda: guides.GaussianPolicy(BOX, 1, log_scale_bounds=3),
+    "log_scale_bounds must be a pair of finite numbers": lambda: guides.GaussianPolicy(BOX, 1, log_scale_bounds=3),
     "num_components must be an integer": lambda: guides.TanhGaussianMixturePolicy(BOX, 1, num_components="a"),
-    "action_size must be an integer >= 1, got 'a'": lambda: guides.SteinSampler(BOX, "a"),
-    "initial_scale must be a finite number > 0, got 'a'": lambda: guides.LinearGaussianPolicy(1, 1, initial_scale="a"),
-    "q must be a module, got 3": lambda: guides.EnergyBasedPolicy(3, None, abs, state_dims=1, action_size=1),
+    "action_size must be an integer, got 'a'": lambda: guides.SteinSampler(BOX, "a"),
+    "initial_scale must be a finite number, got 'a'": lambda: guides.LinearGaussianPolicy(1, 1, initial_scale="a"),
+    "q must be a torch.nn.Module, got 3": lambda: guides.EnergyBasedPolicy(3, None, abs, state_dims=1, action_size=1),
     "critic must be a callable": lambda: rlai.compare(random_mdp(0), None, critic=3),
     "got 'FrozenLake-v1'; .* read by TabularMDP.from_gymnasium\\('FrozenLake-v1'": lambda: rlai.TabularMDP(
         "FrozenLake-v1", 0, 0
@@ -282,10 +282,10 @@ def test_numbers_of_the_wrong_kind(number) -> None:
         ("num_repeats", lambda: rlai.estimate_log_evidence(mdp, method="smc", num_repeats=number or 1.5)),
         ("num_draws", lambda: exact.sample_posterior(mdp, number)),
     ):
-        with pytest.raises(ValueError, match=f"{name} must be an integer >= "):
+        with pytest.raises(ValueError, match=f"{name} must be an integer"):
             call()
     for rate in ("0.1", True):
-        with pytest.raises(ValueError, match="learning_rate must be a finite number > 0"):
+        with pytest.raises(ValueError, match="learning_rate must be a finite number"):
             rlai.fit(mdp, policy, steps=1, learning_rate=rate)
 
 

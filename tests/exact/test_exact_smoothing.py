@@ -136,5 +136,5 @@ def test_small_divergences_of_large_objectives_keep_their_digits():
 
 def test_unknown_dynamics_are_named():
     for reading in (exact.plan, exact.posterior_occupancy):
-        with pytest.raises(ValueError, match="dynamics must be 'causal' or 'posterior', got 'optimistic'"):
+        with pytest.raises(ValueError, match="dynamics must be one of causal, posterior; got 'optimistic'"):
             reading(sure_and_rich(), "optimistic")

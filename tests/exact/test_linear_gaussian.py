@@ -553,8 +553,8 @@ def test_bad_parts_are_named(changes, message):
     ("arguments", "message"),
     [
         ((0, 1), "state_size must be an integer >= 1, got 0"),
-        ((1, 2.0), "action_size must be an integer >= 1, got 2.0"),
-        ((1, 1, 0), "horizon must be an integer >= 1, got 0"),
+        ((1, 2.0), "action_size must be an integer, got 2.0"),
+        ((1, 1, 0), "horizon must be an integer >= 1, or None for no horizon, got 0"),
         ((1, 1, 3, -1.0), "initial_scale must be a finite number > 0, got -1.0"),
     ],
 )

@@ -279,7 +279,7 @@ def test_a_truth_of_another_shape_is_told_which():
     wide = rlai.TabularMDP(torch.eye(9)[:, None].expand(9, 3, 9), torch.zeros(9, 3), torch.eye(9)[0], horizon=3)
     with pytest.raises(ValueError, match="truth: its action_space is Discrete"):
         rlai.explore(family, wide, num_episodes=1)
-    with pytest.raises(ValueError, match="truth must be a process, got str"):
+    with pytest.raises(ValueError, match="truth must be a process, got 'deep_sea'"):
         rlai.explore(family, "deep_sea", num_episodes=1)
     with pytest.raises(ValueError, match="no unknowns"):
         rlai.explore(lambda: models.deep_sea(3), models.deep_sea(3), num_episodes=1)

@@ -265,7 +265,7 @@ class Beta(Unsquashed):
         ({"method": "dqn"}, "method must be one of iql, awr, mpo, bc"),
         ({"num_updates": 0}, "num_updates must be"),
         ({"expectile": 1.0}, "expectile must be between 0 and 1"),
-        ({"lambda_": 1.1}, r"lambda_ must be in \[0, 1\]"),
+        ({"lambda_": 1.1}, r"lambda_ must be a number in \[0, 1\]"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"discount": 1.5}, "discount must be"),
         ({"kl_improvement": -1.0}, "kl_improvement must be"),

@@ -274,7 +274,7 @@ def test_learners_get_environments_of_their_own():
         ((Countdown(), 2), {"horizon": 3}, "env is one environment; pass its id, or a factory"),
         ((gymnasium.make_vec("Pendulum-v1", 2),), {}, "env_id must be a Gymnasium id.*num_envs makes a batch"),
         ((rlai.models.point_mass(),), {}, "a process in parts needs no wrapping"),
-        ((3,), {}, "env must be a Gymnasium id"),
+        ((3,), {}, "env_id must be a Gymnasium id"),
         ((lambda: 3,), {"horizon": 3}, "factory that returns int"),
     ],
 )

@@ -479,7 +479,7 @@ def test_an_estimate_of_one_sample_has_no_error():
 
 
 def test_estimates_of_what_is_no_process():
-    with pytest.raises(ValueError, match=r"process must be a process or a Pyro program \(a callable\), got int"):
+    with pytest.raises(ValueError, match=r"process must be a process or a Pyro program \(a callable\), got 3"):
         estimate_elbo(3, None)
 
 

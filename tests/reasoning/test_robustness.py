@@ -214,7 +214,7 @@ def test_bad_input_is_refused():
         for bad in (-0.1, math.inf, math.nan, "a", True):
             with pytest.raises(ValueError, match=f"{name} must be a finite number of nats >= 0"):
                 worst_case(mdp, None, **{name: bad})
-    with pytest.raises(ValueError, match="needs a TabularMDP, got LinearGaussianMDP"):
+    with pytest.raises(ValueError, match="mdp must be a TabularMDP, got LinearGaussianMDP"):
         worst_case(models.double_integrator(), None, reward_budget=1.0)
     with pytest.raises(ValueError, match="rows sum to one"):
         worst_case(mdp, torch.ones(3, 2), reward_budget=1.0)

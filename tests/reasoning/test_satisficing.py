@@ -239,7 +239,7 @@ def test_processes_without_an_answer_are_refused():
         satisfice(models.double_integrator(), 0.1)
     with pytest.raises(ValueError, match="needs a TabularMDP, got str"):
         satisfice("corridor", 0.1)
-    with pytest.raises(ValueError, match="needs a TabularMDP or a LinearGaussianMDP"):
+    with pytest.raises(ValueError, match="mdp must be a TabularMDP, a LinearGaussianMDP"):
         rationality_curve(None)
     with pytest.raises(ValueError, match="temperatures must be a finite number > 0"):
         rationality_curve(random_mdp(0), [1.0, -1.0])

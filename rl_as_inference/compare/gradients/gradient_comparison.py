@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.compare.critic_values import check_critic
 from rl_as_inference.compare.gradients.block_statistics import best_share, summarize
 from rl_as_inference.compare.gradients.estimator_rows import Critics, Estimator, GradientProblem, estimators_of
@@ -28,6 +29,7 @@ _PILOT = (100, 50)
 """Blocks, and trajectories in each, from which mixtures take their shares."""
 
 
+@checked_but("policy")
 @in_turn
 def compare_gradients(
     process: Problem,

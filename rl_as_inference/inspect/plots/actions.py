@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.inspect.plots.from_data import alive, label_of, over_time
 from rl_as_inference.inspect.plots.states import draw_fan
 from rl_as_inference.style import BLUE, QUALITATIVE, new_axes, tidy, whole_numbers
@@ -18,6 +19,7 @@ __all__ = ["plot_actions"]
 _ENDED = "#D9D9D9"
 
 
+@checked
 def plot_actions(
     data: "arviz.InferenceData",
     dimension: int = 0,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rl_as_inference import exact
+from rl_as_inference.arguments import checked
 from rl_as_inference.inspect.plots.occupancy import plot_occupancy
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, PURPLE, new_axes, tidy
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_dynamics_gap", "plot_gaps"]
 
 
+@checked
 def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     """Draws how the log evidence splits: the ELBO, the policy gap and the dynamics gap, in nats.
 
@@ -54,6 +56,7 @@ def plot_gaps(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
 
 
 @torch.no_grad()
+@checked
 def plot_dynamics_gap(mdp: TabularMDP, policy: Any = None, axes: "Sequence[Axes] | None" = None) -> "Sequence[Axes]":
     """Draws what the exact posterior expects beside what its action rule and the causal one get.
 

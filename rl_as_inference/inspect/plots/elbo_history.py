@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.style import BLUE, GREY, new_axes, tidy
+from rl_as_inference.arguments import checked
+from rl_as_inference.style import BLUE, GREY, Numbers, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["plot_elbo_history"]
 
 
+@checked
 def plot_elbo_history(
-    elbo: Any, *, optimal_elbo: float | None = None, temperature: Any = None, ax: "Axes | None" = None
+    elbo: Numbers, *, optimal_elbo: float | None = None, temperature: Any = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draws the ELBO over training steps, in nats, under its ceiling where that is known.
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.style import BLACK, BLUE, ORANGE, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def draw_two_bands(ax: "Axes", times: Any, draws: Any, expected: Any, label: boo
     )
 
 
+@checked
 def plot_foresight(found: "Foresight", dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
     """Draws one state dimension of an episode, and what was believed of it on the way, plan after plan.
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.arguments import checked_but
 from rl_as_inference.inspect.plots.from_data import state_paths
 from rl_as_inference.style import new_axes, tidy, whole_numbers
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_occupancy"]
 
 
+@checked_but("visits")
 def plot_occupancy(
     visits: Any,
     *,
@@ -40,6 +42,8 @@ def plot_occupancy(
     letters = None if layout is None else np.asarray(layout)
     table = _shares(visits, None if letters is None else letters.size) if hasattr(visits, "posterior") else visits
     table = np.asarray(table)
+    if getattr(table, "ndim", 0) != 2:
+        raise ValueError(f"visits must be (T+1, S), or what rlai.posterior returns, got {visits!r:.80}")
     if letters is not None and table.shape[-1] != letters.size:
         raise ValueError(f"layout has {letters.size} cells, and visits {table.shape[-1]} states")
     ax = new_axes(ax, 5.2, 4.2)

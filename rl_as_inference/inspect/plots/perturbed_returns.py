@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_as_inference.style import BLUE, GREY, new_axes, tidy
+from rl_as_inference.arguments import checked
+from rl_as_inference.style import BLUE, GREY, Numbers, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["plot_perturbation"]
 
 
+@checked
 def plot_perturbation(
-    sizes: Any,
-    mean: Any,
+    sizes: Numbers,
+    mean: Numbers,
     low: Any = None,
     high: Any = None,
     *,

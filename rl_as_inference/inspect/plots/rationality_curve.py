@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.reasoning import RationalityCurve, Satisficing
 from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_rationality"]
 
 
+@checked
 def plot_rationality(
     curve: RationalityCurve, *, satisficing: Satisficing | None = None, ax: "Axes | None" = None
 ) -> "Axes":

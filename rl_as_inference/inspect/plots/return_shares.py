@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.style import BLUE, GREEN, GREY, ORANGE, RED, new_axes, tidy
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_returns"]
 
 
+@checked
 def plot_returns(returns: Mapping[str, Any], ax: "Axes | None" = None) -> "Axes":
     """Draws distributions of returns side by side, as the share of trajectories.
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.inspect.plots.from_data import label_of, over_time, state_paths
 from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy, whole_numbers
 
@@ -17,6 +18,7 @@ _BANDS = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.4))
 """Lower and upper quantile of each band, and how opaque it is."""
 
 
+@checked
 def plot_states(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
     """Draws one state dimension over time: bands that hold 50 % and 90 % of the draws, and some draws.
 
@@ -37,6 +39,7 @@ def plot_states(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | Non
     return tidy(ax, "time (steps)", label_of(data, "state", dimension))
 
 
+@checked
 def plot_fan(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
     """Draws quantile bands of one state dimension over time, of the posterior and, if there, of the prior.
 
@@ -62,6 +65,7 @@ def plot_fan(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" 
     return tidy(ax, "time (steps)", label_of(data, "state", dimension))
 
 
+@checked
 def plot_paths(
     data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None, *, num_paths: int = 40
 ) -> "Axes":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.inference.pareto import pareto_k
 from rl_as_inference.inspect.diagnostics import diagnose
 from rl_as_inference.inspect.verdicts import verdict_on_weights
@@ -20,6 +21,7 @@ __all__ = ["plot_weights"]
 _LETTERS_AN_INCH = 15  # of a title, at its size
 
 
+@checked
 def plot_weights(weights: Any, ax: "Axes | None" = None) -> "Axes":
     """Draws the normalised weights from the largest to the smallest, with the verdict on them as title.
 
@@ -38,7 +40,13 @@ def plot_weights(weights: Any, ax: "Axes | None" = None) -> "Axes":
     if hasattr(weights, "posterior"):
         logs, text = _weights_of(weights), diagnose(weights).text
     else:
-        logs = np.asarray(weights, dtype=float).ravel()
+        try:
+            array = np.asarray(weights, dtype=float)
+        except (TypeError, ValueError):
+            array = np.empty(())
+        if array.ndim == 0:
+            raise ValueError(f"weights must be log weights, or what rlai.posterior returns, got {weights!r:.80}")
+        logs = array.ravel()
         k = pareto_k(logs)
         text, _ = verdict_on_weights(k, effective_sample_size(torch.from_numpy(logs)), len(logs))
     if not len(logs):
