@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
+.PHONY: help demo check test slow-tests test-faults soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,12 @@ test: $(STAMP) lint  ## lint, types, tests, docs' and docstrings' examples
 
 slow-tests: $(STAMP)  ## measure which tests `make check` leaves out
 	$(PYTEST) -q --measure
+
+test-faults: $(STAMP)  ## a hundred SIGKILLs, thousands of damaged files, threads, wrong calls (twenty minutes)
+	RLAI_FAULTS=long $(PYTEST) tests/faults tests/test_turns.py tests/test_host.py tests/test_wrong_calls.py tests/test_memory.py
+
+soak: $(STAMP)  ## an hour of everything again and again: whether memory grows
+	$(BIN)/python -m benchmarks.soak
 
 test-gpu: $(STAMP)  ## the tests that need a GPU
 	$(BIN)/pytest -m cuda
