@@ -26,8 +26,8 @@ R = TypeVar("R")
 _BOOLS = (bool, np.bool_)
 _NO_INDEX = (bool, np.bool_, Tensor, np.ndarray)
 
-_LAST_SEED = 2**32 - 1
-"""NumPy takes no larger one."""
+_LAST_SEED = 2**63 - 1
+"""PyTorch takes no larger one."""
 
 
 Check = Callable[[str, Any], object]
@@ -78,6 +78,7 @@ def _door(function: Callable[P, R], own: Sequence[str] = ()) -> Callable[P, R]:
     checks: dict[str, Check] = {}
     ready: list[bool] = []  # from the first call on: an annotation may name what is imported later
     read, without = _read, {*own, *_TOLD_ELSEWHERE}
+    plain = _plain
 
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
         if not ready:  # two threads may both read them, to the same end
@@ -87,7 +88,8 @@ def _door(function: Callable[P, R], own: Sequence[str] = ()) -> Callable[P, R]:
             check = checks.get(name)
             if check is not None:
                 check(name, value)
-        return function(*args, **kwargs)
+        given: Any = [plain(value) for value in args]
+        return function(*given, **{name: plain(value) for name, value in kwargs.items()})
 
     return standing_for(function, door)
 
@@ -150,7 +152,7 @@ def _check_of(kind: _Kind, further: Check | None, *, optional: bool) -> Check:
 
 def _seed(name: str, value: Any) -> None:
     if not _is_integer(value) or not 0 <= int(value) <= _LAST_SEED:
-        raise ValueError(f"{name} must be an integer from 0 to 2**32 - 1, got {value!r:.80}")
+        raise ValueError(f"{name} must be an integer from 0 to 2**63 - 1, got {value!r:.80}")
 
 
 _RANGES: dict[tuple[str, Any], Check] = {
@@ -275,15 +277,29 @@ _WORDS = {
 """What a user may take a class for."""
 
 
+def _plain(value: Any) -> Any:
+    """Returns NumPy's integers and words as Python's own, which JSON and others ask for; all else as it is."""
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.str_):
+        return str(value)
+    if type(value) is tuple and any(isinstance(each, np.integer) for each in value):
+        return tuple(map(_plain, value))
+    return value
+
+
 def _among(value: Any, words: tuple[Any, ...]) -> bool:
-    return any(type(value) is type(word) and value == word for word in words)
+    return any(
+        isinstance(value, type(word)) and isinstance(value, bool) == isinstance(word, bool) and value == word
+        for word in words
+    )
 
 
 def _is_integer(value: Any) -> bool:
     if type(value) is int:
         return True
     if isinstance(value, _NO_INDEX):
-        return isinstance(value, Tensor | np.ndarray) and value.ndim == 0 and "int" in str(value.dtype)
+        return False
     try:
         operator.index(value)
     except TypeError:

@@ -62,7 +62,7 @@ def as_found() -> Iterator[None]:
     program registers there stays: it learns, or is read, by its name); warning filters and environment variables that
     come with a library that is loaded on the way; and the thread that watches tqdm's bars, which other libraries draw.
     """
-    if _REGISTERED.get() is not None:  # within another, who will
+    if _REGISTERED.get() is not None and turn.is_ours:  # within another, who will
         yield
         return
     with turn:
@@ -77,8 +77,11 @@ def as_found() -> Iterator[None]:
                 if store._params.get(name) is value:
                     del store[name]
             put_back_filters(filters)
-            for variable in _set_by_libraries() - environment:
-                del os.environ[variable]
+            for variable in _set_by_libraries().keys() | environment.keys():
+                if variable not in environment:
+                    del os.environ[variable]
+                elif os.environ.get(variable) != environment[variable]:
+                    os.environ[variable] = environment[variable]
             if monitor is None and tqdm.monitor is not None and not tqdm._instances:
                 tqdm.monitor.exit()
                 tqdm.monitor = None
@@ -91,9 +94,10 @@ def note_registered(name: str, value: Tensor) -> None:
         registered[name] = value
 
 
-def _set_by_libraries() -> set[str]:
+def _set_by_libraries() -> dict[str, str]:
     """Returns the environment variables that are of PyTorch's compilers."""
-    return {name for name in os.environ if name.startswith(("TORCH", "_TORCH", "TRITON", "PYTORCH"))}
+    ours = ("TORCH", "_TORCH", "TRITON", "PYTORCH")
+    return {name: value for name, value in os.environ.items() if name.startswith(ours)}
 
 
 def levels_to_the_user() -> int:

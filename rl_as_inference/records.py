@@ -24,6 +24,7 @@ __all__ = [
     "RunRecord",
     "files_of",
     "has_begun",
+    "is_ours",
     "listed_files",
     "path_of",
     "versions",
@@ -265,6 +266,15 @@ def has_begun(folder: Path) -> bool:
         return "command" in json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def is_ours(folder: Path) -> bool:
+    """Returns whether the record in a folder is one that a run wrote, whole or damaged, and not another program's."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # what a full disk or a killed run of an earlier version left
+    return isinstance(found, dict) and (not found or "files" in found or found.get("command") in _COMMANDS)
 
 
 def files_of(folder: Path) -> list[Path]:

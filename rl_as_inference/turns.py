@@ -36,7 +36,8 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._guard = threading.Lock()
-        self._waiting = 0
+        self._waiting = self._depth = 0
+        self._owner: int | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._begin_in_child)
 
@@ -45,7 +46,17 @@ class Turn:
         """Whether another thread waits."""
         return self._waiting > 0
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this thread has it: a thread with the context of another need not."""
+        return self._owner == threading.get_ident()
+
     def __enter__(self) -> None:
+        self._take()
+        self._owner = threading.get_ident()
+        self._depth += 1
+
+    def _take(self) -> None:
         if self._lock.acquire(blocking=False):
             return
         with self._guard:
@@ -57,6 +68,9 @@ class Turn:
                 self._waiting -= 1
 
     def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
         self._lock.release()
 
     def give_way(self) -> None:
@@ -70,7 +84,7 @@ class Turn:
         if self._lock.acquire(blocking=False):  # nobody's, or the forking thread's own
             self._lock.release()
         else:
-            self._lock = threading.RLock()
+            self._lock, self._owner, self._depth = threading.RLock(), None, 0
 
 
 turn = Turn()

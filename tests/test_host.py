@@ -305,7 +305,7 @@ def test_a_seed_a_generator_and_pyro_s_own_seed_give_the_same(name: str) -> None
         ({"seed": 1.5}, "seed must be an integer from 0 to"),
         ({"seed": True}, "seed must be an integer from 0 to"),
         ({"seed": 2**63}, "seed must be an integer from 0 to"),
-        ({"generator": 3}, "generator must be one of the host's"),
+        ({"generator": 3}, "generator must be a Generator or None"),
         ({"seed": 1, "generator": torch.Generator()}, "leave one of them out"),
     ],
 )

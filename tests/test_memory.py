@@ -98,7 +98,7 @@ def test_files_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
     for name, tensor in theirs.items():
         assert stored[name].dtype == tensor.dtype
         assert torch.equal(stored[name], tensor)
-        assert stored.shape(name) == tuple(tensor.shape)
+        assert stored.outline(name).shape == tensor.shape
     assert dict(stored.under("torch.int8 ")).keys() == {"(2, 3)", "(1,)"}
 
 

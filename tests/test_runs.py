@@ -203,7 +203,7 @@ class TestPython:
         assert "damaged" not in str(no.value)
         with pytest.raises(ValueError, match="another environment: it has point_mass, and this"):
             load_run(tmp_path, env="MountainCarContinuous-v0")
-        with pytest.raises(ValueError, match="folder must be the path of a run's folder, got 3"):
+        with pytest.raises(ValueError, match="folder must be a string or a Path, got 3"):
             load_run(3)  # type: ignore[arg-type]
 
     def test_the_process_of_a_masked_run_keeps_to_its_masks(self, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Threads of one process take turns, and each gets what it would get alone."""
 
+import contextvars
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from torch.distributions import Distribution
 import rl_as_inference as rlai
 from rl_as_inference import guides, models
 from rl_as_inference.checks import unvalidated
+from rl_as_inference.host import in_turn
 from rl_as_inference.randomness import RandomStream
 from rl_as_inference.sampling import nuts
 from rl_as_inference.threads import one_thread_if_small, products_in
@@ -212,6 +214,27 @@ def test_the_number_of_threads_stays_the_host_s() -> None:
         assert later == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_thread_with_the_context_of_a_call_waits_for_its_turn() -> None:
+    """As one that ``asyncio.to_thread`` begins in the middle of a call has it."""
+    inside, order = threading.Event(), []
+
+    @in_turn
+    def call(name: str) -> None:
+        order.append(name)
+
+    @in_turn
+    def outer() -> threading.Thread:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(lambda: (inside.set(), call("thread")),))
+        thread.start()
+        assert inside.wait(LONG)
+        time.sleep(0.05)
+        call("own")
+        return thread
+
+    outer().join(LONG)
+    assert order == ["own", "thread"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")

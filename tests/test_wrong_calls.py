@@ -6,6 +6,7 @@ infinite, complex, of another shape, None). An argument that is not in the table
 """
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact, guides, models
+from rl_as_inference.agents import train
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reading_options import options_of
 from rl_as_inference.inspect import diagnose, foresee, from_trajectories, load_posterior, plots, save_posterior
@@ -94,6 +96,7 @@ KINDS: dict[str, list[Any]] = {
     "initial_scale": POSITIVE,
     "reward_noise": [*NUMBER, -1.0],
     "seed": SEED,
+    "generator": [3, "cpu", torch.Generator],
     "mapping_seed": SEED,
 }
 CHANCES = {
@@ -774,3 +777,21 @@ def test_policies_that_a_method_has_no_use_for(method: Any) -> None:
         rlai.posterior(tables(), guide(), method=method)
     with pytest.raises(ValueError, match="dynamics='causal' is of method='exact'"):
         rlai.posterior(tables(), dynamics="causal")
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """As a sweep over an array gives them; what is written holds Python's own."""
+    twelve, six = np.int64(12), np.int64(6)
+    agent = rlai.SoftActorCritic("Pendulum-v1", hidden_sizes=(8,), batch_size=4, learning_starts=8, compile=False)
+    train(agent, twelve, tmp_path / "run", evaluate_every=six, evaluate_episodes=np.int64(1), checkpoint_every=six)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_steps"] == 12
+    assert torch.equal(agent.evaluate(1, seed=np.int64(3)).returns, agent.evaluate(1, seed=3).returns)
+    assert models.random_mdp(np.int64(4), np.int64(2), horizon=3).num_states == 4
+    assert rlai.estimate_elbo(tables(), None, np.int64(9), seed=np.int64(3)) == rlai.estimate_elbo(
+        tables(), None, 9, seed=3
+    )
+    rlai.posterior(tables(), method=np.str_("smc"), num_draws=5)
+    with pytest.raises(ValueError, match="agent must be a Learner"):
+        train("Pendulum-v1", 12)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="folder must name a folder"):
+        train(agent, 24, "")

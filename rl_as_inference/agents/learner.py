@@ -27,6 +27,7 @@ from rl_as_inference.agents.reports import Counts, Reporter, progress_text
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy
@@ -291,6 +292,7 @@ class Learner:
         with small, products_in(self.options["precision"]):
             yield
 
+    @checked
     def evaluate(
         self, num_episodes: int = 10, *, seed: int = 10_000, deterministic: bool = True, **make_kwargs: Any
     ) -> Evaluation:

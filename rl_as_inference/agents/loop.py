@@ -392,7 +392,7 @@ class Loop:
 
     def _restore_envs(self, snapshot: Snapshot) -> bool:
         """Brings the environments there, or leaves them as they were; returns whether that is exact."""
-        arrays = {n.removeprefix("env."): t.numpy() for n, t in snapshot.tensors.items() if n.startswith("env.")}
+        arrays = {name: tensor.numpy() for name, tensor in under(snapshot.tensors, "env.").items()}
         before = self.envs.snapshot()
         try:
             return self.envs.restore({"json": snapshot.progress["envs"], "arrays": arrays})

@@ -16,7 +16,9 @@ from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_cu
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.made_again import settings_of
+from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
+from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.progress import ProgressBar, progress_bar
 from rl_as_inference.records import RunRecord, files_of, has_begun
 from rl_as_inference.run_folders import RunFolder
@@ -65,6 +67,7 @@ class Training:
         return mean_interval(self.evaluation.returns)
 
 
+@checked
 def train(
     agent: Learner,
     num_steps: int,
@@ -137,6 +140,8 @@ def train(
         ([0, 30, 60], torch.Size([1, 2]))
     """
     check_count("num_steps", num_steps)
+    if folder == "":
+        raise ValueError("folder must name a folder, got ''; '.' is the one that the program runs in")
     if agent.num_steps >= num_steps and not resume:
         raise ValueError(
             f"num_steps counts all steps of the agent, which has taken {agent.num_steps} already, and is {num_steps}; "
@@ -159,7 +164,7 @@ def train(
         warnings.warn(
             f"num_steps is {num_steps:,}, and learning begins after learning_starts={agent.learning_starts:,} steps of "
             f"random actions: nothing will be learned; lower learning_starts, or take more steps",
-            stacklevel=2,
+            stacklevel=levels_to_the_user(),
         )
     agent.settle_compile(num_steps)
     if folder is None and resume:

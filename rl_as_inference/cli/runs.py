@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rl_as_inference.records import RECORD
+from rl_as_inference.records import RECORD, is_ours
 from rl_as_inference.run_folders import RunFolder, is_empty
 
 __all__ = ["check_run_folder", "new_run_folder", "show"]
@@ -33,6 +33,11 @@ def check_run_folder(out: Path, *, overwrite: bool) -> None:
         if not (out / RECORD).is_file():
             raise ValueError(
                 f"--out: {str(out)!r} is not a run folder (it has no {RECORD}), so --overwrite will not touch it; "
+                f"choose another folder"
+            )
+        if not is_ours(out):
+            raise ValueError(
+                f"--out: {str(out / RECORD)!r} is not one that a run wrote, so --overwrite will not touch its folder; "
                 f"choose another folder"
             )
         if (out / RECORD).is_symlink():

@@ -145,7 +145,7 @@ def test_it_says_what_it_foresaw_planned_and_did():
     assert all(torch.equal(before[name], value) for name, value in state_of(agent).items())
     ax = rlai.inspect.plots.plot_foresight(found, 3)
     assert ax.get_ylabel() == "action"
-    with pytest.raises(ValueError, match="agent has no model of the world: it is SoftActorCritic"):
+    with pytest.raises(ValueError, match="agent must be a ModelBasedAgent, got SoftActorCritic"):
         rlai.inspect.foresee(rlai.SoftActorCritic("Pendulum-v1"), 5)
 
 

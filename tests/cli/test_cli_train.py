@@ -567,7 +567,7 @@ class TestPython:
         assert [row.step for row in training.curve] == [0, 10, 20, 30, 40, 50]
         assert agent.num_steps == 50
         (tmp_path / "curve.csv").write_text("step\n1\n")
-        with pytest.raises(ValueError, match="is no curve of a run: its columns are step"):
+        with pytest.raises(ValueError, match=r"curve\.csv' is damaged"):
             train(self.agent(), 50, tmp_path, resume=True)
 
     def test_interval(self) -> None:

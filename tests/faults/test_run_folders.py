@@ -145,6 +145,14 @@ class TestOverwriting:
         names = {path.name for path in out.iterdir()}
         assert names == {"policy.safetensors", "history.json", "training.png", "run.json", "notes.txt"}
 
+    def test_another_program_s_run_json_is_no_run(self, tmp_path: Path) -> None:
+        out = tmp_path / "models"
+        out.mkdir()
+        (out / "run.json").write_text('{"a": 1}')
+        (out / "policy.safetensors").write_text("theirs")
+        assert "is not one that a run wrote" in refused(*FIT, "--out", out, "--overwrite")
+        assert (out / "policy.safetensors").read_text() == "theirs"
+
     def test_a_stop_while_files_are_removed_leaves_them_told(self, tmp_path: Path, monkeypatch: Any) -> None:
         out = tmp_path / "run"
         assert rlai(*FIT, "--out", out)[0] == 0

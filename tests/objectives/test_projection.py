@@ -361,7 +361,7 @@ class TestBadInput:
             ({"epsilon": -1.0}, "epsilon must be a finite number > 0"),
             ({"eta": 1.0, "epsilon": 1.0}, "eta and epsilon: .* give one of them"),
             ({"eta": 1.0, "teacher": lambda s, t: None}, "eta: a teacher's answers are taken as they are"),
-            ({"teacher": 3}, "teacher must be a callable"),
+            ({"teacher": 3}, "teacher must be a policy"),
             ({"estimator": "score", "eta": 1.0}, "eta is for estimator='em', got estimator='score'"),
             ({"estimator": "exact", "teacher": lambda s, t: None}, "teacher is for estimator='em'"),
             ({"n": 2}, "n is for estimator='n_step' or 'path_consistency'"),
