@@ -156,6 +156,10 @@ def fit(
     if estimator not in (*get_args(Estimator), "exact"):
         raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
     parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(
+            "policy has no parameters that learn: none requires a gradient; policy.requires_grad_() is the mend"
+        )
     if not parameters:
         raise ValueError(
             "policy has no parameters to train; pass a module such as those of rl_as_inference.guides (a policy that "

@@ -795,3 +795,24 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
         train("Pendulum-v1", 12)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="folder must name a folder"):
         train(agent, 24, "")
+
+
+def test_tables_as_other_programs_hold_them() -> None:
+    """Of a foreign byte order, turned around, as a list of tensors: the same tables."""
+    transition = np.random.default_rng(0).dirichlet(np.ones(3), (3, 2))
+    reward, initial = np.zeros((3, 2)), np.ones(3) / 3
+    wanted = exact.elbo(rlai.TabularMDP(torch.tensor(transition), reward, initial, horizon=3), None)
+    for told in (transition.astype(">f8"), transition[::-1].copy()[::-1], [torch.tensor(rows) for rows in transition]):
+        assert exact.elbo(rlai.TabularMDP(told, reward, initial, horizon=3), None) == wanted
+
+
+def test_what_is_found_after_the_door() -> None:
+    env = rlai.to_gymnasium(tables())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action must be an integer from 0 to"):
+        env.step(99)
+    with pytest.raises(ValueError, match="must name what it shows"):
+        plots.plot_returns(rlai.posterior(tables(), num_draws=5))
+    frozen = guides.TabularPolicy(tables().num_states, tables().num_actions, horizon=2).requires_grad_(False)
+    with pytest.raises(ValueError, match="none requires a gradient"):
+        rlai.fit(tables(), frozen, steps=2)

@@ -23,6 +23,10 @@ __all__ = [
 
 def as_floating(value: Any, name: str) -> Tensor:
     """Returns numbers as a floating-point tensor; ValueError names the argument that holds none."""
+    if isinstance(value, np.ndarray):  # PyTorch reads no foreign byte order, and no negative strides
+        value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+    elif isinstance(value, list | tuple) and value and all(isinstance(each, Tensor) for each in value):
+        value = torch.stack(list(value)) if len({each.shape for each in value}) == 1 else value
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

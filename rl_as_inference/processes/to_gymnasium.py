@@ -229,6 +229,11 @@ class _Stepper:
         """Returns what was seen of where it led, the rewards, and which episodes terminated and were truncated."""
         if not len(self.states):
             raise ValueError("step() before reset(): reset() the environment first")
+        if isinstance(space := self.process.action_space, gymnasium.spaces.Discrete):
+            last = space.start + space.n - 1
+            wrong = (actions < space.start) | (actions > last)
+            if wrong.any():
+                raise ValueError(f"action must be an integer from {space.start} to {last}, got {actions[wrong][0]}")
         action = torch.as_tensor(actions - self.first_action, dtype=self._action_dtype, device=self.device)
         with self._own_draws():
             step = self.process.advance(self.states, action, int(self.times.max()))

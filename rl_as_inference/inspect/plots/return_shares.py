@@ -27,6 +27,8 @@ def plot_returns(returns: Mapping[str, Any], ax: "Axes | None" = None) -> "Axes"
     Raises:
         ValueError: if there is nothing to draw, or a return is not finite.
     """
+    if hasattr(returns, "sample_stats"):
+        raise ValueError("returns must name what it shows: give {'posterior': data} for what rlai.posterior returns")
     arrays = {name: _returns(name, values) for name, values in returns.items()}
     if not arrays:
         raise ValueError("returns: name at least one set of returns")
