@@ -101,7 +101,7 @@ def open_tensors(path: str | Path) -> tuple[StoredTensors, dict[str, Any]]:
             raise
         stored = StoredTensors(file, places)
         record = json.loads(told.get("rlai", "{}"))
-        if isinstance(record, dict) and "sha256" in record:  # files of other makers, and older ones, have none
+        if isinstance(record, dict) and {"sha256", "record"} & record.keys():  # those of other makers have neither
             if record["sha256"] != stored.checksum(record["record"]):
                 raise ValueError("its content is not what was saved")
             record = json.loads(record["record"])

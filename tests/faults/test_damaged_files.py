@@ -38,7 +38,7 @@ def in_record(run: Path) -> Any:
     found = dataclasses.asdict(RunRecord.read(run))
     settings = found["settings"]  # what is left of a damaged name of the checksum is none
     found["settings"] = {name: value for name, value in settings.items() if not re.search("ha?256|sha|a2", name)}
-    return json.dumps(found)
+    return json.dumps(found, sort_keys=True)
 
 
 def in_curve(run: Path) -> Any:
@@ -48,6 +48,8 @@ def in_curve(run: Path) -> Any:
 
 def in_checkpoint(run: Path) -> Any:
     tensors, record = load_tensors(run / "checkpoint.safetensors")
+    if "format" not in record:  # as of another maker's file, which no reader of agents takes
+        raise ValueError("no agent's")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, json.dumps(record)
 
 
