@@ -176,7 +176,7 @@ CASES = {
             "buffer_size": 20_000,
         },
     ),
-    # Every option at its default. Stable-Baselines3's in the same setting: results/half_cheetah_stable_baselines3.csv.
+    # Every option at its default. Stable-Baselines3's in the same setting: benchmarks/peers/curve_stable_baselines3.py.
     "half_cheetah_sac": Case(
         "HalfCheetah-v5",
         SoftActorCritic,
