@@ -118,6 +118,8 @@ class RunRecord:
             raise _damaged(argument, path, error) from error
         if not isinstance(found, dict):
             raise _damaged(argument, path, f"it holds a {type(found).__name__}")
+        if found and not {"command", "files"} & found.keys():
+            raise ValueError(f"{argument}: {str(folder)!r} is not a run folder (its {RECORD} is another's); {wanted}")
         if found.pop("sha256", None) not in (None, _sum_of(found)):
             raise _damaged(argument, path, "it is not what was written; without its sha256 it is taken as it is")
         if found.get("command") is None and found.get("finished") is False:

@@ -152,6 +152,7 @@ class TestOverwriting:
         (out / "policy.safetensors").write_text("theirs")
         assert "is not one that a run wrote" in refused(*FIT, "--out", out, "--overwrite")
         assert (out / "policy.safetensors").read_text() == "theirs"
+        assert "is not a run folder (its run.json is another's)" in refused("evaluate", out)
 
     def test_a_stop_while_files_are_removed_leaves_them_told(self, tmp_path: Path, monkeypatch: Any) -> None:
         out = tmp_path / "run"
