@@ -21,8 +21,11 @@ __all__ = ["load_posterior", "save_posterior"]
 _AS_JSON = "attributes_as_json"
 """Attribute with the attributes that NetCDF has no type for: truth values, lists, dictionaries."""
 
-_CHECKSUMS = "checksums"
-"""Attribute of the file with a checksum of each group: HDF5 notices damage in some places only."""
+_SEAL = (b"\nSHA-256 of all before this line: ", b", and here it ends\n")
+_SEAL_SIZE = len(_SEAL[0]) + 64 + len(_SEAL[1])
+"""What stands around a checksum, behind the end of the file as HDF5 sees it, where no reader of NetCDF looks. HDF5
+notices damage in some places only, and a damaged count may have it loop for hours: what is not what was saved must not
+be parsed at all."""
 
 _NEEDED = ("state", "action", "reward")
 
@@ -31,7 +34,7 @@ _NEEDED = ("state", "action", "reward")
 def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: bool = False) -> None:
     """Writes a posterior to ``path`` as NetCDF-4, a group each: the whole file, or nothing.
 
-    ArviZ, xarray and every reader of NetCDF open it. Groups carry checksums, so that
+    ArviZ, xarray and every reader of NetCDF open it. A checksum stands behind it, so that
     :func:`load_posterior` notices damage.
 
     Args:
@@ -82,10 +85,10 @@ def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: boo
                 }
                 mode: Literal["w", "a"] = "a" if index else "w"
                 group.to_netcdf(temporary, mode=mode, group=name, engine="h5netcdf", encoding=smaller)
-            written, _ = _read(temporary)
-            sums = {name: _checksum(group) for name, group in written.items()}
-            root = xarray.Dataset(attrs=_to_file({**data.attrs, _CHECKSUMS: sums}))
+            root = xarray.Dataset(attrs=_to_file(data.attrs))
             root.to_netcdf(temporary, mode="a", engine="h5netcdf")
+            with temporary.open("r+b") as file:
+                file.write(hashlib.file_digest(file, "sha256").hexdigest().encode().join(_SEAL))
             refuse_to_replace()  # it may have come into being meanwhile
     except OSError as error:
         raise ValueError(f"path: cannot write {str(path)!r}: {error.strerror or error}") from error
@@ -103,14 +106,11 @@ def load_posterior(path: str | Path) -> "arviz.InferenceData":
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"path: there is no file {str(path)!r}")
+    _check_seal(path)
     try:
         groups, attributes = _read(path)
     except Exception as error:  # HDF5 meets damage in every layer, each with errors of its own
         raise ValueError(f"path: {str(path)!r} is damaged, or no NetCDF-4 file: {error}") from error
-    sums = attributes.pop(_CHECKSUMS, {})  # files that ArviZ wrote have none
-    for name, expected in sums.items():
-        if name not in groups or _checksum(groups[name]) != expected:
-            raise ValueError(f"path: {str(path)!r} is damaged: the group {name!r} is not what was saved")
     with silenced(category=UserWarning, module="arviz"):
         data: arviz.InferenceData = import_arviz().InferenceData(**groups, attrs=attributes)
     wrong = _why_not_a_posterior(data)
@@ -139,14 +139,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return groups, attributes
 
 
-def _checksum(group: Any) -> str:
-    """Returns the SHA-256 of a group's values, types, dimensions and attributes."""
-    digest = hashlib.sha256(json.dumps(group.attrs, sort_keys=True).encode())
-    for name in sorted(group.variables):
-        values = group.variables[name]
-        digest.update(json.dumps([name, values.dims, str(values.dtype), values.attrs], sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(values.values).tobytes())
-    return digest.hexdigest()
+def _check_seal(path: Path) -> None:
+    """Raises ValueError if a file is not what its checksum says, or only a part of one is left.
+
+    Files that others wrote have none, and pass.
+    """
+    with path.open("rb") as file:
+        end = max(path.stat().st_size - _SEAL_SIZE, 0)
+        file.seek(max(end - _SEAL_SIZE, 0))
+        tail = file.read()
+        file.seek(0)
+        digest, left = hashlib.sha256(), end
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    of_a_seal = [part[at : at + 8] for part in _SEAL for at in range(0, len(part) - 7, 4)]
+    if any(piece in tail for piece in of_a_seal) and tail[-_SEAL_SIZE:] != digest.hexdigest().encode().join(_SEAL):
+        raise ValueError(
+            f"path: {str(path)!r} is damaged, or was changed by another program: it is not what was saved; "
+            f"arviz.from_netcdf reads what can be read"
+        )
 
 
 def _why_not_a_posterior(data: Any) -> str:

@@ -20,6 +20,7 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.inference import netcdf
 from rl_as_inference.inspect import from_trajectories, load_posterior, save_posterior
 from rl_as_inference.models import double_integrator, gridworld, hidden_goal
 
@@ -439,36 +440,47 @@ class TestFiles:
             load_posterior(path)
 
     def test_damage(self, tmp_path: Path) -> None:
-        """24 single bits of bytes that are not 0 (seed 0), and 6 lengths: told, or nothing of it shows."""
+        """24 single bits (seed 0), and 6 lengths: all are told."""
         mdp = random_mdp(1, horizon=4)
         data = rlai.posterior(mdp, exact.plan(mdp), num_draws=20)
         path = tmp_path / "a.nc"
         save_posterior(data, path)
         whole, place = path.read_bytes(), random.Random(0)
-        told = 0
-        for at in place.sample([index for index, byte in enumerate(whole) if byte], 24):
+        for at in place.sample(range(len(whole)), 24):
             damaged = bytearray(whole)
             damaged[at] ^= 1 << place.randrange(8)
             path.write_bytes(damaged)
-            try:
-                found = load_posterior(path)
-            except ValueError as error:
-                told += 1
-                assert "a.nc' is damaged" in str(error)  # noqa: PT017 - some of a file is gaps, and loads
-            else:
-                assert_same(found, data)
-        assert told > 3
+            with pytest.raises(ValueError, match=r"a\.nc' is damaged"):
+                load_posterior(path)
         for length in range(0, len(whole), len(whole) // 5):
             path.write_bytes(whole[:length])
             with pytest.raises(ValueError, match="damaged"):
                 load_posterior(path)
 
-    def test_a_changed_value_is_told(self, tmp_path: Path) -> None:
+    def test_what_another_program_writes_into_it_is_read(self, tmp_path: Path) -> None:
+        """It is a file of theirs then, without a checksum."""
         import h5py
 
         path = tmp_path / "a.nc"
         save_posterior(cart_data(3), path)
         with h5py.File(path, "a") as file:
             file["constant_data/temperature"][()] = 2.0
-        with pytest.raises(ValueError, match=r"a\.nc' is damaged: the group 'constant_data' is not what was saved"):
+        assert float(load_posterior(path).constant_data["temperature"]) == 2.0
+
+    def test_what_is_damaged_is_not_parsed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """HDF5 would count a damaged number of dimensions for hours."""
+        path = tmp_path / "a.nc"
+        save_posterior(cart_data(3), path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+        monkeypatch.setattr(netcdf, "_read", lambda path: pytest.fail("parsed"))
+        with pytest.raises(ValueError, match=r"a\.nc' is damaged, or was changed by another program: it is not"):
             load_posterior(path)
+
+    def test_files_go_through_arviz_and_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.nc"
+        save_posterior(cart_data(3), path)
+        opened = az.from_netcdf(str(path), engine="h5netcdf")
+        assert opened.posterior.equals(load_posterior(path).posterior)
+        opened.to_netcdf(str(tmp_path / "b.nc"), engine="h5netcdf")
+        assert load_posterior(tmp_path / "b.nc").posterior.equals(opened.posterior)
