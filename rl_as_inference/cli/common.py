@@ -55,8 +55,12 @@ Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help=
 
 def main() -> None:
     """Runs the command line."""
-    write_narrowly()
-    app()
+    try:
+        write_narrowly()
+        app()
+    except KeyboardInterrupt:  # before a command began: options were being read
+        print("rlai: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
