@@ -21,22 +21,33 @@ def stop_of(number: int) -> KeyboardInterrupt:
 
 
 class _Handler:
-    """What is called when a signal comes: it notes the first, if it defers, and raises."""
+    """What is called when a signal comes: it notes it, and raises, unless it defers and this is the first."""
 
     def __init__(self, asked: list[int], *, defers: bool) -> None:
         self.asked, self.defers = asked, defers
 
     def __call__(self, number: int, _: Any) -> None:
-        if self.asked or not self.defers:
-            raise stop_of(number)
+        raises = bool(self.asked) or not self.defers
         self.asked.append(number)
+        if raises:
+            raise stop_of(number)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it SIGTERM raises :class:`Terminated`, where nobody else handles it; afterwards all is as it was."""
-    with _handling(_Handler([], defers=False)):
-        yield
+    """Within it SIGTERM raises :class:`Terminated`, where nobody else handles it; afterwards all is as it was.
+
+    What is raised may come out as another error, such as the ImportError of a module whose C code was being
+    initialised: after a signal, any error is the stop that was asked for.
+    """
+    asked: list[int] = []
+    try:
+        with _handling(_Handler(asked, defers=False)):
+            yield
+    except Exception as error:
+        if asked:
+            raise stop_of(asked[0]) from error
+        raise
 
 
 @contextmanager
@@ -63,7 +74,7 @@ def asked_to_stop() -> Iterator[list[int]]:
 def _handling(handler: _Handler) -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals
-        if handler.defers:
+        if handler.defers or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             before[signal.SIGINT] = signal.signal(signal.SIGINT, handler)
         now = signal.getsignal(signal.SIGTERM)
         if now is signal.SIG_DFL or isinstance(now, _Handler):

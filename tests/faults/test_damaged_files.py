@@ -94,7 +94,7 @@ def test_are_refused_or_as_they_were(name: str, runs: Path, tmp_path: Path) -> N
     shutil.copytree(runs / of, run)
     whole = (run / name).read_bytes()
     before, refused = read(run), 0
-    forms = damaged(whole, random.Random(name))
+    forms = (form for form in damaged(whole, random.Random(name)) if form != whole)
     for _ in range(COUNT):
         form = next(forms)
         (run / name).write_bytes(form)

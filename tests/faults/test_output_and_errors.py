@@ -112,6 +112,23 @@ class TestSignals:
             signal.raise_signal(signal.SIGTERM)
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
+    @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+    def test_an_error_that_a_stop_turned_into_is_the_stop(self, number: int, kind: type[KeyboardInterrupt]) -> None:
+        """C code that is being initialised says ImportError for whatever is raised in it."""
+
+        @stoppable()
+        def initialised() -> None:
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt as stop:
+                raise ImportError("initialization failed") from stop
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            initialised()
+        assert type(caught.value) is kind
+        with pytest.raises(ImportError, match="absent"), stoppable():
+            raise ImportError("absent")
+
     def test_another_handler_of_sigterm_stays(self) -> None:
         seen: list[int] = []
         before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
