@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
 import gymnasium
@@ -198,6 +199,12 @@ class GymnasiumProcess:
                 ends.append(truncated[wanted])
                 bar.advance(f"return {float(part.returns().mean()):.4g}")
         return Trajectories.joined(parts), torch.cat(ends)
+
+    @contextmanager
+    def episodes_of(self, seed: int) -> Iterator[None]:
+        """Within it rollouts are of other episodes, those of ``seed``; afterwards its own go on."""
+        with self._envs.episodes_of(seed):
+            yield
 
     def _round(self, policy: Policy | None) -> tuple[Trajectories, Tensor]:
         """Returns one episode of every environment, and which were cut off.
