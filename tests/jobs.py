@@ -40,9 +40,7 @@ def job(size: int, function: Callable[..., Any], *arguments: Any, within: float 
     return answers
 
 
-def _run(
-    end: Connection, rank: int, size: int, port: int, function: Callable[..., Any], arguments: list[Any]
-) -> None:
+def _run(end: Connection, rank: int, size: int, port: int, function: Callable[..., Any], arguments: list[Any]) -> None:
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()}, MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)

@@ -7,16 +7,16 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
-from rl_as_inference.distributed import joined
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.host import in_turn
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead
-from rl_as_inference.inference.spreading import agree_on, check_spread, spread_draws
+from rl_as_inference.inference.spreading import check_spread, spread_draws
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.sampling.annealing import repeated_annealing
 from rl_as_inference.sampling.importance import check_whole_plates, importance_sampling
+from rl_as_inference.sharing import agree_on, sharing
 
 __all__ = ["EvidenceMethod", "estimate_log_evidence"]
 
@@ -111,8 +111,9 @@ def estimate_log_evidence(
         "num_proposals": num_proposals or num_particles * num_repeats,
         "num_repeats": num_repeats,
     }
-    with joined(distributed) as ranks:
-        agree_on(ranks, "estimate_log_evidence", process, policy, method=method, seed=seed, **numbers)
+    options = {**numbers, "method": method, "seed": seed}
+    with sharing(distributed, process, policy, **options) as ranks:
+        agree_on(ranks, critic=critic)
         # Where nobody shares the work one batch of all proposals, or of all runs, takes less time than islands.
         if method == "importance" and not distributed:
             weighted = importance_sampling(process, policy, numbers["num_proposals"])

@@ -9,12 +9,11 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
-from rl_as_inference.distributed import joined
 from rl_as_inference.host import in_turn
 from rl_as_inference.inference.inference_data import from_trajectories
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead
 from rl_as_inference.inference.pareto import pareto_k
-from rl_as_inference.inference.spreading import agree_on, check_spread, spread_draws
+from rl_as_inference.inference.spreading import check_spread, spread_draws
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
@@ -27,6 +26,7 @@ from rl_as_inference.sampling import (
     surviving_rollout,
 )
 from rl_as_inference.sampling.importance import check_conditions, check_whole_plates, resample
+from rl_as_inference.sharing import agree_on, sharing
 from rl_as_inference.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def posterior(
       anew for each step; the standard error of the evidence is from their spread. By
       default exact messages are both where the process has them; elsewhere the proposal is the action
       prior, and nothing looks ahead. ``critic=None`` is the plain filter.
-    - ``"annealed"``: ``num_repeats`` runs of ``num_particles``, brought from the action prior down to the temperature by
-      Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
+    - ``"annealed"``: ``num_repeats`` runs of ``num_particles``, brought from the action prior down to the temperature
+      by Metropolis moves (:func:`rl_as_inference.sampling.annealing`); needs a process in parts.
     - ``"nuts"``: Pyro's NUTS, for continuous programs; two chains.
 
     With γ < 1 survival coins are drawn (see :func:`rl_as_inference.steps`), whatever the program's
@@ -141,7 +141,8 @@ def posterior(
         "num_proposals": num_proposals or _PROPOSALS_PER_DRAW * num_draws,
         "num_repeats": num_repeats or _REPEATS,
     }
-    with torch.no_grad(), joined(distributed) as ranks:
+    options = {**numbers, "method": method, "seed": seed}
+    with torch.no_grad(), sharing(distributed, process, policy, **options) as ranks:
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)
             return _data(process, method, draws, num_draws, dynamics=dynamics)
@@ -157,7 +158,7 @@ def posterior(
             return _data(
                 process, method, draws, num_draws, prior=prior, kl_to_posterior=_kl_to_posterior(process, policy)
             )
-        agree_on(ranks, "posterior", process, policy, method=method, seed=seed, **numbers)
+        agree_on(ranks, critic=critic)
         # The draws are handed on, and held nowhere else: of many they are most of the memory. Where nobody shares the
         # work one batch of all proposals, or of all runs, takes less time than islands.
         if method == "importance" and not distributed:

@@ -1,20 +1,16 @@
-"""Evidence and posterior draws by many processes: which methods can be spread, and what ranks must agree on."""
+"""Evidence and posterior draws by many processes: which methods can be spread, and how."""
 
 from typing import Any
-
-import torch
 
 from rl_as_inference.distributed import Ranks
 from rl_as_inference.inference.look_ahead import LookAhead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.nouns import Policy, Process
-from rl_as_inference.processes.gymnasium_process import GymnasiumProcess
-from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.annealing import spread_annealing
 from rl_as_inference.sampling.importance import WeightedDraws
 from rl_as_inference.sampling.islands import in_step, spread_importance
 from rl_as_inference.sampling.smc import repeated_filters
 
-__all__ = ["SPREAD", "agree_on", "check_spread", "spread_draws"]
+__all__ = ["SPREAD", "check_spread", "spread_draws"]
 
 SPREAD = ("importance", "smc", "annealed")
 """Methods whose work is of independent parts, which are weighed by their evidence."""
@@ -27,28 +23,6 @@ def check_spread(method: str) -> None:
             f"distributed=True spreads the methods {', '.join(map(repr, SPREAD))} over ranks, and method is "
             f"{method!r}; take one of these, or leave distributed out"
         )
-
-
-def agree_on(ranks: Ranks, name: str, process: Process, policy: Policy | None, **options: Any) -> None:
-    """Raises ValueError, on every rank, if ranks were called with different problems, policies or options.
-
-    Problems and policies may be anything that runs; so a few trajectories are compared, of one seed. A simulator is not
-    run, but compared by its name, horizon, discount and temperature alone.
-
-    Args:
-        ranks: who must agree.
-        name: of the function that was called.
-        process, policy: what all have.
-        **options: what else, by name.
-    """
-    if ranks.size == 1:
-        return
-    told = {each: getattr(process, each) for each in ("name", "horizon", "discount", "temperature")}
-    if not isinstance(process, GymnasiumProcess):
-        with seeded(0), torch.no_grad():
-            drawn = process.rollout(policy, 4)
-        told["what it does"] = [f"{float(weight):.5g}" for weight in (*drawn.returns(), *drawn.log_weight())]
-    ranks.agree(name, {**{f"process: {each}": value for each, value in told.items()}, **options})
 
 
 def spread_draws(
