@@ -127,6 +127,11 @@ class Ranks:
         self._together(lambda: dist.all_reduce(total))
         return total
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Sums all ranks' tensors of one shape in place."""
+        if self.size > 1:
+            self._together(lambda: dist.all_reduce(tensor))
+
     def mean(self, tensor: Tensor) -> Tensor:
         """Returns the mean of all ranks' tensors of one shape, bit for bit the same on each; no gradient passes."""
         return self.sum(tensor) / self.size
