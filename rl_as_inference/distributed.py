@@ -1,7 +1,7 @@
 """Several processes that do one computation together: the ranks of a ``torchrun`` job.
 
-Data parallelism by ``torch.distributed``: gloo between CPUs, NCCL between GPUs, one rank a GPU. Every rank runs the same
-program on its share of the draws; what belongs to all of them is summed over the ranks.
+Data parallelism by ``torch.distributed``: gloo between CPUs, NCCL between GPUs, one rank a GPU. Every rank runs the
+same program on its share of the draws; what belongs to all of them is summed over the ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,8 @@ class Ranks:
     Attributes:
         rank: which one this is, from 0.
         size: how many there are.
+        owners: their processes.
+        draws_apart: whether :meth:`own_stream` is entered.
 
     Example:
         >>> alone = Ranks()
@@ -64,6 +67,7 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self.owners: tuple[Owner, ...] = (Owner.here(),)
+        self.draws_apart = False
 
     @property
     def is_first(self) -> bool:
@@ -122,6 +126,11 @@ class Ranks:
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         self._together(lambda: dist.all_reduce(total))
         return total
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Sums all ranks' tensors of one shape in place."""
+        if self.size > 1:
+            self._together(lambda: dist.all_reduce(tensor))
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Returns the mean of all ranks' tensors of one shape, bit for bit the same on each; no gradient passes."""
@@ -204,8 +213,8 @@ class Ranks:
                 first, second = everyone[0].get(key, "missing"), other.get(key, "missing")
                 if first != second:
                     raise ValueError(
-                        f"{name}: ranks must agree, and {key or 'it'} is {first} on rank 0 and {second} on rank {rank}; "
-                        f"give every rank the same"
+                        f"{name}: ranks must agree, and {key or 'it'} is {first} on rank 0 and {second} on rank "
+                        f"{rank}; give every rank the same"
                     )
 
     def check_devices(self, device: torch.device) -> None:
@@ -230,19 +239,37 @@ class Ranks:
 
         Afterwards PyTorch's generator on the host stands on every rank where rank 0's does.
         """
-        if self.size == 1:
+        if self.size == 1 or self.draws_apart:
             yield
             return
         seed = self.seed(self.broadcast(forked().initial_seed()))
-        with seeded(seed) if self.rank else contextlib.nullcontext():
-            yield
+        self.draws_apart = True
+        try:
+            with seeded(seed) if self.rank else contextlib.nullcontext():
+                yield
+        finally:
+            self.draws_apart = False
         torch.set_rng_state(self.broadcast(torch.get_rng_state()))
+
+    @contextmanager
+    def next_of_own_stream(self) -> Iterator[None]:
+        """Within it each rank draws other random numbers, as in :meth:`own_stream` but without a word to the others.
+
+        So PyTorch's generators of the ranks part, unless they already have.
+        """
+        if not self.rank or self.draws_apart:
+            yield
+            return
+        with seeded(self.seed(forked().initial_seed())):
+            yield
+        torch.rand(())  # so that the next time is another
 
     # Endings.
 
     def _together(self, operation: Callable[[], Any]) -> None:
         try:
-            with stoppable():
+            # A handler of the caller's, who may want to end a step first, stays.
+            with stoppable() if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else contextlib.nullcontext():
                 operation()
         except RuntimeError as error:  # what gloo and NCCL say names an address at most
             raise self._ended() from error
@@ -322,7 +349,7 @@ def joined(distributed: bool = True) -> Iterator[Ranks]:
     """Yields the ranks of the ``torchrun`` job that this process is of; not ``distributed``, itself alone.
 
     The process group is formed by whoever enters first and ended when that is left; one that the program made itself
-    (``torch.distributed.init_process_group``) is used, and left as it is. Forming one takes some hundredths of a second.
+    (``torch.distributed.init_process_group``) is used, and left as it is. Forming one takes hundredths of a second.
 
     Raises:
         ValueError: if this process is of no job; it says what to type.

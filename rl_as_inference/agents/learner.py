@@ -24,6 +24,8 @@ from rl_as_inference.agents.loading import Load
 from rl_as_inference.agents.loop import Loop
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reports import Counts, Reporter, progress_text
+from rl_as_inference.agents.shared_learning import file_of_rank, of_this_rank, signal_to_stop
+from rl_as_inference.agents.shared_update import SharedUpdate
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
@@ -187,9 +189,12 @@ class Learner:
         check_count("report_every", report_every)
         self._check_whole()
         self._steps_asked += num_steps
-        first, end = self.num_steps, self.num_steps + num_steps
+        ranks, begun = self.arena.ranks, self.num_steps
+        ranks.agree("learn", {"num_steps": num_steps, "the number of steps taken": begun})
+        first, end = begun, begun + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
-        with asked_to_stop() as asked, progress_bar(title, num_steps, show=progress) as bar:
+        shown = progress if ranks.is_first else False
+        with asked_to_stop() as asked, progress_bar(title, num_steps, show=shown) as bar:
             with self._random, self.threads(), torch.no_grad():
                 self._prepare(bar.say, self._steps_asked)
                 reporter = Reporter(self, report_every, self._reported)
@@ -197,8 +202,8 @@ class Learner:
                 turn.give_way()
                 with self._random, self.threads(), torch.no_grad():
                     while self.num_steps < end:
-                        if asked:
-                            raise stop_of(asked[0])
+                        if stop := signal_to_stop(ranks, asked, (self.num_steps - begun) // self.num_envs):
+                            raise stop_of(stop)
                         self._loop.step()
                         if self.num_steps >= reporter.due or self.num_steps >= end:
                             self._loop.catch_up()
@@ -214,8 +219,8 @@ class Learner:
                             on_step()
                         if turn.is_wanted:  # by another thread: what is global is put back first
                             break
-            if asked:
-                raise stop_of(asked[0])
+            if stop := signal_to_stop(ranks, asked, 0):
+                raise stop_of(stop)
 
     def settle_compile(self, num_steps: int) -> bool:
         """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
@@ -240,7 +245,7 @@ class Learner:
             if not self._update.ready:
                 self._update.prepare(compile=False)
             seconds, self._compile_cost = self._update.measure()
-        self._compiles = repays(num_updates, seconds, self._compile_cost)
+        self._compiles = self.arena.ranks.broadcast(repays(num_updates, seconds, self._compile_cost))
 
     def act(self, observation: Any, deterministic: bool = False, t: Any = 0, action_mask: Any = None) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
@@ -356,17 +361,18 @@ class Learner:
 
         Parameters, optimiser, targets, replay, random numbers and the running episodes; with notes
         that JSON can hold. One safetensors file: loading it never runs code. Without replay it is small, and learning
-        that goes on from it has no transitions but those that follow.
+        that goes on from it has no transitions but those that follow. Of several ranks each writes its own, beside
+        rank 0's (``agent.rank1.safetensors``), and each restores its own; other numbers of ranks may go on from them.
 
         Raises:
             ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
         self._check_whole()
         save_snapshot(
-            path,
+            file_of_rank(path, self.arena.ranks.rank),
             self._with_counts(self._loop.snapshot(replay=replay)),
             identity_of(self),
-            how_made(self.arena.source, self.options),
+            {**how_made(self.arena.source, self.options), "ranks": self.arena.ranks.size},
             notes,
         )
 
@@ -387,9 +393,15 @@ class Learner:
     @in_turn
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it; if it raises, nothing changed."""
-        saved.check(identity_of(self), self._with_counts(self._loop.state()))
+        ranks, present = self.arena.ranks, self._with_counts(self._loop.state())
+        saved, exact = of_this_rank(saved, ranks, present)
+        saved.check(identity_of(self), present)
         try:
             self._loop.restore(saved.snapshot)
+            if not exact:
+                self._loop.draw_apart(self.num_steps)
+            if isinstance(self._update, SharedUpdate):
+                self._update.take_first()
         except ValueError as error:
             raise ValueError(f"path: {saved.path!r} does not fit: {error}") from error
         self._reported = Counts(*(progress := saved.snapshot.progress).get("reported", Counts.of(self)))

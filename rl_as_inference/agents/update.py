@@ -249,6 +249,22 @@ class Update:
             tensors[: len(self._ranked)],
             tensors[len(self._ranked) :],
         )
+        slope, seen = self._slope(whole, ranked, learned, storage, size, position)
+        return (*self._moved(whole, slope, learned, observation, time), *seen)
+
+    def _slope(
+        self,
+        whole: bool,
+        ranked: Sequence[Tensor],
+        learned: Sequence[Tensor],
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Returns one seed's gradient, reported numbers and running statistics (if any), each one vector.
+
+        And what replay's priorities look at, if there are any.
+        """
         old = dict(zip(self.tensors, learned, strict=True))
         row = weight = None
         if self._priorities is not None:
@@ -278,26 +294,39 @@ class Update:
         if row is not None:
             count = old["sums"].shape[-1]
             metrics, seen = metrics[:count], (row, metrics[count:])
-        new = self._adam(tree, old, self.groups if whole else self.groups[:1])
+        slope = [self.layout.flatten(tree, self._stop(whole)), metrics]
+        if "statistics" in old:
+            slope.append(self.statistics_layout.flatten(running))
+        return slope, seen
+
+    def _stop(self, whole: bool) -> int:
+        """Returns where in the vector of parameters those end that are learned."""
+        return self.groups[-1 if whole else 0].stop
+
+    def _moved(
+        self, whole: bool, slope: Sequence[Tensor], learned: Sequence[Tensor], observation: Tensor, time: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns one seed's learned numbers after a step along a gradient, and its next actions."""
+        old, (gradient, metrics, *running) = dict(zip(self.tensors, learned, strict=True)), slope
+        new = self._adam(gradient, old, self.groups if whole else self.groups[:1])
         if self.algorithm.projects:
             moved = self.layout.unflatten(new["parameters"])
-            kept = self.algorithm.project(self.template, {name: moved[name] for name in trained})
-            new["parameters"] = self.layout.flatten({**moved, **kept})
+            trained = {name: each for name, each in moved.items() if whole or name not in self.late}
+            new["parameters"] = self.layout.flatten({**moved, **self.algorithm.project(self.template, trained)})
         new["sums"] = old["sums"] + metrics
         if "targets" in old:
             present = torch.cat([new["parameters"][self.layout.spans[name]] for name in self.algorithm.targeted])
             new["targets"] = torch.lerp(old["targets"], present, self.target_average)
-        if "statistics" in old:
-            new["statistics"] = self.statistics_layout.flatten(running)
+        if running:
+            new["statistics"] = running[0]
         action = self._drawn(new["parameters"], new.get("statistics"), observation, time)
-        return (*(new[name] for name in self.tensors), action, *seen)
+        return (*(new[name] for name in self.tensors), action)
 
-    def _adam(self, gradients: Tree, old: Mapping[str, Tensor], groups: Sequence[slice]) -> dict[str, Tensor]:
+    def _adam(self, gradient: Tensor, old: Mapping[str, Tensor], groups: Sequence[slice]) -> dict[str, Tensor]:
         """Returns parameters and moments after a step of Adam on the first groups; the others stay as they are.
 
         Kingma & Ba (2015, arXiv:1412.6980), algorithm 1, over all modules of a group at once.
         """
-        gradient = self.layout.flatten(gradients, groups[-1].stop)
         parts: dict[str, list[Tensor]] = {name: [] for name in _ADAM}
         for index, group in enumerate(groups):
             first, second = old["decays"][2 * index : 2 * index + 2].unbind()
