@@ -5,6 +5,8 @@ from typing import Any
 from rl_as_inference.distributed import Ranks
 from rl_as_inference.inference.look_ahead import LookAhead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.nouns import Policy, Process
+from rl_as_inference.processes.programs import ProgramProcess
+from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.annealing import spread_annealing
 from rl_as_inference.sampling.importance import WeightedDraws
 from rl_as_inference.sampling.islands import in_step, spread_importance
@@ -49,6 +51,9 @@ def spread_draws(
         num_draws: how many draws will be resampled.
     """
     in_step(ranks)
+    if isinstance(process, ProgramProcess):
+        with seeded(0):  # found out once, by running it, which must not move the stream of the first island on a rank
+            process.is_vectorized()
     if method == "importance":
         drawn = spread_importance(process, policy, num_proposals, ranks, num_parts=num_repeats, num_draws=num_draws)
         return drawn, {"proposal_log_weight": drawn.all_log_weight}
