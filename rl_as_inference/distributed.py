@@ -10,24 +10,22 @@ import atexit
 import contextlib
 import hashlib
 import os
-import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rl_as_inference.process_groups import JOB, is_started_by_torchrun, words_to_type
 from rl_as_inference.randomness import forked, seeded
 from rl_as_inference.stops import asked_to_stop, stoppable
 from rl_as_inference.whole_files import Owner
 
-__all__ = ["ALONE", "RankError", "Ranks", "joined", "stay_joined"]
+__all__ = ["ALONE", "RankError", "Ranks", "joined", "present", "stay_joined"]
 
 T = TypeVar("T")
 
@@ -282,7 +280,17 @@ class Ranks:
         """Tells the other ranks why this one ends, which they find out from their next operation."""
         if self.size > 1 and not isinstance(error, RankError):
             with contextlib.suppress(Exception):
-                _key_store().set(f"error/{self.rank}", f"{type(error).__name__}: {error}".rstrip(": ")[:500])
+                JOB.keys().set(f"error/{self.rank}", f"{type(error).__name__}: {error}".rstrip(": ")[:500])
+
+    def speaks_of(self, error: BaseException) -> bool:
+        """Returns whether this rank is to say what ends the job: of those that end alike the first."""
+        if self.size == 1:
+            return True
+        lost = isinstance(error, RankError) or (isinstance(error, KeyboardInterrupt) and bool(self.dead()))
+        try:
+            return int(JOB.keys().add(f"said/{'lost' if lost else 'failed'}", 1)) == 1
+        except RuntimeError:  # the store has gone with rank 0
+            return True
 
     def dead(self) -> tuple[int, ...]:
         """Returns the ranks on this machine whose process is no more."""
@@ -293,7 +301,7 @@ class Ranks:
         with asked_to_stop():  # torchrun, which saw it too, ends the others by SIGTERM
             silent: list[int] = []
             try:
-                store = _key_store()
+                store = JOB.keys()
                 store.set(f"here/{self.rank}", "")
                 end = time.monotonic() + _TOLD_WITHIN
                 while time.monotonic() < end:
@@ -329,19 +337,12 @@ ALONE = Ranks()
 """The ranks of a process that shares its work with no other."""
 
 
-class _Job:
-    """This process's part in the job: the group, if there is one, and what was met there."""
-
-    def __init__(self) -> None:
-        self.group: Any = None
-        self.ranks = ALONE
-        self.times_opened = 0
-        self.store: Any = None
-        self.keys: Any = None
-        self.hook: Any = None
+class _Met:
+    now = ALONE
 
 
-_JOB = _Job()
+_met = _Met()
+"""The ranks that are joined."""
 
 
 @contextmanager
@@ -364,21 +365,28 @@ def joined(distributed: bool = True) -> Iterator[Ranks]:
         yield ALONE
         return
     opened = _join()
-    ranks = _JOB.ranks
+    ranks = _met.now
     try:
         with stoppable():
             yield ranks
     except KeyboardInterrupt as stop:
         if dead := ranks.dead():
             raise ranks.error_of(dead) from stop
-        ranks.tell(stop)
+        if opened:
+            ranks.tell(stop)
         raise
     except BaseException as error:
-        ranks.tell(error)
+        if opened:  # a program whose own the group is may go on
+            ranks.tell(error)
         raise
     finally:
         if opened:
             _leave()
+
+
+def present() -> Ranks:
+    """Returns the ranks that are joined now: this process alone, where none are."""
+    return _met.now
 
 
 def stay_joined() -> Ranks:
@@ -389,67 +397,35 @@ def stay_joined() -> Ranks:
     """
     if _join():
         atexit.register(_leave)
-    return _JOB.ranks
+    return _met.now
 
 
 def _join() -> bool:
     """Returns whether a process group was formed for this."""
     opened = False
     if not dist.is_initialized():
-        if any(name not in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        if not is_started_by_torchrun():
             raise ValueError(
-                f"distributed: this process is no rank of a job, as torchrun starts them; type: {_command()}"
+                f"distributed: this process is no rank of a job, as torchrun starts them; type: {words_to_type()}"
             )
         if int(os.environ["WORLD_SIZE"]) == 1:
-            _JOB.ranks = ALONE
+            _met.now = ALONE
             return False
-        _open()
+        JOB.open()
         opened = True
-    if _JOB.group is not dist.group.WORLD:
-        _JOB.group = dist.group.WORLD
+    if JOB.group is not dist.group.WORLD:
+        JOB.meet(opened=opened)
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
         ranks.owners = tuple(ranks.gather_objects(Owner.here()))
-        _JOB.ranks = ranks
+        _met.now = ranks
     return opened
 
 
-def _open() -> None:
-    """Forms the process group, under keys of its own: those of one that was ended would be taken for its own."""
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if _JOB.store is None:
-        _JOB.store, rank, size = next(dist.rendezvous("env://"))
-    _JOB.times_opened += 1
-    _JOB.keys = dist.PrefixStore(f"rl_as_inference/{_JOB.times_opened}", _JOB.store)
-    gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    _JOB.hook = sys.excepthook
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=dist.PrefixStore("group", _JOB.keys), rank=rank, world_size=size
-    )
-
-
 def _leave() -> None:
-    """Ends the group that was formed here."""
-    if _JOB.group is not None and _JOB.group is dist.group.WORLD:
-        dist.destroy_process_group()
-        sys.excepthook = _JOB.hook
-    _JOB.group, _JOB.ranks, _JOB.keys = None, ALONE, None
-
-
-def _key_store() -> Any:
-    """Returns where ranks leave words for each other."""
-    if _JOB.keys is None:  # the group is the program's own
-        _JOB.keys = dist.PrefixStore("rl_as_inference", dist.distributed_c10d._get_default_store())
-    return _JOB.keys
-
-
-def _command() -> str:
-    """Returns what to type instead."""
-    program = Path(sys.argv[0]).name or "script.py"
-    is_script = program.endswith(".py") or not os.access(sys.argv[0], os.X_OK)
-    words = [program, *sys.argv[1:]]
-    return f"torchrun --nproc-per-node 2 {'' if is_script else '--no-python '}{shlex.join(words)}"
+    JOB.leave()
+    _met.now = ALONE
 
 
 def _told(value: Any) -> str:
-    text = repr(value)
+    text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else f"{text[:40]}… ({hashlib.sha256(text.encode()).hexdigest()[:12]})"

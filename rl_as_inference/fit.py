@@ -4,8 +4,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -20,6 +22,7 @@ from rl_as_inference.distributed import Ranks, joined
 from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
 from rl_as_inference.exact.linear_gaussian import rules_of
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
+from rl_as_inference.fit_checkpoint import FitCheckpoint
 from rl_as_inference.fit_critics import new_critic, spread_of_returns
 from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.nouns import Policy, Problem, Process
@@ -99,6 +102,8 @@ def fit(
     generator: torch.Generator | None = None,
     progress: bool | None = None,
     callback: Callable[[int, float], None] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
     distributed: bool = False,
 ) -> FitResult:
     """Trains ``policy`` in place on the trajectory ELBO, and returns it with its history.
@@ -142,6 +147,8 @@ def fit(
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
         progress: show a progress bar; None shows it on a terminal.
         callback: called as ``callback(step, elbo)`` after every step, on every rank.
+        checkpoint: a file in which the fit is kept as it goes on. If there is one, the fit goes on from it.
+        checkpoint_seconds: the longest time between two of them.
         distributed: the trajectories of each gradient are shared out among the ranks of a ``torchrun`` job, which draw
             other random numbers; their gradients are summed in one vector, so that the policy is bit for bit the same
             on all. It starts as rank 0's. An exact gradient has nothing to share out: each rank takes all of it.
@@ -149,11 +156,12 @@ def fit(
     Raises:
         RankError: if another rank has ended.
         ValueError: for arguments out of range, or of another estimator; a policy without parameters; an exact gradient
-            asked of a process that has none; whole trajectories asked of path consistency where dynamics are
-            stochastic; or an ELBO that is not finite (the step is named).
+            asked of a process that has none; a checkpoint of another fit; whole trajectories asked of path consistency
+            where dynamics are stochastic; or an ELBO that is not finite (the step is named).
     """
     check_at_least("steps", steps)
     check_positive("learning_rate", learning_rate)
+    check_positive("checkpoint_seconds", checkpoint_seconds)
     check_at_least("num_trajectories", num_trajectories)
     check_share("lambda_", lambda_)
     if n is not None:
@@ -172,23 +180,20 @@ def fit(
         )
     process = as_process(process)
     with joined(distributed) as ranks:
-        agree_on(
-            ranks,
-            process=process,
-            options={
-                "steps": steps,
-                "estimator": estimator,
-                "lambda_": lambda_,
-                "n": n,
-                "eta": eta,
-                "epsilon": epsilon,
-                "num_trajectories": num_trajectories,
-                "learning_rate": learning_rate,
-                "anneal": anneal,
-                "tempering": tempering,
-                "seed": seed,
-            },
-        )
+        given = {
+            "steps": steps,
+            "estimator": estimator,
+            "lambda_": lambda_,
+            "n": n,
+            "eta": eta,
+            "epsilon": epsilon,
+            "num_trajectories": num_trajectories,
+            "learning_rate": learning_rate,
+            "anneal": anneal,
+            "tempering": tempering,
+            "seed": seed,
+        }
+        agree_on(ranks, process=process, options=given)
         if teacher is not None and estimator == "auto":
             estimator = "em"
         _check_estimator_of(estimator, n=n, eta=eta, epsilon=epsilon, teacher=teacher, behavior=behavior)
@@ -241,9 +246,11 @@ def fit(
                 return lambda: pooled(ranks, lambda: exactly() / ranks.size)
             return _loss(process, policy, estimator, critic, num_trajectories, options, ranks)
 
+        modules = {"policy": policy, **({"critic": critic} if isinstance(critic, nn.Module) else {})}
         if ranks.size > 1:
-            modules = [policy, *([critic] if isinstance(critic, nn.Module) else [])]
-            take_first(ranks, [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())])
+            take_first(
+                ranks, [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
+            )
             if alike and ranks.is_first:
                 warnings.warn(
                     f"distributed: the gradient of estimator={estimator!r} is exact here, with no trajectories to "
@@ -255,6 +262,9 @@ def fit(
         optimizer = torch.optim.Adam(parameters, lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
         history = torch.empty(steps, dtype=torch.float64)
+        kept = None
+        if checkpoint is not None:
+            kept = FitCheckpoint(checkpoint, ranks, checkpoint_seconds, given, modules, optimizer, history)
         size = sys.maxsize
         if alike:  # messages are long chains of small operations, however many numbers they are
             size = 0
@@ -262,8 +272,9 @@ def fit(
             size = ranks.share(num_trajectories) * sum(parameter.numel() for parameter in parameters)
         started = time.perf_counter()
         shown = progress if ranks.is_first else False
-        with progress_bar("fit", steps, show=shown) as bar, one_thread_if_small(size), ranks.own_stream():
-            for step in range(steps):
+        keeping = kept.noting() if kept else nullcontext()
+        with progress_bar("fit", steps, show=shown) as bar, one_thread_if_small(size), ranks.own_stream(), keeping:
+            for step in range(kept.resume(schedule) if kept else 0, steps):
                 optimizer.zero_grad(set_to_none=True)
                 if factor != 1:
                     loss = loss_of(process if temperatures[step] == own else _at(process, float(temperatures[step])))
@@ -282,6 +293,8 @@ def fit(
                 bar.advance(f"ELBO {elbo:.3f} nats")
                 if callback is not None:
                     callback(step, elbo)
+                if kept is not None:
+                    kept.keep(step + 1, schedule)
         return FitResult(policy, history, temperatures, estimator, critic, time.perf_counter() - started)
 
 

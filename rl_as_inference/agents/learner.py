@@ -15,7 +15,7 @@ from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
-from rl_as_inference.agents.compilation import CompileCost, repays
+from rl_as_inference.agents.compilation import CompileCost
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
 from rl_as_inference.agents.export import Exported, Format, export_policy
@@ -42,10 +42,6 @@ from rl_as_inference.turns import turn
 
 __all__ = ["Learner"]
 
-_MEASURE_FROM = 2_000
-"""``compile="auto"`` asks from so many updates on whether compiling repays itself; fewer never do."""
-_COMPILE_FROM = 10_000
-"""On a GPU it compiles from so many updates on."""
 _LATEST = 1000
 """Transitions whose states are looked at for what a mask allows there."""
 
@@ -170,8 +166,7 @@ class Learner:
 
         With several environments a step of them all counts ``num_envs``, so the last one may go past
         the number. Ctrl-C, or SIGTERM where nobody else handles it, ends it after the running step, with everything
-        consistent, by raising KeyboardInterrupt. Between steps it gives way to other threads that act, evaluate, save
-        or learn.
+        consistent, by raising KeyboardInterrupt. Between steps it gives way to other threads.
 
         Args:
             num_steps: ≥ 1.
@@ -190,7 +185,7 @@ class Learner:
         self._check_whole()
         self._steps_asked += num_steps
         ranks, begun = self.arena.ranks, self.num_steps
-        ranks.agree("learn", {"num_steps": num_steps, "the number of steps taken": begun})
+        ranks.agree("learn", {"num_steps": num_steps, "what was learned": begun})
         first, end = begun, begun + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
         shown = progress if ranks.is_first else False
@@ -236,16 +231,9 @@ class Learner:
     def _settle(self, num_steps: int) -> None:
         """Decides for ``compile="auto"`` whether compiling repays itself in so many steps, by a measurement."""
         num_updates = max(num_steps - self.learning_starts, 0) * self.updates_per_step
-        if self._compiles or num_updates < _MEASURE_FROM:
-            return
-        if self.device.type != "cpu":
-            self._compiles = num_updates >= _COMPILE_FROM
-            return
-        with self._random.unmoved():
-            if not self._update.ready:
-                self._update.prepare(compile=False)
-            seconds, self._compile_cost = self._update.measure()
-        self._compiles = self.arena.ranks.broadcast(repays(num_updates, seconds, self._compile_cost))
+        if not self._compiles:
+            with self._random.unmoved():
+                self._compiles, self._compile_cost = self._update.repays_compiling(num_updates)
 
     def act(self, observation: Any, deterministic: bool = False, t: Any = 0, action_mask: Any = None) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.

@@ -138,7 +138,8 @@ class Loop:
 
     def draw_apart(self, steps: int = 0) -> None:
         """Begins a stream of random numbers that is this rank's own, from so many steps on."""
-        self.random = RandomStream(self.arena.ranks.seed(self.options["seed"] + steps), self.task.device)
+        seed = self.arena.ranks.seed(self.options["seed"] + steps)
+        self.random.states = RandomStream(seed, self.task.device).states
 
     def catch_up(self) -> None:
         """Tells the ledger what ended in the steps that were taken on the device."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_as_inference.agents.compilation import accelerate
+from rl_as_inference.agents.compilation import CompileCost, accelerate
 from rl_as_inference.agents.update import Update
 from rl_as_inference.distributed import Ranks
 
@@ -40,6 +40,10 @@ class SharedUpdate(Update):
     def begin_anew(self, modules: Any) -> None:
         super().begin_anew(modules)
         self.take_first()
+
+    def repays_compiling(self, num_updates: float) -> tuple[bool, CompileCost | None]:
+        repays, cost = super().repays_compiling(num_updates)
+        return self.ranks.broadcast(repays), cost  # compiled arithmetic rounds in its own way
 
     def _accelerated(self, compile: bool) -> list[Callable[..., Any]]:
         return [_Halves(self, whole, compile) for whole in ([True, False] if self.late else [True])]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rl_as_inference.agents.algorithm import Algorithm
-from rl_as_inference.agents.compilation import CompileCost, accelerate, compiled_if_possible
+from rl_as_inference.agents.compilation import CompileCost, accelerate, compiled_if_possible, repays
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
 from rl_as_inference.agents.replay import Replay
@@ -25,6 +25,10 @@ __all__ = ["Update"]
 
 _BETA, _EPSILON = 0.999, 1e-8
 """Adam's β₂ and ε (Kingma & Ba 2015)."""
+_MEASURE_FROM = 2_000
+"""``compile="auto"`` asks from so many updates on whether compiling repays itself; fewer never do."""
+_COMPILE_FROM = 10_000
+"""On a GPU it compiles from so many updates on."""
 _MEASURED = 12
 """Updates that tell how long one takes."""
 
@@ -174,6 +178,17 @@ class Update:
         return median(seconds), CompileCost(
             f"{[step.code for step in steps if isinstance(step, fx.GraphModule)]} {shapes}"
         )
+
+    def repays_compiling(self, num_updates: float) -> tuple[bool, CompileCost | None]:
+        """Returns whether compiling repays itself in so many updates; and what it costs, if that was measured."""
+        if num_updates < _MEASURE_FROM:
+            return False, None
+        if self._written[0].device.type != "cpu":
+            return num_updates >= _COMPILE_FROM, None
+        if not self.ready:
+            self.prepare(compile=False)
+        seconds, cost = self.measure()
+        return repays(num_updates, seconds, cost), cost
 
     def act(self) -> None:
         """Draws actions for the present observation."""

@@ -1,6 +1,7 @@
 """Two real processes as the ranks of a job, forked from the server of :mod:`apart`, each running functions by name."""
 
 import importlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -29,7 +30,9 @@ def start(module: str, names: list[str], folder: Path, size: int = 2, **options:
     apart._begin_server()
     port, here = free_port(), str(Path(__file__).parent)
     processes = [
-        _context.Process(target=_run, args=(rank, size, port, here, module, names, folder, options))
+        _context.Process(
+            target=_run, args=(rank, size, port, here, module, names, folder, {"folder": str(folder), **options})
+        )
         for rank in range(size)
     ]
     for process in processes:
@@ -59,8 +62,12 @@ def _run(
     for name in names:
         began = time.process_time()
         try:
-            found[name] = getattr(checks, name)(**options)
+            found[name] = _called(getattr(checks, name), options)
         except BaseException as error:
             found[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         found[f"{name} seconds"] = time.process_time() - began  # of this process, however busy the machine
         (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def _called(check: Any, options: dict[str, Any]) -> Any:
+    return check(**{name: value for name, value in options.items() if name in inspect.signature(check).parameters})
