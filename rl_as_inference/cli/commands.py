@@ -35,7 +35,9 @@ from rl_as_inference.compare import Comparison, compare, compare_gradients
 from rl_as_inference.distributed import present
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inspect import Method, plots, posterior, save_posterior
+from rl_as_inference.inference.posteriors import shared_posterior
+from rl_as_inference.inference.spreading import SPREAD
+from rl_as_inference.inspect import Method, plots, save_posterior
 from rl_as_inference.nouns import Process
 from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
@@ -104,6 +106,8 @@ def compare_command(
     fitted = run.train(steps, estimator, fit_num_trajectories, learning_rate, hidden_sizes, progress)
     comparison = compare(run.process, fitted.policy, num_trajectories=num_trajectories, distributed=run.ranks.size > 1)
     if not run.ranks.is_first:
+        if out is not None and run.shares_draws:
+            run.draws(fitted, num_draws)
         return
     measured = None
     if gradients:
@@ -255,11 +259,23 @@ class _GuideRun:
         drawn = plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo, temperature=fitted.temperature)
         self.picture("training.png", "the ELBO over training", drawn)
 
+    @property
+    def method(self) -> Method:
+        """How the posterior is drawn."""
+        return "exact" if exact.is_available(self.process) else "importance"
+
+    @property
+    def shares_draws(self) -> bool:
+        """Whether other ranks must help drawing it."""
+        return self.method in SPREAD and self.ranks.size > 1
+
+    def draws(self, fitted: FitResult, count: int) -> Any:
+        proposal, shared = None if self.method == "exact" else fitted.policy, self.shares_draws
+        return shared_posterior(self.process, proposal, method=self.method, num_draws=count, distributed=shared)
+
     def write_draws(self, fitted: FitResult, comparison: Comparison, count: int) -> None:
         assert self.folder is not None
-        method: Method = "exact" if exact.is_available(self.process) else "importance"
-        proposal = None if method == "exact" else fitted.policy
-        draws = posterior(self.process, proposal, method=method, num_draws=count)
+        method, draws = self.method, self.draws(fitted, count)
         with self.folder.writing("posterior.nc", f"{count} posterior draws ({method}), ArviZ InferenceData") as path:
             save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
         self.write_pictures(fitted, comparison, draws, count)

@@ -9,11 +9,12 @@ import torch
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
+from rl_as_inference.distributed import present
 from rl_as_inference.host import in_turn
 from rl_as_inference.inference.inference_data import from_trajectories
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead
 from rl_as_inference.inference.pareto import pareto_k
-from rl_as_inference.inference.spreading import check_spread, spread_draws
+from rl_as_inference.inference.spreading import SPREAD, check_spread, spread_draws
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
@@ -32,7 +33,7 @@ from rl_as_inference.trajectories import Trajectories
 if TYPE_CHECKING:
     import arviz
 
-__all__ = ["Method", "posterior"]
+__all__ = ["Method", "posterior", "shared_posterior"]
 
 Method = Literal["guide", "exact", "importance", "smc", "annealed", "nuts"]
 
@@ -166,6 +167,29 @@ def posterior(
         if method == "annealed" and not distributed:
             return _resampled(process, method, _annealed(process, **numbers), num_draws)
         return _resampled(process, method, spread_draws(ranks, method, process, policy, critic, **numbers), num_draws)
+
+
+def shared_posterior(
+    process: Problem, policy: Policy | None, *, method: Method, num_draws: int, distributed: bool
+) -> "arviz.InferenceData":
+    """Returns the posterior, by the ranks that are joined, in as many islands as these need; alone if it is not spread.
+
+    For whoever takes the method as it comes.
+    """
+    if not distributed or method not in SPREAD:
+        return posterior(process, policy, method=method, num_draws=num_draws)
+    number, proposals = max(_REPEATS, present().size), None
+    if method == "importance":
+        proposals = max(_PROPOSALS_PER_DRAW * num_draws, number)
+    return posterior(
+        process,
+        policy,
+        method=method,
+        num_draws=num_draws,
+        num_proposals=proposals,
+        num_repeats=number,
+        distributed=True,
+    )
 
 
 def _proposed(
