@@ -1,6 +1,6 @@
 """Islands on several ranks: whether the standard error of a log evidence is right, and the evidence unbiased.
 
-    python -m benchmarks.islands [--repeats 100]    writes results/islands.json
+    python -m benchmarks.islands [METHOD ...] [--repeats 100]    writes results/islands.json
 
 Each job is started by ``torchrun`` with 1, 2 and 4 ranks. It estimates the log evidence of a random process (three
 states, two actions, T = 3, rewards of unit scale at α = 0.5) ``repeats`` times, from seeds 0, 1, …, by each method with
@@ -12,7 +12,7 @@ eight islands, and holds it against exact messages:
   probability; over repeats, by their spread (smc and importance).
 - ``cpu_seconds``: of one rank, which do not tell of waiting for others.
 
-``smc`` is without look-ahead, and has few particles, so that islands differ. The same seeds give the same islands on
+``smc`` is without look-ahead. The same seeds give the same islands on
 any number of ranks, so that rows of a method differ in nothing but the seconds: ``identical`` says whether they do.
 """
 
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ import torch
 OUT = Path(__file__).parent / "results" / "islands.json"
 RANKS = (1, 2, 4)
 METHODS: dict[str, dict[str, Any]] = {
-    "smc": {"num_particles": 30, "critic": None},
+    "smc": {"num_particles": 300, "critic": None},
     "importance": {"num_proposals": 400},
     "annealed": {"num_particles": 30},
 }
 
 
-def measured(repeats: int) -> list[dict[str, Any]]:
+def measured(methods: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     """Returns a row for each method, on this rank of a job."""
     import rl_as_inference as rlai
     from rl_as_inference import exact
@@ -45,7 +46,8 @@ def measured(repeats: int) -> list[dict[str, Any]]:
     mdp = rlai.models.random_mdp(3, 2, horizon=3, temperature=0.5, seed=7)
     truth, marginals = float(exact.log_evidence(mdp)), exact.posterior_occupancy(mdp)
     rows = []
-    for method, options in METHODS.items():
+    for method in methods:
+        options = METHODS[method]
         began = time.process_time()
         runs = [
             rlai.estimate_log_evidence(mdp, method=method, seed=seed, distributed=True, **options)
@@ -95,12 +97,14 @@ def z_of_mean(values: torch.Tensor, truth: float) -> float:
 def main() -> None:
     """Starts the jobs and notes what their first ranks found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--to", type=Path, help="of a rank: where it writes what it found")
     asked = parser.parse_args()
+    methods = asked.methods or list(METHODS)
     if asked.to is not None:
         torch.set_num_threads(1)
-        rows = measured(asked.repeats)
+        rows = measured(methods, asked.repeats)
         if int(os.environ["RANK"]) == 0:
             asked.to.write_text(json.dumps(rows))
         return
@@ -109,15 +113,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             to = Path(folder) / "rows.json"
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            own = ["-m", "benchmarks.islands", "--repeats", str(asked.repeats), "--to", str(to)]
+            own = ["-m", "benchmarks.islands", *methods, "--repeats", str(asked.repeats), "--to", str(to)]
             subprocess.run([*command, *own], check=True)
             found += [{"ranks": ranks, **row} for row in json.loads(to.read_text())]
-        for row in found[-len(METHODS) :]:
+        for row in found[-len(methods) :]:
             print({name: value for name, value in row.items() if name != "estimates"}, flush=True)
     first = {row["method"]: row["estimates"] for row in found if row["ranks"] == RANKS[0]}
     for row in found:
         row["identical"] = row.pop("estimates") == first[row["method"]]
-    OUT.write_text(json.dumps({"islands": 8, "rows": found}, indent=1) + "\n")
+    kept = [row for row in json.loads(OUT.read_text())["rows"] if row["method"] not in methods] if OUT.exists() else []
+    rows = sorted(kept + found, key=lambda row: (list(METHODS).index(row["method"]), row["ranks"]))
+    OUT.write_text(json.dumps({"islands": 8, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
