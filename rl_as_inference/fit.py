@@ -412,7 +412,7 @@ def _minus_elbo(process: Process, policy: nn.Module) -> Tensor:
 def _loss(
     process: Process,
     policy: nn.Module,
-    estimator: FitEstimator,
+    estimator: Any,
     critic: Callable[[Any, Any], Tensor] | QEnsemble | None,
     num_trajectories: int,
     options: dict[str, Any],

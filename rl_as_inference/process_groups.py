@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["JOB", "is_started_by_torchrun", "words_to_type"]
 
@@ -32,12 +34,12 @@ class _Job:
         """Forms the process group, under keys of its own: those of one that was ended would be taken for its own."""
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self._store is None:
-            self._store, rank, size = next(dist.rendezvous("env://"))
+            self._store, rank, size = next(rendezvous("env://"))
         self._times_opened += 1
-        self._keys = dist.PrefixStore(f"rl_as_inference/{self._times_opened}", self._store)
+        self._keys = PrefixStore(f"rl_as_inference/{self._times_opened}", self._store)
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         self._hook = sys.excepthook
-        store = dist.PrefixStore("group", self._keys)
+        store = PrefixStore("group", self._keys)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
 
     def meet(self, *, opened: bool) -> None:
@@ -56,7 +58,7 @@ class _Job:
     def keys(self) -> Any:
         """Returns the store where ranks leave words for each other."""
         if self._keys is None:  # the group is the program's own
-            self._keys = dist.PrefixStore("rl_as_inference", dist.distributed_c10d._get_default_store())
+            self._keys = PrefixStore("rl_as_inference", dist.distributed_c10d._get_default_store())
         return self._keys
 
 

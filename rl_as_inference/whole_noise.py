@@ -54,7 +54,7 @@ class _Whole(TorchDispatchMode):
     """Takes the place of every operation that draws."""
 
     def __init__(self, ranks: Ranks, number: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bounds, self.number = ranks.bounds(number), number
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

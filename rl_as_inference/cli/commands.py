@@ -219,7 +219,7 @@ class _GuideRun:
             # Before the work, so that an hour's training is not lost to a folder that is taken.
             check_run_folder(out, overwrite=overwrite)
         torch.manual_seed(seed)
-        settings = settings_of(context)
+        settings = settings_of(context) | ({"ranks": present().size} if present().size > 1 else {})
         record = RunRecord.of(str(context.info_name), problem, out, options=options, seed=seed, settings=settings)
         process = load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature, own=own)
         folder = None
@@ -320,5 +320,5 @@ def _check_same(before: RunRecord, now: RunRecord) -> None:
     if before.finished:
         raise ValueError("--resume: the run has finished; begin another in a folder of its own")
     for name, value in says.items():
-        if name != "estimator" and has.get(name) != value:
+        if name not in ("estimator", "ranks") and has.get(name) != value:
             raise ValueError(f"--resume: the run has {name} {has.get(name)}, and this says {value}; say the same")

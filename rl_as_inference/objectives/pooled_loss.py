@@ -49,7 +49,7 @@ class PooledLoss:
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        return _WithGradients.apply(*_summed(ranks, loss.detach(), leaves, gradients), *leaves)  # type: ignore[no-any-return,no-untyped-call]
+        return _WithGradients.apply(*_summed(ranks, loss.detach(), leaves, gradients), *leaves)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _evaluated(ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

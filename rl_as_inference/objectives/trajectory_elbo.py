@@ -155,9 +155,9 @@ class TrajectoryELBO(ELBO):
         self.n = n
         self.distributed = distributed
         self.pooled = PooledLoss()
-        self._of_all = self.num_particles
-        if self.num_particles > 1:
-            self.num_particles = self._ranks.share(self.num_particles, "num_particles")
+        self._of_all = options.get("num_particles", 1)
+        if self._of_all > 1:
+            self.num_particles = self._ranks.share(self._of_all, "num_particles")
 
     def __call__(self, model: Any, guide: Any) -> Any:
         """Returns the loss as a module, as Pyro's ELBOs do; its parameters include the critic's."""

@@ -59,8 +59,8 @@ class Projection:
         The trust region is that of the states of all ranks.
         """
         if self.epsilon is not None:
-            rows = (ranks.whole(each.detach().flatten(0, -2)) for each in (advantage_a, log_policy_a))
-            return temperature_dual(*rows, self.epsilon, ranks.whole(weights.flatten()), alpha)
+            advantage, log_policy = (ranks.whole(each.detach().flatten(0, -2)) for each in (advantage_a, log_policy_a))
+            return temperature_dual(advantage, log_policy, self.epsilon, ranks.whole(weights.flatten()), alpha)
         return alpha if self.eta is None else self.eta
 
     def on_tables(

@@ -157,7 +157,7 @@ def test_who_has_ended_is_said(both: Both) -> None:
 
 
 def test_a_process_alone() -> None:
-    with pytest.raises(ValueError, match="distributed: this process is no rank of a job.*type: torchrun --nproc-per-"):
+    with pytest.raises(ValueError, match=r"distributed: this process is no rank of a job.*type: torchrun --nproc-per-"):
         rlai.estimate_elbo(rlai.models.corridor(), None, 8, distributed=True)
     with joined(False) as ranks:
         assert ranks is ALONE

@@ -40,6 +40,46 @@ def start(module: str, names: list[str], folder: Path, size: int = 2, **options:
     return processes
 
 
+def start_rlai(words: list[list[str]], folder: Path) -> list[BaseProcess]:
+    """Starts ``rlai`` as the ranks of a job, each with words of its own; their output is in ``FOLDER/RANK.out``, ``.err``."""
+    apart._begin_server()
+    port = free_port()
+    processes = [
+        _context.Process(target=_run_rlai, args=(rank, len(words), port, folder, each))
+        for rank, each in enumerate(words)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def ended(processes: list[BaseProcess], folder: Path, within: float = 120.0) -> list[apart.Ended]:
+    """Waits for commands."""
+    end = time.monotonic() + within
+    found = []
+    for rank, process in enumerate(processes):
+        process.join(max(end - time.monotonic(), 0.1))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        out, err = ((folder / f"{rank}.{name}").read_text() for name in ("out", "err"))
+        found.append(apart.Ended(process.exitcode or 0, out, err))
+    return found
+
+
+def _run_rlai(rank: int, size: int, port: int, folder: Path, words: list[str]) -> None:
+    _be_rank(rank, size, port)
+    (folder / f"{rank}.out").unlink(missing_ok=True)
+    (folder / f"{rank}.err").unlink(missing_ok=True)
+    apart._run(words, [folder / f"{rank}.out", folder / f"{rank}.err"], folder / f"begun-{rank}", "utf-8")
+
+
+def _be_rank(rank: int, size: int, port: int) -> None:
+    local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({key: str(value) for key, value in local.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
 def results(processes: list[BaseProcess], folder: Path, within: float = 120.0) -> list[dict[str, Any]]:
     """Waits for the ranks, and returns what each wrote."""
     end = time.monotonic() + within
@@ -54,9 +94,7 @@ def results(processes: list[BaseProcess], folder: Path, within: float = 120.0) -
 def _run(
     rank: int, size: int, port: int, here: str, module: str, names: list[str], folder: Path, options: dict[str, Any]
 ) -> None:
-    local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    os.environ.update({key: str(value) for key, value in local.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    _be_rank(rank, size, port)
     sys.path.insert(0, here)
     checks, found = importlib.import_module(module), {}
     for name in names:
