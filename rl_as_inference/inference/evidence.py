@@ -9,14 +9,15 @@ from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.host import in_turn
-from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead
-from rl_as_inference.inference.spreading import check_spread, spread_draws
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
+from rl_as_inference.inference.spreading import check_spread, spread
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
-from rl_as_inference.sampling.annealing import repeated_annealing
+from rl_as_inference.sampling.annealing import repeated_annealing, spread_annealing
 from rl_as_inference.sampling.importance import check_whole_plates, importance_sampling
-from rl_as_inference.sharing import agree_on, sharing
+from rl_as_inference.sampling.islands import spread_importance
+from rl_as_inference.sampling.smc import repeated_filters
 
 __all__ = ["EvidenceMethod", "estimate_log_evidence"]
 
@@ -106,19 +107,21 @@ def estimate_log_evidence(
     if method == "exact":
         with torch.no_grad():
             return Estimate(float(exact.log_evidence(process)), 0.0)
-    numbers = {
-        "num_particles": num_particles,
-        "num_proposals": num_proposals or num_particles * num_repeats,
-        "num_repeats": num_repeats,
-    }
-    options = {**numbers, "method": method, "seed": seed}
-    with sharing(distributed, process, policy, **options) as ranks:
-        agree_on(ranks, critic=critic)
+    proposals = num_proposals or num_particles * num_repeats
+    options = {"method": method, "num_particles": num_particles, "num_repeats": num_repeats, "seed": seed}
+    with spread(distributed, process, policy, critic, num_proposals=proposals, **options) as ranks:
         # Where nobody shares the work one batch of all proposals, or of all runs, takes less time than islands.
-        if method == "importance" and not distributed:
-            weighted = importance_sampling(process, policy, numbers["num_proposals"])
-        elif method == "annealed" and not distributed:
-            weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
+        if method == "importance" and distributed:
+            weighted = spread_importance(process, policy, proposals, ranks, num_parts=num_repeats, num_draws=1)
+        elif method == "importance":
+            weighted = importance_sampling(process, policy, proposals)
+        elif method == "smc":
+            process = filtered_process(process, policy)
+            proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
+            numbers = {"num_repeats": num_repeats, "num_draws": 1}
+            weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, ranks=ranks, **numbers)
+        elif distributed:
+            weighted, _ = spread_annealing(process, num_particles, ranks, num_repeats=num_repeats, num_draws=1)
         else:
-            weighted, _ = spread_draws(ranks, method, process, policy, critic, num_draws=1, **numbers)
+            weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)

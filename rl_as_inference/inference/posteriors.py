@@ -12,9 +12,9 @@ from rl_as_inference.checks import check_at_least
 from rl_as_inference.distributed import present
 from rl_as_inference.host import in_turn
 from rl_as_inference.inference.inference_data import from_trajectories
-from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead
+from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
 from rl_as_inference.inference.pareto import pareto_k
-from rl_as_inference.inference.spreading import SPREAD, check_spread, spread_draws
+from rl_as_inference.inference.spreading import SPREAD, check_spread, spread
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
@@ -24,10 +24,12 @@ from rl_as_inference.sampling import (
     importance_sampling,
     nuts_with_statistics,
     repeated_annealing,
+    repeated_filters,
     surviving_rollout,
 )
+from rl_as_inference.sampling.annealing import spread_annealing
 from rl_as_inference.sampling.importance import check_conditions, check_whole_plates, resample
-from rl_as_inference.sharing import agree_on, sharing
+from rl_as_inference.sampling.islands import spread_importance
 from rl_as_inference.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -136,14 +138,11 @@ def posterior(
     process = as_process(process)
     if method in ("importance", "smc", "nuts"):  # the others that weigh need a process in parts
         check_whole_plates(process)
-    numbers = {
-        "num_draws": num_draws,
-        "num_particles": num_particles or num_draws,
-        "num_proposals": num_proposals or _PROPOSALS_PER_DRAW * num_draws,
-        "num_repeats": num_repeats or _REPEATS,
-    }
+    particles, repeats = num_particles or num_draws, num_repeats or _REPEATS
+    proposals = num_proposals or _PROPOSALS_PER_DRAW * num_draws
+    numbers = {"num_particles": particles, "num_proposals": proposals, "num_repeats": repeats, "num_draws": num_draws}
     options = {**numbers, "method": method, "seed": seed}
-    with torch.no_grad(), sharing(distributed, process, policy, **options) as ranks:
+    with torch.no_grad(), spread(distributed, process, policy, critic, **options) as ranks:
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)
             return _data(process, method, draws, num_draws, dynamics=dynamics)
@@ -159,14 +158,36 @@ def posterior(
             return _data(
                 process, method, draws, num_draws, prior=prior, kl_to_posterior=_kl_to_posterior(process, policy)
             )
-        agree_on(ranks, critic=critic)
-        # The draws are handed on, and held nowhere else: of many they are most of the memory. Where nobody shares the
-        # work one batch of all proposals, or of all runs, takes less time than islands.
-        if method == "importance" and not distributed:
-            return _resampled(process, method, _proposed(process, policy, **numbers), num_draws)
-        if method == "annealed" and not distributed:
-            return _resampled(process, method, _annealed(process, **numbers), num_draws)
-        return _resampled(process, method, spread_draws(ranks, method, process, policy, critic, **numbers), num_draws)
+        # Draws are handed on, and held nowhere else: of many they are most of the memory. Where nobody shares the work
+        # one batch of all proposals, or of all runs, takes less time than islands.
+        if method == "annealed" and distributed:
+            shared = spread_annealing(process, particles, ranks, num_repeats=repeats, num_draws=num_draws)
+            return _resampled(process, method, shared[0], num_draws, least_acceptance=shared[1])
+        if method == "annealed":
+            run = repeated_annealing(process, particles, num_repeats=repeats)
+            least = float(run.acceptance[1:].min())
+            return _resampled(process, method, run.draws, num_draws, least_acceptance=least)
+        if method == "smc":
+            filtered = filtered_process(process, policy)
+            proposal, look_ahead = proposal_and_look_ahead(filtered, policy, critic)
+            asked = {"num_repeats": repeats, "num_draws": num_draws}
+            return _resampled(
+                process,
+                method,
+                repeated_filters(filtered, proposal, particles, critic=look_ahead, ranks=ranks, **asked),
+                num_draws,
+                unseen=filtered is not process,
+            )
+        prior = None
+        if distributed:
+            weighted = spread_importance(process, policy, proposals, ranks, num_parts=repeats, num_draws=num_draws)
+        else:
+            weighted = importance_sampling(process, policy, proposals)
+            if policy is None and num_draws <= proposals:  # proposals of the prior are draws of it
+                prior = weighted.trajectories.select(torch.arange(num_draws, device=weighted.log_weight.device))
+        every = weighted.log_weight if weighted.all_log_weight is None else weighted.all_log_weight
+        judged = {"proposal_log_weight": every, "pareto_k": pareto_k(every.cpu())}
+        return _resampled(process, method, weighted, num_draws, prior=prior, **judged)
 
 
 def shared_posterior(
@@ -192,24 +213,6 @@ def shared_posterior(
     )
 
 
-def _proposed(
-    process: Process, policy: Policy | None, num_draws: int, num_proposals: int, **others: int
-) -> tuple[WeightedDraws, dict[str, Any]]:
-    weighted = importance_sampling(process, policy, num_proposals)
-    # Proposals of the prior are draws of it, if there are enough.
-    enough = policy is None and num_draws <= num_proposals
-    first = torch.arange(num_draws, device=weighted.log_weight.device)
-    prior = weighted.trajectories.select(first) if enough else None
-    return weighted, {"prior": prior, "proposal_log_weight": weighted.log_weight}
-
-
-def _annealed(
-    process: Process, num_particles: int, num_repeats: int, **others: int
-) -> tuple[WeightedDraws, dict[str, Any]]:
-    run = repeated_annealing(process, num_particles, num_repeats=num_repeats)
-    return run.draws, {"least_acceptance": float(run.acceptance[1:].min())}
-
-
 def _check_numbers(
     method: Method,
     num_draws: int,
@@ -233,20 +236,16 @@ def _check_numbers(
 
 
 def _resampled(
-    process: Process, method: Method, drawn: tuple[WeightedDraws, dict[str, Any]], num_draws: int
+    process: Process, method: Method, weighted: WeightedDraws, num_draws: int, *, unseen: bool = False, **notes: Any
 ) -> "arviz.InferenceData":
     """Returns ``num_draws`` of weighted draws, by their weights; what was seen is drawn to them where ``unseen``."""
-    weighted, notes = drawn
-    del drawn
     index = resample(weighted.log_weight if weighted.log_chance is None else weighted.log_chance, num_draws)
     draws, log_weight = weighted.trajectories.select(index), weighted.log_weight[index][None]
-    if notes.pop("unseen", False) and isinstance(process, PartiallyObservedMDP):
+    if unseen and isinstance(process, PartiallyObservedMDP):
         draws = process.with_observations(draws)
     # Their weights are told beside them, and of what these came is not needed: a fifth of the memory of many draws.
     nothing = log_weight.new_zeros(1, 1).expand(draws.rewards.shape)
     draws = replace(draws, log_prior=nothing, log_policy=nothing)
-    if "proposal_log_weight" in notes:
-        notes["pareto_k"] = pareto_k(notes["proposal_log_weight"].cpu())
     notes = {
         "log_weight": log_weight,
         "log_evidence": weighted.log_evidence,

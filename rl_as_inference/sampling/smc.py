@@ -13,6 +13,7 @@ from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
+from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.importance import WeightedDraws, check_conditions, effective_sample_size, resample
 from rl_as_inference.sampling.islands import islands
 from rl_as_inference.sampling.pool import Keep, Pool
@@ -219,7 +220,12 @@ def repeated_filters(
     if num_repeats < 2:
         raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
 
+    process = as_process(mdp)
+    if isinstance(process, ProgramProcess):
+        with seeded(0):  # found out once, by running it, which must not move the stream of the first island on a rank
+            process.is_vectorized()
+
     def run(pool: Pool, island: int) -> None:
-        pool.add(sequential_monte_carlo(mdp, policy, num_particles, critic=critic, keep=pool.wanted))
+        pool.add(sequential_monte_carlo(process, policy, num_particles, critic=critic, keep=pool.wanted))
 
     return islands(run, num_repeats, num_draws, ranks)

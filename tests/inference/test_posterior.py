@@ -10,7 +10,7 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
-from rl_as_inference.inference import spreading
+from rl_as_inference.inference import posteriors
 from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inspect import plots
 from rl_as_inference.models import double_integrator, hidden_goal
@@ -137,9 +137,9 @@ def test_draws_are_what_is_returned_and_the_rest_has_names(monkeypatch: pytest.M
             weighed = options.get("num_proposals", 120)
             assert data.constant_data["proposal_log_weight"].shape == (weighed,)
     seen = []
-    real = spreading.repeated_filters
+    real = posteriors.repeated_filters
     monkeypatch.setattr(
-        spreading, "repeated_filters", lambda *args, **options: seen.append(args[2]) or real(*args, **options)
+        posteriors, "repeated_filters", lambda *args, **options: seen.append(args[2]) or real(*args, **options)
     )
     rlai.posterior(mdp, method="smc", num_draws=12)
     rlai.posterior(mdp, method="smc", num_draws=12, num_particles=30)
