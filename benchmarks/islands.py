@@ -32,7 +32,7 @@ import torch
 OUT = Path(__file__).parent / "results" / "islands.json"
 RANKS = (1, 2, 4)
 METHODS: dict[str, dict[str, Any]] = {
-    "smc": {"num_particles": 300, "critic": None},
+    "smc": {"num_particles": 1000, "critic": None},
     "importance": {"num_proposals": 400},
     "annealed": {"num_particles": 30},
 }

@@ -109,7 +109,7 @@ def estimate_log_evidence(
             return Estimate(float(exact.log_evidence(process)), 0.0)
     proposals = num_proposals or num_particles * num_repeats
     options = {"method": method, "num_particles": num_particles, "num_repeats": num_repeats, "seed": seed}
-    with spread(distributed, process, policy, critic, num_proposals=proposals, **options) as ranks:
+    with spread(distributed, process, policy, critic, **options, num_proposals=proposals) as ranks:
         # Where nobody shares the work one batch of all proposals, or of all runs, takes less time than islands.
         if method == "importance" and distributed:
             weighted = spread_importance(process, policy, proposals, ranks, num_parts=num_repeats, num_draws=1)

@@ -140,8 +140,8 @@ def posterior(
         check_whole_plates(process)
     particles, repeats = num_particles or num_draws, num_repeats or _REPEATS
     proposals = num_proposals or _PROPOSALS_PER_DRAW * num_draws
-    numbers = {"num_particles": particles, "num_proposals": proposals, "num_repeats": repeats, "num_draws": num_draws}
-    options = {**numbers, "method": method, "seed": seed}
+    options = {"method": method, "num_draws": num_draws, "num_particles": particles, "num_proposals": proposals}
+    options |= {"num_repeats": repeats, "seed": seed}
     with torch.no_grad(), spread(distributed, process, policy, critic, **options) as ranks:
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)
