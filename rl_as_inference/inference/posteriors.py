@@ -140,9 +140,8 @@ def posterior(
         check_whole_plates(process)
     particles, repeats = num_particles or num_draws, num_repeats or _REPEATS
     proposals = num_proposals or _PROPOSALS_PER_DRAW * num_draws
-    options = {"method": method, "num_draws": num_draws, "num_particles": particles, "num_proposals": proposals}
-    options |= {"num_repeats": repeats, "seed": seed}
-    with torch.no_grad(), spread(distributed, process, policy, critic, **options) as ranks:
+    numbers = {"num_draws": num_draws, "num_particles": particles, "num_proposals": proposals, "num_repeats": repeats}
+    with torch.no_grad(), spread(distributed, process, policy, critic, method=method, **numbers, seed=seed) as ranks:
         if method == "exact":
             draws = exact.sample_posterior(process, num_draws, dynamics)
             return _data(process, method, draws, num_draws, dynamics=dynamics)
@@ -186,7 +185,7 @@ def posterior(
             if policy is None and num_draws <= proposals:  # proposals of the prior are draws of it
                 prior = weighted.trajectories.select(torch.arange(num_draws, device=weighted.log_weight.device))
         every = weighted.log_weight if weighted.all_log_weight is None else weighted.all_log_weight
-        judged = {"proposal_log_weight": every, "pareto_k": pareto_k(every.cpu())}
+        judged: dict[str, Any] = {"proposal_log_weight": every, "pareto_k": pareto_k(every.cpu())}
         return _resampled(process, method, weighted, num_draws, prior=prior, **judged)
 
 

@@ -1,8 +1,11 @@
 """Filters, proposals, annealed runs and chains on several ranks: the same answers as on one, and the right ones."""
 
+import contextlib
+import io
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from jobs import job
 from problems import random_mdp
 
 import rl_as_inference as rlai
-from rl_as_inference import exact, models
+from rl_as_inference import cli, exact, models
+from rl_as_inference.distributed import Ranks
 from rl_as_inference.sampling import importance_sampling, sequential_monte_carlo
 from rl_as_inference.sampling.importance import mean_evidence, pointed_at
 from rl_as_inference.sampling.islands import islands
@@ -270,9 +274,39 @@ def test_mistakes_are_named_on_every_rank() -> None:
             assert message in found[name], (rank, name)
 
 
-def test_more_ranks_than_islands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl_as_inference.distributed import Ranks
+def typed(*words: str) -> tuple[Any, str]:
+    """What a rank ends with, and says, when ``rlai`` is typed."""
+    said, sys.argv = io.StringIO(), ["rlai", *words]
+    with contextlib.redirect_stdout(said):
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code, said.getvalue()
+    return 0, said.getvalue()
 
+
+def test_commands_draw_their_posteriors_together(tmp_path: Path) -> None:
+    """``compare`` and ``inspect`` of a program without exact answers; the first rank writes and speaks."""
+    words = ["compare", "hidden_goal", "--steps", "2", "--num-trajectories", "40", "--fit-num-trajectories", "8"]
+    words += ["--num-draws", "12", "--hidden-sizes", "8", "--distributed", "--out", str(tmp_path / "run")]
+    first, second = job(2, typed, *words)
+    assert first[0] in (0, None), first
+    assert second[0] in (0, None), second
+    assert "posterior draws (importance)" in first[1]
+    assert not second[1]
+    data = rlai.inspect.load_posterior(tmp_path / "run/posterior.nc")
+    assert data.posterior.sizes["draw"] == 12
+    assert data.constant_data["proposal_log_weight"].shape == (120,)
+    if LONG:
+        first, second = job(
+            2, typed, "inspect", str(tmp_path / "run"), "--method=smc", "--num-draws=12", "--distributed"
+        )
+        assert "posterior (smc)" in first[1]
+        assert not second[1]
+        assert (tmp_path / "run/report.html").exists()
+
+
+def test_more_ranks_than_islands() -> None:
     with pytest.raises(ValueError, match=r"num_repeats must be >= 16, one for each rank, got 8; ask for more"):
         islands(lambda pool, island: None, 8, 10, Ranks(3, 16))
 
