@@ -53,7 +53,7 @@ def _worker(out: Path, quick: bool) -> None:
         "FrozenLake-v1", map_name="8x8", horizon=HORIZON, discount=1.0, temperature=0.1
     )
     policy = rlai.guides.amortized_policy(lake, hidden_sizes=(64, 64))
-    steps, warm, rounds = (6, 2, 3) if quick else (24, 4, 15)
+    steps, warm, rounds = (6, 2, 3) if quick else (12, 2, 15)
 
     def fitted(number: int, distributed: bool) -> tuple[float, float]:
         """Returns seconds a step by the clock and by the processor."""

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rl_as_inference.arguments import checked
 from rl_as_inference.process_groups import JOB, is_started_by_torchrun, words_to_type
 from rl_as_inference.randomness import forked, seeded
 from rl_as_inference.stops import asked_to_stop, stoppable
@@ -345,12 +346,28 @@ _met = _Met()
 """The ranks that are joined."""
 
 
+@checked
 @contextmanager
 def joined(distributed: bool = True) -> Iterator[Ranks]:
     """Yields the ranks of the ``torchrun`` job that this process is of; not ``distributed``, itself alone.
 
     The process group is formed by whoever enters first and ended when that is left; one that the program made itself
     (``torch.distributed.init_process_group``) is used, and left as it is. Forming one takes hundredths of a second.
+
+    A program may do so around all that its ranks do, to form the group once and to share what it draws itself:
+
+    .. code-block:: python
+
+        with rlai.joined() as ranks:
+            policy = guides.amortized_policy(process)
+            svi = SVI(program, follow(program, policy), optim, loss=TrajectoryELBO(distributed=True))
+            for _ in range(1000):
+                svi.step(ranks.share(4096))
+            if ranks.is_first:
+                save_policy(policy, "policy.safetensors")
+
+    Args:
+        distributed: whether to.
 
     Raises:
         ValueError: if this process is of no job; it says what to type.

@@ -244,7 +244,7 @@ def fit(
                 exactly = partial(_minus_elbo, process, policy)
             if alike:  # on all ranks
                 return lambda: pooled(ranks, lambda: exactly() / ranks.size)
-            return _loss(process, policy, estimator, critic, num_trajectories, options, ranks)
+            return _loss(process, policy, estimator, critic, num_trajectories, options, ranks, pooled)
 
         modules = {"policy": policy, **({"critic": critic} if isinstance(critic, nn.Module) else {})}
         if ranks.size > 1:
@@ -417,11 +417,13 @@ def _loss(
     num_trajectories: int,
     options: dict[str, Any],
     ranks: Ranks,
+    pooled: PooledLoss,
 ) -> Callable[[], Tensor]:
     """Returns a function whose value is minus the ELBO and whose gradient is the estimator's."""
     options = {**options, "distributed": ranks.size > 1}
     objective = TrajectoryELBO(estimator, critic, **options)
     share = ranks.share(num_trajectories)
+    objective.pooled = pooled  # of one fit, at whatever temperatures
     if isinstance(process, MarkovDecisionProcess):
         guide = follow(process, policy)
         return lambda: objective.differentiable_loss(process, guide, share) / num_trajectories

@@ -36,6 +36,8 @@ def sharing(distributed: bool, process: Any, policy: Any, **options: Any) -> Ite
     with joined(distributed) as ranks:
         agree_on(ranks, process=process, policy=policy)
         ranks.agree("options", options)
+        held = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+        ranks.check_devices(torch.device("cpu") if held is None else held.device)
         yield ranks
 
 

@@ -15,7 +15,7 @@ from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.episodes import Origin
 from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.options import ACTION_SCALES, LearnerOptions
-from rl_as_inference.agents.shared_learning import agree_on_environments, ranks_of
+from rl_as_inference.agents.shared_learning import agree_on_environments, device_of, ranks_of
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
 from rl_as_inference.factored import Factors
@@ -58,8 +58,7 @@ class Arena:
         self.process = source if isinstance(source, MarkovDecisionProcess) else None
         seeds = options["seeds"] or 1
         self.ranks = ranks_of(options)
-        own = self.ranks.device if self.ranks.size > 1 and options["device"] is None else options["device"]
-        device = chosen_device(own)
+        device = chosen_device(device_of(self.ranks, options["device"]))
         self.ranks.check_devices(device)
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]

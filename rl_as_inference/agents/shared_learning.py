@@ -17,7 +17,7 @@ from rl_as_inference.distributed import ALONE, Ranks, stay_joined
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.sharing import agree_on
 
-__all__ = ["agree_on_environments", "file_of_rank", "of_this_rank", "ranks_of", "signal_to_stop"]
+__all__ = ["agree_on_environments", "device_of", "file_of_rank", "of_this_rank", "ranks_of", "signal_to_stop"]
 
 _EVERY = 16
 """Steps between those at which ranks ask each other whether one is to stop; each asks the same number of times."""
@@ -51,6 +51,24 @@ def ranks_of(options: LearnerOptions) -> Ranks:
     ranks = stay_joined()
     ranks.agree("options", {key: value for key, value in as_held(options).items() if key != "device"})
     return ranks
+
+
+def device_of(ranks: Ranks, device: Any) -> Any:
+    """Returns the device of this rank: where none is said, or just ``"cuda"``, a GPU of its own if there are GPUs.
+
+    Raises:
+        ValueError: if there are fewer GPUs than ranks on a machine.
+    """
+    if ranks.size == 1 or not torch.cuda.is_available() or (device is not None and str(device) != "cuda"):
+        return device
+    own = ranks.device
+    if own.type == "cpu":
+        count = torch.cuda.device_count()
+        raise ValueError(
+            f"device: there are fewer GPUs ({count}) than ranks on this machine, and each needs its own; start as "
+            f"many ranks, or say device='cpu'"
+        )
+    return own
 
 
 def agree_on_environments(ranks: Ranks, source: Any, envs: Any) -> None:

@@ -34,6 +34,7 @@ from rl_as_inference.processes import (
     TabularMDP,
     TabularPOMDP,
 )
+from rl_as_inference.processes.gymnasium_process import own_episodes
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.sharing import sharing
@@ -98,7 +99,7 @@ def compare(
     check_at_least("num_trajectories", num_trajectories, least=2)  # for a standard error
     process = check_critic(as_process(process), critic)
     with torch.no_grad(), sharing(distributed, process, policy, num_trajectories=num_trajectories) as ranks:
-        with ranks.own_stream():
+        with ranks.own_stream(), own_episodes(process, ranks):
             draws, cut_off = _rollout(process, policy, ranks.share(num_trajectories))
         check_density(policy, draws)
         alpha, scales = draws.temperature, draws.scales

@@ -69,6 +69,7 @@ class PooledLoss:
             if not any(leaf is other for other in leaves.values()):
                 leaves[name] = leaf
         ranks.agree("parameters", {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves.items()})
+        ranks.check_devices(next(iter(leaves.values())).device if leaves else loss.device)
         self._leaves = leaves
         return take_first(ranks, leaves.values())
 

@@ -6,6 +6,7 @@ from rl_as_inference.arguments import checked
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem
+from rl_as_inference.processes.gymnasium_process import own_episodes
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.sharing import sharing
 
@@ -46,5 +47,7 @@ def estimate_elbo(
         2.015 ± 0.031
     """
     process = as_process(process)
-    with sharing(distributed, process, policy, num_trajectories=num_trajectories) as ranks, ranks.own_stream():
-        return Estimate.of(process.rollout(policy, ranks.share(num_trajectories)).log_weight(), ranks)
+    with sharing(distributed, process, policy, num_trajectories=num_trajectories) as ranks:
+        with ranks.own_stream(), own_episodes(process, ranks):
+            weights = process.rollout(policy, ranks.share(num_trajectories)).log_weight()
+        return Estimate.of(weights, ranks)

@@ -86,16 +86,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_fewer_go_on(tmp_path: Path) -
 @pytest.mark.skipif(not LONG, reason="starts torchrun itself; RLAI_SCALE=long")
 def test_torchrun_itself(tmp_path: Path) -> None:
     rlai = str(Path(sys.executable).with_name("rlai"))
-    start = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--no-python",
-        rlai,
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["fit", "corridor", "--estimator", "score", "--steps", "5", "--out", str(tmp_path / "run"), "--distributed"]
     done = subprocess.run([*torchrun, "--no-python", rlai, *words], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

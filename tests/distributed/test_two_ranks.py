@@ -12,6 +12,7 @@ from two_processes import results, start
 
 import rl_as_inference as rlai
 from rl_as_inference.distributed import ALONE, Ranks, joined
+from rl_as_inference.processes.gymnasium_process import own_episodes
 from rl_as_inference.whole_noise import whole_noise
 
 LONG = os.environ.get("RLAI_SCALE") == "long"
@@ -164,6 +165,17 @@ def test_a_process_alone() -> None:
     assert [Ranks(rank, 3).bounds(8) for rank in range(3)] == [(0, 3), (3, 6), (6, 8)]
     with pytest.raises(ValueError, match="num_draws must be >= 3, one for each rank, got 2"):
         Ranks(0, 3).share(2, "num_draws")
+
+
+def test_simulators_play_other_episodes_on_each_rank() -> None:
+    firsts = []
+    for rank in (0, 1, 0):
+        process = rlai.GymnasiumProcess("CartPole-v1", horizon=2, seed=5)
+        with own_episodes(process, Ranks(rank, 2)):
+            firsts.append(process.rollout(None, 2).states[0])
+        assert process._envs.seed == 5
+    assert torch.equal(firsts[0], firsts[2])
+    assert not torch.equal(firsts[0], firsts[1])
 
 
 def test_whole_noise_is_that_of_torch_where_it_can_be() -> None:

@@ -41,7 +41,7 @@ def start(module: str, names: list[str], folder: Path, size: int = 2, **options:
 
 
 def start_rlai(words: list[list[str]], folder: Path) -> list[BaseProcess]:
-    """Starts ``rlai`` as the ranks of a job, each with words of its own; their output is in ``FOLDER/RANK.out``, ``.err``."""
+    """Starts ``rlai`` as the ranks of a job, each with words of its own; output is in ``FOLDER/RANK.out``, ``.err``."""
     apart._begin_server()
     port = free_port()
     processes = [
