@@ -7,6 +7,7 @@ from rl_as_inference import imports as _imports  # before all others, as it take
 from rl_as_inference import exact, guides, inspect, models
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
+from rl_as_inference.distributed import joined
 from rl_as_inference.exploration import ConjugatePosterior, Exploration, bayes_adaptive, explore, infer_dynamics
 from rl_as_inference.fit import FitResult, fit
 from rl_as_inference.histories import History, history
@@ -83,6 +84,7 @@ __all__ = [
     "infer_agent",
     "infer_dynamics",
     "inspect",
+    "joined",
     "learn_offline",
     "load_run",
     "models",

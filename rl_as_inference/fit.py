@@ -2,8 +2,12 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -13,15 +17,17 @@ from torch import Tensor, nn
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_at_least, check_positive, check_share
-from rl_as_inference.critics import LearnedTable, QEnsemble, SoftQ, SoftV
+from rl_as_inference.critics import QEnsemble
+from rl_as_inference.distributed import Ranks, joined
 from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
 from rl_as_inference.exact.linear_gaussian import rules_of
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
-from rl_as_inference.guides import BeliefPolicy, RecurrentPolicy
-from rl_as_inference.guides.belief import belief_space
-from rl_as_inference.host import in_turn
+from rl_as_inference.fit_checkpoint import FitCheckpoint
+from rl_as_inference.fit_critics import new_critic, spread_of_returns
+from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
+from rl_as_inference.objectives.pooled_loss import PooledLoss, take_first
 from rl_as_inference.objectives.projection import improved_policy, projection_loss, soft_advantage
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
 from rl_as_inference.objectives.weighted_regression import Projection
@@ -30,13 +36,13 @@ from rl_as_inference.processes import (
     MarkovDecisionProcess,
     PartiallyObservedMDP,
     TabularMDP,
-    TabularPOMDP,
 )
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import follow
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.randomness import seeded
+from rl_as_inference.sharing import agree_on
 from rl_as_inference.threads import one_thread_if_small
 
 __all__ = ["FitEstimator", "FitResult", "fit"]
@@ -48,9 +54,6 @@ _EXACT_LIMIT = 4_000_000
 
 _E_STEP = 4
 """Gradient steps of the regression on one answer of exact messages."""
-
-_MEMORY = 32
-"""Numbers that a critic of histories remembers."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,9 @@ def fit(
     generator: torch.Generator | None = None,
     progress: bool | None = None,
     callback: Callable[[int, float], None] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    distributed: bool = False,
 ) -> FitResult:
     """Trains ``policy`` in place on the trajectory ELBO, and returns it with its history.
 
@@ -140,15 +146,22 @@ def fit(
         seed: of what is drawn; None follows PyTorch's generator, from where it is.
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
         progress: show a progress bar; None shows it on a terminal.
-        callback: called as ``callback(step, elbo)`` after every step.
+        callback: called as ``callback(step, elbo)`` after every step, on every rank.
+        checkpoint: a file in which the fit is kept as it goes on. If there is one, the fit goes on from it.
+        checkpoint_seconds: the longest time between two of them.
+        distributed: the trajectories of each gradient are shared out among the ranks of a ``torchrun`` job, which draw
+            other random numbers; their gradients are summed in one vector, so that the policy is bit for bit the same
+            on all. It starts as rank 0's. An exact gradient has nothing to share out: each rank takes all of it.
 
     Raises:
+        RankError: if another rank has ended.
         ValueError: for arguments out of range, or of another estimator; a policy without parameters; an exact gradient
-            asked of a process that has none; whole trajectories asked of path consistency where dynamics are
-            stochastic; or an ELBO that is not finite (the step is named).
+            asked of a process that has none; a checkpoint of another fit; whole trajectories asked of path consistency
+            where dynamics are stochastic; or an ELBO that is not finite (the step is named).
     """
     check_at_least("steps", steps)
     check_positive("learning_rate", learning_rate)
+    check_positive("checkpoint_seconds", checkpoint_seconds)
     check_at_least("num_trajectories", num_trajectories)
     check_share("lambda_", lambda_)
     if n is not None:
@@ -166,83 +179,123 @@ def fit(
             "uses pyro.param trains with Pyro's SVI and TrajectoryELBO)"
         )
     process = as_process(process)
-    if teacher is not None and estimator == "auto":
-        estimator = "em"
-    _check_estimator_of(estimator, n=n, eta=eta, epsilon=epsilon, teacher=teacher, behavior=behavior)
-    projection = Projection(eta, epsilon, teacher)
-    if estimator == "auto" and critic is None and _has_cheap_exact_gradient(process):
-        estimator = "exact"
-    if estimator == "auto" and critic is None and isinstance(process, PartiallyObservedMDP):
-        # What is hidden makes single returns far noisier than what the agent can know of them.
-        estimator = "baseline" if isinstance(process.action_space, gymnasium.spaces.Discrete) else "auto"
-    if estimator == "exact" and not exact.is_available(process):
-        raise ValueError(f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}")
-    in_parts = isinstance(process, MarkovDecisionProcess)
-    if isinstance(process, ProgramProcess) or (in_parts and isinstance(process.action_space, gymnasium.spaces.Box)):
-        with torch.no_grad(), seeded(0):
-            check_density(policy, process.rollout(policy, 2))
-    if seed is not None:
-        torch.manual_seed(seed)  # the numbers are those of the training alone, whatever was asked before
-    wants_critic = estimator in ("baseline", "advantage", "exact_sum", "n_step")
-    by_messages = False
-    if estimator == "em" and teacher is None:
-        by_messages = critic is None and isinstance(process, TabularMDP | LinearGaussianMDP)
-        wants_critic = not by_messages
-    elif estimator == "path_consistency":
-        n = _path_length(process, n)
-        wants_critic = n < (process.horizon or 0) or not _starts_alike(process, num_trajectories)
-    if critic is None and wants_critic:
-        critic = _new_critic(process, estimator).to(parameters[0])
-    if isinstance(critic, nn.Module):
-        parameters += list(critic.parameters())
+    with joined(distributed) as ranks:
+        given = {
+            "steps": steps,
+            "estimator": estimator,
+            "lambda_": lambda_,
+            "n": n,
+            "eta": eta,
+            "epsilon": epsilon,
+            "num_trajectories": num_trajectories,
+            "learning_rate": learning_rate,
+            "anneal": anneal,
+            "tempering": tempering,
+            "seed": seed,
+        }
+        agree_on(ranks, process=process, options=given)
+        if teacher is not None and estimator == "auto":
+            estimator = "em"
+        _check_estimator_of(estimator, n=n, eta=eta, epsilon=epsilon, teacher=teacher, behavior=behavior)
+        projection = Projection(eta, epsilon, teacher)
+        if estimator == "auto" and critic is None and _has_cheap_exact_gradient(process):
+            estimator = "exact"
+        if estimator == "auto" and critic is None and isinstance(process, PartiallyObservedMDP):
+            # What is hidden makes single returns far noisier than what the agent can know of them.
+            estimator = "baseline" if isinstance(process.action_space, gymnasium.spaces.Discrete) else "auto"
+        if estimator == "exact" and not exact.is_available(process):
+            raise ValueError(
+                f"estimator='exact' needs a TabularMDP or a LinearGaussianMDP, got {type(process).__name__}"
+            )
+        in_parts = isinstance(process, MarkovDecisionProcess)
+        if isinstance(process, ProgramProcess) or (in_parts and isinstance(process.action_space, gymnasium.spaces.Box)):
+            with torch.no_grad(), seeded(0):
+                check_density(policy, process.rollout(policy, 2))
+        if seed is not None:
+            torch.manual_seed(seed)  # the numbers are those of the training alone, whatever was asked before
+        wants_critic = estimator in ("baseline", "advantage", "exact_sum", "n_step")
+        by_messages = False
+        if estimator == "em" and teacher is None:
+            by_messages = critic is None and isinstance(process, TabularMDP | LinearGaussianMDP)
+            wants_critic = not by_messages
+        elif estimator == "path_consistency":
+            n = _path_length(process, n)
+            wants_critic = n < (process.horizon or 0) or not _starts_alike(process, num_trajectories)
+        if critic is None and wants_critic:
+            critic = new_critic(process, estimator).to(parameters[0])
+        if isinstance(critic, nn.Module):
+            parameters += list(critic.parameters())
 
-    factor = _tempering(process, tempering)
-    own = float(torch.as_tensor(process.temperature).detach())
-    temperatures = own * factor ** (1 - 2 * torch.arange(steps, dtype=torch.float64) / steps).clamp(min=0)
-    options: dict[str, Any] = {"lambda_": lambda_, "n": n or 1} | (
-        {"projection": projection} if estimator == "em" else {}
-    )
-    if behavior is not None:
-        options["behavior"] = behavior
+        factor = _tempering(process, tempering)
+        own = float(torch.as_tensor(process.temperature).detach())
+        temperatures = own * factor ** (1 - 2 * torch.arange(steps, dtype=torch.float64) / steps).clamp(min=0)
+        options: dict[str, Any] = {"lambda_": lambda_, "n": n or 1} | (
+            {"projection": projection} if estimator == "em" else {}
+        )
+        if behavior is not None:
+            options["behavior"] = behavior
 
-    def loss_of(process: Process) -> Callable[[], Tensor]:
-        if by_messages:
-            return _ProjectionByMessages(process, policy, projection)  # type: ignore[arg-type]
-        return _loss(process, policy, estimator, critic, num_trajectories, options)
+        alike, pooled = estimator == "exact" or by_messages, PooledLoss()
 
-    loss = loss_of(process)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
-    history = torch.empty(steps, dtype=torch.float64)
-    size = sys.maxsize
-    if (
-        estimator == "exact" or by_messages
-    ):  # messages are long chains of small operations, however many numbers they are
-        size = 0
-    elif isinstance(process, PartiallyObservedMDP):  # as are memories, moved on step by step
-        size = num_trajectories * sum(parameter.numel() for parameter in parameters)
-    started = time.perf_counter()
-    with progress_bar("fit", steps, show=progress) as bar, one_thread_if_small(size):
-        for step in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            if factor != 1:
-                loss = loss_of(process if temperatures[step] == own else _at(process, float(temperatures[step])))
-            value = loss()
-            if value.requires_grad:
-                value.backward()
-            elbo = -float(value.detach())
-            if not torch.isfinite(value.detach()):
-                raise ValueError(
-                    f"the ELBO is {elbo} at step {step}; check rewards and action prior, or lower learning_rate"
+        def loss_of(process: Process) -> Callable[[], Tensor]:
+            if by_messages:
+                exactly: Callable[[], Tensor] = _ProjectionByMessages(process, policy, projection)  # type: ignore[arg-type]
+            elif estimator == "exact":
+                exactly = partial(_minus_elbo, process, policy)
+            if alike:  # on all ranks
+                return lambda: pooled(ranks, lambda: exactly() / ranks.size)
+            return _loss(process, policy, estimator, critic, num_trajectories, options, ranks, pooled)
+
+        modules = {"policy": policy, **({"critic": critic} if isinstance(critic, nn.Module) else {})}
+        if ranks.size > 1:
+            take_first(
+                ranks, [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
+            )
+            if alike and ranks.is_first:
+                warnings.warn(
+                    f"distributed: the gradient of estimator={estimator!r} is exact here, with no trajectories to "
+                    f"share out, so that every rank does the same work; name an estimator that samples",
+                    UserWarning,
+                    stacklevel=levels_to_the_user(),
                 )
-            optimizer.step()
-            if anneal:
-                schedule.step()
-            history[step] = elbo
-            bar.advance(f"ELBO {elbo:.3f} nats")
-            if callback is not None:
-                callback(step, elbo)
-    return FitResult(policy, history, temperatures, estimator, critic, time.perf_counter() - started)
+        loss = loss_of(process)
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=learning_rate / 20)
+        history = torch.empty(steps, dtype=torch.float64)
+        kept = None
+        if checkpoint is not None:
+            kept = FitCheckpoint(checkpoint, ranks, checkpoint_seconds, given, modules, optimizer, history)
+        size = sys.maxsize
+        if alike:  # messages are long chains of small operations, however many numbers they are
+            size = 0
+        elif isinstance(process, PartiallyObservedMDP):  # as are memories, moved on step by step
+            size = ranks.share(num_trajectories) * sum(parameter.numel() for parameter in parameters)
+        started = time.perf_counter()
+        shown = progress if ranks.is_first else False
+        keeping = kept.noting() if kept else nullcontext()
+        with progress_bar("fit", steps, show=shown) as bar, one_thread_if_small(size), ranks.own_stream(), keeping:
+            for step in range(kept.resume(schedule) if kept else 0, steps):
+                optimizer.zero_grad(set_to_none=True)
+                if factor != 1:
+                    loss = loss_of(process if temperatures[step] == own else _at(process, float(temperatures[step])))
+                value = loss()
+                if value.requires_grad:
+                    value.backward()
+                elbo = -float(value.detach())
+                if not torch.isfinite(value.detach()):
+                    raise ValueError(
+                        f"the ELBO is {elbo} at step {step}; check rewards and action prior, or lower learning_rate"
+                    )
+                optimizer.step()
+                if anneal:
+                    schedule.step()
+                history[step] = elbo
+                bar.advance(f"ELBO {elbo:.3f} nats")
+                if callback is not None:
+                    callback(step, elbo)
+                if kept is not None:
+                    kept.keep(step + 1, schedule)
+        return FitResult(policy, history, temperatures, estimator, critic, time.perf_counter() - started)
 
 
 def _tempering(process: Process, asked: float | None) -> float:
@@ -257,13 +310,7 @@ def _tempering(process: Process, asked: float | None) -> float:
         return float(asked)
     if not isinstance(process, PartiallyObservedMDP) or process.horizon is None:
         return 1.0
-    return max(1.0, _spread_of_returns(process, 1000) / float(process.temperature))
-
-
-def _spread_of_returns(process: Process, num_trajectories: int) -> float:
-    """Returns the standard deviation of the action prior's returns, in reward units."""
-    with torch.no_grad(), seeded(0):
-        return float(process.rollout(None, num_trajectories).returns(discounted=True).std())
+    return max(1.0, spread_of_returns(process, 1000) / float(process.temperature))
 
 
 def _at(process: Process, temperature: float) -> Process:
@@ -351,47 +398,6 @@ class _ProjectionByMessages:
         return regress
 
 
-def _new_critic(process: Process, estimator: str) -> nn.Module:
-    hidden = isinstance(process, PartiallyObservedMDP) or (isinstance(process, ProgramProcess) and process.sees_history)
-    if estimator == "em" and hidden:
-        raise ValueError(
-            "critic: estimator='em' learns no soft Q where the state is hidden, as it would be trusted where it was "
-            "never learned; pass critic=, such as that of a fit by 'exact_sum' or a soft V, or a teacher; or use 'auto'"
-        )
-    # A network's outputs are of order one, and so are soft values in nats where rewards matter little.
-    scale = float(torch.as_tensor(process.temperature))
-    if estimator in ("em", "path_consistency"):  # whose critics are more than baselines: they must become right
-        scale = max(scale, _spread_of_returns(process, 1000))
-    if isinstance(process, PartiallyObservedMDP):
-        return _critic_of_hidden(process, estimator, scale)
-    if estimator == "path_consistency" and isinstance(process, TabularMDP):
-        return LearnedTable(process.num_states, horizon=process.horizon, scale=scale)
-    if isinstance(process, ProgramProcess) and process.sees_history:
-        head = _head(gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,)), process, estimator, scale)
-        return RecurrentPolicy(process.observation_space, process.action_space, head=head, memory_size=_MEMORY)
-    return _head(process.state_space, process, estimator, scale)
-
-
-def _critic_of_hidden(process: PartiallyObservedMDP, estimator: str, scale: float) -> nn.Module:
-    """Returns a critic on the belief where that is exact, else on the history."""
-    exact_belief = isinstance(process, TabularPOMDP)
-    space = belief_space(process) if exact_belief else gymnasium.spaces.Box(-1.0, 1.0, (_MEMORY,))
-    head = _head(space, process, estimator, scale)
-    return BeliefPolicy(process, head) if exact_belief else RecurrentPolicy.of(process, head=head, memory_size=_MEMORY)
-
-
-def _head(space: gymnasium.Space[Any], process: Process, estimator: str, scale: float) -> nn.Module:
-    discrete = isinstance(process.action_space, gymnasium.spaces.Discrete)
-    if estimator == "em" and not discrete:
-        options: dict[str, Any] = {"horizon": process.horizon, "hidden_sizes": (64, 64), "scale": scale}
-        return QEnsemble(space, process.action_space, num_critics=1, **options)
-    if estimator not in ("exact_sum", "n_step", "em"):
-        return SoftV(space, horizon=process.horizon, scale=scale)
-    if not isinstance(process.action_space, gymnasium.spaces.Discrete):
-        raise ValueError(f"estimator={estimator!r} needs discrete actions, got {process.action_space}; use 'auto'")
-    return SoftQ(space, int(process.action_space.n), horizon=process.horizon, scale=scale)
-
-
 def _has_cheap_exact_gradient(process: Process) -> bool:
     if not isinstance(process, TabularMDP):
         return False
@@ -399,27 +405,34 @@ def _has_cheap_exact_gradient(process: Process) -> bool:
     return (process.horizon or 1) * size <= _EXACT_LIMIT
 
 
+def _minus_elbo(process: Process, policy: nn.Module) -> Tensor:
+    return -exact.elbo(process, policy)
+
+
 def _loss(
     process: Process,
     policy: nn.Module,
-    estimator: FitEstimator,
+    estimator: Any,
     critic: Callable[[Any, Any], Tensor] | QEnsemble | None,
     num_trajectories: int,
     options: dict[str, Any],
+    ranks: Ranks,
+    pooled: PooledLoss,
 ) -> Callable[[], Tensor]:
     """Returns a function whose value is minus the ELBO and whose gradient is the estimator's."""
-    if estimator == "exact":
-        return lambda: -exact.elbo(process, policy)
+    options = {**options, "distributed": ranks.size > 1}
     objective = TrajectoryELBO(estimator, critic, **options)
+    share = ranks.share(num_trajectories)
+    objective.pooled = pooled  # of one fit, at whatever temperatures
     if isinstance(process, MarkovDecisionProcess):
         guide = follow(process, policy)
-        return lambda: objective.differentiable_loss(process, guide, num_trajectories) / num_trajectories
+        return lambda: objective.differentiable_loss(process, guide, share) / num_trajectories
     if isinstance(process, ProgramProcess):
         if not process.is_vectorized():
             objective = TrajectoryELBO(estimator, critic, num_particles=num_trajectories, **options)
             guide = follow(process.program, policy)
             return lambda: objective.differentiable_loss(process.program, guide)
-        batch = process.in_plate(num_trajectories)
+        batch = process.in_plate(share)
         guide = follow(batch, policy)
         return lambda: objective.differentiable_loss(batch, guide) / num_trajectories
     raise ValueError(f"fit cannot train on {type(process).__name__}: it has no program to differentiate")

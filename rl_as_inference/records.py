@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from rl_as_inference.whole_files import written_whole
 
 __all__ = [
+    "OF_RANKS",
     "PATTERNS",
     "RECORD",
     "FoundProblem",
@@ -33,7 +34,8 @@ __all__ = [
 RECORD = "run.json"
 """The file that makes a folder a run's."""
 
-PATTERNS = ("tensorboard/events.out.tfevents.*", "videos/episode-*.mp4")
+OF_RANKS = "checkpoint.rank*.safetensors"
+PATTERNS = ("tensorboard/events.out.tfevents.*", "videos/episode-*.mp4", OF_RANKS)
 """Names that a record may tell of before they are known; no other may have a ``*`` that means anything."""
 
 _COMMANDS = ("compare", "fit", "train", "robustness")
@@ -94,13 +96,16 @@ class RunRecord:
         )
 
     @classmethod
-    def read(cls, folder: Path, argument: str = "RUN", commands: Collection[str] = _COMMANDS) -> RunRecord:
+    def read(
+        cls, folder: Path, argument: str = "RUN", commands: Collection[str] = _COMMANDS, *, unfinished: bool = False
+    ) -> RunRecord:
         """Returns the record in ``folder``.
 
         Args:
             folder: of a run.
             argument: what an error begins with.
             commands: of which the run may be.
+            unfinished: whether it may be one that did not come to its end, as runs of ``train`` may.
 
         Raises:
             ValueError: if there is no such record, it is damaged, or of another command.
@@ -127,7 +132,7 @@ class RunRecord:
         record = cls._from_json(found, argument, path)
         if record.command not in commands:
             raise ValueError(f"{argument}: {str(path)!r} is of rlai {record.command}, and {wanted}")
-        if not record.finished and record.command != "train":  # which alone has something to go on from
+        if not record.finished and record.command != "train" and not unfinished:  # which can be looked at
             raise ValueError(_unfinished(argument, folder))
         return record
 

@@ -177,6 +177,7 @@ SEEDED: dict[str, Callable[[], Any]] = {
 """What draws from a seed of its own."""
 
 DETERMINISTIC: dict[str, Callable[[], Any]] = {
+    "joined": lambda: rlai.joined(False).__enter__(),
     "SoftPolicyIteration": lambda: rlai.SoftPolicyIteration(MDP).learn(),
     "bayes_adaptive": lambda: rlai.bayes_adaptive(models.families.bandit(2, dtype=torch.float64), num_episodes=2),
     "exact.plan": lambda: exact.plan(MDP),

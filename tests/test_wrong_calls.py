@@ -379,8 +379,11 @@ CALLS: dict[str, Call] = {
             "tempering": POSITIVE,
             "callback": [3, "print"],
             "n": COUNT,
+            "checkpoint": [3, ["a", "b"]],
+            "checkpoint_seconds": POSITIVE,
         },
     ),
+    "joined": Call(rlai.joined, lambda: {"distributed": False}),
     "TrajectoryELBO": Call(rlai.TrajectoryELBO, wrong={"n": COUNT, "projection": [3, "em"], "behavior": CALLABLE}),
     # exact
     "exact.plan": Call(exact.plan, of_mdp()),

@@ -15,6 +15,7 @@ from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.episodes import Origin
 from rl_as_inference.agents.frames import FrameStack
 from rl_as_inference.agents.options import ACTION_SCALES, LearnerOptions
+from rl_as_inference.agents.shared_learning import agree_on_environments, device_of, ranks_of
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.windows import Window, WindowedEnvironments
 from rl_as_inference.factored import Factors
@@ -44,6 +45,7 @@ class Arena:
         normalization: of what the environments give, by wrappers around each; None where there is none.
         envs: the environments, of all seeds.
         num_envs: of each seed.
+        ranks: that learn together.
         task: what an algorithm is told.
 
     Raises:
@@ -55,14 +57,17 @@ class Arena:
         self.env_kwargs: Mapping[str, Any] = dict(options["env_kwargs"] or {})
         self.process = source if isinstance(source, MarkovDecisionProcess) else None
         seeds = options["seeds"] or 1
-        device = chosen_device(options["device"])
+        self.ranks = ranks_of(options)
+        device = chosen_device(device_of(self.ranks, options["device"]))
+        self.ranks.check_devices(device)
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
         self.asynchronous = options["asynchronous"]
         self.normalization = _normalization(options)
         self._masks: Literal["look"] | int | None = "look" if options["action_masks"] and self.process is None else None
         self._is_made = False
-        envs = self._made(source, num_envs=count, seed=options["seed"], **self.env_kwargs)
+        envs = self._made(source, num_envs=count, seed=self.seed(options["seed"]), **self.env_kwargs)
+        agree_on_environments(self.ranks, source, envs)
         self._is_made = True
         self._masks = envs.mask_size
         self.observation_space = envs.state_space
@@ -81,6 +86,10 @@ class Arena:
                 "environment's id, or make the vector with autoreset_mode=AutoresetMode.SAME_STEP"
             )
         self.task = self._task(options, device)
+
+    def seed(self, seed: int) -> int:
+        """Returns the seed of this rank's environments."""
+        return self.ranks.seed(seed) % 2**31 if self.ranks.rank else seed
 
     def _task(self, options: LearnerOptions, device: torch.device) -> Task:
         process, action_space = self.process, self.envs.action_space

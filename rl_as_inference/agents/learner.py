@@ -15,7 +15,7 @@ from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
-from rl_as_inference.agents.compilation import CompileCost, repays
+from rl_as_inference.agents.compilation import CompileCost
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
 from rl_as_inference.agents.export import Exported, Format, export_policy
@@ -24,6 +24,8 @@ from rl_as_inference.agents.loading import Load
 from rl_as_inference.agents.loop import Loop
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.reports import Counts, Reporter, progress_text
+from rl_as_inference.agents.shared_learning import file_of_rank, of_this_rank, signal_to_stop
+from rl_as_inference.agents.shared_update import SharedUpdate
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
@@ -40,10 +42,6 @@ from rl_as_inference.turns import turn
 
 __all__ = ["Learner"]
 
-_MEASURE_FROM = 2_000
-"""``compile="auto"`` asks from so many updates on whether compiling repays itself; fewer never do."""
-_COMPILE_FROM = 10_000
-"""On a GPU it compiles from so many updates on."""
 _LATEST = 1000
 """Transitions whose states are looked at for what a mask allows there."""
 
@@ -168,8 +166,7 @@ class Learner:
 
         With several environments a step of them all counts ``num_envs``, so the last one may go past
         the number. Ctrl-C, or SIGTERM where nobody else handles it, ends it after the running step, with everything
-        consistent, by raising KeyboardInterrupt. Between steps it gives way to other threads that act, evaluate, save
-        or learn.
+        consistent, by raising KeyboardInterrupt. Between steps it gives way to other threads.
 
         Args:
             num_steps: ≥ 1.
@@ -187,9 +184,12 @@ class Learner:
         check_count("report_every", report_every)
         self._check_whole()
         self._steps_asked += num_steps
-        first, end = self.num_steps, self.num_steps + num_steps
+        ranks, begun = self.arena.ranks, self.num_steps
+        ranks.agree("learn", {"num_steps": num_steps, "what was learned": begun})
+        first, end = begun, begun + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
-        with asked_to_stop() as asked, progress_bar(title, num_steps, show=progress) as bar:
+        shown = progress if ranks.is_first else False
+        with asked_to_stop() as asked, progress_bar(title, num_steps, show=shown) as bar:
             with self._random, self.threads(), torch.no_grad():
                 self._prepare(bar.say, self._steps_asked)
                 reporter = Reporter(self, report_every, self._reported)
@@ -197,8 +197,8 @@ class Learner:
                 turn.give_way()
                 with self._random, self.threads(), torch.no_grad():
                     while self.num_steps < end:
-                        if asked:
-                            raise stop_of(asked[0])
+                        if stop := signal_to_stop(ranks, asked, (self.num_steps - begun) // self.num_envs):
+                            raise stop_of(stop)
                         self._loop.step()
                         if self.num_steps >= reporter.due or self.num_steps >= end:
                             self._loop.catch_up()
@@ -214,8 +214,8 @@ class Learner:
                             on_step()
                         if turn.is_wanted:  # by another thread: what is global is put back first
                             break
-            if asked:
-                raise stop_of(asked[0])
+            if stop := signal_to_stop(ranks, asked, 0):
+                raise stop_of(stop)
 
     def settle_compile(self, num_steps: int) -> bool:
         """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
@@ -231,16 +231,9 @@ class Learner:
     def _settle(self, num_steps: int) -> None:
         """Decides for ``compile="auto"`` whether compiling repays itself in so many steps, by a measurement."""
         num_updates = max(num_steps - self.learning_starts, 0) * self.updates_per_step
-        if self._compiles or num_updates < _MEASURE_FROM:
-            return
-        if self.device.type != "cpu":
-            self._compiles = num_updates >= _COMPILE_FROM
-            return
-        with self._random.unmoved():
-            if not self._update.ready:
-                self._update.prepare(compile=False)
-            seconds, self._compile_cost = self._update.measure()
-        self._compiles = repays(num_updates, seconds, self._compile_cost)
+        if not self._compiles:
+            with self._random.unmoved():
+                self._compiles, self._compile_cost = self._update.repays_compiling(num_updates)
 
     def act(self, observation: Any, deterministic: bool = False, t: Any = 0, action_mask: Any = None) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.
@@ -356,17 +349,18 @@ class Learner:
 
         Parameters, optimiser, targets, replay, random numbers and the running episodes; with notes
         that JSON can hold. One safetensors file: loading it never runs code. Without replay it is small, and learning
-        that goes on from it has no transitions but those that follow.
+        that goes on from it has no transitions but those that follow. Of several ranks each writes its own, beside
+        rank 0's (``agent.rank1.safetensors``), and each restores its own; other numbers of ranks may go on from them.
 
         Raises:
             ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
         self._check_whole()
         save_snapshot(
-            path,
+            file_of_rank(path, self.arena.ranks.rank),
             self._with_counts(self._loop.snapshot(replay=replay)),
             identity_of(self),
-            how_made(self.arena.source, self.options),
+            {**how_made(self.arena.source, self.options), "ranks": self.arena.ranks.size},
             notes,
         )
 
@@ -387,9 +381,15 @@ class Learner:
     @in_turn
     def go_on_from(self, saved: Saved) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it; if it raises, nothing changed."""
-        saved.check(identity_of(self), self._with_counts(self._loop.state()))
+        ranks, present = self.arena.ranks, self._with_counts(self._loop.state())
+        saved, exact = of_this_rank(saved, ranks, present)
+        saved.check(identity_of(self), present)
         try:
             self._loop.restore(saved.snapshot)
+            if not exact:
+                self._loop.draw_apart(self.num_steps)
+            if isinstance(self._update, SharedUpdate):
+                self._update.take_first()
         except ValueError as error:
             raise ValueError(f"path: {saved.path!r} does not fit: {error}") from error
         self._reported = Counts(*(progress := saved.snapshot.progress).get("reported", Counts.of(self)))

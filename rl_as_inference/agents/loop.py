@@ -19,6 +19,7 @@ from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
+from rl_as_inference.agents.shared_update import SharedUpdate
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.update import Update
 from rl_as_inference.batch_norm import RewardScale, Told
@@ -63,8 +64,10 @@ class Loop:
         self.held = self._held_noise()
         with self.random:
             self.modules = [self._made_modules() for _ in range(self.num_seeds)]
-            with torch.no_grad():
-                first = self.envs.reset()
+        if arena.ranks.rank:
+            self.draw_apart()
+        with self.random, torch.no_grad():
+            first = self.envs.reset()
         self._scales = [
             [layer for module in modules.values() for layer in module.modules() if isinstance(layer, RewardScale)]
             for modules in self.modules
@@ -96,7 +99,8 @@ class Loop:
         learned_from = self.replay if self.companion is None else self.companion.replay
         if task.masks is not None:
             learned_from.show(self._stored(first[:: self.num_envs]))
-        self.update = Update(
+        together: dict[str, Any] = {} if arena.ranks.size == 1 else {"ranks": arena.ranks}
+        self.update: Update = (SharedUpdate if together else Update)(
             self.modules,
             algorithm,
             learned_from,
@@ -107,6 +111,7 @@ class Loop:
             learning_rate=options["learning_rate"],
             adam_beta=options["adam_beta"],
             target_average=options["target_average"],
+            **together,
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
         self.walk: DeviceWalk | None = None
@@ -130,6 +135,11 @@ class Loop:
                 self.check_parameters()
                 raise
         self._learn()
+
+    def draw_apart(self, steps: int = 0) -> None:
+        """Begins a stream of random numbers that is this rank's own, from so many steps on."""
+        seed = self.arena.ranks.seed(self.options["seed"] + steps)
+        self.random.states = RandomStream(seed, self.task.device).states
 
     def catch_up(self) -> None:
         """Tells the ledger what ended in the steps that were taken on the device."""

@@ -46,8 +46,8 @@ ALGORITHMS = {
 }
 """As the command line calls them."""
 
-_APART = ("seed", "env_kwargs")
-"""Options that a record holds as its own fields."""
+_APART = ("seed", "env_kwargs", "distributed")
+"""Options that a record holds as its own fields, and with whom it was learned, which may change."""
 
 
 def settings_of(agent: Learner) -> dict[str, Any]:

@@ -220,6 +220,14 @@ class LearnerOptions(TypedDict, total=False):
     burn_in: Annotated[
         int, Row(8, "with memory: steps before these that only warm the encoder up", partial(check_count, least=0))
     ]
+    distributed: Annotated[
+        bool,
+        Row(
+            False,
+            "learn with the other ranks of a torchrun job: environments and replay each its own, one gradient, the "
+            "mean of theirs (docs/scaling.md)",
+        ),
+    ]
     precision: Annotated[
         Precision,
         Row("float32", "inside matrix products, whose sums stay whole: 'bfloat16' rounds what is multiplied"),

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl_as_inference.agents.checkpoint import load_saved, named_environment
+from rl_as_inference.agents.clock import Clock
 from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_curve, write_curve
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.made_again import settings_of
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
+from rl_as_inference.distributed import RankError
 from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.progress import ProgressBar, progress_bar
-from rl_as_inference.records import RunRecord, files_of, has_begun
+from rl_as_inference.records import OF_RANKS, RunRecord, files_of, has_begun
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.stops import stoppable
 
@@ -40,8 +44,10 @@ RUN_FILES = {
 }
 """What may be in the folder of a run, beside its record."""
 VIDEO_FILES = f"{VIDEOS}/episode-*.mp4"
-_OWN = (CHECKPOINT, BEST, _DIVERGED, _CURVE, _PICTURE, f"{_TENSORBOARD}/events.out.tfevents.*")
+_OWN = (CHECKPOINT, OF_RANKS, BEST, _DIVERGED, _CURVE, _PICTURE, f"{_TENSORBOARD}/events.out.tfevents.*")
 """What training itself may write."""
+_TOGETHER = 64
+"""Steps between those at which ranks ask rank 0 whether a checkpoint is due by the clock."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,10 @@ def train(
     parameters are no longer finite it is named ``diverged.safetensors`` and the last good one stays. What is killed
     loses at most ``checkpoint_minutes``, an evaluation, and the time to write one checkpoint.
 
-    One process at a time writes to a folder; ``run.lock`` there says which.
+    One process at a time writes to a folder; ``run.lock`` there says which. Of several ranks (``distributed=True``)
+    rank 0 does, and evaluates; the others call this too, and save what they go on from, replay above all, in files of
+    their own (``checkpoint.rank1.safetensors``). Another number of ranks may go on: what is learned is rank 0's, and a
+    rank without a file of its own begins with the replay of another and new episodes.
 
     ``keep_best=True`` also keeps ``best.safetensors``: the agent of the evaluation with the largest mean return, over
     all episodes of all seeds, the first of several alike. It is a file as :meth:`Learner.save` writes it without
@@ -171,9 +180,14 @@ def train(
         raise ValueError("resume=True goes on in a folder; name it")
     with contextlib.ExitStack() as stack:
         stack.enter_context(stoppable())
-        if isinstance(folder, str | Path):
-            folder = stack.enter_context(RunFolder(Path(folder), "folder"))
-        run = _Logbook(agent, folder, resume, evaluate_episodes, on_row, keep_best, checkpoint_minutes)
+        first = agent.arena.ranks.is_first
+        path = folder.path if isinstance(folder, RunFolder) else None if folder is None else Path(folder)
+        if not first:
+            folder = None
+        elif path is not None and not isinstance(folder, RunFolder):
+            folder = stack.enter_context(RunFolder(path, "folder"))
+        assert folder is None or isinstance(folder, RunFolder)
+        run = _Logbook(agent, folder, path, resume, evaluate_episodes, on_row, keep_best, checkpoint_minutes)
         lengths: dict[str, Any] = {
             "num_steps": num_steps,
             "evaluate_every": evaluate_every,
@@ -190,7 +204,9 @@ def train(
 
         try:
             title = f"{type(agent).__name__} on {agent.envs.name}"
-            with progress_bar(title, num_steps, show=progress, done=min(agent.num_steps, num_steps)) as bar:
+            with progress_bar(
+                title, num_steps, show=progress if first else False, done=min(agent.num_steps, num_steps)
+            ) as bar:
                 while True:
                     ended = agent.num_steps >= num_steps
                     if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
@@ -223,35 +239,6 @@ def _passed(every: int, last: int, now: int, ended: bool) -> bool:
     return now // every > last // every or (ended and now > last)
 
 
-class _Clock:
-    """Counts the time and the steps of learning."""
-
-    def __init__(self, agent: Learner) -> None:
-        self.agent = agent
-        self._seconds = self._running = 0.0
-        self._steps, self._start = 0, math.nan
-
-    @property
-    def seconds(self) -> float:
-        """Of learning so far."""
-        return self._seconds + (0.0 if math.isnan(self._start) else time.perf_counter() - self._start)
-
-    def __enter__(self) -> None:
-        self._start, self._from, self._compiling = time.perf_counter(), self.agent.num_steps, self.agent.compile_seconds
-
-    def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self._start
-        self._seconds, self._start = self._seconds + seconds, math.nan
-        compiled = self.agent.compile_seconds != self._compiling
-        self._running += seconds - (self.agent.compile_seconds if compiled else 0.0)
-        self._steps += self.agent.num_steps - self._from
-
-    @property
-    def steps_per_second(self) -> float:
-        """Compiling not counted."""
-        return self._steps / self._running if self._steps else math.nan
-
-
 class _Logbook:
     """What a run has written so far; without a folder, what it would have."""
 
@@ -259,22 +246,27 @@ class _Logbook:
         self,
         agent: Learner,
         folder: RunFolder | None,
+        path: Path | None,
         resume: bool,
         num_episodes: int,
         on_row: Callable[[CurveRow], None] | None,
         keep_best: bool,
         minutes: float | None,
     ) -> None:
-        self.agent, self.folder, self.num_episodes, self.on_row = agent, folder, num_episodes, on_row
+        self.ranks = agent.arena.ranks
+        self.path = path  # also of ranks that do not write the folder's own files
+        self.agent, self.folder, self.num_episodes = agent, folder, num_episodes
+        self.on_row = on_row if self.ranks.is_first else None
         self.resume, self.keep_best, self.best = resume, keep_best, -math.inf
-        self.most = math.inf if minutes is None or folder is None else 60 * minutes
+        self.most = math.inf if minutes is None or path is None else 60 * minutes
         self.curve: list[CurveRow] = []
         self.last: Evaluation | None = None
         self.seconds_before = 0.0
-        self.clock = _Clock(agent)
+        self.clock = Clock(agent)
         self.writer: Any = None
-        if folder is not None:
-            self._open(folder.path, resume)
+        self._ticks = 0
+        if path is not None:
+            self._open(path, resume)
         self.saved, self.saved_at = agent.num_steps, time.monotonic()
         self.evaluated = max((row.step for row in self.curve), default=None)
 
@@ -284,19 +276,23 @@ class _Logbook:
         return self.seconds_before + self.clock.seconds
 
     def _open(self, folder: Path, resume: bool) -> None:
-        checkpoint = folder / CHECKPOINT
-        if not resume and (checkpoint.exists() or files_of(folder)):
+        checkpoint, first = folder / CHECKPOINT, self.ranks.is_first
+        if first and not resume and (checkpoint.exists() or files_of(folder)):
             what = "a checkpoint" if checkpoint.exists() else "files"
             raise ValueError(
                 f"folder: {str(folder)!r} has {what} of an earlier run; go on with resume=True, or choose another"
             )
-        if resume and checkpoint.exists():
-            self.seconds_before = _number({"seconds": 0.0, **self.agent.restore(checkpoint)}, "seconds", checkpoint)
+        if not self.ranks.broadcast(resume and checkpoint.exists()):
+            return
+        notes = self.agent.restore(checkpoint)
+        self.seconds_before = _number({"seconds": 0.0, **notes}, "seconds", checkpoint)
+        if first:
             if has_begun(folder):
                 RunRecord.read(folder, "folder").check_file(folder, _CURVE, "folder")
             self.curve = read_curve(folder / _CURVE, self.agent.num_steps)
             if self.keep_best and (folder / BEST).exists():
                 self.best = _number(load_saved(folder / BEST).notes, "mean_return", folder / BEST)
+        self.curve = self.ranks.broadcast(self.curve)
 
     def begin(self, problem: str | None, options: Mapping[str, Any] | None, **settings: Any) -> None:
         """Writes what is run; a run that goes on keeps what it was, with the settings of now."""
@@ -320,6 +316,7 @@ class _Logbook:
 
     def finish(self, title: str) -> None:
         """Draws the curve, and writes that the run came to its end."""
+        self.ranks.sum(torch.zeros(()))  # all have saved what they end with
         if self.folder is None:
             return
         ax: Any = plot_learning_curve(self.curve, title=title)
@@ -330,7 +327,11 @@ class _Logbook:
 
     def tick(self) -> None:
         """Makes a checkpoint where the last is long ago; between two steps."""
-        if time.monotonic() - self.saved_at >= self.most:
+        due = time.monotonic() - self.saved_at >= self.most
+        if self.ranks.size > 1 and self.most < math.inf:  # by rank 0's clock
+            self._ticks += 1
+            due = self._ticks % _TOGETHER == 0 and bool(self.ranks.sum(torch.tensor(due and self.ranks.is_first).int()))
+        if due:
             self.checkpoint()
 
     def report(self, row: dict[str, float]) -> None:
@@ -353,7 +354,8 @@ class _Logbook:
     def evaluate(self, bar: ProgressBar) -> None:
         bar.say("evaluating")
         agent, step = self.agent, self.agent.num_steps
-        self.last = self.play()
+        self.last = self.ranks.broadcast(self.play() if self.ranks.is_first else None)
+        assert self.last is not None
         rows = [
             CurveRow(
                 step,
@@ -394,16 +396,23 @@ class _Logbook:
         self._save(CHECKPOINT)
 
     def _save(self, name: str) -> None:
-        if self.folder is not None:
-            self.agent.save(self.folder.path / name, seconds=self.seconds)
+        if self.path is not None:
+            self.agent.save(self.path / name, seconds=self.seconds)
+        if self.writer is not None:
             self.writer.flush()
         self.saved, self.saved_at = self.agent.num_steps, time.monotonic()
 
     def rescue(self, stop: BaseException) -> None:
         """Saves the step at which the run is stopped, and says so in a note to ``stop``."""
         step = self.agent.num_steps
-        if self.folder is None:
+        if self.path is None:
             stop.add_note(f"at step {step}, and nothing is kept: the run has no folder")
+        elif isinstance(stop, RankError):  # those that are left may be at different steps
+            stop.add_note(
+                f"go on from {self.path / CHECKPOINT}, of step {self.saved}, with any number of ranks"
+                if (self.path / CHECKPOINT).exists()
+                else "there is no checkpoint yet"
+            )
         elif not self.agent.is_whole:
             stop.add_note(f"inside a step; the last checkpoint is of step {self.saved}")
         elif step == self.saved:
@@ -416,7 +425,7 @@ class _Logbook:
             except (ValueError, OSError) as error:  # what stops the run is told first
                 stop.add_note(f"at step {step}, which cannot be saved ({error}){before}")
             else:
-                stop.add_note(f"at step {step}, saved in {self.folder.path / name}{beside}")
+                stop.add_note(f"at step {step}, saved in {self.path / name}{beside}")
 
     def close(self) -> None:
         if self.writer is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rl_as_inference.agents.algorithm import Algorithm
-from rl_as_inference.agents.compilation import CompileCost, accelerate, compiled_if_possible
+from rl_as_inference.agents.compilation import CompileCost, accelerate, compiled_if_possible, repays
 from rl_as_inference.agents.functional import Networks
 from rl_as_inference.agents.parameters import FlatParameters, Tree
 from rl_as_inference.agents.replay import Replay
@@ -25,6 +25,10 @@ __all__ = ["Update"]
 
 _BETA, _EPSILON = 0.999, 1e-8
 """Adam's β₂ and ε (Kingma & Ba 2015)."""
+_MEASURE_FROM = 2_000
+"""``compile="auto"`` asks from so many updates on whether compiling repays itself; fewer never do."""
+_COMPILE_FROM = 10_000
+"""On a GPU it compiles from so many updates on."""
 _MEASURED = 12
 """Updates that tell how long one takes."""
 
@@ -175,6 +179,17 @@ class Update:
             f"{[step.code for step in steps if isinstance(step, fx.GraphModule)]} {shapes}"
         )
 
+    def repays_compiling(self, num_updates: float) -> tuple[bool, CompileCost | None]:
+        """Returns whether compiling repays itself in so many updates; and what it costs, if that was measured."""
+        if num_updates < _MEASURE_FROM:
+            return False, None
+        if self._written[0].device.type != "cpu":
+            return num_updates >= _COMPILE_FROM, None
+        if not self.ready:
+            self.prepare(compile=False)
+        seconds, cost = self.measure()
+        return repays(num_updates, seconds, cost), cost
+
     def act(self) -> None:
         """Draws actions for the present observation."""
         self._act()
@@ -249,6 +264,22 @@ class Update:
             tensors[: len(self._ranked)],
             tensors[len(self._ranked) :],
         )
+        slope, seen = self._slope(whole, ranked, learned, storage, size, position)
+        return (*self._moved(whole, slope, learned, observation, time), *seen)
+
+    def _slope(
+        self,
+        whole: bool,
+        ranked: Sequence[Tensor],
+        learned: Sequence[Tensor],
+        storage: Tensor,
+        size: Tensor,
+        position: Tensor,
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Returns one seed's gradient, reported numbers and running statistics (if any), each one vector.
+
+        And what replay's priorities look at, if there are any.
+        """
         old = dict(zip(self.tensors, learned, strict=True))
         row = weight = None
         if self._priorities is not None:
@@ -278,26 +309,39 @@ class Update:
         if row is not None:
             count = old["sums"].shape[-1]
             metrics, seen = metrics[:count], (row, metrics[count:])
-        new = self._adam(tree, old, self.groups if whole else self.groups[:1])
+        slope = [self.layout.flatten(tree, self._stop(whole)), metrics]
+        if "statistics" in old:
+            slope.append(self.statistics_layout.flatten(running))
+        return slope, seen
+
+    def _stop(self, whole: bool) -> int:
+        """Returns where in the vector of parameters those end that are learned."""
+        return self.groups[-1 if whole else 0].stop
+
+    def _moved(
+        self, whole: bool, slope: Sequence[Tensor], learned: Sequence[Tensor], observation: Tensor, time: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns one seed's learned numbers after a step along a gradient, and its next actions."""
+        old, (gradient, metrics, *running) = dict(zip(self.tensors, learned, strict=True)), slope
+        new = self._adam(gradient, old, self.groups if whole else self.groups[:1])
         if self.algorithm.projects:
             moved = self.layout.unflatten(new["parameters"])
-            kept = self.algorithm.project(self.template, {name: moved[name] for name in trained})
-            new["parameters"] = self.layout.flatten({**moved, **kept})
+            trained = {name: each for name, each in moved.items() if whole or name not in self.late}
+            new["parameters"] = self.layout.flatten({**moved, **self.algorithm.project(self.template, trained)})
         new["sums"] = old["sums"] + metrics
         if "targets" in old:
             present = torch.cat([new["parameters"][self.layout.spans[name]] for name in self.algorithm.targeted])
             new["targets"] = torch.lerp(old["targets"], present, self.target_average)
-        if "statistics" in old:
-            new["statistics"] = self.statistics_layout.flatten(running)
+        if running:
+            new["statistics"] = running[0]
         action = self._drawn(new["parameters"], new.get("statistics"), observation, time)
-        return (*(new[name] for name in self.tensors), action, *seen)
+        return (*(new[name] for name in self.tensors), action)
 
-    def _adam(self, gradients: Tree, old: Mapping[str, Tensor], groups: Sequence[slice]) -> dict[str, Tensor]:
+    def _adam(self, gradient: Tensor, old: Mapping[str, Tensor], groups: Sequence[slice]) -> dict[str, Tensor]:
         """Returns parameters and moments after a step of Adam on the first groups; the others stay as they are.
 
         Kingma & Ba (2015, arXiv:1412.6980), algorithm 1, over all modules of a group at once.
         """
-        gradient = self.layout.flatten(gradients, groups[-1].stop)
         parts: dict[str, list[Tensor]] = {name: [] for name in _ADAM}
         for index, group in enumerate(groups):
             first, second = old["decays"][2 * index : 2 * index + 2].unbind()

@@ -14,10 +14,12 @@ from rl_as_inference import exact
 from rl_as_inference.checkpoints import save_policy
 from rl_as_inference.cli.common import (
     PROBLEM_OPTIONS,
+    Distributed,
     Hidden,
     Out,
     Overwrite,
     Progress,
+    Resume,
     Seed,
     app,
     check_least,
@@ -30,9 +32,12 @@ from rl_as_inference.cli.common import (
 )
 from rl_as_inference.cli.runs import check_run_folder, new_run_folder, show
 from rl_as_inference.compare import Comparison, compare, compare_gradients
+from rl_as_inference.distributed import present
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inspect import Method, plots, posterior, save_posterior
+from rl_as_inference.inference.posteriors import shared_posterior
+from rl_as_inference.inference.spreading import SPREAD
+from rl_as_inference.inspect import Method, plots, save_posterior
 from rl_as_inference.nouns import Process
 from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
@@ -88,6 +93,8 @@ def compare_command(
         int, typer.Option(help="Trajectories for each row of --gradients.")
     ] = 100_000,
     progress: Progress = None,
+    resume: Resume = False,
+    distributed: Distributed = False,
 ) -> None:
     """Train a guide on the ELBO; show it beside SAC's objective and the exact answers."""
     check_least(
@@ -95,9 +102,13 @@ def compare_command(
         num_draws=(num_draws, 1),
         gradients_num_trajectories=(gradients_num_trajectories, 100),
     )
-    run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
+    run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed, resume)
     fitted = run.train(steps, estimator, fit_num_trajectories, learning_rate, hidden_sizes, progress)
-    comparison = compare(run.process, fitted.policy, num_trajectories=num_trajectories)
+    comparison = compare(run.process, fitted.policy, num_trajectories=num_trajectories, distributed=run.ranks.size > 1)
+    if not run.ranks.is_first:
+        if out is not None and run.shares_draws:
+            run.draws(fitted, num_draws)
+        return
     measured = None
     if gradients:
         measured = compare_gradients(
@@ -134,10 +145,14 @@ def fit_command(
     hidden_sizes: Hidden = "64,64",
     seed: Seed = 0,
     progress: Progress = None,
+    resume: Resume = False,
+    distributed: Distributed = False,
 ) -> None:
     """Train a guide on the ELBO and save it."""
-    run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed)
+    run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed, resume)
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
+    if not run.ranks.is_first:
+        return
     if run.folder is not None:
         best = None
         if exact.is_available(run.process):
@@ -165,7 +180,8 @@ def bench_command(
     raise typer.Exit(done.returncode)
 
 
-_MAY_WRITE = ("policy.safetensors", "history.json", "training.png")
+_CHECKPOINT = "checkpoint.safetensors"
+_MAY_WRITE = ("policy.safetensors", "history.json", "training.png", _CHECKPOINT)
 _COMPARED = ("comparison.json", "gradients.json", "posterior.nc")
 _PICTURES = ("gaps.png", "dynamics_gap.png", "states.png", "returns.png")
 """Files of a run: of both commands, and of ``compare`` alone."""
@@ -174,9 +190,9 @@ _PICTURES = ("gaps.png", "dynamics_gap.png", "states.png", "returns.png")
 class _GuideRun:
     """One command's process, seed and folder."""
 
-    def __init__(self, process: Process, folder: RunFolder | None, record: RunRecord) -> None:
-        self.process = process
-        self.folder = folder
+    def __init__(self, process: Process, out: Path | None, folder: RunFolder | None, record: RunRecord) -> None:
+        self.process, self.ranks = process, present()
+        self.out, self.folder = out, folder  # which rank 0 alone has taken
         self.record = record
         self.started = time.perf_counter()
 
@@ -191,21 +207,28 @@ class _GuideRun:
         out: Path | None,
         overwrite: bool,
         seed: int,
+        resume: bool,
     ) -> Self:
         own = own_names(context)
         options = parse_options(context.args, own)
         check_seed(seed)
-        if out is not None:  # before the work, so that an hour's training is not lost to a folder that is taken
+        first = present().is_first
+        if resume and (out is None or overwrite):
+            raise ValueError("--resume goes on with the run in --out FOLDER, which --overwrite would replace")
+        if out is not None and first and not resume:
+            # Before the work, so that an hour's training is not lost to a folder that is taken.
             check_run_folder(out, overwrite=overwrite)
         torch.manual_seed(seed)
-        settings = settings_of(context)
+        settings = settings_of(context) | ({"ranks": present().size} if present().size > 1 else {})
         record = RunRecord.of(str(context.info_name), problem, out, options=options, seed=seed, settings=settings)
         process = load_problem(problem, options, horizon=horizon, discount=discount, temperature=temperature, own=own)
         folder = None
-        if out is not None:
-            folder = context.with_resource(new_run_folder(out, overwrite=overwrite))
+        if out is not None and first:
+            if resume:
+                _check_same(RunRecord.read(out, "--resume", (record.command,), unfinished=True), record)
+            folder = context.with_resource(RunFolder(out) if resume else new_run_folder(out, overwrite=overwrite))
             folder.begin(record, *_MAY_WRITE, *(_COMPARED + _PICTURES if record.command == "compare" else ()))
-        return cls(process, folder, record)
+        return cls(process, out, folder, record)
 
     def train(
         self, steps: int, estimator: str, num_trajectories: int, rate: float, hidden: str, progress: bool | None
@@ -222,6 +245,8 @@ class _GuideRun:
             num_trajectories=num_trajectories,
             learning_rate=rate,
             progress=progress,
+            checkpoint=None if self.out is None else self.out / _CHECKPOINT,
+            distributed=self.ranks.size > 1,
         )
         self.record = self.record.changed(estimator=fitted.estimator)
         return fitted
@@ -234,11 +259,23 @@ class _GuideRun:
         drawn = plots.plot_elbo_history(fitted.elbo, optimal_elbo=optimal_elbo, temperature=fitted.temperature)
         self.picture("training.png", "the ELBO over training", drawn)
 
+    @property
+    def method(self) -> Method:
+        """How the posterior is drawn."""
+        return "exact" if exact.is_available(self.process) else "importance"
+
+    @property
+    def shares_draws(self) -> bool:
+        """Whether other ranks must help drawing it."""
+        return self.method in SPREAD and self.ranks.size > 1
+
+    def draws(self, fitted: FitResult, count: int) -> Any:
+        proposal, shared = None if self.method == "exact" else fitted.policy, self.shares_draws
+        return shared_posterior(self.process, proposal, method=self.method, num_draws=count, distributed=shared)
+
     def write_draws(self, fitted: FitResult, comparison: Comparison, count: int) -> None:
         assert self.folder is not None
-        method: Method = "exact" if exact.is_available(self.process) else "importance"
-        proposal = None if method == "exact" else fitted.policy
-        draws = posterior(self.process, proposal, method=method, num_draws=count)
+        method, draws = self.method, self.draws(fitted, count)
         with self.folder.writing("posterior.nc", f"{count} posterior draws ({method}), ArviZ InferenceData") as path:
             save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
         self.write_pictures(fitted, comparison, draws, count)
@@ -267,9 +304,21 @@ class _GuideRun:
 
     def finish(self) -> None:
         assert self.folder is not None
+        (self.folder.path / _CHECKPOINT).unlink(missing_ok=True)  # of a fit that needs none any more
         seconds = round(time.perf_counter() - self.started, 2)
         self.folder.settle(estimator=self.record.settings["estimator"], finished=True, seconds=seconds)
 
     def show(self) -> None:
         if self.folder is not None:
             show(self.folder.path, self.folder.written)
+
+
+def _check_same(before: RunRecord, now: RunRecord) -> None:
+    """Raises ValueError if a run that goes on says something else than it began with."""
+    has = {"PROBLEM": before.problem, "options": dict(before.options), "seed": before.seed, **before.settings}
+    says = {"PROBLEM": now.problem, "options": dict(now.options), "seed": now.seed, **now.settings}
+    if before.finished:
+        raise ValueError("--resume: the run has finished; begin another in a folder of its own")
+    for name, value in says.items():
+        if name not in ("estimator", "ranks") and has.get(name) != value:
+            raise ValueError(f"--resume: the run has {name} {has.get(name)}, and this says {value}; say the same")

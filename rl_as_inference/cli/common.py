@@ -1,9 +1,11 @@
 """What the commands of ``rlai`` share: the application, its errors, and options that several have."""
 
+import contextlib
 import errno
 import functools
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +14,18 @@ import typer
 
 from rl_as_inference.cli.blame import is_of_users_code
 from rl_as_inference.cli.narrow import write_narrowly
+from rl_as_inference.distributed import RankError, Ranks, joined
 from rl_as_inference.option_names import flag, meant
 from rl_as_inference.stops import Terminated, stoppable
 
 __all__ = [
     "PROBLEM_OPTIONS",
+    "Distributed",
     "Hidden",
     "Out",
     "Overwrite",
     "Progress",
+    "Resume",
     "Seed",
     "app",
     "check_least",
@@ -43,13 +48,21 @@ app = typer.Typer(
 
 PROBLEM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-_NOT_OF_RUNS = ("problem", "seed", "out", "overwrite", "resume", "progress", "video", "trust")
+_NOT_OF_RUNS = ("problem", "seed", "out", "overwrite", "resume", "progress", "video", "trust", "distributed")
 """Parameters of a command that are none of a run's settings: those that a record has apart, or not at all."""
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; nothing is written without it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")]
 Hidden = Annotated[str, typer.Option(help="Widths of the networks' hidden layers, as 64,64.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="Share the trajectories with the other ranks of a job: torchrun --nproc-per-node N --no-python rlai …",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")]
 Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="A bar; by default on a terminal.")]
 
 
@@ -71,23 +84,50 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        speaks = True
         try:
-            with stoppable():
-                command(*args, **kwargs)
+            with stoppable(), joined(bool(kwargs.get("distributed"))) as ranks:
+                try:
+                    with silent_but_first(ranks):
+                        command(*args, **kwargs)
+                except BaseException as error:
+                    speaks = ranks.speaks_of(error)
+                    raise
+        except RankError as error:
+            _say(speaks, f"error: {error}{_notes_of(error)}")
+            raise typer.Exit(1) from None
         except (ValueError, OSError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if is_of_users_code(error) or not (full or isinstance(error, ValueError)):
                 raise
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            print(f"rlai: error: {' '.join(f'{error}{notes}'.split())}", file=sys.stderr)
+            _say(speaks, " ".join(f"error: {error}{notes}".split()))
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
-            notes = "".join(f"; {note}" for note in getattr(stop, "__notes__", ()))
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-            print(f"rlai: {how}{notes}", file=sys.stderr, flush=True)
+            _say(speaks, f"{how}{_notes_of(stop)}")
             raise typer.Exit(code) from None
 
     return run
+
+
+def _notes_of(error: BaseException) -> str:
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+
+
+def _say(speaks: bool, text: str) -> None:
+    if speaks:  # of several ranks that end alike, one
+        print(f"rlai: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def silent_but_first(ranks: Ranks) -> Iterator[None]:
+    """Within it only rank 0 prints."""
+    if ranks.is_first:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

@@ -9,9 +9,10 @@ import torch
 import typer
 
 from rl_as_inference.agents.training import evaluation_seed
-from rl_as_inference.cli.common import app, check_least, plain_errors
+from rl_as_inference.cli.common import Distributed, app, check_least, plain_errors
 from rl_as_inference.cli.opening import Trust, open_run
 from rl_as_inference.compare import Comparison, compare
+from rl_as_inference.distributed import present
 from rl_as_inference.inspect import Method
 from rl_as_inference.processes import GymnasiumProcess
 from rl_as_inference.report import Source, draw_sources, is_report, render_report
@@ -44,6 +45,7 @@ def inspect_command(
         typer.Option(help=f"Draws of each distribution; {_NUM_DRAWS} by default, {_NUM_EPISODES} for simulators."),
     ] = None,
     trust: Trust = False,
+    distributed: Distributed = False,
 ) -> None:
     """Write a run as one HTML page: the comparison, and trajectories to step through."""
     check_least(num_draws=(num_draws, 1))
@@ -54,12 +56,14 @@ def inspect_command(
         _check_target(target, overwrite)  # before the work, so that it is not lost to a file that is taken
     with contextlib.ExitStack() as stack:
         folder = None
-        if run.is_dir() and target.resolve().parent == run.resolve():
+        if present().is_first and run.is_dir() and target.resolve().parent == run.resolve():
             folder = stack.enter_context(RunFolder.of_run(run))  # the page is the run's own, and goes when it does
         inspected = open_run(run, None, trust)
         if inspected.agent is not None:
             stack.callback(inspected.agent.close)
         sources = _write(inspected, target, folder, method, num_draws)
+    if not present().is_first:
+        return
     print(f"written to {target} ({target.stat().st_size / 1e6:.1f} MB); open it in a browser")
     for source in sources:
         if source.diagnosis is not None:
@@ -69,7 +73,11 @@ def inspect_command(
 def _write(
     inspected: Run, target: Path, folder: RunFolder | None, method: str | None, num_draws: int | None
 ) -> tuple[Source, ...]:
-    """Writes the page, into the run's own folder or elsewhere, and returns what is drawn on it."""
+    """Writes the page, into the run's own folder or elsewhere, and returns what is drawn on it.
+
+    Ranks of a job share the work, and the first writes.
+    """
+    ranks = present()
     try:
         inspected.data  # noqa: B018 - to be read is to be checked
     except ValueError as error:
@@ -84,10 +92,16 @@ def _write(
     count = num_draws or (_NUM_EPISODES if simulates else _NUM_DRAWS)
     rollouts = max(2, count) if simulates else _NUM_ROLLOUTS
     comparison: Comparison = inspected.comparison or compare(
-        process, inspected.policy, num_trajectories=rollouts, critic=inspected.critic
+        process,
+        inspected.policy,
+        num_trajectories=rollouts,
+        critic=inspected.critic,
+        distributed=ranks.size > 1 and not simulates,
     )
     chosen: Method | None = method or ("guide" if simulates else None)  # type: ignore[assignment]
-    sources = draw_sources(process, inspected.policy, method=chosen, num_draws=count)
+    sources = draw_sources(process, inspected.policy, method=chosen, num_draws=count, distributed=ranks.size > 1)
+    if not ranks.is_first:
+        return sources
     foresight = foresight_picture(inspected.agent, seed=evaluation_seed(inspected.record.seed))
     page = render_report(process, sources, comparison=comparison, facts=_facts(inspected, count), foresight=foresight)
     with written_whole(target) if folder is None else folder.writing(target.name) as path:

@@ -40,6 +40,7 @@ from rl_as_inference.cli.opening import (
 )
 from rl_as_inference.cli.runs import check_run_folder, new_run_folder, show
 from rl_as_inference.cli.training_tables import evaluation_table, training_table
+from rl_as_inference.distributed import RankError, present
 from rl_as_inference.option_names import flag
 from rl_as_inference.problems import load_environment
 from rl_as_inference.records import RunRecord, path_of
@@ -117,6 +118,8 @@ def train_command(
         raise ValueError(f"--checkpoint-minutes must be a number >= 0, got {checkpoint_minutes:g}")
     check_seed(seed)
     problem, options = _named(context, problem)
+    together = present().size > 1
+    learner.pop("distributed", None)  # with whom, which may change
     lengths: dict[str, Any]
     if resume:
         if out is None:
@@ -127,33 +130,43 @@ def train_command(
         found = record.find_problem(out, "--resume", trust=trust, may_change=False)
         lengths = _agreed(context, out, record, (problem, found.name), options, learner)
         made = load_environment(found.name, dict(record.options))
-        agent = make_agent(record, *made, argument="--resume")
+        agent = make_agent(record, *made, argument="--resume", distributed=together or None)
     else:
         if problem is None:
             raise ValueError("PROBLEM is missing; name an environment first, such as Pendulum-v1 (or say --resume)")
-        if out is not None:
+        if out is not None and present().is_first:
             check_run_folder(out, overwrite=overwrite)
         config = checked_options(algorithm, learner)
         made = load_environment(problem, options, own=own_names(context))
-        agent = ALGORITHMS[algorithm].make(made.env, seed=seed, env_kwargs=made.env_kwargs, **config)
+        agent = ALGORITHMS[algorithm].make(
+            made.env, seed=seed, env_kwargs=made.env_kwargs, **config, distributed=together
+        )
         lengths = {name: context.params[name] for name in (*_LENGTHS, "keep_best")}
         lengths["checkpoint_minutes"] = checkpoint_minutes or None
     if video:
         check_videos(agent)
+    ranks = present()
     if problem is not None and out is None:
-        out = _kept_in(problem)
+        out = ranks.broadcast(_kept_in(problem) if ranks.is_first else None)
     assert out is not None
-    folder = context.with_resource(RunFolder(out) if resume else new_run_folder(out, overwrite=overwrite))
+    folder: RunFolder | Path = out
+    if ranks.is_first:
+        folder = context.with_resource(RunFolder(out) if resume else new_run_folder(out, overwrite=overwrite))
     try:
         training = train(
             agent, folder=folder, resume=resume, progress=progress, problem=problem, options=options, **lengths
         )
+        if not isinstance(folder, RunFolder):
+            return
         if video:
             folder.tell(VIDEO_FILES)
             record_videos(agent, out / VIDEOS, video, seed=evaluation_seed(agent.seed))
             folder.settle()
     except KeyboardInterrupt as stop:
-        stop.add_note(f"go on with: rlai train --out {shlex.quote(str(out))} --resume")
+        stop.add_note(f"go on with: {_again(ranks.size, out)}")
+        raise
+    except RankError as lost:
+        lost.add_note(f"with fewer or more, too: {_again(ranks.size, out)}")
         raise
     finally:
         agent.close()
@@ -251,6 +264,13 @@ def _same(said: str, *names: str | None) -> bool:
         return name if path is None else name.replace(str(path), str(path.resolve()), 1)
 
     return any(name is not None and settled(said) == settled(name) for name in names)
+
+
+def _again(size: int, out: Path) -> str:
+    """Returns the command that goes on with a run."""
+    together = f"torchrun --nproc-per-node {size} --no-python ", " --distributed"
+    before, after = together if size > 1 else ("", "")
+    return f"{before}rlai train --out {shlex.quote(str(out))} --resume{after}"
 
 
 def _is_said(context: typer.Context, name: str) -> bool:

@@ -34,8 +34,10 @@ from rl_as_inference.processes import (
     TabularMDP,
     TabularPOMDP,
 )
+from rl_as_inference.processes.gymnasium_process import own_episodes
 from rl_as_inference.processes.point_masses import check_density
 from rl_as_inference.processes.programs import as_process
+from rl_as_inference.sharing import sharing
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = ["compare"]
@@ -64,6 +66,7 @@ def compare(
     critic: SoftValue | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    distributed: bool = False,
 ) -> Comparison:
     """Returns the trajectory ELBO of ``policy`` beside SAC's objective and the exact ceilings.
 
@@ -77,8 +80,11 @@ def compare(
             temperature and discount: a :class:`GymnasiumProcess` without any takes them over.
         seed: of what is drawn; None follows PyTorch's generator, from where it is.
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
+        distributed: the rollouts are shared out among the ranks of a ``torchrun`` job, and every rank returns the
+            comparison from all of them; rank 0 takes the exact answers.
 
     Raises:
+        RankError: if another rank has ended.
         ValueError: if there are too few trajectories, the policy has no density, the critic's answer has
             another shape, or it was learned at another temperature or discount than the process has, or for
             another objective than the ELBO.
@@ -92,16 +98,21 @@ def compare(
     """
     check_at_least("num_trajectories", num_trajectories, least=2)  # for a standard error
     process = check_critic(as_process(process), critic)
-    with torch.no_grad():
-        draws, cut_off = _rollout(process, policy, num_trajectories)
+    with torch.no_grad(), sharing(distributed, process, policy, num_trajectories=num_trajectories) as ranks:
+        with ranks.own_stream(), own_episodes(process, ranks):
+            draws, cut_off = _rollout(process, policy, ranks.share(num_trajectories))
         check_density(policy, draws)
         alpha, scales = draws.temperature, draws.scales
-        elbo = Estimate.of(draws.log_weight())
-        sac = Estimate.of((scales * (draws.rewards - alpha * draws.log_policy)).sum(0))
-        earned = Estimate.of(draws.returns(discounted=True))
-        action_cost = float((scales * (draws.log_policy - draws.log_prior)).sum(0).mean())
-        elbo_critic = None if critic is None else elbo_by_critic(process, policy, critic, draws, cut_off)
-        found = _exact_values(process, _one_set_of_answers(process, policy))
+        elbo = Estimate.of(draws.log_weight(), ranks)
+        sac = Estimate.of((scales * (draws.rewards - alpha * draws.log_policy)).sum(0), ranks)
+        earned = Estimate.of(draws.returns(discounted=True), ranks)
+        action_cost = Estimate.of((scales * (draws.log_policy - draws.log_prior)).sum(0), ranks).mean
+        elbo_critic = None if critic is None else elbo_by_critic(process, policy, critic, draws, cut_off, ranks)
+        prior_term = Estimate.of((-alpha * scales * draws.log_prior).sum(0), ranks).mean
+        entropy = Estimate.of((-scales * draws.log_policy).sum(0), ranks).mean
+        # From one rank for all: some exact answers are of a policy that draws its own.
+        exactly = _exact_values(process, _one_set_of_answers(process, policy)) if ranks.is_first else {}
+        found = ranks.broadcast(exactly)
     reasons = found.pop("reasons")
     if critic is None:
         reasons["elbo_critic"] = reasons["critic_difference"] = "no critic was given"
@@ -116,9 +127,9 @@ def compare(
         critic_difference=None if elbo_critic is None else elbo_critic - elbo.mean,
         sac_objective=sac.mean,
         sac_standard_error=sac.standard_error,
-        prior_term=float((-alpha * scales * draws.log_prior).sum(0).mean()),
+        prior_term=prior_term,
         expected_return=earned.mean,
-        entropy=float((-scales * draws.log_policy).sum(0).mean()),
+        entropy=entropy,
         action_cost=action_cost,
         reasons=reasons,
         **found,

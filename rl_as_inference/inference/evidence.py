@@ -10,11 +10,13 @@ from rl_as_inference.checks import check_at_least
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.host import in_turn
 from rl_as_inference.inference.look_ahead import LookAhead, check_look_ahead, filtered_process, proposal_and_look_ahead
+from rl_as_inference.inference.spreading import check_spread, spread
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
 from rl_as_inference.processes.programs import as_process
-from rl_as_inference.sampling.annealing import repeated_annealing
+from rl_as_inference.sampling.annealing import repeated_annealing, spread_annealing
 from rl_as_inference.sampling.importance import check_whole_plates, importance_sampling
+from rl_as_inference.sampling.islands import spread_importance
 from rl_as_inference.sampling.smc import repeated_filters
 
 __all__ = ["EvidenceMethod", "estimate_log_evidence"]
@@ -36,6 +38,7 @@ def estimate_log_evidence(
     num_draws: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    distributed: bool = False,
 ) -> Estimate:
     """Returns ``log p(O)`` of a process or program in nats, with its standard error.
 
@@ -62,10 +65,15 @@ def estimate_log_evidence(
         num_draws: another name for ``num_particles``, which calls from before it have; no draws are returned.
         seed: of what is drawn; None follows PyTorch's generator, from where it is.
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
+        distributed: spreads the runs over the ranks of a ``torchrun`` job, and the proposals of ``importance`` in
+            ``num_repeats`` parts. Each rank calls it with the same arguments and has the same answer, which a seed
+            fixes whatever the number of ranks; without one the first rank's random numbers count. What is exact is
+            not spread, so that no method is ``smc`` or ``importance`` then.
 
     Raises:
         ValueError: for an unknown method or one that does not fit the process, ``num_proposals`` for a method that has
-            none, a program with a subsampled plate, or if all weights are zero.
+            none, a program with a subsampled plate, or if all weights are zero. If ``distributed``, outside
+            ``torchrun``, for ``"exact"``, fewer runs than ranks, or ranks that disagree on the arguments.
 
     Example:
         >>> from rl_as_inference.processes import TabularMDP
@@ -86,24 +94,34 @@ def estimate_log_evidence(
     in_parts = isinstance(process, MarkovDecisionProcess) and process.horizon is not None
     asked = method
     if method is None:
-        method = "exact" if exact.is_available(process) else "smc" if in_parts else "importance"
+        whole = exact.is_available(process) and not distributed
+        method = "exact" if whole else "smc" if in_parts else "importance"
     check_look_ahead(critic, method)
     if num_proposals is not None and method != "importance":
         raise ValueError(f"num_proposals is of method='importance', and method is {method!r}; leave one out")
     if policy is not None and (asked == "exact" or method == "annealed"):
         why = "starts from the action prior" if method == "annealed" else "has no use for one"
         raise ValueError(f"policy is a proposal, and method={method!r} {why}; leave it out")
+    if distributed:
+        check_spread(method)
     if method == "exact":
         with torch.no_grad():
             return Estimate(float(exact.log_evidence(process)), 0.0)
-    if method == "importance":
-        weighted = importance_sampling(process, policy, num_proposals or num_particles * num_repeats)
-    elif method == "smc":
-        process = filtered_process(process, policy)
-        proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
-        weighted = repeated_filters(
-            process, proposal, num_particles, critic=look_ahead, num_repeats=num_repeats, num_draws=1
-        )
-    else:
-        weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
+    proposals = num_proposals or num_particles * num_repeats
+    options = {"method": method, "num_particles": num_particles, "num_repeats": num_repeats, "seed": seed}
+    with spread(distributed, process, policy, critic, **options, num_proposals=proposals) as ranks:
+        # Where nobody shares the work one batch of all proposals, or of all runs, takes less time than islands.
+        if method == "importance" and distributed:
+            weighted = spread_importance(process, policy, proposals, ranks, num_parts=num_repeats, num_draws=1)
+        elif method == "importance":
+            weighted = importance_sampling(process, policy, proposals)
+        elif method == "smc":
+            process = filtered_process(process, policy)
+            proposal, look_ahead = proposal_and_look_ahead(process, policy, critic)
+            numbers = {"num_repeats": num_repeats, "num_draws": 1}
+            weighted = repeated_filters(process, proposal, num_particles, critic=look_ahead, ranks=ranks, **numbers)
+        elif distributed:
+            weighted, _ = spread_annealing(process, num_particles, ranks, num_repeats=num_repeats, num_draws=1)
+        else:
+            weighted = repeated_annealing(process, num_particles, num_repeats=num_repeats).draws
     return Estimate(weighted.log_evidence, weighted.standard_error)

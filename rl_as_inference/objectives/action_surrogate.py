@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.critics import QEnsemble
+from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives import estimators
 from rl_as_inference.objectives.action_steps import ActionSteps, over_time
@@ -37,6 +38,7 @@ class ActionSurrogate:
 
     Attributes:
         estimator, critic, lambda_, n, projection, behavior: as of :class:`TrajectoryELBO`.
+        ranks: whose draws make up the batch; the sum of their surrogates is that of the whole batch.
     """
 
     estimator: Estimator
@@ -45,6 +47,7 @@ class ActionSurrogate:
     n: int
     projection: Projection
     behavior: Policy | None
+    ranks: Ranks = ALONE
 
     def __call__(self, steps: ActionSteps, policy: Any) -> Tensor:
         """Returns the surrogate; the policy is the one that is trained, whoever drew the actions."""
@@ -70,7 +73,7 @@ class ActionSurrogate:
         alive = weights > 0
         safe = torch.where(alive, weights, 1.0)
         if self.critic is None:
-            return self.projection.on_trajectories(steps, alpha)
+            return self.projection.on_trajectories(steps, alpha, self.ranks)
         if isinstance(self.critic, QEnsemble):
             return self._draws_part(steps, self.critic, alpha, safe, alive)
         critic = over_time(self.critic, steps.states, steps.times, steps.views) / alpha
@@ -78,7 +81,7 @@ class ActionSurrogate:
             policy, prior = steps.distributions()
             if estimator == "em":
                 surrogate = self.projection.on_tables(
-                    policy.logits, critic * alpha, prior.logits.expand_as(policy.logits), weights, alpha
+                    policy.logits, critic * alpha, prior.logits.expand_as(policy.logits), weights, alpha, self.ranks
                 )
             else:
                 surrogate = estimators.exact_sum_surrogate(policy, prior, critic, weights)
@@ -94,7 +97,7 @@ class ActionSurrogate:
                 if not critic.requires_grad:
                     return surrogate
             after = estimators.return_to_go(steps.terms) - steps.own_terms()
-            return surrogate - estimators.critic_loss(taken, after / safe, alive)
+            return surrogate - estimators.critic_loss(taken, after / safe, alive, self.ranks)
         if critic.shape != steps.terms.shape:
             raise ValueError(
                 f"estimator={estimator!r} needs a soft V, one value a state, of shape {tuple(steps.terms.shape)}; "
@@ -106,24 +109,26 @@ class ActionSurrogate:
         lambda_ = self.lambda_ if estimator in ("advantage", "em") else 1.0
         advantage = estimators.lambda_advantage(steps.terms, values, lambda_)
         if estimator == "em":
-            surrogate = self.projection.on_advantages(steps, torch.where(alive, advantage / safe, 0.0), alpha)
+            surrogate = self.projection.on_advantages(
+                steps, torch.where(alive, advantage / safe, 0.0), alpha, self.ranks
+            )
         else:
             surrogate = estimators.score_surrogate(steps.log_policy, advantage)
         if critic.requires_grad:
-            surrogate = surrogate - estimators.critic_loss(critic, (advantage + values) / safe, alive)
+            surrogate = surrogate - estimators.critic_loss(critic, (advantage + values) / safe, alive, self.ranks)
         return surrogate
 
     def _draws_part(self, steps: ActionSteps, critic: QEnsemble, alpha: Any, safe: Tensor, alive: Tensor) -> Tensor:
         """Returns the surrogate of a critic that is asked for one action's value, each member of which is trained."""
         if self.estimator != "em":
             raise ValueError(f"critic: a QEnsemble of actions is for estimator='em', got estimator={self.estimator!r}")
-        surrogate = self.projection.on_draws(steps, critic, alpha)
+        surrogate = self.projection.on_draws(steps, critic, alpha, self.ranks)
         times = torch.as_tensor(list(steps.times), device=steps.actions.device)[:, None].expand(steps.terms.shape)
         taken = critic(steps.states, steps.actions, times) / alpha
         if taken.requires_grad:
             after = (estimators.return_to_go(steps.terms) - steps.own_terms()) / safe
             for member in taken:
-                surrogate = surrogate - estimators.critic_loss(member, after, alive)
+                surrogate = surrogate - estimators.critic_loss(member, after, alive, self.ranks)
         return surrogate
 
     def _consistency_part(self, steps: ActionSteps, policy: Any, values: Tensor | None) -> Tensor:
@@ -132,8 +137,11 @@ class ActionSurrogate:
         if self.behavior is not None:
             mine = log_policy_at(policy, steps.views, steps.times, steps.actions)
         change = torch.where(weights > 0, steps.log_policy.detach() - mine, 0.0)
-        starts = alike(steps.states[0], weights[0].shape) if values is None else None
         terms = steps.terms + weights * change
         rows = (len(terms), -1)
-        values = None if values is None else values.reshape(rows)
-        return -squared_residuals(terms.reshape(rows), weights.reshape(rows), values, self.n, starts)
+        terms, weights = terms.reshape(rows), weights.reshape(rows)
+        if values is not None:
+            return -squared_residuals(terms, weights, values.reshape(rows), self.n)
+        # Among trajectories that start alike, whichever rank drew them; each rank has the gradient in its own.
+        starts = alike(steps.states[0], steps.terms.shape[1:], self.ranks)
+        return -squared_residuals(self.ranks.whole(terms, dim=1), self.ranks.whole(weights, dim=1), starts=starts)

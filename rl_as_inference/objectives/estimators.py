@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.distributed import ALONE, Ranks
+
 __all__ = [
     "critic_loss",
     "exact_sum_surrogate",
@@ -161,10 +163,10 @@ def exact_sum_surrogate(policy: Any, prior: Any, q_t: Tensor, weight_t: Tensor) 
     return total
 
 
-def critic_loss(values_t: Tensor, targets_t: Tensor, alive_t: Tensor) -> Tensor:
-    """Returns the mean squared error of a critic over living steps, in nats².
+def critic_loss(values_t: Tensor, targets_t: Tensor, alive_t: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Returns the mean squared error of a critic over living steps, in nats²; of several ranks, this one's part of it.
 
     The regression that Pyro calls a learned baseline's loss; here the baseline is the soft critic.
     """
     error = torch.where(alive_t, values_t - targets_t.detach(), 0.0)
-    return error.square().sum() / alive_t.sum().clamp(min=1)
+    return error.square().sum() / ranks.sum(alive_t.sum()).clamp(min=1)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.histories import Histories, History
 from rl_as_inference.nouns import Policy, SoftV, takes_all_steps
 from rl_as_inference.objectives.action_steps import over_time
@@ -187,12 +188,15 @@ def log_policy_at(policy: Policy, seen: Any, times: Any, actions: Tensor) -> Ten
     return torch.stack(rows)
 
 
-def alike(first: Any, batch: torch.Size) -> Tensor:
+def alike(first: Any, batch: torch.Size, ranks: Ranks = ALONE) -> Tensor:
     """Returns which trajectories start alike, integers from 0 of the flattened batch, from their first states.
+
+    The batch is that of all ranks, one after the other.
 
     Args:
         first: states ``(*batch, *state)``, or one for all; where states are hidden the history before the first action.
         batch: the shape of the batch.
+        ranks: of whose batches this is one.
 
     Raises:
         ValueError: if no two of them do.
@@ -205,8 +209,8 @@ def alike(first: Any, batch: torch.Size) -> Tensor:
         )
     count = batch.numel()
     rows = first.reshape(count, -1) if first.shape[: len(batch)] == batch else first.new_zeros(count, 1)
-    _, starts = rows.unique(dim=0, return_inverse=True)
-    if torch.is_grad_enabled() and int(starts.max()) == count - 1:
+    _, starts = ranks.whole(rows).unique(dim=0, return_inverse=True)
+    if torch.is_grad_enabled() and int(starts.max()) == len(starts) - 1:
         raise ValueError(
             "critic: no two trajectories start in the same state, so that log Z(s_0) has to be learned; pass "
             "critic=(state, t) -> soft V in reward units"

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_share
+from rl_as_inference.distributed import ALONE, Ranks, stay_joined
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.action_steps import ActionSteps, steps_of_rollout, steps_of_terms
 from rl_as_inference.objectives.action_surrogate import ActionSurrogate, Estimator
 from rl_as_inference.objectives.jumps import Jumps
 from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
+from rl_as_inference.objectives.pooled_loss import PooledLoss
 from rl_as_inference.objectives.program_terms import (
     DetachedActions,
     Marks,
@@ -93,6 +95,10 @@ class TrajectoryELBO(ELBO):
         projection: η, ε or a teacher, for ``"em"``.
         behavior: who draws the trajectories of ``"path_consistency"``; None for the policy itself. The value of the
             loss is then minus the ELBO of as many further trajectories of the policy.
+        distributed: the runs of all ranks of a ``torchrun`` job are one batch, as if the program's plates held those of
+            all: losses and gradients are summed over the ranks, in one vector, and ranks draw other random numbers.
+            So each rank runs its part, ``with pyro.plate("trajectories", ranks.share(256))``. Of several particles, of
+            which ``num_particles`` is the number of all ranks together, each rank takes its share.
         **options: Pyro's: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ….
 
     Warns:
@@ -101,6 +107,7 @@ class TrajectoryELBO(ELBO):
     Raises:
         ValueError: for an unknown estimator, a λ outside [0, 1], an n < 1, or a critic missing where it is
             needed; and on use, where the program does not allow the estimator (the reason is given).
+        RankError: if another rank has ended.
 
     Example:
         >>> import pyro
@@ -126,6 +133,7 @@ class TrajectoryELBO(ELBO):
         n: int = 1,
         projection: Projection | None = None,
         behavior: Policy | None = None,
+        distributed: bool = False,
         **options: Any,
     ) -> None:
         if estimator not in get_args(Estimator):
@@ -145,6 +153,11 @@ class TrajectoryELBO(ELBO):
         self.critic = critic
         self.lambda_ = lambda_
         self.n = n
+        self.distributed = distributed
+        self.pooled = PooledLoss()
+        self._of_all = options.get("num_particles", 1)
+        if self._of_all > 1:
+            self.num_particles = self._ranks.share(self._of_all, "num_particles")
 
     def __call__(self, model: Any, guide: Any) -> Any:
         """Returns the loss as a module, as Pyro's ELBOs do; its parameters include the critic's."""
@@ -155,22 +168,35 @@ class TrajectoryELBO(ELBO):
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Returns an estimate of ``-ELBO``, in nats, summed over plates."""
+        ranks = self._ranks
         with torch.no_grad():
-            loss = sum(float(elbo) for elbo, _ in self._particles(model, guide, args, kwargs))
-        loss = -loss / self.num_particles
+            if ranks.size > 1:
+                loss = float(self.pooled(ranks, lambda: self._differentiable(model, guide, args, kwargs)))
+            else:
+                loss = -sum(float(elbo) for elbo, _ in self._particles(model, guide, args, kwargs)) / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Returns ``-ELBO`` as a tensor whose gradient is the estimator's."""
-        loss: Any = 0.0
-        for elbo, surrogate in self._particles(model, guide, args, kwargs):
-            loss = loss - (elbo.detach() + surrogate - surrogate.detach()) / self.num_particles
+        loss = self.pooled(self._ranks, lambda: self._differentiable(model, guide, args, kwargs))
         warn_if_nan(loss, "loss")
         return loss
 
+    def _differentiable(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
+        """Returns this rank's part."""
+        loss: Any = 0.0
+        for elbo, surrogate in self._particles(model, guide, args, kwargs):
+            loss = loss - (elbo.detach() + surrogate - surrogate.detach()) / self._of_all
+        return torch.as_tensor(loss)
+
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Returns ``-ELBO`` and accumulates the estimator's gradient in the parameters."""
+        if self._ranks.size > 1:
+            pooled = self.differentiable_loss(model, guide, *args, **kwargs)
+            if pooled.requires_grad:
+                pooled.backward()
+            return float(pooled.detach())
         loss = 0.0
         for elbo, surrogate in self._particles(model, guide, args, kwargs):
             if surrogate.requires_grad:
@@ -178,6 +204,10 @@ class TrajectoryELBO(ELBO):
             loss -= float(elbo.detach()) / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
+
+    @property
+    def _ranks(self) -> Ranks:
+        return stay_joined() if self.distributed else ALONE
 
     def _particles(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields ``(elbo, surrogate)`` of each particle; vectorized particles come as one."""
@@ -342,7 +372,9 @@ class TrajectoryELBO(ELBO):
 
     def _score_part(self, steps: ActionSteps, policy: Any) -> Tensor:
         options = (self.estimator, self.critic, self.lambda_, self.n, self.projection, self.behavior)
-        return ActionSurrogate(*options)(steps, policy)
+        # Particles in a loop are batches of their own.
+        alone = self._of_all > 1 and not self.vectorize_particles
+        return ActionSurrogate(*options, ALONE if alone else self._ranks)(steps, policy)
 
 
 def _actions(marks: dict[str, Any]) -> list[str]:

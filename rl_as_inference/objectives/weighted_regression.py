@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_positive
 from rl_as_inference.critics import QEnsemble
+from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.nouns import Policy
 from rl_as_inference.objectives.action_steps import ActionSteps
 from rl_as_inference.objectives.projection import improved_policy, projection_loss, soft_advantage, temperature_dual
@@ -50,13 +51,21 @@ class Projection:
         if self.teacher is not None and not callable(self.teacher):
             raise ValueError(f"teacher must be a policy (state, t) -> Distribution, got {type(self.teacher).__name__}")
 
-    def temperature(self, advantage_a: Tensor, log_policy_a: Tensor, weights: Tensor, alpha: Any) -> Any:
-        """Returns η of an E-step, in reward units per nat; arguments as of :func:`temperature_dual`."""
+    def temperature(
+        self, advantage_a: Tensor, log_policy_a: Tensor, weights: Tensor, alpha: Any, ranks: Ranks = ALONE
+    ) -> Any:
+        """Returns η of an E-step, in reward units per nat; arguments as of :func:`temperature_dual`.
+
+        The trust region is that of the states of all ranks.
+        """
         if self.epsilon is not None:
-            return temperature_dual(advantage_a, log_policy_a, self.epsilon, weights, alpha)
+            advantage, log_policy = (ranks.whole(each.detach().flatten(0, -2)) for each in (advantage_a, log_policy_a))
+            return temperature_dual(advantage, log_policy, self.epsilon, ranks.whole(weights.flatten()), alpha)
         return alpha if self.eta is None else self.eta
 
-    def on_tables(self, log_policy: Tensor, q: Tensor, log_prior: Tensor, weights: Tensor, alpha: Any) -> Tensor:
+    def on_tables(
+        self, log_policy: Tensor, q: Tensor, log_prior: Tensor, weights: Tensor, alpha: Any, ranks: Ranks = ALONE
+    ) -> Tensor:
         """Returns the surrogate of all actions at once.
 
         Args:
@@ -65,13 +74,14 @@ class Projection:
             log_prior: nats, of a shape that broadcasts to them.
             weights: of states, ``(*batch,)``.
             alpha: α.
+            ranks: whose states make up the batch.
         """
         fixed = log_policy.detach()
         advantage = soft_advantage(q.detach(), fixed, log_prior.detach(), alpha)
-        eta = self.temperature(advantage, fixed, weights, alpha)
+        eta = self.temperature(advantage, fixed, weights, alpha, ranks)
         return -eta / alpha * projection_loss(log_policy, improved_policy(advantage, fixed, eta), weights)
 
-    def on_draws(self, steps: ActionSteps, critic: QEnsemble, alpha: Any) -> Tensor:
+    def on_draws(self, steps: ActionSteps, critic: QEnsemble, alpha: Any, ranks: Ranks = ALONE) -> Tensor:
         """Returns the surrogate of continuous actions: draws of the policy, with self-normalised weights."""
         rows = []
         for t, state, (policy, prior) in zip(steps.times, steps.states, steps.answers(), strict=True):
@@ -83,37 +93,43 @@ class Projection:
             rows.append((advantage, log_policy.mT))
         advantage, log_policy = (torch.stack(row) for row in zip(*rows, strict=True))
         base, weights = torch.zeros_like(advantage), steps.weights()
-        eta = self.temperature(advantage, base, weights, alpha)
+        eta = self.temperature(advantage, base, weights, alpha, ranks)
         # Less the draws' mean, whose gradient is 0 on average: what is left varies less.
         share = improved_policy(advantage, base, eta).exp() - 1 / self.num_draws
         return eta / alpha * (weights * (share * log_policy).sum(-1)).sum()
 
-    def on_advantages(self, steps: ActionSteps, advantage: Tensor, alpha: Any) -> Tensor:
+    def on_advantages(self, steps: ActionSteps, advantage: Tensor, alpha: Any, ranks: Ranks = ALONE) -> Tensor:
         """Returns the surrogate of the actions taken, weighted by their advantages, ``(T, N)`` in nats."""
         weights = steps.weights()
         base, worth = weights.log().flatten(), (alpha * advantage).flatten()
-        share = self._excess(worth, base, alpha).reshape(weights.shape) * weights.sum()
+        share = self._excess(worth, base, alpha, ranks).reshape(weights.shape) * ranks.sum(weights.sum())
         return (share * torch.where(weights > 0, steps.log_policy, 0.0)).sum()
 
-    def on_trajectories(self, steps: ActionSteps, alpha: Any) -> Tensor:
+    def on_trajectories(self, steps: ActionSteps, alpha: Any, ranks: Ranks = ALONE) -> Tensor:
         """Returns the surrogate of whole trajectories, weighted as they explain success.
 
         At η = α the weights are importance weights: the target is the posterior of trajectories given optimality, luck
         included.
         """
         worth = alpha * steps.terms.sum(0)
-        share = self._excess(worth.flatten(), torch.zeros_like(worth).flatten(), alpha) * worth.numel()
+        count = ranks.sum(torch.tensor(worth.numel(), device=worth.device))
+        share = self._excess(worth.flatten(), torch.zeros_like(worth).flatten(), alpha, ranks) * count
         return (share.reshape(worth.shape) * steps.weights() * steps.log_policy).sum()
 
-    def _excess(self, worth: Tensor, base: Tensor, alpha: Any) -> Tensor:
-        """Returns ``η/α`` times how much the weights of a batch differ from what they were, whose sum is 0."""
+    def _excess(self, worth: Tensor, base: Tensor, alpha: Any, ranks: Ranks) -> Tensor:
+        """Returns ``η/α`` times how much the weights of a batch differ from what they were, whose sum is 0.
+
+        The batch is that of all ranks, of which each has the weights of its own.
+        """
+        own = worth
+        worth, base = ranks.whole(worth), ranks.whole(base)
         if len(worth) == 1 and torch.is_grad_enabled():
             raise ValueError(
                 "estimator='em' weighs trajectories against each other, and there is one; run several in a plate, or "
                 "pass a soft Q as critic"
             )
         eta = self.temperature(worth[None], base[None], torch.ones_like(worth[:1]), alpha)
-        return eta / alpha * (improved_policy(worth, base, eta).exp() - base.softmax(0))
+        return ranks.own(eta / alpha * (improved_policy(worth, base, eta).exp() - base.softmax(0)), own)
 
     def on_teacher(self, steps: ActionSteps) -> Tensor:
         """Returns the surrogate of a teacher's answers at the states that the policy visits.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -361,6 +362,16 @@ class Environments(Replayed):
             return
         for env in self._envs if self._vector is None else [self._vector]:
             env.close()
+
+    @contextmanager
+    def episodes_of(self, seed: int) -> Iterator[None]:
+        """Within it episodes are those of another seed, from its second on; afterwards its own go on."""
+        own = self.seed, self._episodes
+        self.seed, self._episodes = seed, [0] * self.num_envs  # the first of its own may have begun when it was made
+        try:
+            yield
+        finally:
+            self.seed, self._episodes = own
 
     def _begin(self, which: Array | None = None) -> Any:
         """Returns a vector environment's observations after new episodes began, in all environments or in ``which``."""

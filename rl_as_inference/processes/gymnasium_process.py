@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
 import gymnasium
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_at_least, check_temperature
+from rl_as_inference.distributed import Ranks
 from rl_as_inference.factored import Factors
 from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, SoftValue
 from rl_as_inference.processes.action_masks import ActionMasks
@@ -25,7 +27,7 @@ from rl_as_inference.spaces import factor_sizes
 from rl_as_inference.threads import one_thread_if_small
 from rl_as_inference.trajectories import Rows, Trajectories
 
-__all__ = ["GymnasiumProcess"]
+__all__ = ["GymnasiumProcess", "own_episodes"]
 
 _LONG = 50_000
 """Environment steps from which a rollout shows a bar."""
@@ -199,6 +201,12 @@ class GymnasiumProcess:
                 bar.advance(f"return {float(part.returns().mean()):.4g}")
         return Trajectories.joined(parts), torch.cat(ends)
 
+    @contextmanager
+    def episodes_of(self, seed: int) -> Iterator[None]:
+        """Within it rollouts are of other episodes, those of ``seed``; afterwards its own go on."""
+        with self._envs.episodes_of(seed):
+            yield
+
     def _round(self, policy: Policy | None) -> tuple[Trajectories, Tensor]:
         """Returns one episode of every environment, and which were cut off.
 
@@ -316,3 +324,17 @@ def _options_of(policy: Policy | None) -> dict[str, Any]:
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
     return {"device": torch.device("cpu"), "dtype": torch.get_default_dtype()}
+
+
+@contextmanager
+def own_episodes(process: Any, ranks: Ranks) -> Iterator[None]:
+    """Within it a simulator plays other episodes on each rank, on rank 0 those that it would play alone."""
+    if not isinstance(process, GymnasiumProcess) or not ranks.rank:
+        yield
+        return
+    envs = process._envs
+    before, envs.seed = envs.seed, ranks.seed(envs.seed) % 2**31
+    try:
+        yield
+    finally:
+        envs.seed = before

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.arguments import checked_but
+from rl_as_inference.distributed import joined
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.exact.backups import check_dynamics
 from rl_as_inference.host import in_turn
@@ -15,6 +16,7 @@ from rl_as_inference.randomness import seeded
 from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demonstrations
 from rl_as_inference.reasoning.posterior_draws import as_inference_data, check_asked, draw_posterior, warn_of_priors
 from rl_as_inference.reasoning.unknowns import Unknowns
+from rl_as_inference.sharing import agree_on
 
 if TYPE_CHECKING:
     import arviz
@@ -35,6 +37,7 @@ def infer_agent(
     num_warmup: int = 100,
     seed: int = 0,
     progress: bool = False,
+    distributed: bool = False,
 ) -> "arviz.InferenceData":
     """Returns the posterior of what is unknown about an agent, given demonstrations of its behaviour.
 
@@ -84,13 +87,16 @@ def infer_agent(
             found, they start from each in turn.
         seed: of all randomness; the caller's own random state is left as it was.
         progress: show a bar.
+        distributed: spreads the chains of NUTS over the ranks of a ``torchrun`` job. Each rank calls it with the same
+            arguments and has the chains of all, which the seed fixes, to rounding, whatever the number of ranks.
 
     Raises:
         ValueError: if the method is unknown; the family draws nothing or returns no process, draws a site in some runs
             only or from a support that varies, or loses an unknown's gradient on the way to its density; or the
             demonstrations have the wrong shape, a transition that no value of the unknowns allows, an observation that
             the agent holds to be impossible, or an action that the policy gives no probability; or where what the
-            agent saw is not known, and cannot be summed over.
+            agent saw is not known, and cannot be summed over. If ``distributed``, outside ``torchrun``, for another
+            method than ``"nuts"``, fewer chains than ranks, or ranks that disagree on the arguments.
 
     Warns:
         UserWarning: where more than one mode is found; and where the demonstrations leave an unknown, or a joint
@@ -113,12 +119,17 @@ def infer_agent(
         raise ValueError(f"method must be 'nuts', 'svi' or 'map', got {method!r}")
     check_dynamics(dynamics)
     check_asked(family, num_draws, num_chains, num_warmup, seed)
-    with seeded(seed), torch.inference_mode(False), torch.enable_grad():
+    if distributed and method != "nuts":
+        raise ValueError(f"distributed=True spreads the chains of 'nuts', and method is {method!r}; leave one out")
+    asked = {"num_draws": num_draws, "num_chains": num_chains, "num_warmup": num_warmup, "seed": seed}
+    with joined(distributed) as ranks, seeded(seed), torch.inference_mode(False), torch.enable_grad():
+        agree_on(ranks, family=family, demonstrations=demonstrations)
+        ranks.agree("options", {**asked, "dynamics": dynamics})
+        ranks.share(num_chains, "num_chains")
         unknowns = Unknowns(family, read_demonstrations(demonstrations), dynamics)
-        drawn = draw_posterior(unknowns, method, num_draws, num_chains, num_warmup, progress)
-        answer = as_inference_data(
-            unknowns, drawn, "demonstration", _seen_of(unknowns.data), {"method": method, "dynamics": dynamics}
-        )
+        drawn = draw_posterior(unknowns, method, num_draws, num_chains, num_warmup, progress and ranks.is_first, ranks)
+        seen, notes = _seen_of(unknowns.data), {"method": method, "dynamics": dynamics}
+        answer = as_inference_data(unknowns, drawn, "demonstration", seen, notes, ranks)
         warn_of_priors(unknowns, drawn.mode, answer)
     return answer
 

@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from rl_as_inference.checks import check_count
+from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.progress import progress_bar
@@ -21,6 +22,7 @@ from rl_as_inference.reasoning.batching import batched_gradient, batched_parts, 
 from rl_as_inference.reasoning.density import Density
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
+from rl_as_inference.sampling.islands import in_step
 from rl_as_inference.turns import silenced
 
 if TYPE_CHECKING:
@@ -64,9 +66,18 @@ def check_family(family: Any, seed: int) -> None:
 
 
 def draw_posterior(
-    unknowns: Density[Any], method: str, num_draws: int, num_chains: int, num_warmup: int, progress: bool
+    unknowns: Density[Any],
+    method: str,
+    num_draws: int,
+    num_chains: int,
+    num_warmup: int,
+    progress: bool,
+    ranks: Ranks = ALONE,
 ) -> Drawn:
-    """Returns draws by ``"nuts"`` or ``"svi"``, or the one that is ``"map"``; warns where there are several modes."""
+    """Returns draws by ``"nuts"`` or ``"svi"``, or the one that is ``"map"``; warns where there are several modes.
+
+    Ranks share the chains of ``"nuts"``, and each returns those of all.
+    """
     found = modes(unknowns, volume=method != "map")
     mode = found[0]
     if method == "map":
@@ -79,7 +90,7 @@ def draw_posterior(
     if unknowns.size == 0:
         return Drawn(mode, mode.expand(num_chains, per_chain, 0), {}, method)
     if method == "nuts":
-        return Drawn(mode, *_nuts(unknowns, starts, scale, per_chain, num_chains, num_warmup, progress), method)
+        return Drawn(mode, *_nuts(unknowns, starts, scale, per_chain, num_chains, num_warmup, progress, ranks), method)
     return Drawn(mode, *_svi(unknowns, mode, scale, num_draws), method)
 
 
@@ -109,12 +120,18 @@ def _nuts(
     num_chains: int,
     num_warmup: int,
     progress: bool,
+    ranks: Ranks,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = centres[0] + scale x``, chains about each centre in turn."""
+    """Runs Pyro's NUTS in the coordinates ``x`` of ``u = centres[0] + scale x``, chains about each centre in turn.
+
+    Where and from which seed a chain starts is drawn for all of them, so that it is the same on whichever rank it runs.
+    """
     mode = centres[0]
     about = [torch.linalg.solve_triangular(scale, (each - mode)[:, None], upper=False)[:, 0] for each in centres]
     starts = [about[index % len(about)] + torch.randn(unknowns.size).double() for index in range(num_chains)]
     examples = mode + torch.randn(2, num_chains, unknowns.size, dtype=torch.float64) @ scale.T
+    seeds, own = torch.randint(2**62, (num_chains,)).tolist(), slice(*ranks.bounds(num_chains))
+    starts, seeds, examples = starts[own], seeds[own], examples[:, own]
     gradient = batched_gradient(unknowns, examples) or gradient_by_row(unknowns)
 
     def answer(points: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -141,15 +158,16 @@ def _nuts(
         diverged[list(kernel.diagnostics()["divergences"])] = True
         return torch.stack(draws[num_warmup:]), diverged
 
-    seeds = torch.randint(2**62, (num_chains,)).tolist()
     # As in Pyro's own MCMC: handlers around the caller see nothing, and no distribution checks its arguments.
     with (
         pyro.poutine.block(),
         pyro.validation_enabled(False),
-        progress_bar("NUTS", num_chains * (num_warmup + per_chain), show=progress) as bar,
+        progress_bar("NUTS", len(starts) * (num_warmup + per_chain), show=progress) as bar,
     ):
-        draws, diverged = zip(*lockstep([partial(chain, start) for start in starts], answer, seeds), strict=True)
-    return mode + torch.stack(draws) @ scale.T, {"diverging": torch.stack(diverged)}
+        found = lockstep([partial(chain, start) for start in starts], answer, seeds)
+    draws, diverged = (torch.cat(ranks.gather(torch.stack(each))) for each in zip(*found, strict=True))
+    in_step(ranks)
+    return mode + draws @ scale.T, {"diverging": diverged}
 
 
 def _svi(unknowns: Density[Any], mode: Tensor, scale: Tensor, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,14 +197,21 @@ def _svi(unknowns: Density[Any], mode: Tensor, scale: Tensor, num_draws: int) ->
 
 
 def as_inference_data(
-    unknowns: Density[Any], drawn: Drawn, one: str, seen: dict[str, Tensor], attributes: dict[str, str]
+    unknowns: Density[Any],
+    drawn: Drawn,
+    one: str,
+    seen: dict[str, Tensor],
+    attributes: dict[str, str],
+    ranks: Ranks = ALONE,
 ) -> "arviz.InferenceData":
     """Returns draws as ArviZ data; discrete unknowns are drawn given the rest.
 
     Args:
+        unknowns, drawn: whose draws.
         one: what one of those is called that were seen.
         seen: what was seen, by name.
         attributes: to be noted.
+        ranks: who share the work of computing the draws' densities.
     """
     draws, stats, method = drawn.draws, dict(drawn.stats), drawn.method
     chains, count = draws.shape[:2]
@@ -194,7 +219,8 @@ def as_inference_data(
     values = {
         name: value.reshape(chains, count, *value.shape[1:]) for name, value in unknowns.constrained(flat)[0].items()
     }
-    logs, likelihood = _logs(unknowns, flat)
+    own = _logs(unknowns, flat[slice(*ranks.bounds(len(flat)))])
+    logs, likelihood = (torch.cat(ranks.gather(each)) for each in own)
     which = logs.argmax(-1) if method == "map" else dist.Categorical(logits=logs).sample()
     chances = logs.softmax(-1)
     for name, support in unknowns.discrete.items():

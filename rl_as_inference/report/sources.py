@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_as_inference import exact
+from rl_as_inference.inference.posteriors import shared_posterior
 from rl_as_inference.inspect import Diagnosis, Method, diagnose, posterior
 from rl_as_inference.inspect.plots import BLUE, GREEN, GREY, ORANGE
 from rl_as_inference.nouns import Policy, Problem
@@ -45,7 +46,12 @@ class Source:
 
 
 def draw_sources(
-    process: Problem, policy: Policy | None, *, method: Method | None = None, num_draws: int = 1000
+    process: Problem,
+    policy: Policy | None,
+    *,
+    method: Method | None = None,
+    num_draws: int = 1000,
+    distributed: bool = False,
 ) -> tuple[Source, ...]:
     """Returns draws from the action prior, from the guide, and from the posterior.
 
@@ -55,6 +61,7 @@ def draw_sources(
         method: of :func:`rl_as_inference.posterior`; None takes ``"exact"`` where it is available (then with the
             causal posterior beside it), else ``"importance"`` from the guide. ``"guide"`` leaves the posterior out.
         num_draws: how many of each, ≥ 1.
+        distributed: the ranks of a ``torchrun`` job share the work of ``"importance"``, ``"smc"`` and ``"annealed"``.
 
     Raises:
         ValueError: if ``num_draws`` < 1, or the process cannot be treated by the method.
@@ -88,7 +95,7 @@ def draw_sources(
     elif method != "guide":
         # The others start from the action prior, or from nothing.
         proposal = policy if method in ("importance", "smc") else None
-        draws = posterior(process, proposal, method=method, num_draws=num_draws)
+        draws = shared_posterior(process, proposal, method=method, num_draws=num_draws, distributed=distributed)
         about = "Trajectories given success, estimated: actions and luck are both inferred."
         sources.append(Source("posterior", f"posterior ({method})", about, GREEN, draws, _verdict(draws)))
     return tuple(sources)

@@ -1,7 +1,7 @@
 """Annealing over the temperature: from the action prior to the posterior, with the free energy on the way."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.distributed import Ranks
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Process
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
+from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.importance import WeightedDraws, effective_sample_size, resample
+from rl_as_inference.sampling.islands import islands
+from rl_as_inference.sampling.pool import Pool
 from rl_as_inference.trajectories import Rows, Trajectories
 
-__all__ = ["Annealing", "annealing", "repeated_annealing"]
+__all__ = ["Annealing", "annealing", "repeated_annealing", "spread_annealing"]
 
 _LONGEST_LADDER = 200
 
@@ -24,6 +28,9 @@ _FEWEST_RUNGS = 10
 
 _PILOT = 1000
 """Particles of the run that settles the ladder."""
+
+_NUM_MOVES, _KEPT = 4, 0.9
+"""Of runs that are not asked for others."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,8 @@ def annealing(
     num_particles: int,
     *,
     inverse_temperatures: Tensor | None = None,
-    num_moves: int = 4,
-    kept: float = 0.9,
+    num_moves: int = _NUM_MOVES,
+    kept: float = _KEPT,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Annealing:
@@ -129,18 +136,44 @@ def repeated_annealing(mdp: Process, num_particles: int, *, num_repeats: int = 8
     return replace(runs[-1], draws=WeightedDraws.pooled([run.draws for run in runs]))
 
 
+@in_turn
+@torch.no_grad()
+def spread_annealing(
+    mdp: Process, num_particles: int, ranks: Ranks, *, num_repeats: int = 8, num_draws: int | None = None
+) -> tuple[WeightedDraws, float]:
+    """Returns what :func:`repeated_annealing` does, of runs that are spread over ranks, and the least acceptance.
+
+    The runs are :func:`~rl_as_inference.sampling.islands.islands` on the ladder that the first rank's pilot settles.
+
+    Args:
+        mdp, num_particles, num_repeats: as in :func:`repeated_annealing`.
+        ranks: over which the runs are spread.
+        num_draws: how many draws will be resampled of them; None keeps all.
+    """
+    process, horizon, last = _in_steps(mdp)
+    # The pilot ends when it has seen enough, and what is drawn after it must not depend on that.
+    with unvalidated(), seeded(int(torch.randint(2**62, ()))):
+        ladder = ranks.broadcast(_ladder(process, horizon, _NUM_MOVES, _KEPT, last))
+    acceptances: list[float] = []
+
+    def run(pool: Pool, island: int) -> None:
+        (found,) = _annealed(process, num_particles, 1, ladder)
+        acceptances.append(float(found.acceptance[1:].min()))
+        pool.add(found.draws)
+
+    draws = islands(run, num_repeats, num_draws, ranks)
+    return draws, min(ranks.gather_objects(min(acceptances)))
+
+
 def _annealed(
     mdp: Process,
     num_particles: int,
     num_runs: int,
-    inverse_temperatures: Tensor | None = None,
-    num_moves: int = 4,
-    kept: float = 0.9,
+    inverse_temperatures: Iterable[float | Tensor] | None = None,
+    num_moves: int = _NUM_MOVES,
+    kept: float = _KEPT,
 ) -> list[Annealing]:
-    if not isinstance(mdp, MarkovDecisionProcess):
-        raise ValueError("method='annealed' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
-    horizon = mdp.finite_horizon("annealing")
-    last = 1 / float(mdp.temperature)
+    mdp, horizon, last = _in_steps(mdp)
     with unvalidated():
         if inverse_temperatures is None:
             ladder = _ladder(mdp, horizon, num_moves, kept, last)
@@ -152,6 +185,13 @@ def _annealed(
                 raise ValueError(f"inverse_temperatures must end at 1/α = {last:.6g}, got {ladder[-1]:.6g}")
         ladder_left = iter(ladder[1:])
         return _run(mdp, horizon, num_particles, num_moves, lambda beta, total: next(ladder_left, None), num_runs)
+
+
+def _in_steps(mdp: Process) -> tuple[MarkovDecisionProcess, int, float]:
+    """Returns the process, its horizon and its inverse temperature."""
+    if not isinstance(mdp, MarkovDecisionProcess):
+        raise ValueError("method='annealed' needs a MarkovDecisionProcess, to be run step by step; use 'importance'")
+    return mdp, mdp.finite_horizon("annealing"), 1 / float(mdp.temperature)
 
 
 def _ladder(mdp: MarkovDecisionProcess, horizon: int, num_moves: int, kept: float, last: float) -> list[float]:

@@ -19,13 +19,17 @@ __all__ = [
     "WeightedDraws",
     "apart",
     "check_conditions",
+    "check_weights",
     "check_whole_plates",
     "effective_sample_size",
+    "evidence_of",
     "importance_sampling",
     "mean_evidence",
+    "pointed_at",
     "resample",
     "survive",
     "surviving_rollout",
+    "weighted_rollout",
 ]
 
 
@@ -201,18 +205,34 @@ def importance_sampling(
     """
     process = as_process(process)
     check_whole_plates(process)
+    found = weighted_rollout(process, policy, num_draws)
+    check_weights(found.log_weight, process, policy)
+    return found
+
+
+def weighted_rollout(process: Problem, policy: Policy | None, num_draws: int) -> WeightedDraws:
+    """Returns trajectories with their weights, which may all be zero."""
     draws = surviving_rollout(process, policy, num_draws)
     log_weight = draws.log_weight()
-    total = torch.logsumexp(log_weight, 0)
-    if not bool(total.isfinite()):
-        check_conditions(process, policy, num_draws)
+    evidence = evidence_of(log_weight)
+    return WeightedDraws(draws, log_weight, evidence.mean, evidence.standard_error)
+
+
+def check_weights(log_weight: Tensor, process: Problem, policy: Policy | None) -> None:
+    """Raises ValueError if all weights are zero, or one is infinite."""
+    if not bool(torch.logsumexp(log_weight, 0).isfinite()):
+        check_conditions(process, policy, len(log_weight))
         raise ValueError(
-            f"all {num_draws} importance weights are zero (or one is infinite): the proposal never meets the "
+            f"all {len(log_weight)} importance weights are zero (or one is infinite): the proposal never meets the "
             f"conditions of the program; use another policy or more draws"
         )
-    share = (log_weight - log_weight.max()).exp()
-    relative = share.std() / share.mean() / num_draws**0.5
-    return WeightedDraws(draws, log_weight, float(total) - torch.tensor(float(num_draws)).log().item(), float(relative))
+
+
+def evidence_of(log_weight: Tensor) -> Estimate:
+    """Returns the logarithm of the mean of independent weights, nats, with its standard error by the delta method."""
+    count, share = len(log_weight), (log_weight - log_weight.max()).exp()
+    relative = share.std() / share.mean() / count**0.5
+    return Estimate(float(torch.logsumexp(log_weight, 0)) - torch.tensor(float(count)).log().item(), float(relative))
 
 
 def check_conditions(process: Problem, policy: Policy | None, num_draws: int) -> None:
@@ -251,3 +271,24 @@ def resample(log_weight: Tensor, num_draws: int, generator: torch.Generator | No
     start = start.to(log_weight.device)
     pointers = (torch.arange(num_draws, device=log_weight.device) + start) / num_draws
     return torch.searchsorted(cumulative / cumulative[..., -1:], pointers).clamp(max=log_weight.shape[-1] - 1)
+
+
+def pointed_at(log_weight: Tensor, num_draws: int, start: float) -> Tensor:
+    """Returns indices in proportion to the weights ``(N,)``, ``(num_draws,)``, of which any first few are so too.
+
+    As :func:`resample`, but the pointers are ``start + j φ`` modulo 1, ``φ`` the golden section, which lie nearly
+    evenly however many there are (Niederreiter 1992, Random Number Generation and Quasi-Monte Carlo Methods, section
+    3.1). With ``start`` uniform on the unit interval each points to a particle as often as its weight says, so that it
+    is unbiased (Cranley & Patterson 1976, SIAM Journal on Numerical Analysis 13).
+
+    Example:
+        >>> log_weight = torch.tensor([0.5, 0.25, 0.25]).log()
+        >>> pointed_at(log_weight, 8, 0.3).tolist(), pointed_at(log_weight, 4, 0.3).tolist()
+        ([0, 2, 1, 0, 2, 0, 0, 1], [0, 2, 1, 0])
+    """
+    cumulative = torch.softmax(log_weight.double(), -1).cumsum(-1)
+    pointers = (start + torch.arange(num_draws, dtype=torch.float64, device=log_weight.device) * _GOLDEN_SECTION) % 1
+    return torch.searchsorted(cumulative / cumulative[-1], pointers).clamp(max=len(log_weight) - 1)
+
+
+_GOLDEN_SECTION = (5**0.5 - 1) / 2

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.histories import History
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem, SoftV
 from rl_as_inference.processes.mdp import MarkovDecisionProcess, unvalidated
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import survival
+from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.importance import WeightedDraws, check_conditions, effective_sample_size, resample
+from rl_as_inference.sampling.islands import islands
 from rl_as_inference.sampling.pool import Keep, Pool
 from rl_as_inference.trajectories import Genealogy, Rows
 
@@ -200,23 +203,29 @@ def repeated_filters(
     critic: SoftV | None = None,
     num_repeats: int = 8,
     num_draws: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> WeightedDraws:
     """Returns the pooled trajectories of independent particle filters, weighed by each one's evidence.
 
-    The evidence is the filters' mean, and its standard error is from their spread.
+    The evidence is the filters' mean, and its standard error is from their spread. The filters are
+    :func:`~rl_as_inference.sampling.islands.islands`: each has its own random numbers, wherever it runs.
 
     Args:
         mdp, policy, num_particles, critic: as in :func:`sequential_monte_carlo`, for each filter.
         num_repeats: how many filters, ≥ 2.
         num_draws: how many draws will be resampled of them: then no more trajectories are kept than these can ask for
             (:class:`~rl_as_inference.sampling.pool.Pool`), so that memory is that of one filter. None keeps all.
+        ranks: over which the filters are spread.
     """
     if num_repeats < 2:
         raise ValueError(f"num_repeats must be >= 2 for a standard error, got {num_repeats}")
-    if num_draws is None:
-        filters = [sequential_monte_carlo(mdp, policy, num_particles, critic=critic) for _ in range(num_repeats)]
-        return WeightedDraws.pooled(filters)
-    pool = Pool(num_draws)
-    for _ in range(num_repeats):
-        pool.add(sequential_monte_carlo(mdp, policy, num_particles, critic=critic, keep=pool.wanted))
-    return pool.draws()
+
+    process = as_process(mdp)
+    if isinstance(process, ProgramProcess):
+        with seeded(0):  # found out once, by running it, which must not move the stream of the first island on a rank
+            process.is_vectorized()
+
+    def run(pool: Pool, island: int) -> None:
+        pool.add(sequential_monte_carlo(process, policy, num_particles, critic=critic, keep=pool.wanted))
+
+    return islands(run, num_repeats, num_draws, ranks)

@@ -19,7 +19,7 @@ from rl_as_inference.report import draw_sources
 from tools.option_tables import PAGES, with_tables
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-OF_THE_SHELL = {"out", "overwrite", "progress"}
+OF_THE_SHELL = {"out", "overwrite", "progress", "resume"}
 """What a shell needs, or shows, and every command may have: where files go."""
 
 PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {

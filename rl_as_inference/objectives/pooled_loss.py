@@ -1,0 +1,134 @@
+"""One loss of several ranks, each of which evaluates its part: one sum over the ranks gives value and gradient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from rl_as_inference.distributed import Ranks
+
+__all__ = ["PooledLoss"]
+
+
+class PooledLoss:
+    """The sum over ranks of what each evaluates, with its gradient, bit for bit the same on every rank.
+
+    The gradients of all parameters go over the wire as one vector, with the value beside them (Li et al. 2020,
+    arXiv:2006.15704, without their buckets: trajectories take far longer than the parameters of a policy).
+
+    Parameters are those that the program registers with Pyro, and others that the loss depends on when it is first
+    evaluated. Whenever new ones come up, all ranks take rank 0's values of them.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: dict[str, Tensor] = {}
+
+    def __call__(self, ranks: Ranks, evaluate: Callable[[], Tensor]) -> Tensor:
+        """Returns the sum, a number whose gradient is that of the sum.
+
+        Args:
+            ranks: all of which call this together.
+            evaluate: returns this rank's part.
+
+        Raises:
+            ValueError: if ranks have other parameters.
+        """
+        if ranks.size == 1:
+            return evaluate()
+        loss, found = self._evaluated(ranks, evaluate)
+        if not torch.is_grad_enabled():
+            return ranks.sum(loss)
+        if self._adopt(ranks, found, loss):
+            loss, _ = self._evaluated(ranks, evaluate)
+        leaves = list(self._leaves.values())
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return _WithGradients.apply(*_summed(ranks, loss.detach(), leaves, gradients), *leaves)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _evaluated(ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss, and the parameters that Pyro saw, by name."""
+        with ranks.next_of_own_stream(), poutine.trace(param_only=True) as captured:
+            loss = evaluate()
+        sites = {name: site["value"].unconstrained() for name, site in sorted(captured.trace.nodes.items())}
+        return loss, {name: value for name, value in sites.items() if value.requires_grad}
+
+    def _adopt(self, ranks: Ranks, found: dict[str, Tensor], loss: Tensor) -> bool:
+        """Takes in parameters that are new; returns whether this rank's or another's values have changed."""
+        known = {id(leaf) for leaf in self._leaves.values()}
+        if self._leaves and all(id(value) in known for value in found.values()):
+            return False
+        leaves: dict[str, Tensor] = {}
+        for name, leaf in (*found.items(), *((f"number {i}", leaf) for i, leaf in enumerate(_leaves_of(loss)))):
+            if not any(leaf is other for other in leaves.values()):
+                leaves[name] = leaf
+        ranks.agree("parameters", {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves.items()})
+        ranks.check_devices(next(iter(leaves.values())).device if leaves else loss.device)
+        self._leaves = leaves
+        return take_first(ranks, leaves.values())
+
+
+def take_first(ranks: Ranks, tensors: Any) -> bool:
+    """Fills tensors with rank 0's; returns whether they differed on any rank."""
+    tensors = list(tensors)
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    if len(set(ranks.gather_objects(digest.hexdigest()))) == 1:
+        return False
+    ranks.broadcast_into(*tensors)
+    return True
+
+
+def _summed(
+    ranks: Ranks, loss: Tensor, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Returns loss and gradients summed over ranks; None for what no rank's loss depends on."""
+    dtype, device = loss.dtype, leaves[0].device if leaves else loss.device
+    for leaf in leaves:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    pairs = list(zip(leaves, gradients, strict=True))
+    parts = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in pairs]
+    used = torch.tensor([float(grad is not None) for grad in gradients])
+    flat = torch.cat([part.reshape(-1).to(device, dtype) for part in (*parts, used, loss)])
+    total = ranks.sum(flat)
+    sizes = [leaf.numel() for leaf in leaves]
+    *pieces, counts, value = total.split([*sizes, len(leaves), 1])
+    is_used = (counts > 0).tolist()
+    pooled = [
+        piece.reshape(leaf.shape).to(leaf) if its else None
+        for piece, leaf, its in zip(pieces, leaves, is_used, strict=True)
+    ]
+    return value.reshape(()).to(loss), pooled
+
+
+def _leaves_of(loss: Tensor) -> Iterator[Tensor]:
+    """Yields the tensors that a loss depends on and that have a gradient of their own, in the graph's order."""
+    stack, seen = [loss.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            yield leaf
+        stack.extend(following for following, _ in reversed(node.next_functions))
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value with gradients that are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        return None, None, *(None if each is None else upstream[0] * each for each in ctx.gradients)

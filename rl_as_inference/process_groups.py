@@ -1,0 +1,78 @@
+"""The process group of a ``torchrun`` job: formed and ended by the library, or the program's own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+__all__ = ["JOB", "is_started_by_torchrun", "words_to_type"]
+
+
+class _Job:
+    """This process's part in the job.
+
+    Attributes:
+        group: that was met last; None after it was ended here.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = None
+        self._times_opened = 0
+        self._store: Any = None
+        self._keys: Any = None
+        self._hook: Any = None
+
+    def open(self) -> None:
+        """Forms the process group, under keys of its own: those of one that was ended would be taken for its own."""
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if self._store is None:
+            self._store, rank, size = next(rendezvous("env://"))
+        self._times_opened += 1
+        self._keys = PrefixStore(f"rl_as_inference/{self._times_opened}", self._store)
+        gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        self._hook = sys.excepthook
+        store = PrefixStore("group", self._keys)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
+
+    def meet(self, *, opened: bool) -> None:
+        """Notes the group that there is now."""
+        self.group = dist.group.WORLD
+        if not opened:
+            self._keys = None
+
+    def leave(self) -> None:
+        """Ends the group that was formed here."""
+        if self.group is not None and self.group is dist.group.WORLD:
+            dist.destroy_process_group()
+            sys.excepthook = self._hook  # in whose place the group's own stood
+        self.group = self._keys = None
+
+    def keys(self) -> Any:
+        """Returns the store where ranks leave words for each other."""
+        if self._keys is None:  # the group is the program's own
+            self._keys = PrefixStore("rl_as_inference", dist.distributed_c10d._get_default_store())
+        return self._keys
+
+
+JOB = _Job()
+
+
+def is_started_by_torchrun() -> bool:
+    """Returns whether the environment says which rank of which job this process is."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def words_to_type() -> str:
+    """Returns what to type to start this program as a job of two ranks."""
+    program = Path(sys.argv[0]).name or "script.py"
+    is_script = program.endswith(".py") or not os.access(sys.argv[0], os.X_OK)
+    words = [program, *sys.argv[1:]]
+    return f"torchrun --nproc-per-node 2 {'' if is_script else '--no-python '}{shlex.join(words)}"
