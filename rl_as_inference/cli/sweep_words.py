@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from rl_as_inference.cli.blame import is_of_users_code
@@ -33,6 +32,10 @@ _NOT_SWEPT = {
     "distributed": "the runs of a sweep are one process each",
 }
 """Options of commands that a sweep does not set, and what to do instead."""
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""What Typer raises for words that it cannot read, by whichever Click it stands on."""
 
 
 def perform(words: Sequence[str]) -> int:
@@ -83,7 +86,7 @@ def absolute(problem: str) -> str:
     return problem if path is None else problem.replace(str(path), str(path.resolve()), 1)
 
 
-def _commands() -> Mapping[Command, click.Command]:
+def _commands() -> Mapping[Command, Any]:
     group: Any = typer.main.get_command(app)
     return {name: group.commands[name] for name in COMMANDS}
 
@@ -111,7 +114,7 @@ def _refusal(command: Command, problem: str, options: Values) -> str | None:
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
             code = known.main(args=words, prog_name="rlai", standalone_mode=False, obj=ONLY_CHECK)
-        except click.ClickException as error:
+        except _UsageError as error:
             return error.format_message().rstrip(".")
         except Exception as error:
             if not is_of_users_code(error):
@@ -123,7 +126,7 @@ def _refusal(command: Command, problem: str, options: Values) -> str | None:
     return lines[-1].removeprefix("rlai: error: ") if lines else f"rlai {command} ended with code {code}"
 
 
-def _option_words(command: click.Command, options: Values) -> list[str]:
+def _option_words(command: Any, options: Values) -> list[str]:
     """Returns options as words: the command's own as it spells them, and what it does not know for the problem.
 
     Raises:

@@ -179,6 +179,7 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...], to: Connection)
     with _apart(None):
         try:
             answer, error = function(*args), None
-        except ValueError as found:
-            answer, error = None, str(found)
+        except Exception as found:  # of the user's code, perhaps; it is told in the process that asked
+            told = str(found) if isinstance(found, ValueError) else f"{type(found).__name__}: {found}"
+            answer, error = None, told
     to.send((answer, error))
