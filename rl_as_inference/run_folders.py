@@ -20,7 +20,7 @@ try:
 except ImportError:  # not a POSIX system; there the name in the lock's file is all there is
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "FolderLock", "RunFolder", "is_empty", "writer_of"]
+__all__ = ["LOCK", "FolderLock", "RunFolder", "has_leftovers", "is_empty", "writer_of"]
 
 LOCK = "run.lock"
 """The file that says who writes into a folder, while somebody does."""
@@ -291,3 +291,8 @@ class RunFolder:
 def is_empty(folder: Path) -> bool:
     """Returns whether nothing is in a folder but what a run that was killed before it began has left."""
     return not any(path.name != LOCK and not path.name.startswith(UNFINISHED) for path in folder.iterdir())
+
+
+def has_leftovers(folder: Path) -> bool:
+    """Returns whether a folder has what somebody left who was killed, or has somebody who writes there now."""
+    return any(path.name == LOCK or path.name.startswith(UNFINISHED) for path in folder.iterdir())

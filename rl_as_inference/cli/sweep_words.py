@@ -72,7 +72,7 @@ def checked_plan(problem: str, command: Command | None, options: Values, corners
 
 def words_of(plan: Plan, task: Task, folder: Path, state: State, *, trust: bool) -> list[str]:
     """Returns the command line of a run that is in some state."""
-    command, words = _commands()[plan.command], [plan.command]
+    command, words = _commands()[plan.command], [str(plan.command)]
     if state == "begun":
         return [*words, f"--out={folder.resolve()}", "--resume", "--no-progress", *(["--trust"] if trust else [])]
     words += [absolute(plan.problem), *_option_words(command, {**plan.options, **task.values})]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rl_as_inference.run_folders import writer_of
+from rl_as_inference.run_folders import RunFolder, has_leftovers, writer_of
 from rl_as_inference.stops import asked_to_stop, stop_of
 from rl_as_inference.sweeps.display import Display
 from rl_as_inference.sweeps.looking import METRICS, Outcome, State, look, outcome_of
@@ -88,10 +89,10 @@ class _Conductor:
                 folder = str(task.folder(self.out))
                 self._fails(task, f"{folder!r} is being written to by {writer}; sweep again when that has ended")
         while self.workers.room() > 0:
-            task = self.again.pop(0) if self.again else self.source.next()
-            if task is None:
+            following = self.again.pop(0) if self.again else self.source.next()
+            if following is None:
                 return
-            self._begin(task)
+            self._begin(following)
 
     def _begin(self, task: Task) -> None:
         folder = task.folder(self.out)
@@ -139,7 +140,11 @@ class _Conductor:
         self.again.append(task)
 
     def _finished(self, task: Task, how: str) -> None:
-        outcome = outcome_of(self.plan.command, task.folder(self.out))
+        folder = task.folder(self.out)
+        if has_leftovers(folder):  # its process was killed between its end and its folder's
+            with contextlib.suppress(ValueError):  # somebody else writes there now, who will remove them
+                RunFolder.of_run(folder).close()
+        outcome = outcome_of(self.plan.command, folder)
         metric = METRICS[self.plan.command]
         value = outcome.numbers[metric.name]
         self.reports[task.name] = Report(outcome, "")

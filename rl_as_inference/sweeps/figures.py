@@ -101,7 +101,7 @@ def curves_figure(sweep: Sweep) -> dict[str, Any] | None:
         steps, means = table.index.tolist(), table.mean(axis=1).tolist()
         bands = [mean_interval(torch.tensor(values).reshape(-1, 1)) for values in table.to_numpy()]
         if bands and all(band is not None for band in bands):
-            low, high = zip(*bands, strict=True)  # type: ignore[arg-type]
+            low, high = zip(*bands, strict=True)
             figure.add_scatter(
                 x=[*steps, *steps[::-1]],
                 y=[*high, *low[::-1]],

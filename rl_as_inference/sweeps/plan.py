@@ -95,7 +95,7 @@ class Plan:
             )
         if there.problem_sha256 is None and there.problem != ours.problem:
             raise ValueError(f"{where} PROBLEM {there.problem}, and this says {ours.problem}; choose another folder")
-        pairs = [("--command", there.settings.get("swept"), self.command)]
+        pairs: list[tuple[str, Any, Any]] = [("--command", there.settings.get("swept"), self.command)]
         pairs += [("--search", there.settings.get("search"), self.search)]
         names = dict.fromkeys((*there.options, *self.options))
         pairs += [(f"--{name.replace('_', '-')}", there.options.get(name), self.options.get(name)) for name in names]

@@ -82,14 +82,11 @@ class Sweep:
 
     def rows(self) -> list[tuple[list[str], str, str, str, str]]:
         """Returns the rows of the table as text: values, seeds, mean, and the interval's ends."""
-        return [
-            (
-                [_cell(row[name]) for name in self.plan.axes],
-                f"{int(row['num_seeds'])}",
-                *(_number(row[name]) for name in ("mean", "low", "high")),
-            )
-            for _, row in self.summary.iterrows()
-        ]  # type: ignore[misc]
+        found = []
+        for _, row in self.summary.iterrows():
+            mean, low, high = (_number(row[name]) for name in ("mean", "low", "high"))
+            found.append(([_cell(row[name]) for name in self.plan.axes], f"{int(row['num_seeds'])}", mean, low, high))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as JSON can hold it."""

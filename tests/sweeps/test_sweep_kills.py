@@ -110,6 +110,8 @@ def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
     kills = 0
     running = Apart(*SWEEP, "--jobs", "2", "--out", out, scratch=tmp_path)
     while kills < KILLS:
+        begun = running.begun
+        assert until(begun.exists)
         assert until(lambda: bool(list(out.glob("runs/*/run.json"))) or not running.process.is_alive())  # noqa: B023
         time.sleep(draws.uniform(0.0, 2.0 if LONG else 0.7))
         if not running.process.is_alive():
