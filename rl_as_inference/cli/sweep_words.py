@@ -63,7 +63,7 @@ def checked_plan(problem: str, command: Command | None, options: Values, corners
     command = command or _command_for(problem, dict(options))
     first = dict(corners[0])
     for values in corners:
-        differs = [name for name in values if values[name] != first[name]]
+        differs = [name for name in values if values[name] != first.get(name)]
         if (told := _refusal(command, problem, {**options, **values})) is not None:
             where = f"--set {differs[0]}={written(values[differs[0]])}: " if differs else ""
             raise ValueError(f"{where}{told}")

@@ -1,6 +1,9 @@
 """What a sweep goes through, what it refuses before anything begins, and what it says at its end."""
 
 import json
+import re
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,15 @@ import numpy as np
 import pandas
 import pytest
 from apart import Apart
+from command_line import refused
 
 import rl_as_inference as rlai
+from rl_as_inference.cli.sweep_words import checked_plan, perform
 from rl_as_inference.sweeps.conducting import Report
 from rl_as_inference.sweeps.looking import Outcome
 from rl_as_inference.sweeps.page import render_sweep
 from rl_as_inference.sweeps.plan import Plan
+from rl_as_inference.sweeps.ray_cluster import RayCluster
 from rl_as_inference.sweeps.results import Sweep, gathered
 from rl_as_inference.sweeps.space import Range, draw, grid, named, read_set
 
@@ -46,37 +52,74 @@ def test_grids_and_draws() -> None:
     assert long != named({"policy": "a/b" * 61})
 
 
-REFUSED = {
-    ("--set", "learning_rat=1,2"): "did you mean --learning-rate?",
-    ("--set", "learning_rate=0.1,abc"): "--set learning_rate=abc: Invalid value for '--learning-rate': 'abc'",
-    ("--set", "learning_rate=0.1,-1"): "--set learning_rate=-1: learning_rate must be a finite number > 0, got -1.0",
-    ("--set", "estimator=auto,exct"): "--set estimator=exct: estimator must be exact or one of",
-    ("--set", "length=3,4,x"): "--set length=x: ",
-    ("--set", "seed=1,2"): "--set seed: say --seeds K",
+WORDS = {
     ("--set", "learning_rate=0.1..1"): "a range is for --search random or optuna",
     ("--set", "steps=3"): "--set steps: said once for all runs, too, as --steps; leave one out",
+    ("--set", "learning_rate"): "--set must be an option and its values",
     ("--search", "random"): "--search random needs --trials N",
     ("--search", "grdi"): "--search must be one of grid, random, optuna",
     ("--command", "learn"): "--command must be one of train, fit, compare",
     ("--trials", "3"): "--trials: a grid has all combinations",
     ("--jobs", "0"): "--jobs must be >= 1, got 0",
-    ("--ray", "somewhere"): "--ray must be host:port, ray://host:port or auto; got 'somewhere'",
-    ("--ray", "127.0.0.1:9"): "--ray: 127.0.0.1:9 does not answer",
 }
 
 
-def test_what_cannot_be_is_said_before_anything_begins(tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    running = {words: Apart(*FIT, *words, "--out", out, scratch=tmp_path) for words in REFUSED}
-    for words, apart in running.items():
-        ended = apart.ends()
-        if words[0] == "--ray" and "pip install" in ended.err:
-            continue
-        assert ended.code == 2, (words, ended)
-        assert ended.err.startswith("rlai: error: "), (words, ended)
-        assert ended.err.count("\n") == 1, (words, ended)
-        assert REFUSED[words] in ended.err, (words, ended)
-    assert not out.exists()
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_words_that_cannot_be_are_refused(words: tuple[str, str], tmp_path: Path) -> None:
+    assert WORDS[words] in refused(*FIT, *words, "--out", tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"learning_rat": 1}, "did you mean --learning-rate?"),
+    ({"learning_rate": "abc"}, "--set learning_rate=abc: Invalid value for '--learning-rate': "),
+    ({"learning_rate": -1}, "--set learning_rate=-1: learning_rate must be a finite number > 0, got -1.0"),
+    ({"estimator": "exct"}, "--set estimator=exct: estimator must be exact or one of"),
+    ({"length": "x"}, "--set length=x: "),
+    ({"seed": 3}, "--set seed: say --seeds K"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), VALUES, ids=str)
+def test_values_are_checked_as_the_command_checks_them(wrong: dict[str, Any], told: str) -> None:
+    right = {"learning_rate": 0.1, "length": 4, "estimator": "auto"}
+    options = {"steps": 3, "num_trajectories": 4, "hidden_sizes": "4"}
+    with pytest.raises(ValueError, match=re.escape(told)):
+        checked_plan("corridor", None, options, [right, {**right, **wrong}])
+    assert checked_plan("corridor", None, options, [right]) == "fit"
+
+
+def test_learners_options_are_checked(tmp_path: Path) -> None:
+    options = {"hidden_sizes": "4", "num_steps": 10}
+    right = {"g": 9.0, "sampler": "stein"}
+    assert checked_plan("Pendulum-v1", None, options, [{**right, "algorithm": "sql"}]) == "train"
+    for wrong, told in {
+        ("discount", 1.5): "--set discount=1.5: discount must be in [0, 1], got 1.5",
+        ("compile", "maybe"): "--set compile=maybe: must be true or false",
+        ("batch_size", 2.5): "--set batch_size=2.5: Invalid value for '--batch-size': ",
+    }.items():
+        start = {"g": 9.0, wrong[0]: {"discount": 0.9, "compile": False, "batch_size": 8}[wrong[0]]}
+        with pytest.raises(ValueError, match=re.escape(told)):
+            checked_plan("Pendulum-v1", None, options, [start, {**start, wrong[0]: wrong[1]}])
+    with pytest.raises(ValueError, match="--sampler goes with --algorithm sql"):
+        checked_plan("Pendulum-v1", None, options, [right])
+
+
+def test_a_ray_address_that_does_not_answer(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'rl-as-inference[ray]')")
+    begun = time.monotonic()
+    with socket.socket() as silent:  # takes connections, and never says a word
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for address, told in {
+            "somewhere": "--ray must be host:port, ray://host:port or auto; got 'somewhere'",
+            "127.0.0.1:9": "--ray: 127.0.0.1:9 does not answer as Ray does",
+            f"127.0.0.1:{silent.getsockname()[1]}": "does not answer as Ray does",
+        }.items():
+            with pytest.raises(ValueError, match=re.escape(told)) as error:
+                RayCluster(perform, address, tmp_path)
+            assert "\n" not in str(error.value)
+    assert time.monotonic() - begun < 30
 
 
 def test_a_problems_file_must_stay_as_it_is(tmp_path: Path) -> None:
