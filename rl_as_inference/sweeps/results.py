@@ -63,7 +63,10 @@ class Sweep:
     def best(self) -> dict[str, Any]:
         """The values of the configuration with the largest mean; empty if no run has finished."""
         found = self.summary.dropna(subset="mean")
-        return {} if found.empty else {name: found.iloc[0][name] for name in self.plan.axes}
+        if found.empty:
+            return {}
+        row = found.iloc[0]
+        return {name: row[name].item() if hasattr(row[name], "item") else row[name] for name in self.plan.axes}
 
     def table(self) -> str:
         """Returns the configurations as a table, the best first."""
