@@ -129,38 +129,75 @@ def curves_figure(sweep: Sweep) -> dict[str, Any] | None:
 
 
 def parallel_figure(sweep: Sweep) -> dict[str, Any] | None:
-    """Returns a line for each configuration through its values to its mean; None where one option differs, or none."""
+    """Returns a line for each configuration through its values to its mean; None where one option differs, or none.
+
+    Of plain lines: Plotly's own parallel coordinates need WebGL, which not every browser has.
+    """
     from plotly import graph_objects
+    from plotly.colors import sample_colorscale
 
     found = sweep.summary.dropna(subset="mean")
     if len(sweep.plan.axes) < 2 or len(found) < 2:
         return None
-    dimensions = []
-    for name in sweep.plan.axes:
-        column = found[name]
-        if column.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all():
-            dimensions.append(_numbers(name, column))
-        else:
-            words = list(dict.fromkeys(written(value) for value in column))
-            places = [words.index(written(value)) for value in column]
-            dimensions.append({"label": name, "values": places, "tickvals": list(range(len(words))), "ticktext": words})
-    means = found["mean"].tolist()
-    dimensions.append({"label": f"{sweep.metric.name} ({sweep.metric.unit})", "values": means})
-    lines = {"color": means, "colorscale": "Cividis", "showscale": True, "colorbar": {"thickness": 12}}
-    figure = graph_objects.Figure(graph_objects.Parcoords(dimensions=dimensions, line=lines))
-    figure.update_layout(template="simple_white", height=400, margin={"l": 70, "r": 30, "t": 60, "b": 30}, font=_FONT)
+    names = [*sweep.plan.axes, f"{sweep.metric.name} ({sweep.metric.unit})"]
+    scales = [_scale(found[name]) for name in (*sweep.plan.axes, "mean")]
+    figure = graph_objects.Figure()
+    for index in reversed(range(len(found))):  # the best on top
+        row = found.iloc[index]
+        told = _name(sweep, row, "<br>") + f"<br><b>{row['mean']:.4g} {sweep.metric.unit}</b>"
+        figure.add_scatter(
+            x=list(range(len(names))),
+            y=[places[index] for places, _ in scales],
+            mode="lines+markers",
+            line={"color": sample_colorscale("Cividis", [scales[-1][0][index]])[0], "width": 3 if index == 0 else 1.5},
+            marker={"size": 6},
+            hovertemplate=f"{told}<extra></extra>",
+            showlegend=False,
+        )
+    for across, (_, ticks) in enumerate(scales):
+        figure.add_vline(x=across, line={"color": "#1a1a1a", "width": 1}, layer="below")
+        for place, words in ticks:
+            figure.add_annotation(
+                x=across,
+                y=place,
+                text=_escaped(words),
+                showarrow=False,
+                xanchor="right",
+                xshift=-8,
+                font={"size": 12},
+                bgcolor="rgba(255,255,255,0.7)",
+            )
+    places = {"tickvals": list(range(len(names))), "ticktext": [_escaped(name) for name in names], "side": "top"}
+    figure.update_layout(
+        template="simple_white",
+        height=400,
+        margin={"l": 16, "r": 40, "t": 40, "b": 16},
+        font=_FONT,
+        dragmode=False,
+        xaxis={**places, "range": [-0.25, len(names) - 0.9], "fixedrange": True, "showline": False, "ticks": ""},
+        yaxis={"visible": False, "range": [-0.05, 1.05], "fixedrange": True},
+    )
     return _json(figure)
 
 
-def _numbers(name: str, column: pandas.Series[Any]) -> dict[str, Any]:
-    """Returns an axis of numbers; of such as differ by orders of magnitude, of their logarithms."""
-    values = [float(value) for value in column]
-    if min(values) > 0 and max(values) / min(values) >= 20:
-        ticks = sorted(set(values)) if len(set(values)) <= 8 else np.geomspace(min(values), max(values), 6).tolist()
-        logs = {"values": np.log10(values).tolist(), "tickvals": np.log10(ticks).tolist()}
-        return {"label": name, **logs, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+def _scale(column: pandas.Series[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Returns where values stand on an axis from 0 to 1, and its ticks: words at equal distances, numbers by size."""
+    values = column.tolist()
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        words = list(dict.fromkeys(written(value) for value in values))
+        at = {word: index / max(len(words) - 1, 1) for index, word in enumerate(words)}
+        return [at[written(value)] for value in values], [(place, word) for word, place in at.items()]
+    least, most = min(values), max(values)
+    in_logs = least > 0 and most / least >= 20
+    low, high = (np.log([least, most]) if in_logs else np.array([least, most])).tolist()
+
+    def place(value: float) -> float:
+        return 0.5 if low == high else float(((np.log(value) if in_logs else value) - low) / (high - low))
+
     ticks = sorted(set(values))
-    return {"label": name, "values": values, **({"tickvals": ticks} if len(ticks) <= 8 else {})}
+    if len(ticks) > 8 or column.name == "mean":
+        ticks = (np.geomspace if in_logs else np.linspace)(least, most, 5).tolist() if low != high else ticks[:1]
+    return [place(value) for value in values], [(place(tick), f"{tick:.3g}") for tick in ticks]
 
 
 def _runs_of(sweep: Sweep, row: Any) -> pandas.DataFrame:
@@ -177,8 +214,11 @@ def _name(sweep: Sweep, row: Any, between: str = ", ") -> str:
         f"{name} {row[name]:.4g}" if isinstance(row[name], float) else f"{name} {written(row[name])}"
         for name in sweep.plan.axes
     ]
-    plain = [words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for words in told]
-    return between.join(plain) or "as it is"
+    return between.join(map(_escaped, told)) or "as it is"
+
+
+def _escaped(words: str) -> str:
+    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _over_steps(sweep: Sweep) -> str:

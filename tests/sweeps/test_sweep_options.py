@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas
 import pytest
 from apart import Apart
 from command_line import refused
+from playwright import sync_api
 
 import rl_as_inference as rlai
 from rl_as_inference.cli.sweep_words import checked_plan, perform
@@ -200,6 +202,31 @@ def test_pages_escape_what_is_not_theirs() -> None:
     assert "alert(1)" in own
     assert "<script>alert" not in own
     assert "<b>x" not in own
+
+
+def test_the_page_draws_in_a_browser_without_a_network(tmp_path: Path) -> None:
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("there is no chromium on this machine (apt-get install chromium)")
+    (tmp_path / "sweep.html").write_text(render_sweep(sweep_of("<b>Pendulum</b>")))
+    wrong: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        page.goto((tmp_path / "sweep.html").as_uri())
+        for figure in ("intervals", "curves", "parallel"):
+            page.wait_for_selector(f"#{figure} .main-svg")
+        panels = page.locator("#curves .cartesianlayer > .subplot").count()
+        failures = page.locator("#failures li").all_inner_texts()
+        title = page.locator("h1").inner_text()
+        browser.close()
+    assert wrong == []
+    assert panels == 4
+    assert len(failures) == 1
+    assert failures[0].endswith("</script><script>alert(1)</script>")
+    assert title.startswith("rlai train <b>Pendulum</b>, 11 of 12 runs")
 
 
 def test_the_same_in_python(tmp_path: Path) -> None:
