@@ -75,7 +75,8 @@ class Sweep:
             [*cells, seeds, mean, low, high] for cells, seeds, mean, low, high in self.rows()
         ]
         header = [*keys, "seeds", f"mean ({self.metric.unit})", "low", "high"]
-        return render(f"{self.title}: {self.metric.title}", header, rows, right=range(len(keys), len(header)))
+        # Above the table, which may be narrower than a file's path and would break it.
+        return f"{self.title}\n{render(self.metric.title, header, rows, right=range(len(keys), len(header)))}"
 
     @property
     def title(self) -> str:

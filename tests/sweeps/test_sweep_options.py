@@ -134,7 +134,7 @@ def test_a_problems_file_must_stay_as_it_is(tmp_path: Path) -> None:
     words = ["sweep", file, *FIT[2:], "--set", "length=3,5", "--out", out, "--no-progress"]
     ended = Apart(*words, scratch=tmp_path).ends()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith(f"rlai fit {file}, 2 of 2 runs: ELBO at the last step")
+    assert ended.out.startswith(f"rlai fit {file}, 2 of 2 runs\nELBO at the last")
     frame = pandas.read_csv(out / "sweep.csv")
     assert list(frame["length"]) == [3, 5]
     assert list(frame["starts"]) == [1, 1]
@@ -190,7 +190,7 @@ def test_means_and_intervals() -> None:
     assert rows.loc[(0.2, "y"), "num_seeds"] == 2
     # Of seeds 0, 1, 2 the mean of three draws is 0 or 2 with a chance of 1/27 each: more than 2.5 %.
     assert tuple(rows.loc[(0.1, "y"), ["low", "high"]]) == pytest.approx((1.0, 3.0))
-    assert "rlai train Pendulum-v1, 11 of 12 runs: evaluation return" in sweep.table()
+    assert "rlai train Pendulum-v1, 11 of 12 runs\nevaluation return" in sweep.table()
     json.dumps(sweep.to_dict(), allow_nan=False)
     alone = sweep_of("Pendulum-v1", 1)
     assert alone.summary["low"].isna().all()
