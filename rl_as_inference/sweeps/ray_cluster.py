@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,14 @@ class RayCluster:
         ray = _imported()
         _check_answers(address)
         self.perform, self.out = perform, out
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             # A runtime environment of uv's is none of ours; what tasks print is in the runs' logs.
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # of many classes, by what went wrong on the way
             raise ValueError(f"--ray: cannot join the cluster at {address}: {' '.join(str(error).split())}") from error
+        if threading.current_thread() is threading.main_thread():  # Ray has put its own there, which ends at once
+            signal.signal(signal.SIGTERM, handler)
         self._ray = ray
         # A new process for each: what one run leaves in memory is no other's. Ray itself tries nothing again.
         self._task: Any = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_work)
