@@ -1,5 +1,7 @@
 """Reinforcement learning written as probabilistic inference: one Pyro program, many readings."""
 
+from typing import TYPE_CHECKING, Any
+
 # isort: off
 from rl_as_inference import imports as _imports  # before all others, as it takes down what they change
 
@@ -39,6 +41,10 @@ from rl_as_inference.reasoning import (
 from rl_as_inference.runs import Run, load_run
 from rl_as_inference.trajectories import Trajectories
 
+if TYPE_CHECKING:
+    from rl_as_inference.cli.sweeping import sweep
+    from rl_as_inference.sweeps import Sweep
+
 __all__ = [
     "MPO",
     "Comparison",
@@ -63,6 +69,7 @@ __all__ = [
     "SoftActorCritic",
     "SoftPolicyIteration",
     "SoftQLearning",
+    "Sweep",
     "TabularMDP",
     "TabularPOMDP",
     "Trajectories",
@@ -96,6 +103,7 @@ __all__ = [
     "simulate",
     "steps",
     "survival",
+    "sweep",
     "terminate",
     "to_gymnasium",
     "to_gymnasium_vector",
@@ -104,3 +112,16 @@ __all__ = [
 ]
 
 _imports.put_back()
+
+
+def __getattr__(name: str) -> Any:
+    """Gives what stands on the command line, which most programs need not import."""
+    if name == "sweep":
+        from rl_as_inference.cli.sweeping import sweep
+
+        return sweep
+    if name == "Sweep":
+        from rl_as_inference.sweeps import Sweep
+
+        return Sweep
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

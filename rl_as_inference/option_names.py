@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
-__all__ = ["check_options", "flag", "meant"]
+__all__ = ["check_options", "flag", "meant", "typed"]
 
 _OTHER_NAMES = {
     "async": "asynchronous",
@@ -33,6 +33,23 @@ _SURE, _LIKELY = 0.8, 0.6
 def flag(name: str) -> str:
     """Returns an argument's name as an option is written: ``--learning-rate``."""
     return _FLAGS.get(name) or "--" + name.replace("_", "-")
+
+
+def typed(text: str) -> Any:
+    """Returns what a word looks like: an integer, a float, a truth value, or the word.
+
+    Example:
+        >>> [typed(word) for word in ("3", "1e-2", "true", "8x8")]
+        [3, 0.01, True, '8x8']
+    """
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def meant(name: str, own: Sequence[str], likeness: float = _SURE) -> str | None:

@@ -38,7 +38,9 @@ OF_RANKS = "checkpoint.rank*.safetensors"
 PATTERNS = ("tensorboard/events.out.tfevents.*", "videos/episode-*.mp4", OF_RANKS)
 """Names that a record may tell of before they are known; no other may have a ``*`` that means anything."""
 
-_COMMANDS = ("compare", "fit", "train", "robustness")
+_COMMANDS = ("compare", "fit", "train", "robustness", "sweep")
+_GO_ON = ("train", "sweep")
+"""Those of which an unfinished one has something to go on from."""
 
 
 class FoundProblem(NamedTuple):
@@ -54,7 +56,7 @@ class RunRecord:
     """What was run, from which it can be had again: ``run.json``, where all of this is one flat object."""
 
     command: str
-    """``"compare"``, ``"fit"``, ``"train"`` or ``"robustness"``, whether from a shell or from Python."""
+    """``"compare"``, ``"fit"``, ``"train"``, ``"robustness"`` or ``"sweep"``, whether from a shell or from Python."""
     problem: str | None
     """As it was named: a model, a Gymnasium id or a Python file; None for an object that has no name."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -132,7 +134,7 @@ class RunRecord:
         record = cls._from_json(found, argument, path)
         if record.command not in commands:
             raise ValueError(f"{argument}: {str(path)!r} is of rlai {record.command}, and {wanted}")
-        if not record.finished and record.command != "train" and not unfinished:  # which can be looked at
+        if not record.finished and record.command not in _GO_ON and not unfinished:
             raise ValueError(_unfinished(argument, folder))
         return record
 

@@ -20,7 +20,7 @@ try:
 except ImportError:  # not a POSIX system; there the name in the lock's file is all there is
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "FolderLock", "RunFolder", "is_empty"]
+__all__ = ["LOCK", "FolderLock", "RunFolder", "has_leftovers", "is_empty", "writer_of"]
 
 LOCK = "run.lock"
 """The file that says who writes into a folder, while somebody does."""
@@ -63,9 +63,9 @@ class FolderLock:
             if not self._is_ours(self._file):
                 owner, since = _named_in(self._file)
                 self._file.close()
-                who = "another process" if owner is None else f"process {owner.pid} on {owner.host} since {since}"
                 raise ValueError(
-                    f"{argument}: {str(folder)!r} is being written to by {who}; wait for it, or choose another folder"
+                    f"{argument}: {str(folder)!r} is being written to by {_told(owner, since)}; wait for it, or choose "
+                    f"another folder"
                 )
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
@@ -107,6 +107,27 @@ class FolderLock:
                     return False
         owner, _ = _named_in(file)
         return owner is None or not owner.is_alive
+
+
+def writer_of(folder: Path) -> str | None:
+    """Returns who writes to a folder now, in words; None where nobody does. It takes nothing and leaves no trace."""
+    try:
+        with open(folder / LOCK, encoding="utf-8") as file:
+            owner, since = _named_in(file)
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return None
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        return _told(owner, since)
+            return _told(owner, since) if owner is not None and owner.is_alive else None
+    except OSError:
+        return None
+
+
+def _told(owner: Owner | None, since: str) -> str:
+    return "another process" if owner is None else f"process {owner.pid} on {owner.host} since {since}"
 
 
 def _named_in(file: IO[str]) -> tuple[Owner | None, str]:
@@ -270,3 +291,8 @@ class RunFolder:
 def is_empty(folder: Path) -> bool:
     """Returns whether nothing is in a folder but what a run that was killed before it began has left."""
     return not any(path.name != LOCK and not path.name.startswith(UNFINISHED) for path in folder.iterdir())
+
+
+def has_leftovers(folder: Path) -> bool:
+    """Returns whether a folder has what somebody left who was killed, or has somebody who writes there now."""
+    return any(path.name == LOCK or path.name.startswith(UNFINISHED) for path in folder.iterdir())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Terminated", "asked_to_stop", "stop_of", "stoppable"]
+__all__ = ["Terminated", "asked_to_stop", "stop_of", "stop_once", "stoppable"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -20,6 +21,19 @@ def stop_of(number: int) -> KeyboardInterrupt:
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
+_came: list[int] = []
+"""Signals that came to a handler of this process."""
+
+
+def stop_once() -> None:
+    """Asks this process to stop, as SIGTERM does, unless a signal has asked it already: a second one ends it at once.
+
+    For another thread than the main one, in a process whose signals are handled by this module.
+    """
+    if not _came:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class _Handler:
     """What is called when a signal comes: it notes it, and raises, unless it defers and this is the first."""
 
@@ -27,6 +41,7 @@ class _Handler:
         self.asked, self.defers = asked, defers
 
     def __call__(self, number: int, _: Any) -> None:
+        _came.append(number)
         raises = bool(self.asked) or not self.defers
         self.asked.append(number)
         if raises:

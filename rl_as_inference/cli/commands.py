@@ -13,6 +13,7 @@ import typer
 from rl_as_inference import exact
 from rl_as_inference.checkpoints import save_policy
 from rl_as_inference.cli.common import (
+    ONLY_CHECK,
     PROBLEM_OPTIONS,
     Distributed,
     Hidden,
@@ -24,6 +25,7 @@ from rl_as_inference.cli.common import (
     app,
     check_least,
     check_seed,
+    end_of_checks,
     own_names,
     parse_options,
     parse_sizes,
@@ -103,6 +105,7 @@ def compare_command(
         gradients_num_trajectories=(gradients_num_trajectories, 100),
     )
     run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed, resume)
+    run.check(context, steps, estimator, fit_num_trajectories, learning_rate, hidden_sizes)
     fitted = run.train(steps, estimator, fit_num_trajectories, learning_rate, hidden_sizes, progress)
     comparison = compare(run.process, fitted.policy, num_trajectories=num_trajectories, distributed=run.ranks.size > 1)
     if not run.ranks.is_first:
@@ -150,6 +153,7 @@ def fit_command(
 ) -> None:
     """Train a guide on the ELBO and save it."""
     run = _GuideRun.start(context, problem, horizon, discount, temperature, out, overwrite, seed, resume)
+    run.check(context, steps, estimator, num_trajectories, learning_rate, hidden_sizes)
     fitted = run.train(steps, estimator, num_trajectories, learning_rate, hidden_sizes, progress)
     if not run.ranks.is_first:
         return
@@ -229,6 +233,14 @@ class _GuideRun:
             folder = context.with_resource(RunFolder(out) if resume else new_run_folder(out, overwrite=overwrite))
             folder.begin(record, *_MAY_WRITE, *(_COMPARED + _PICTURES if record.command == "compare" else ()))
         return cls(process, out, folder, record)
+
+    def check(
+        self, context: typer.Context, steps: int, estimator: str, num_trajectories: int, rate: float, hidden: str
+    ) -> None:
+        """Where options are only to be checked, ends the command after a single step with them."""
+        if context.obj == ONLY_CHECK:
+            self.train(min(steps, 1), estimator, num_trajectories, rate, hidden, False)
+        end_of_checks(context)
 
     def train(
         self, steps: int, estimator: str, num_trajectories: int, rate: float, hidden: str, progress: bool | None

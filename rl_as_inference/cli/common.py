@@ -15,10 +15,11 @@ import typer
 from rl_as_inference.cli.blame import is_of_users_code
 from rl_as_inference.cli.narrow import write_narrowly
 from rl_as_inference.distributed import RankError, Ranks, joined
-from rl_as_inference.option_names import flag, meant
+from rl_as_inference.option_names import flag, meant, typed
 from rl_as_inference.stops import Terminated, stoppable
 
 __all__ = [
+    "ONLY_CHECK",
     "PROBLEM_OPTIONS",
     "Distributed",
     "Hidden",
@@ -30,6 +31,7 @@ __all__ = [
     "app",
     "check_least",
     "check_seed",
+    "end_of_checks",
     "main",
     "own_names",
     "parse_options",
@@ -45,6 +47,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+ONLY_CHECK = "only check"
+"""A context's object that ends a command where its work would begin: a sweep asks so what it thinks of its options."""
 
 PROBLEM_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -66,8 +71,14 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="A bar; by default on a terminal.")]
 
 
+is_main = False
+"""Whether this process is ``rlai`` itself, and has done nothing but import."""
+
+
 def main() -> None:
     """Runs the command line."""
+    global is_main
+    is_main = True
     try:
         write_narrowly()
         app()
@@ -128,6 +139,12 @@ def silent_but_first(ranks: Ranks) -> Iterator[None]:
         return
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def end_of_checks(context: typer.Context) -> None:
+    """Ends a command that is only to check its options."""
+    if context.obj == ONLY_CHECK:
+        raise typer.Exit
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
@@ -191,25 +208,14 @@ def parse_options(words: Sequence[str], own: Sequence[str] = ()) -> dict[str, An
             raise ValueError(f"--{name}: did you mean {flag(name)}?")
         name = name.replace("-", "_")
         if equals:
-            options[name] = _value(value)
+            options[name] = typed(value)
         elif rest and not rest[0].startswith("--"):
-            options[name] = _value(rest.pop(0))
+            options[name] = typed(rest.pop(0))
         elif name.startswith("no_"):
             options[name[3:]] = False
         else:
             options[name] = True
     return options
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def check_least(**values: tuple[int | None, int]) -> None:

@@ -17,6 +17,7 @@ from rl_as_inference.agents.reading_options import as_held
 from rl_as_inference.agents.training import RUN_FILES, VIDEO_FILES, VIDEOS, evaluation_seed
 from rl_as_inference.agents.videos import check_videos
 from rl_as_inference.cli.common import (
+    ONLY_CHECK,
     PROBLEM_OPTIONS,
     Overwrite,
     Progress,
@@ -24,6 +25,7 @@ from rl_as_inference.cli.common import (
     app,
     check_least,
     check_seed,
+    end_of_checks,
     own_names,
     parse_options,
     plain_errors,
@@ -146,6 +148,9 @@ def train_command(
     if video:
         check_videos(agent)
     ranks = present()
+    if context.obj == ONLY_CHECK:
+        agent.close()
+    end_of_checks(context)
     if problem is not None and out is None:
         out = ranks.broadcast(_kept_in(problem) if ranks.is_first else None)
     assert out is not None

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_as_inference.compare import Comparison
@@ -13,6 +12,7 @@ from rl_as_inference.nouns import Problem
 from rl_as_inference.processes.programs import as_process
 from rl_as_inference.report.figures import gaps_figure
 from rl_as_inference.report.sources import Source
+from rl_as_inference.report.templating import page_environment, trusted_parts
 from rl_as_inference.report.trajectories import embed
 
 __all__ = ["is_report", "render_report"]
@@ -50,17 +50,10 @@ def render_report(
     """
     if not sources:
         raise ValueError("sources is empty; draw some with draw_sources(process, policy)")
-    from plotly.offline import get_plotlyjs  # imported when first needed: it is slow
-
     process = as_process(process)
     embedded = embed(process, sources)
     gaps = None if comparison is None else gaps_figure(comparison)
-    environment = Environment(
-        loader=PackageLoader("rl_as_inference.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
-    loader = environment.loader
-    assert loader is not None
+    environment = page_environment()
     return environment.get_template("report.html").render(
         mark=Markup(_MARK),
         problem=process.name,
@@ -82,10 +75,7 @@ def render_report(
         embedded={source["key"]: len(source["draws"]["return"]) for source in embedded["sources"]},
         data={**embedded, "gaps": gaps},
         library_version=version("rl-as-inference"),
-        # What is trusted: this package's own files and Plotly's.
-        style=Markup(loader.get_source(environment, "report.css")[0]),
-        script=Markup(loader.get_source(environment, "report.js")[0]),
-        plotly=Markup(get_plotlyjs()),
+        **trusted_parts(environment, style="report.css", script="report.js"),
     )
 
 

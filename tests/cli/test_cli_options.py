@@ -12,6 +12,7 @@ from command_line import refused, rlai
 from rl_as_inference import compare, fit, load_run, posterior
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftQLearning, perturb, train
 from rl_as_inference.cli import app
+from rl_as_inference.cli.sweeping import sweep
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.option_names import meant
 from rl_as_inference.problems import load_problem
@@ -49,6 +50,7 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
     "export": ([SoftActorCritic.export, load_run], {}),
     "robustness": ([perturb, load_run], {"perturbations": "perturb's name and sizes"}),
     "inspect": ([draw_sources, load_run], {}),
+    "sweep": ([sweep], {"set_": "one of sweep's values"}),
     "bench": ([], {"quick": "of python -m benchmarks.run"}),
 }
 """For each command: the functions that it calls, and options that are an argument of none of them, with the reason."""

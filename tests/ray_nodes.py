@@ -1,0 +1,116 @@
+"""Nodes of a Ray cluster, all on this machine, that can be killed one by one."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+_MEMORY = "200000000"
+
+
+class Nodes:
+    """So many nodes of one processor each; the first is the head.
+
+    They begin with this Python, which ``ray`` of another environment might not. The cluster has a secret of its own,
+    made here: whether one lies in the user's home, which is somebody else's, makes no difference.
+
+    Attributes:
+        address: of the head.
+        environment: of whoever joins.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.groups: list[list[int]] = []
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, **own}
+
+    def __enter__(self) -> Self:
+        # Its path is short, as sockets want it.
+        self._folder = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
+        self.port = _free_port()
+        try:
+            ports = [f"--port={self.port}", f"--ray-client-server-port={_free_port()}"]
+            self._start("--head", *ports, "--include-dashboard=false", f"--temp-dir={self._folder.name}")
+            self.address = next(
+                line.partition("--address=")[2].strip("' ") for line in self.said.splitlines() if "--address=" in line
+            )
+            for _ in range(1, self.count):
+                self._start(f"--address={self.address}")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def kill(self, index: int) -> None:
+        """Kills a node with all that runs on it."""
+        for pid in self.groups[index]:
+            for each in [pid, *_below(pid)]:
+                try:
+                    os.kill(each, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.groups[index] = []
+
+    def __exit__(self, *_: object) -> None:
+        for index in reversed(range(len(self.groups))):
+            self.kill(index)
+        self._folder.cleanup()
+
+    def _ours(self) -> list[int]:
+        return _marked(self._folder.name, f":{self.port} ", f":{self.port}\0")
+
+    def _start(self, *words: str) -> None:
+        before = set(self._ours())
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--disable-usage-stats"]
+        done = subprocess.run(
+            [*command, f"--object-store-memory={_MEMORY}", *words],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            env=self.environment,
+            check=False,
+        )
+        self.groups.append(sorted(set(self._ours()) - before))
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.said = done.stdout
+
+
+def _free_port() -> int:
+    """Returns a port that nobody has, by chance: two clusters could listen on the same one, and take each other's."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _marked(*marks: str) -> list[int]:
+    """Returns the processes that have one of the words in theirs: those of a cluster of ours."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes()
+                if any(mark.encode() in words for mark in marks):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def _below(pid: int) -> list[int]:
+    """Returns the processes that a process has begun, and those that they have."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found += [int(entry.name), *_below(int(entry.name))]
+    return found
