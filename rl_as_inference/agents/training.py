@@ -253,8 +253,7 @@ class _Logbook:
         keep_best: bool,
         minutes: float | None,
     ) -> None:
-        self.ranks = agent.arena.ranks
-        self.path = path  # also of ranks that do not write the folder's own files
+        self.ranks, self.path = agent.arena.ranks, path  # a path too for ranks that do not write the folder's own files
         self.agent, self.folder, self.num_episodes = agent, folder, num_episodes
         self.on_row = on_row if self.ranks.is_first else None
         self.resume, self.keep_best, self.best = resume, keep_best, -math.inf

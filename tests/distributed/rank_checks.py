@@ -30,6 +30,8 @@ from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.whole_noise import whole_noise
 
 F64 = torch.float64
+LONG = os.environ.get("RLAI_SCALE") == "long"
+"""Whether more is tried, as ``make test-scale`` does."""
 NUMBER = 23
 """Trajectories of a batch: an odd number, so that ranks have other shares, and no other size."""
 
@@ -184,7 +186,7 @@ def fits() -> dict[str, list[float]]:
     found = {}
     for name, make in {
         "a process": lambda: (tabular(), "baseline"),
-        "a hidden state": lambda: (rlai.models.tiger(horizon=3), "baseline"),
+        **({"a hidden state": lambda: (rlai.models.tiger(horizon=3), "baseline")} if LONG else {}),
         "a program": lambda: (coins, "score"),
     }.items():
         answers = []
@@ -371,7 +373,7 @@ def learners(steps: int = 40) -> dict[str, Any]:
     """Learned numbers and replays of learners."""
     found = {}
     with joined():
-        for name, make in LEARNERS.items():
+        for name, make in LEARNERS.items() if LONG else list(LEARNERS.items())[:2]:
             agent = make()
             agent.learn(steps)
             found[name] = {
