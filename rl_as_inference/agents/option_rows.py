@@ -24,6 +24,7 @@ __all__ = [
     "or_none",
     "share",
     "temperature",
+    "word",
     "yes_or_no",
     "zero_or_positive",
     "zero_or_share",
@@ -65,6 +66,11 @@ def zero_or_positive(name: str, value: Any) -> None:
 def yes_or_no(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def word(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be a word or two, got {value!r}")
 
 
 def function(name: str, value: Any) -> None:
