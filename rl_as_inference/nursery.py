@@ -17,10 +17,11 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 __all__ = ["PATIENCE", "Nursery", "waited_for", "worded_exit"]
 
@@ -40,23 +41,19 @@ _PROGRAM = (
 class Nursery:
     """A process whose forks run one function; all of them end when it is closed, or when this process ends.
 
+    Use :meth:`shared`, by which all in this process that want the same have one of them.
+
     Args:
         body: ``"module:function"``, which a fork calls with its end of a connection. It computes on one thread.
 
     Raises:
         ValueError: where processes are not forked.
-
-    Example:
-        >>> nursery = Nursery("rl_as_inference.nursery:echo")
-        >>> connection = nursery.fork()
-        >>> connection.send("hello")
-        >>> pid, answer = connection.recv()
-        >>> answer, pid == os.getpid()
-        ('hello', False)
-        >>> nursery.close()
     """
 
+    _SHARED: ClassVar[dict[tuple[int, str], Nursery]] = {}
+
     def __init__(self, body: str) -> None:
+        self._key, self._users, self._ended, self._lock = (os.getpid(), body), 1, False, threading.Lock()
         if not hasattr(os, "fork") or not hasattr(socket, "send_fds"):
             raise ValueError(f"num_actors needs processes that are forked, which {sys.platform} has not")
         self._control, theirs = socket.socketpair()
@@ -68,6 +65,16 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
+
+    @classmethod
+    def shared(cls, body: str) -> Nursery:
+        """Returns the nursery of this process, which ends when all who asked for it have closed it."""
+        found = cls._SHARED.get((os.getpid(), body))
+        if found is not None and not found._ended and found._process.poll() is None:
+            found._users += 1
+            return found
+        cls._SHARED[os.getpid(), body] = made = cls(body)
+        return made
 
     def fork(self) -> Connection:
         """Returns a connection to a new process.
@@ -81,20 +88,27 @@ class Nursery:
                 socket.send_fds(self._control, [_REQUEST.pack(b"f", 0)], [theirs.fileno()])
             except OSError:
                 ours.close()
+                self._ended = True
                 raise
         return Connection(ours.detach())
 
     def how_ended(self, pid: int) -> str:
-        """Returns in words how a fork ended whose connection has closed."""
+        """Returns in words how a fork ended whose connection has closed; it is killed if it does not end."""
         try:
-            self._control.sendall(_REQUEST.pack(b"w", pid))
-            code = _ANSWER.unpack(self._control.recv(_ANSWER.size))[0]
+            with self._lock:
+                self._control.sendall(_REQUEST.pack(b"w", pid))
+                code = _ANSWER.unpack(self._control.recv(_ANSWER.size))[0]
         except (OSError, struct.error):
             return f"with the process that it was forked from ({self._process.pid})"
         return "for an unknown reason" if code == _UNKNOWN else worded_exit(code)
 
     def close(self) -> None:
-        """Ends all forks, and waits until they have ended."""
+        """Ends all forks, and waits until they have ended; if others share this nursery, they see to that."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        if self._SHARED.get(self._key) is self:
+            del self._SHARED[self._key]
         self._control.close()
         try:
             self._process.wait(PATIENCE + 2 * _LOOK)
@@ -124,8 +138,9 @@ def serve(fd: int, body: str) -> NoReturn:
     control, parent = socket.socket(fileno=fd), os.getppid()
     module, _, name = body.partition(":")
     function = getattr(importlib.import_module(module), name)
-    forks: set[int] = set()
+    codes: dict[int, int | None] = {}
     while True:
+        _reap(codes)
         if not select.select([control], [], [], _LOOK)[0]:
             if os.getppid() != parent:  # a fork of the parent may still hold the other end
                 break
@@ -135,21 +150,16 @@ def serve(fd: int, body: str) -> NoReturn:
             break
         kind, pid = _REQUEST.unpack(message)
         if kind == b"w":
-            control.sendall(_ANSWER.pack(_exit_code(pid, forks)))
+            control.sendall(_ANSWER.pack(_exit_code(pid, codes)))
         elif (pid := os.fork()) == 0:
             control.close()
             _run(function, fds[0])
         else:
             os.close(fds[0])
-            forks.add(pid)
+            codes[pid] = None
     end = time.monotonic() + PATIENCE
-    while forks and time.monotonic() < end:
-        _reap(forks)
-        time.sleep(0.005)
-    for pid in forks:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    for pid in codes:
+        _exit_code(pid, codes, end)
     os._exit(0)
 
 
@@ -166,25 +176,22 @@ def _run(function: object, fd: int) -> NoReturn:
         os._exit(code)
 
 
-def _reap(forks: set[int]) -> None:
-    for pid in list(forks):
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            forks.discard(pid)
+def _reap(codes: dict[int, int | None]) -> None:
+    """Notes how those ended that have ended by now."""
+    for pid, code in codes.items():
+        if code is None and (found := os.waitpid(pid, os.WNOHANG))[0]:
+            codes[pid] = os.waitstatus_to_exitcode(found[1])
 
 
-def _exit_code(pid: int, forks: set[int]) -> int:
-    """Returns how a fork ended that has closed its connection; it is killed if it does not end."""
-    if pid not in forks:
-        return _UNKNOWN
-    end = time.monotonic() + _LOOK
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            forks.discard(pid)
-            return os.waitstatus_to_exitcode(status)
+def _exit_code(pid: int, codes: dict[int, int | None], end: float | None = None) -> int:
+    """Returns how a fork ended that has closed its connection; it is killed if it has not by ``end``."""
+    end = time.monotonic() + PATIENCE if end is None else end
+    while (code := codes.get(pid, _UNKNOWN)) is None:
         if time.monotonic() > end:
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.005)
+        time.sleep(0.002)
+        _reap(codes)
+    return code
 
 
 def waited_for(connection: Connection, parent: int) -> bool:
@@ -201,8 +208,3 @@ def waited_for(connection: Connection, parent: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def echo(connection: Connection) -> None:
-    """Sends back the first thing that it receives, with the number of its process."""
-    connection.send((os.getpid(), connection.recv()))

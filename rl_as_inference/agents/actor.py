@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
@@ -21,6 +21,7 @@ import cloudpickle
 import numpy as np
 import torch
 
+from rl_as_inference.agents.actor_options import USUAL
 from rl_as_inference.batch_norm import Told
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.nursery import PATIENCE, waited_for
@@ -93,8 +94,8 @@ def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -
     least = options["burn_in"] + options["sequence_length"] if options["memory"] is not None else 1
     own = {
         **options,
+        **USUAL,
         "num_actors": None,
-        "ray": None,
         "device": "cpu",
         "compile": False,
         "buffer_size": -(-least // steps) * steps,  # the latest transitions, in a row
@@ -110,8 +111,8 @@ def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -
             f"num_actors makes the environment again in other processes, and env cannot be sent there "
             f"({type(error).__name__}: {error}); pass its id, or a factory that opens what it needs by itself"
         ) from error
-    folders = {str(Path(module.__file__).resolve().parent) for module in modules if getattr(module, "__file__", None)}
-    return Making(blob, tuple(sorted(folders)))
+    folders = {str(Path(module.__file__ or "").resolve().parent) for module in modules}
+    return Making(blob, (*sorted(folders), *(path for path in sys.path if path)))
 
 
 def _is_nowhere(module: Any) -> bool:
@@ -120,7 +121,7 @@ def _is_nowhere(module: Any) -> bool:
 
 
 @contextmanager
-def _by_value(modules: list[Any]) -> Any:
+def _by_value(modules: list[Any]) -> Iterator[None]:
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -195,7 +196,7 @@ def _sendable(error: Exception) -> BaseException:
         found = RuntimeError(f"{type(error).__name__}: {error}")
         found.__cause__ = None
         found.add_note(traceback.format_exc())
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def serve(connection: Connection) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from rl_as_inference.agents.actor import Actor, Made
+from rl_as_inference.clusters import joined_ray
 from rl_as_inference.nursery import Nursery
 
 __all__ = ["ActorDiedError", "Cluster", "Link", "Machine", "Places"]
@@ -58,7 +58,7 @@ class Machine:
     """Processes of this machine."""
 
     def __init__(self) -> None:
-        self._nursery = Nursery(_BODY)
+        self._nursery = Nursery.shared(_BODY)
         self._links: list[_Process] = []
 
     def begin(self) -> Link:
@@ -66,7 +66,7 @@ class Machine:
             connection = self._nursery.fork()
         except OSError:  # it was killed
             self._nursery.close()
-            self._nursery = Nursery(_BODY)
+            self._nursery = Nursery.shared(_BODY)
             connection = self._nursery.fork()
         self._links = [link for link in self._links if not link.ended]
         self._links.append(_Process(connection, self._nursery))
@@ -75,6 +75,10 @@ class Machine:
     def close(self) -> None:
         for link in self._links:
             link.end()
+        for link in self._links:
+            if link.pid is not None:
+                self._nursery.how_ended(link.pid)
+        self._links = []
         self._nursery.close()
 
 
@@ -111,20 +115,11 @@ class _Process:
         self._connection.close()  # at which it closes its environment and ends; the nursery sees to it
 
 
-def _import_ray() -> Any:
-    if importlib.util.find_spec("ray") is None:
-        raise ImportError("Ray is not installed; pip install 'rl-as-inference[ray]' brings it (or pip install ray)")
-    import ray
-
-    return ray
-
-
 class Cluster:
     """Actors of a Ray cluster, which this process joins if it has not already.
 
     Args:
-        address: as ``ray.init`` takes it: ``"HOST:PORT"``, ``"ray://HOST:PORT"``, ``"auto"``, or ``"local"`` for one of
-            its own on this machine.
+        address: see :func:`~rl_as_inference.clusters.joined_ray`.
 
     Raises:
         ImportError: without Ray.
@@ -132,17 +127,8 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        ray = self._ray = _import_ray()
-        self._joined = not ray.is_initialized()
-        if self._joined:
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-            except Exception as error:  # of many kinds
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise ValueError(
-                    f"ray: no cluster answers at {address!r} ({reason}); begin one with ray start --head, or say "
-                    f"ray='local' for one on this machine"
-                ) from error
+        ray, self._joined = joined_ray(address)
+        self._ray = ray
         self._kind = ray.remote(max_restarts=0)(Actor)
         self._links: list[_RayActor] = []
 

@@ -12,16 +12,16 @@ from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.processes import MarkovDecisionProcess
 
-__all__ = ["check_actors"]
+__all__ = ["USUAL", "check_actors"]
 
-_USUAL: dict[str, Any] = {"actor_steps": 8, "parameters_every": 100, "ray": None}
+USUAL: dict[str, Any] = {"actor_steps": 8, "parameters_every": 100, "ray": None}
 """Options of actors, as they are where nothing is said."""
 
 
 def check_actors(source: EnvironmentLike, options: LearnerOptions) -> None:
     """Raises ValueError if options of actors do not go with what is learned in, or with other options."""
     if options["num_actors"] is None:
-        for name, usual in _USUAL.items():
+        for name, usual in USUAL.items():
             if options[name] != usual:  # type: ignore[literal-required]
                 raise ValueError(f"{name} is of actors, and there are none; say num_actors too, or leave it out")
         return

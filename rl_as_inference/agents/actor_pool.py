@@ -125,9 +125,16 @@ class ActorPool:
 
     def start(self) -> None:
         """Begins the actors, and waits until all are there."""
-        self.connect()
         if self._seats:
             return
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        self.connect()
         self._round, self._cursor, self._blocks = -1, self.actor_steps, []
         self._sent_at, self._version = None, -1
         self._seats = [self._seat(index, 0) for index in range(self.num_actors)]
@@ -146,8 +153,8 @@ class ActorPool:
             Exception: what an environment raised; all actors are then ended.
             ValueError: if one dies again and again.
         """
+        self.start()
         try:
-            self.start()
             if self._cursor == self.actor_steps:
                 self._gather(num_steps, num_updates, parameters)
         except BaseException:  # an interruption may have cut a message off

@@ -79,11 +79,10 @@ class Gathering:
         first = int(self.replay.position)
         self.replay.add_rows(gathered.rows[None])
         self._last[gathered.valid] = (first + np.arange(len(gathered.rows))) % self.replay.capacity
-        ends = []
-        for name in ("terminated", "truncated"):
-            ends.append(np.zeros(self.pool.num_actors, bool))
-            ends[-1][gathered.valid] = gathered.rows[:, self.replay.columns[name].start] > 0
-        return Step(_NOT_HERE, gathered.reward, *ends, gathered.valid, _NOT_HERE)
+        ends = np.zeros((2, self.pool.num_actors), bool)
+        for end, name in zip(ends, ("terminated", "truncated"), strict=True):
+            end[gathered.valid] = gathered.rows[:, self.replay.columns[name].start] > 0
+        return Step(_NOT_HERE, gathered.reward, ends[0], ends[1], gathered.valid, _NOT_HERE)
 
     def lags(self) -> dict[str, float]:
         """Returns by how many updates the acting parameters were behind, since the last time; empty if none acted."""

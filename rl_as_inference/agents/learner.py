@@ -220,6 +220,11 @@ class Learner:
             if asked:
                 raise stop_of(asked[0])
 
+    def connect_actors(self) -> None:
+        """Makes ready what actors begin in, where there are to be any: a cluster that does not answer is told here."""
+        if self._loop.actors is not None:
+            self._loop.actors.pool.connect()
+
     def settle_compile(self, num_steps: int) -> bool:
         """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
 
