@@ -20,7 +20,6 @@ from small_agents import mpo, sac, sql
 from rl_as_inference.agents import ModelBasedAgent, SoftActorCritic
 from rl_as_inference.nursery import Nursery
 
-
 LONG = os.environ.get("RLAI_SCALE") == "long"
 """Whether what takes long is looked at, as ``make test-scale`` does."""
 long = pytest.mark.skipif(not LONG, reason="takes long; RLAI_SCALE=long, or make test-scale, runs it")
