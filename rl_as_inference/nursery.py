@@ -102,6 +102,15 @@ class Nursery:
             return f"with the process that it was forked from ({self._process.pid})"
         return "for an unknown reason" if code == _UNKNOWN else worded_exit(code)
 
+    def has_ended(self, pid: int) -> bool:
+        """Whether a fork has ended; its connection may still be held by processes of its own."""
+        try:
+            with self._lock:
+                self._control.sendall(_REQUEST.pack(b"?", pid))
+                return bool(_ANSWER.unpack(self._control.recv(_ANSWER.size))[0])
+        except (OSError, struct.error):
+            return True
+
     def close(self) -> None:
         """Ends all forks, and waits until they have ended; if others share this nursery, they see to that."""
         self._users -= 1
@@ -151,6 +160,9 @@ def serve(fd: int, body: str) -> NoReturn:
         kind, pid = _REQUEST.unpack(message)
         if kind == b"w":
             control.sendall(_ANSWER.pack(_exit_code(pid, codes)))
+        elif kind == b"?":
+            _reap(codes)
+            control.sendall(_ANSWER.pack(codes.get(pid, _UNKNOWN) is not None))
         elif (pid := os.fork()) == 0:
             control.close()
             _run(function, fds[0])

@@ -15,6 +15,8 @@ __all__ = ["ActorDiedError", "Cluster", "Link", "Machine", "Places"]
 
 
 _BODY = "rl_as_inference.agents.actor:serve"
+_LOOK = 2.0
+"""Seconds between looks whether an actor lives, which its closed connection tells at once in most cases."""
 
 
 class ActorDiedError(Exception):
@@ -101,6 +103,9 @@ class _Process:
 
     def receive(self) -> Any:
         try:
+            while not self._connection.poll(_LOOK):
+                if self.pid is not None and self._nursery.has_ended(self.pid):
+                    raise EOFError
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise ActorDiedError(
@@ -155,7 +160,7 @@ class _RayActor:
             self._answers.append(self._handle.answer.remote(command, argument))
 
     def ready(self) -> bool:
-        return bool(self._ray.wait([self._answers[0]], timeout=0)[0])
+        return not self._answers or bool(self._ray.wait([self._answers[0]], timeout=0)[0])
 
     def receive(self) -> Any:
         if not self._answers:

@@ -19,6 +19,7 @@ from small_agents import mpo, sac, sql
 
 from rl_as_inference.agents import ModelBasedAgent, SoftActorCritic
 from rl_as_inference.nursery import Nursery
+from rl_as_inference.processes.environments import NonFiniteError
 
 LONG = os.environ.get("RLAI_SCALE") == "long"
 """Whether what takes long is looked at, as ``make test-scale`` does."""
@@ -222,6 +223,38 @@ def test_an_error_in_an_environment_is_raised_here(made):
         agent.learn(40)
     assert any("in actor 0" in note for note in caught.value.__notes__)
     assert pids(agent) == []
+
+
+class NotFinite(Known):
+    def step(self, action):
+        state, _, *ends = super().step(action)
+        return state, float("nan"), *ends
+
+
+def test_what_is_not_finite_is_told_as_without_actors(made):
+    agent = made(NotFinite, num_actors=1)
+    with pytest.raises(NonFiniteError, match=r"NotFinite.*reward") as caught:
+        agent.learn(40)
+    assert (caught.value.field, caught.value.env_index) == ("reward", 0)
+
+
+class Forking(Known):
+    """Has a process of its own, which outlives it for a while and holds all that it had open."""
+
+    def __init__(self, home):
+        super().__init__()
+        if os.getpid() != home and os.fork() == 0:
+            time.sleep(15)
+            os._exit(0)
+
+
+def test_an_actor_whose_child_outlives_it_is_seen_to_be_dead(made):
+    agent = made(functools.partial(Forking, os.getpid()), num_actors=1)
+    agent.learn(30)
+    os.kill(pids(agent)[0], signal.SIGKILL)
+    with pytest.warns(UserWarning, match="actor 0 .* died: killed by SIGKILL"):
+        agent.learn(30)
+    assert faults(agent.replay, cut=1) == []
 
 
 @pytest.mark.parametrize("at_once", [True, False])
