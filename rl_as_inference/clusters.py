@@ -35,8 +35,6 @@ def joined_ray(address: str) -> tuple[Any, bool]:
     try:
         if found := re.fullmatch(r"(?:ray://)?\[?([^\]]+?)\]?:(\d+)", address):
             socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
-        elif address not in ("auto", "local"):
-            raise ValueError("it must be HOST:PORT, ray://HOST:PORT, auto or local")
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__

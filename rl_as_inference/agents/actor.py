@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import queue
@@ -15,11 +16,14 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import cloudpickle
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rl_as_inference.agents.actor_options import USUAL
 from rl_as_inference.batch_norm import Told
@@ -105,7 +109,7 @@ def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -
     modules = [module for name, module in sys.modules.items() if name != "__main__" and _is_nowhere(module)]
     try:
         with _by_value(modules):
-            blob = cloudpickle.dumps((kind, source, own))
+            blob = cloudpickle.dumps((kind, _registered(source, modules), own))
     except Exception as error:  # whatever the user's objects raise
         raise ValueError(
             f"num_actors makes the environment again in other processes, and env cannot be sent there "
@@ -115,13 +119,25 @@ def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -
     return Making(blob, (*sorted(folders), *(path for path in sys.path if path)))
 
 
+def _registered(source: EnvironmentLike, modules: list[ModuleType]) -> EnvironmentLike:
+    """Returns what an id stands for here, as another process need not have it in its registry."""
+    if not isinstance(source, str | EnvSpec):
+        return source
+    spec = copy.deepcopy(gymnasium.spec(source) if isinstance(source, str) else source)
+    if isinstance(spec.entry_point, str):
+        module = spec.entry_point.partition(":")[0]
+        if module in ("__main__", *(each.__name__ for each in modules)):
+            spec.entry_point = load_env_creator(spec.entry_point)
+    return spec
+
+
 def _is_nowhere(module: Any) -> bool:
     """Whether another process cannot import a module, as one that is made of a problem's file."""
     return getattr(module, "__spec__", "") is None and isinstance(getattr(module, "__file__", None), str)
 
 
 @contextmanager
-def _by_value(modules: list[Any]) -> Iterator[None]:
+def _by_value(modules: list[ModuleType]) -> Iterator[None]:
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

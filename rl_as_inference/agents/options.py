@@ -17,6 +17,7 @@ from torch import nn
 from rl_as_inference.agents.option_rows import (
     SEVERAL,
     Row,
+    address,
     below_one,
     compile,
     dtype,
@@ -25,7 +26,6 @@ from rl_as_inference.agents.option_rows import (
     or_none,
     share,
     temperature,
-    word,
     zero_or_positive,
     zero_or_share,
 )
@@ -183,7 +183,7 @@ class LearnerOptions(TypedDict, total=False):
         Row(
             None,
             "with num_actors: address of a Ray cluster to have them in: HOST:PORT, auto, or local for one made here",
-            or_none(word),
+            or_none(address),
         ),
     ]
     n_step: Annotated[

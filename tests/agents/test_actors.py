@@ -193,6 +193,13 @@ def test_other_learners_and_states_have_actors_too(made, options):
     assert broken_chains(agent.replay) == 0
 
 
+def test_an_id_that_is_registered_here_alone(made):
+    gymnasium.register("KnownHere-v0", entry_point=lambda **options: Known(**options))
+    agent = made("KnownHere-v0", num_actors=1, env_kwargs={"pauses": (0.001,)})
+    agent.learn(30)
+    assert (agent.envs.name, faults(agent.replay)) == ("KnownHere-v0", [])
+
+
 class Failing(Known):
     def step(self, action):
         if self.state[2] == 3:

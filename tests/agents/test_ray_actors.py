@@ -22,8 +22,8 @@ def test_an_address_that_does_not_answer_is_an_error_at_once():
             call()
     assert time.monotonic() - start < 60  # of which importing Ray is the most
     assert agent.num_steps == 0
-    with pytest.raises(ValueError, match="it must be HOST:PORT"):
-        sac(Known, num_actors=2, ray="somewhere").connect_actors()
+    with pytest.raises(ValueError, match="ray must be HOST:PORT"):
+        sac(Known, num_actors=2, ray="somewhere")
 
 
 @long
