@@ -102,10 +102,13 @@ def deaths(count: int = 5) -> dict[str, Any]:
 
 
 def learning(seeds: int = 3, steps: int = 8_000) -> list[dict[str, Any]]:
-    """Returns what soft actor-critic reaches on the pendulum, with four actors and without."""
-    rows = []
-    for case, options in {"without": {}, "four actors": {"num_actors": 4}}.items():
-        for seed in range(seeds):
+    """Returns what soft actor-critic reaches on the pendulum, with four actors and without; runs in the file stay."""
+    rows = read().get("learning", [])
+    there = [(row["case"], row["seed"]) for row in rows]
+    for seed in range(seeds):
+        for case, options in {"four actors": {"num_actors": 4}, "without": {}}.items():
+            if (case, seed) in there:
+                continue
             start = time.perf_counter()
             agent = SoftActorCritic("Pendulum-v1", seed=seed, **SMALL, learning_starts=500, **options)
             agent.learn(steps, progress=False)
@@ -116,7 +119,20 @@ def learning(seeds: int = 3, steps: int = 8_000) -> list[dict[str, Any]]:
             rows.append({**row, "seconds": round(time.perf_counter() - start, 1)})
             agent.close()
             print(rows[-1], flush=True)
+            write("learning", rows)
     return rows
+
+
+def read() -> dict[str, Any]:
+    """Returns what was measured so far."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def write(part: str, rows: Any) -> None:
+    """Writes down a part."""
+    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}
+    RESULTS.write_text(json.dumps({**read(), part: rows, **about}, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -126,11 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; by default all")
     torch.set_num_threads(1)
     for name in parser.parse_args(arguments).parts or list(parts):
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        found[name] = parts[name]()  # type: ignore[operator]
-        found["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        found["cores"] = os.cpu_count()
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        write(name, parts[name]())  # type: ignore[operator]
 
 
 if __name__ == "__main__":

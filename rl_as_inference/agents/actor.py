@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from rl_as_inference.batch_norm import Told
 from rl_as_inference.nouns import EnvironmentLike
 from rl_as_inference.nursery import PATIENCE, waited_for
 
-__all__ = ["Actor", "Block", "Failure", "Made", "Making", "Turn", "making_of", "serve"]
+__all__ = ["Actor", "ActorTraceback", "Block", "Failure", "Made", "Making", "Turn", "making_of", "serve"]
 
 Array = np.ndarray[Any, Any]
 
@@ -78,9 +77,31 @@ class Block(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An exception that was raised in an actor, with its traceback there."""
+    """An exception that was raised in an actor."""
 
-    error: BaseException
+    error: Exception
+    text: str
+    """Its traceback there."""
+    files: tuple[str, ...]
+    """Those of its frames."""
+
+    def told(self, where: str) -> Exception:
+        """Returns the exception, to be raised here, with where it arose."""
+        self.error.__cause__ = ActorTraceback(self.text, self.files)
+        self.error.add_note(f"in {where}")
+        return self.error
+
+
+class ActorTraceback(Exception):
+    """The cause of an exception that was raised in an actor: its traceback there.
+
+    Attributes:
+        files: of its frames.
+    """
+
+    def __init__(self, text: str, files: tuple[str, ...]) -> None:
+        super().__init__(f"\n{text}")
+        self.files = files
 
 
 def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -> Making:
@@ -155,7 +176,7 @@ class Actor:
         try:
             return getattr(self, command)(argument)
         except Exception as error:  # of the user's environment, which raises anything
-            return Failure(_sendable(error))
+            return _failure(error)
 
     def make(self, making: Making) -> Made:
         """Returns where this is, after making environment and policy."""
@@ -203,16 +224,14 @@ class Actor:
             self._learner.close()
 
 
-def _sendable(error: Exception) -> BaseException:
-    """Returns an error with its traceback, as it can be sent to another process."""
+def _failure(error: Exception) -> Failure:
+    text = "".join(traceback.format_exception(error))
+    files = tuple(frame.filename for frame in traceback.extract_tb(error.__traceback__))
     try:
-        sent = pickle.dumps(ExceptionWithTraceback(error, error.__traceback__))
-        found = pickle.loads(sent)  # some can be sent, and not be made again
+        error = pickle.loads(pickle.dumps(error))  # some can be sent, and not be made again
     except Exception:
-        found = RuntimeError(f"{type(error).__name__}: {error}")
-        found.__cause__ = None
-        found.add_note(traceback.format_exc())
-    return found
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return Failure(error, text, files)
 
 
 def serve(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 import weakref
@@ -101,7 +102,7 @@ class ActorPool:
         self._cursor, self._round = actor_steps, -1
         self._sent_at: int | None = None
         self._version, self._parameters = -1, dict[str, Array]()
-        self._finalizer = weakref.finalize(self, _close, self._places)
+        self._finalizer = weakref.finalize(self, _close, self._places, os.getpid())
 
     @property
     def where(self) -> list[str]:
@@ -174,7 +175,7 @@ class ActorPool:
         if self._seats:
             self.died += [(index, "") for index in range(self.num_actors)]
         self._seats, self._blocks, self._cursor = [], [], self.actor_steps
-        _close(self._places)
+        _close(self._places, os.getpid())
 
     def snapshot(self) -> list[int]:
         """Returns how many actors each seat has had."""
@@ -235,7 +236,7 @@ class ActorPool:
             self._replace(index, str(death))
             return None
         if isinstance(answer, Failure):
-            raise _told(answer.error, index, seat.link)
+            raise answer.told(f"actor {index}, {seat.link.where}")
         assert isinstance(answer, Block)
         seat.due.popleft()
         seat.deaths = 0
@@ -268,10 +269,9 @@ class ActorPool:
             self._replace(index, str(death), says=not at_first)
             return
         if isinstance(answer, Failure):
-            error = _told(answer.error, index, seat.link)
             if at_first:
-                raise error
-            self._replace(index, f"{type(error).__name__}: {error}")
+                raise answer.told(f"actor {index}")
+            self._replace(index, f"{type(answer.error).__name__}: {answer.error}")
             return
         seat.made, seat.next = True, first_round
 
@@ -300,12 +300,7 @@ class ActorPool:
             )
 
 
-def _told(error: BaseException, index: int, link: Link) -> BaseException:
-    error.add_note(f"in actor {index}, {link.where}")
-    return error
-
-
-def _close(places: list[Places]) -> None:
-    while places:
+def _close(places: list[Places], home: int) -> None:
+    while places and os.getpid() == home:  # and not in a fork that comes to its end
         with contextlib.suppress(Exception):
             places.pop().close()

@@ -18,6 +18,7 @@ from problems import random_mdp
 from small_agents import mpo, sac, sql
 
 from rl_as_inference.agents import ModelBasedAgent, SoftActorCritic
+from rl_as_inference.cli.blame import is_of_users_code
 from rl_as_inference.nursery import Nursery
 from rl_as_inference.processes.environments import NonFiniteError
 
@@ -229,6 +230,8 @@ def test_an_error_in_an_environment_is_raised_here(made):
     with pytest.raises(OSError, match="the simulator is gone") as caught:
         agent.learn(40)
     assert any("in actor 0" in note for note in caught.value.__notes__)
+    assert "raise OSError" in str(caught.value.__cause__)  # where it arose
+    assert is_of_users_code(caught.value)
     assert pids(agent) == []
 
 
