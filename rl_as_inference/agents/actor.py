@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cloudpickle
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator
 
 from rl_as_inference.agents.actor_options import USUAL
 from rl_as_inference.batch_norm import Told
@@ -148,7 +148,7 @@ def _registered(source: EnvironmentLike, modules: list[ModuleType]) -> Environme
     if isinstance(spec.entry_point, str):
         module = spec.entry_point.partition(":")[0]
         if module in ("__main__", *(each.__name__ for each in modules)):
-            spec.entry_point = load_env_creator(spec.entry_point)
+            spec.entry_point = cast("EnvCreator", load_env_creator(spec.entry_point))
     return spec
 
 
