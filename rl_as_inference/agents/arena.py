@@ -11,6 +11,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from rl_as_inference.agents.actor_options import check_actors
 from rl_as_inference.agents.entropy import check_target_entropy
 from rl_as_inference.agents.episodes import Origin
 from rl_as_inference.agents.frames import FrameStack
@@ -62,10 +63,12 @@ class Arena:
         self.ranks.check_devices(device)
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
-        self.asynchronous = options["asynchronous"]
+        check_actors(source, options)
+        # Evaluations are in processes where learning is; but none is forked from one that has joined a cluster.
+        self.asynchronous = options["asynchronous"] or (options["num_actors"] is not None and options["ray"] is None)
+        self._is_made = not options["asynchronous"]
         self.normalization = _normalization(options)
         self._masks: Literal["look"] | int | None = "look" if options["action_masks"] and self.process is None else None
-        self._is_made = False
         envs = self._made(source, num_envs=count, seed=self.seed(options["seed"]), **self.env_kwargs)
         agree_on_environments(self.ranks, source, envs)
         self._is_made = True
@@ -77,7 +80,12 @@ class Arena:
             raise ValueError(
                 f"env has {self.envs.num_envs} environments, which do not share out to {options['seeds']} seeds"
             )
-        self.num_envs = self.envs.num_envs // seeds
+        self.num_envs = options["num_actors"] or self.envs.num_envs // seeds
+        if options["num_actors"] is not None and (names := sorted(self.envs.statistics())):
+            raise ValueError(
+                f"num_actors: {names[0].partition('/')[2].partition('.')[0]} holds running statistics in each actor, "
+                f"where nothing can read them; leave num_actors out, or normalise outside"
+            )
         needs_rows = options["n_step"] > 1 or seeds > 1 or options["memory"] is not None
         if self.envs.num_envs > 1 and needs_rows and self.envs.skips_steps:
             raise ValueError(

@@ -36,7 +36,7 @@ OBJECTS = ("policy", "critic", "reward_function")
 _MADE = {"options", "env", "env_kwargs", "env_given_as"}
 """What a file says of how a learner was made, beside such objects."""
 
-_NOT_MADE_AGAIN = ("device", "distributed", "env_kwargs", *OBJECTS)
+_NOT_MADE_AGAIN = ("device", "distributed", "ray", "env_kwargs", *OBJECTS)
 """Options that a file does not hold: where an agent runs is not what it is, and env_kwargs is the environment's."""
 
 _MAY_BE_LEFT = {"priority_exponent"}

@@ -12,6 +12,7 @@ import gymnasium
 import torch
 
 from rl_as_inference.agents.acting import checked_states, choose
+from rl_as_inference.agents.actor import making_of
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
@@ -79,7 +80,8 @@ class Learner:
         self.updates_per_step, self.compile = options["updates_per_step"], options["compile"]
 
         check_precision(options["precision"], task.device, task.dtype)
-        self._loop = Loop(arena, algorithm, options)
+        making = None if options["num_actors"] is None else making_of(type(self), arena.source, options)
+        self._loop = Loop(arena, algorithm, options, making)
         self.modules, self.replay, self.constraint = self._loop.modules, self._loop.replay, self._loop.constraint
         self._random, self._update = self._loop.random, self._loop.update
         self._observation, self._action = self._loop.observation, self._loop.action
@@ -192,6 +194,7 @@ class Learner:
         with asked_to_stop() as asked, progress_bar(title, num_steps, show=shown) as bar:
             with self._random, self.threads(), torch.no_grad():
                 self._prepare(bar.say, self._steps_asked)
+                self._loop.start_actors(bar.say)
                 reporter = Reporter(self, report_every, self._reported)
             while self.num_steps < end:
                 turn.give_way()
@@ -202,7 +205,7 @@ class Learner:
                         self._loop.step()
                         if self.num_steps >= reporter.due or self.num_steps >= end:
                             self._loop.catch_up()
-                            row = reporter.row()
+                            row = reporter.row() | self._loop.lags()
                             self._reported = reporter.since
                             self.history.append(row)
                             self._look_at_temperatures()
@@ -216,6 +219,11 @@ class Learner:
                             break
             if stop := signal_to_stop(ranks, asked, 0):
                 raise stop_of(stop)
+
+    def connect_actors(self) -> None:
+        """Makes ready what actors begin in, where there are to be any: a cluster that does not answer is told here."""
+        if self._loop.actors is not None:
+            self._loop.actors.pool.connect()
 
     def settle_compile(self, num_steps: int) -> bool:
         """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
@@ -405,7 +413,8 @@ class Learner:
         return snapshot
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Closes the environments, and ends the actors."""
+        self._loop.stop_actors()
         self.envs.close()
 
     def _prepare(self, say: Callable[[str], None], num_steps: int) -> None:

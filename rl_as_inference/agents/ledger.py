@@ -35,9 +35,9 @@ class Ledger:
         self.returns = np.zeros(num_seeds * num_envs)
         self.lengths = np.zeros(num_seeds * num_envs, int)
 
-    def add(self, step: Step) -> None:
-        """Takes in a step of every environment."""
-        self.num_steps += self.num_envs
+    def add(self, step: Step, count: int | None = None) -> None:
+        """Takes in a step of every environment, which counts as many steps if nothing else is said."""
+        self.num_steps += self.num_envs if count is None else count
         self.returns += step.earned * step.valid
         self.lengths += step.valid
         ended = step.terminated | step.truncated
@@ -47,9 +47,9 @@ class Ledger:
                 self.episodes.append((self.num_steps, index // self.num_envs, earned, length))
             self.returns[ended], self.lengths[ended] = 0.0, 0
 
-    def restart(self) -> None:
-        """Forgets the running episodes, in whose place new ones begin."""
-        self.returns[:], self.lengths[:] = 0.0, 0
+    def restart(self, which: Any = slice(None)) -> None:
+        """Forgets the running episodes, or which of them, in whose place new ones begin."""
+        self.returns[which], self.lengths[which] = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all of it, as JSON holds it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -10,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from rl_as_inference.agents.acting import prior_actions
+from rl_as_inference.agents.actor import Making
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
 from rl_as_inference.agents.device_walk import DeviceWalk, walks_on_device
+from rl_as_inference.agents.gathering import Gathering
 from rl_as_inference.agents.held_noise import HeldNoise
 from rl_as_inference.agents.ledger import Ledger
 from rl_as_inference.agents.options import LearnerOptions
+from rl_as_inference.agents.options_together import check_together
 from rl_as_inference.agents.replay import Replay
 from rl_as_inference.agents.return_constraint import ReturnConstraint
 from rl_as_inference.agents.return_scale import ReturnScale
@@ -24,6 +29,7 @@ from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.update import Update
 from rl_as_inference.batch_norm import RewardScale, Told
 from rl_as_inference.checkpoints import under
+from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.processes.environments import NonFiniteError, Step
 from rl_as_inference.randomness import RandomStream
 
@@ -40,6 +46,7 @@ class Loop:
         arena: the environments, and the task that they are.
         algorithm: what learns.
         options: with their defaults.
+        making: what its actors are made of; None where it acts itself.
 
     Attributes:
         modules: of each seed, by name; their parameters are views of the update's vector.
@@ -49,16 +56,20 @@ class Loop:
         held: for how long the noise of draws is held, or None.
         companion: what the algorithm has beside its update, or None.
         random: everything random but the environments.
+        actors: who acts in its place, or None.
         stores_latest: whether replay holds the last observation of each state in its place.
         is_whole: false after an interruption inside a step, of which nothing can be kept.
     """
 
-    def __init__(self, arena: Arena, algorithm: Algorithm, options: LearnerOptions) -> None:
+    def __init__(
+        self, arena: Arena, algorithm: Algorithm, options: LearnerOptions, making: Making | None = None
+    ) -> None:
         self.arena, self.algorithm, self.options = arena, algorithm, options
         self._extra: dict[str, Any] = {**options}  # with those of one algorithm alone
         self.task, self.envs = arena.task, arena.envs
         task = self.task
         self.num_seeds, self.num_envs = options["seeds"] or 1, arena.num_envs
+        self.num_acting = self.num_envs if making is None else 1  # an actor has one environment, and this here is alike
         self.random = RandomStream(options["seed"], task.device)
         self.constraint = self._constraint()
         self.held = self._held_noise()
@@ -89,16 +100,16 @@ class Loop:
         self.replay.origin = arena.origin()
         if (exponent := options["priority_exponent"]) > 0:
             self.replay.prioritise(exponent, options["importance_exponent"], options["importance_annealing"])
-        batch = (self.num_seeds, self.num_envs)
+        batch = (self.num_seeds, self.num_acting)
         self.observation = torch.zeros(*batch, *task.state_shape, dtype=task.state_dtype, device=task.device)
         self.time = torch.zeros(batch, dtype=torch.int64, device=task.device)
         self.action = torch.zeros(*batch, *task.action_shape, dtype=self.replay.action_dtype, device=task.device)
         with self.random:
             self.companion = algorithm.companion(self.modules, self.num_envs)
-        self._check_options()
+        check_together(options, plans=self.companion is not None, holds_return=self.constraint is not None)
         learned_from = self.replay if self.companion is None else self.companion.replay
         if task.masks is not None:
-            learned_from.show(self._stored(first[:: self.num_envs]))
+            learned_from.show(self._stored(first[:: self.num_acting]))
         together: dict[str, Any] = {} if arena.ranks.size == 1 else {"ranks": arena.ranks}
         self.update: Update = (SharedUpdate if together else Update)(
             self.modules,
@@ -114,6 +125,7 @@ class Loop:
             **together,
         )
         self.ledger = Ledger(self.num_seeds, self.num_envs)
+        self.actors = None if making is None else Gathering(making, arena, options, self.replay)
         self.walk: DeviceWalk | None = None
         if arena.process is not None and self.companion is None and walks_on_device(arena, options):
             with self.random, torch.no_grad():
@@ -121,6 +133,8 @@ class Loop:
         else:
             self._observe(first)
         self.is_whole = True
+        self._lived = self.num_envs  # steps at a time
+        self._said: list[str] = []  # of actors that died
         self._debt = 0.0
         self._action_is_fresh = False
 
@@ -130,11 +144,16 @@ class Loop:
             self._walk(self.walk)
         else:
             try:
-                self._move()
+                if self.actors is None:
+                    self.move()
+                else:
+                    self._gather(self.actors)
             except NonFiniteError:  # of a walk it is known that no action was at fault
                 self.check_parameters()
                 raise
-        self._learn()
+        self._learn(self._lived)
+        while self._said:  # when all is whole, should a warning be an error
+            warnings.warn(self._said.pop(), stacklevel=levels_to_the_user())
 
     def draw_apart(self, steps: int = 0) -> None:
         """Begins a stream of random numbers that is this rank's own, from so many steps on."""
@@ -160,8 +179,21 @@ class Loop:
         if walk.is_full:
             self.catch_up()
 
-    def _move(self) -> None:
-        """Takes one step of every environment."""
+    def _gather(self, actors: Gathering) -> None:
+        """Takes in one step of every actor's environment."""
+        ledger, acts = self.ledger, self.ledger.num_steps >= self.options["learning_starts"]
+        gathered = actors.take(ledger.num_steps, self.update, ledger.num_updates, acts=acts)
+        self.is_whole = False
+        lost, self._said = actors.lost()
+        self._forget_episodes(lost)
+        step = actors.write(gathered)
+        self._lived = len(gathered.rows)
+        ledger.add(step, self._lived)
+        self._hold_return(step)
+        self._keep_scale(step)
+
+    def move(self) -> Step:
+        """Takes one step of every environment, and returns it."""
         ledger, timed = self.ledger, self.task.horizon is not None
         if ledger.num_steps < self.options["learning_starts"]:
             action = self._host(prior_actions(self.task, self.observation))
@@ -185,6 +217,22 @@ class Loop:
         self._keep_scale(step)
         self._renew_noise()
         self._action_is_fresh = False
+        return step
+
+    def start_actors(self, say: Callable[[str], None]) -> None:
+        """Begins the actors, where there are to be any."""
+        if self.actors is not None and not self.actors.pool.is_running:
+            say(f"beginning {self.num_envs} actors")
+            self.actors.pool.start()
+
+    def stop_actors(self) -> None:
+        """Ends the actors, if there are any."""
+        if self.actors is not None:
+            self.actors.pool.stop()
+
+    def lags(self) -> dict[str, float]:
+        """Returns by how many updates the policies that acted were behind since the last time, where actors acted."""
+        return {} if self.actors is None else self.actors.lags()
 
     def check_parameters(self) -> None:
         """Raises ValueError if learning has diverged; an environment that gives NaN was then given NaN."""
@@ -194,13 +242,13 @@ class Loop:
                 f"learning_rate, or scale the rewards"
             )
 
-    def _learn(self) -> None:
-        """Takes the updates that are due for a step."""
+    def _learn(self, num_steps: int) -> None:
+        """Takes the updates that are due for so many steps."""
         ledger = self.ledger
         if ledger.num_steps >= self.options["learning_starts"]:
             if self.companion is not None:
                 self.companion.learn(self.replay, ledger.num_steps)
-            self._debt += self.options["updates_per_step"] * self.num_envs
+            self._debt += self.options["updates_per_step"] * num_steps
             while self._debt >= 1:
                 self._debt -= 1
                 self._begin_anew_if_due()
@@ -225,26 +273,8 @@ class Loop:
     def _made_modules(self) -> dict[str, nn.Module]:
         modules = self.algorithm.make_modules(anew=self.num_seeds > 1)
         if self.held is not None:
-            modules["noise"] = Told(torch.zeros(self.num_envs, *self.task.action_shape))
+            modules["noise"] = Told(torch.zeros(self.num_acting, *self.task.action_shape))
         return {name: module.to(self.task.device, self.task.dtype) for name, module in modules.items()}
-
-    def _check_options(self) -> None:
-        """Raises ValueError for options that do not go together."""
-        if self.companion is not None and self.options["priority_exponent"] > 0:
-            raise ValueError(
-                "priority_exponent is of transitions that were lived, and these updates learn from imagined ones; "
-                "leave it out"
-            )
-        if self.options["reset_every"] is None:
-            return
-        for name in ("policy", "critic"):
-            if self.options.get(name) is not None:
-                raise ValueError(
-                    f"reset_every makes networks anew, and {name} is one of your own, of which there is but this one; "
-                    f"leave one of them out"
-                )
-        if self.constraint is not None:
-            raise ValueError("reset_every makes a tuned α anew, and target_return holds it; leave one of them out")
 
     def _stored(self, state: Any) -> Any:
         """Returns what replay holds of states."""
@@ -278,7 +308,7 @@ class Loop:
         """Draws the noise of the next actions anew, where it has been held for long enough."""
         if self.held is None or not bool((anew := self.held.passed()).any()):
             return
-        for modules, own in zip(self.modules, anew.view(self.num_seeds, self.num_envs), strict=True):
+        for modules, own in zip(self.modules, anew.view(self.num_seeds, self.num_acting), strict=True):
             value = modules["noise"]()
             renewed = own.to(value.device).view(-1, *[1] * (value.dim() - 1))
             value.copy_(torch.where(renewed, torch.randn_like(value), value))
@@ -287,7 +317,7 @@ class Loop:
         most = int(self._extra.get("noise_repeats", 1))
         if most == 1 or not isinstance(self.task.action_space, gymnasium.spaces.Box):
             return None
-        return HeldNoise(most, num=self.num_seeds * self.num_envs)
+        return HeldNoise(most, num=self.num_seeds * self.num_acting)
 
     def _return_scale(self) -> ReturnScale | None:
         if not self._scales[0] or not self._extra["reward_scaling"]:
@@ -335,7 +365,7 @@ class Loop:
 
     def state(self, *, replay: bool = True) -> Snapshot:
         """Returns a snapshot of what is known on the host by now."""
-        envs = self.envs.snapshot()
+        envs = self.envs.snapshot() if self.actors is None else {"json": self.actors.snapshot(), "arrays": {}}
         tensors = dict(self.update.tensors)
         stored = self.replay.state_dict()
         if not replay:
@@ -398,10 +428,18 @@ class Loop:
             return
         if not exact:
             self._forget_episodes()
+            if self.actors is not None:  # what follows the last rows in replay does not follow them
+                latest = range(
+                    int(self.replay.position) - min(self.num_envs, len(self.replay)), int(self.replay.position)
+                )
+                self.replay.cut([row % self.replay.capacity for row in latest])
         self._observe(self.envs.reset() if self.envs.state is None else self.envs.state)
 
     def _restore_envs(self, snapshot: Snapshot) -> bool:
         """Brings the environments there, or leaves them as they were; returns whether that is exact."""
+        if self.actors is not None:
+            self.actors.restore(snapshot.progress["envs"])
+            return False
         arrays = {name: tensor.numpy() for name, tensor in under(snapshot.tensors, "env.").items()}
         before = self.envs.snapshot()
         try:
@@ -411,10 +449,10 @@ class Loop:
                 self._forget_episodes()
             raise ValueError(f"the running episodes cannot be played again: {error}") from error
 
-    def _forget_episodes(self) -> None:
-        """Forgets the running episodes, in whose place new ones have begun."""
-        self.ledger.restart()
+    def _forget_episodes(self, which: Any = slice(None)) -> None:
+        """Forgets the running episodes, or which of them, in whose place new ones have begun."""
+        self.ledger.restart(which)
         if self.scale is not None:
-            self.scale.restart()
+            self.scale.restart(which)
         if self.constraint is not None:
-            self.constraint.restart(acts=self.ledger.num_steps >= self.options["learning_starts"])
+            self.constraint.restart(acts=self.ledger.num_steps >= self.options["learning_starts"], which=which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ __all__ = [
     "SEVERAL",
     "Check",
     "Row",
+    "address",
     "below_one",
     "compile",
     "dtype",
@@ -65,6 +67,11 @@ def zero_or_positive(name: str, value: Any) -> None:
 def yes_or_no(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def address(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"auto|local|(ray://)?[^\s/]+:\d+", value):
+        raise ValueError(f"{name} must be HOST:PORT, ray://HOST:PORT, auto or local, got {value!r}")
 
 
 def function(name: str, value: Any) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from rl_as_inference.agents.option_rows import (
     SEVERAL,
     Row,
+    address,
     below_one,
     compile,
     dtype,
@@ -167,6 +168,26 @@ class LearnerOptions(TypedDict, total=False):
     num_envs: Annotated[int, Row(1, "environments stepped together, for each seed", check_count)]
     asynchronous: Annotated[
         bool, Row(False, "each environment in a process of its own, for simulators that take a millisecond or more")
+    ]
+    num_actors: Annotated[
+        int | None,
+        Row(
+            None,
+            "processes with an environment and a copy of the policy each, which act while this one learns",
+            or_none(check_count),
+        ),
+    ]
+    actor_steps: Annotated[int, Row(8, "with num_actors: steps that an actor sends together", check_count)]
+    parameters_every: Annotated[
+        int, Row(100, "with num_actors: steps of all after which the policy's parameters go out to them", check_count)
+    ]
+    ray: Annotated[
+        str | None,
+        Row(
+            None,
+            "with num_actors: address of a Ray cluster to have them in: HOST:PORT, auto, or local for one made here",
+            or_none(address),
+        ),
     ]
     n_step: Annotated[
         int, Row(1, "steps of reward, with the entropies on the way, before a critic bootstraps", check_count)

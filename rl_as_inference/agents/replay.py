@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -205,6 +205,13 @@ class Replay:
         self._size = min(self._size + count, self.capacity)
         self.size.fill_(self._size)
         self.position.fill_(self._position)
+
+    def cut(self, rows: Sequence[int]) -> None:
+        """Has episodes end with these rows of the ring, by truncation, where they do not end there anyway."""
+        if len(rows):
+            index = torch.tensor(rows, device=self.storage.device)
+            terminated, truncated = self.columns["terminated"].start, self.columns["truncated"].start
+            self.storage[:, index, truncated] = (self.storage[:, index, terminated] == 0).to(self.storage.dtype)
 
     def batch(
         self,

@@ -145,9 +145,10 @@ class ReturnConstraint:
             dual.log_temperature = min(max(after, least, self._bounds[0]), most)
         return dual.log_temperature
 
-    def restart(self, acts: bool) -> None:
-        """Forgets the running episodes, in whose place new ones begin, by the policy if it ``acts``."""
-        self._running["return"][:], self._running["weight"][:], self._running["counts"][:] = 0.0, 1.0, float(acts)
+    def restart(self, acts: bool, which: Any = slice(None)) -> None:
+        """Forgets the running episodes, or which of them; new ones begin, by the policy if it ``acts``."""
+        for name, start in (("return", 0.0), ("weight", 1.0), ("counts", float(acts))):
+            self._running[name][which] = start
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that it goes on from, as JSON holds it."""

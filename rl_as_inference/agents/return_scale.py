@@ -72,9 +72,9 @@ class ReturnScale:
         deviation = np.sqrt(found["square"] / np.maximum(found["count"], 1) + _LEAST)
         return np.where(found["largest"] > 0, np.maximum(deviation, found["largest"] / self.bound), 1.0)
 
-    def restart(self) -> None:
-        """Forgets the running episodes, in whose place new ones begin."""
-        self._returns[:] = 0.0
+    def restart(self, which: Any = slice(None)) -> None:
+        """Forgets the running episodes, or which of them, in whose place new ones begin."""
+        self._returns[which] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that it goes on from, as JSON holds it."""

@@ -175,6 +175,7 @@ def train(
             f"random actions: nothing will be learned; lower learning_starts, or take more steps",
             stacklevel=levels_to_the_user(),
         )
+    agent.connect_actors()
     agent.settle_compile(num_steps)
     if folder is None and resume:
         raise ValueError("resume=True goes on in a folder; name it")

@@ -133,16 +133,21 @@ class Update:
 
     def prepare(self, *, compile: bool) -> None:
         """Traces the update and the drawing of actions, and compiles the former if asked; no number changes."""
-        policy = [tensor for name, tensor in self._named(self._written).items() if name in _ACTING]
-        acting = [*policy, *self._read[:2]]
+        self.prepare_acting()
         with unvalidated(), deferred():  # a policy's own checks of values have no answer while it is traced
-            action = [self._named(self._written)["action"]]
-            self._act = partial(accelerate(self._write_action, action, acting, compile=False), *action, *acting)
             if compile:
                 self._steps = compiled_if_possible(self._accelerated, self._written[0].device)
             else:
                 self._steps = self._accelerated(compile=False)
         self.ready, self.compiled = True, compile
+
+    def prepare_acting(self) -> None:
+        """Traces the drawing of actions."""
+        policy = [tensor for name, tensor in self._named(self._written).items() if name in _ACTING]
+        acting = [*policy, *self._read[:2]]
+        with unvalidated(), deferred():
+            action = [self._named(self._written)["action"]]
+            self._act = partial(accelerate(self._write_action, action, acting, compile=False), *action, *acting)
 
     def _accelerated(self, compile: bool) -> list[Callable[..., Any]]:
         steps = [
@@ -193,6 +198,10 @@ class Update:
     def act(self) -> None:
         """Draws actions for the present observation."""
         self._act()
+
+    def acting(self) -> dict[str, Any]:
+        """Returns what actions of the one seed are drawn by, as arrays of its own."""
+        return {name: self.tensors[name][0].numpy(force=True).copy() for name in _ACTING if name in self.tensors}
 
     def means(self, num_updates: int) -> list[dict[str, float]]:
         """Returns the means of the reported numbers over the last updates, of each seed, and forgets them.

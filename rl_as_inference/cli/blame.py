@@ -8,6 +8,7 @@ from types import TracebackType
 
 import rl_as_inference.guides
 import rl_as_inference.models
+from rl_as_inference.agents.actor import ActorTraceback
 
 __all__ = ["is_of_users_code"]
 
@@ -17,6 +18,8 @@ def is_of_users_code(error: BaseException) -> bool:
 
     What a frame's file tells: it is neither this package's, nor Python's, nor installed with other packages.
     """
+    if isinstance(there := error.__cause__, ActorTraceback) and any(map(_is_users, there.files)):
+        return True
     return _passes_users_code(error.__traceback__)
 
 

@@ -132,7 +132,8 @@ def train_command(
         found = record.find_problem(out, "--resume", trust=trust, may_change=False)
         lengths = _agreed(context, out, record, (problem, found.name), options, learner)
         made = load_environment(found.name, dict(record.options))
-        agent = make_agent(record, *made, argument="--resume", distributed=together or None)
+        elsewhere = {"ray": learner.get("ray"), "distributed": together or None}  # where it is now
+        agent = make_agent(record, *made, argument="--resume", **elsewhere)
     else:
         if problem is None:
             raise ValueError("PROBLEM is missing; name an environment first, such as Pendulum-v1 (or say --resume)")
@@ -246,7 +247,7 @@ def _agreed(
     lengths["checkpoint_minutes"] = (context.params["checkpoint_minutes"] if says_minutes else minutes) or None
     has = {**record.settings, "seed": record.seed, "options": dict(record.options)}
     says = {name: context.params[name] for name in ("algorithm", "seed", *_LENGTHS) if _is_said(context, name)}
-    says |= as_held(checked_options(record.setting("algorithm", "--resume"), learner))
+    says |= as_held(checked_options(record.setting("algorithm", "--resume"), {**learner, "ray": None}))
     says |= {"options": options} if options else {}
     if says.get("num_steps", 0) > lengths["num_steps"]:
         lengths["num_steps"] = says.pop("num_steps")

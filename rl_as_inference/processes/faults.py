@@ -44,6 +44,17 @@ class StepError(ValueError):
         self.environment, self.step, self.env_index = environment, step, env_index
         self.field, self.value = field, value
 
+    def __reduce__(self) -> Any:
+        return _made_again, (type(self), str(self), dict(self.__dict__))
+
+
+def _made_again(kind: type[StepError], message: str, told: dict[str, Any]) -> StepError:
+    """Returns an error that was sent from another process."""
+    wanted = ("environment", "step", "env_index", "field", "value")
+    error = kind(message, **{name: told[name] for name in wanted})
+    error.__dict__.update(told)  # notes too
+    return error
+
 
 class NonFiniteError(StepError):
     """An environment gave NaN or an infinity, or a number that is one in float32."""

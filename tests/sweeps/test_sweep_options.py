@@ -114,8 +114,8 @@ def test_a_ray_address_that_does_not_answer(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         for address, told in {
-            "somewhere": "--ray must be host:port, ray://host:port or auto; got 'somewhere'",
-            "127.0.0.1:9": "--ray: 127.0.0.1:9 does not answer as Ray does",
+            "somewhere": "ray must be host:port, ray://host:port, auto or local; got 'somewhere'",
+            "127.0.0.1:9": "ray: 127.0.0.1:9 does not answer as Ray does",
             f"127.0.0.1:{silent.getsockname()[1]}": "does not answer as Ray does",
         }.items():
             with pytest.raises(ValueError, match=re.escape(told)) as error:
