@@ -104,8 +104,8 @@ class ActorTraceback(Exception):
         self.files = files
 
 
-def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -> Making:
-    """Returns what actors of a learner are made of, but for their seeds.
+def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -> Making | None:
+    """Returns what actors of a learner are made of, but for their seeds; None where there are to be none.
 
     Args:
         kind: the learner's class.
@@ -115,6 +115,8 @@ def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -
     Raises:
         ValueError: if these cannot be sent to another process.
     """
+    if options["num_actors"] is None:
+        return None
     steps = options["actor_steps"]
     least = options["burn_in"] + options["sequence_length"] if options["memory"] is not None else 1
     own = {

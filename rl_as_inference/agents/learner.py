@@ -78,10 +78,8 @@ class Learner:
         self.learning_rate, self.target_average = options["learning_rate"], options["target_average"]
         self.hidden_sizes = tuple(options["hidden_sizes"])
         self.updates_per_step, self.compile = options["updates_per_step"], options["compile"]
-
         check_precision(options["precision"], task.device, task.dtype)
-        making = None if options["num_actors"] is None else making_of(type(self), arena.source, options)
-        self._loop = Loop(arena, algorithm, options, making)
+        self._loop = Loop(arena, algorithm, options, making_of(type(self), arena.source, options))
         self.modules, self.replay, self.constraint = self._loop.modules, self._loop.replay, self._loop.constraint
         self._random, self._update = self._loop.random, self._loop.update
         self._observation, self._action = self._loop.observation, self._loop.action
@@ -93,11 +91,10 @@ class Learner:
             else TemperatureWatch(task.target_entropy, task.temperature, task.log_counts if masks else None)
         )
         self._episode = None if arena.window is None else EpisodeWindow(arena.window)
-        self.compile_seconds = 0.0
+        self.compile_seconds, self._steps_asked = 0.0, 0
         self.recent: list[dict[str, float]] = [{} for _ in range(self.num_seeds)]
         self._compiles = self.compile is True
         self._compile_cost: CompileCost | None = None
-        self._steps_asked = 0
         self._reported = Counts()
 
     @property
@@ -221,9 +218,9 @@ class Learner:
                 raise stop_of(stop)
 
     def connect_actors(self) -> None:
-        """Makes ready what actors begin in, where there are to be any: a cluster that does not answer is told here."""
-        if self._loop.actors is not None:
-            self._loop.actors.pool.connect()
+        """Makes ready what actors begin in, if there are to be any: a cluster that does not answer is told here."""
+        if (actors := self._loop.actors) is not None:
+            actors.pool.connect()
 
     def settle_compile(self, num_steps: int) -> bool:
         """Settles ``compile="auto"`` for a run of ``num_steps`` that :meth:`learn` is asked for in parts.
@@ -451,6 +448,3 @@ class Learner:
                 "the agent was interrupted inside a step (a second Ctrl-C does that), so that what it holds is of no "
                 "step at all; restore its last checkpoint"
             )
-
-    def _check_parameters(self) -> None:
-        self._loop.check_parameters()

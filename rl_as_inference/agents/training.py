@@ -392,7 +392,7 @@ class _Logbook:
         self.writer.flush()
 
     def checkpoint(self) -> None:
-        self.agent._check_parameters()
+        self.agent._loop.check_parameters()
         self._save(CHECKPOINT)
 
     def _save(self, name: str) -> None:
