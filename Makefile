@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-faults soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
+.PHONY: help demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +35,10 @@ slow-tests: $(STAMP)  ## measure which tests `make check` leaves out
 
 test-faults: $(STAMP)  ## a hundred SIGKILLs, thousands of damaged files, threads, wrong calls (twenty minutes)
 	RLAI_FAULTS=long $(PYTEST) tests/faults tests/test_turns.py tests/test_host.py tests/test_wrong_calls.py tests/test_memory.py
+
+test-scale: $(STAMP)  ## ranks, islands, sweeps that are killed, actors, at length (and a local Ray cluster, if Ray is installed)
+	RLAI_SCALE=long $(PYTEST) tests/distributed tests/sampling/test_islands.py tests/sweeps tests/agents/test_actors.py \
+		tests/agents/test_ray_actors.py
 
 soak: $(STAMP)  ## an hour of everything again and again: whether memory grows
 	$(BIN)/python -m benchmarks.soak

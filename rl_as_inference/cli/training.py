@@ -132,8 +132,8 @@ def train_command(
         found = record.find_problem(out, "--resume", trust=trust, may_change=False)
         lengths = _agreed(context, out, record, (problem, found.name), options, learner)
         made = load_environment(found.name, dict(record.options))
-        elsewhere = {"ray": learner.get("ray"), "distributed": together or None}  # where it is now
-        agent = make_agent(record, *made, argument="--resume", **elsewhere)
+        # Its actors and ranks may be elsewhere by now.
+        agent = make_agent(record, *made, argument="--resume", ray=learner.get("ray"), distributed=together or None)
     else:
         if problem is None:
             raise ValueError("PROBLEM is missing; name an environment first, such as Pendulum-v1 (or say --resume)")
