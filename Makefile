@@ -38,7 +38,7 @@ test-faults: $(STAMP)  ## a hundred SIGKILLs, thousands of damaged files, thread
 
 test-scale: $(STAMP)  ## ranks, islands, sweeps that are killed, actors, at length (and a local Ray cluster, if Ray is installed)
 	RLAI_SCALE=long $(PYTEST) tests/distributed tests/sampling/test_islands.py tests/sweeps tests/agents/test_actors.py \
-		tests/agents/test_ray_actors.py
+		tests/agents/test_ray_actors.py tests/agents/test_residual.py
 
 soak: $(STAMP)  ## an hour of everything again and again: whether memory grows
 	$(BIN)/python -m benchmarks.soak

@@ -249,6 +249,8 @@ class Ranks:
         finally:
             self.draws_apart = False
         torch.set_rng_state(self.broadcast(torch.get_rng_state()))
+        if torch.cuda.is_available():
+            torch.rand(())  # draws on a GPU have not moved it, and the next time is to be another
 
     @contextmanager
     def next_of_own_stream(self) -> Iterator[None]:

@@ -248,6 +248,9 @@ def fit(
 
         modules = {"policy": policy, **({"critic": critic} if isinstance(critic, nn.Module) else {})}
         if ranks.size > 1:
+            for name, module in modules.items():
+                shapes = {key: (tuple(each.shape), each.dtype) for key, each in module.state_dict().items()}
+                ranks.agree(name, shapes)
             take_first(
                 ranks, [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
             )
@@ -270,11 +273,12 @@ def fit(
             size = 0
         elif isinstance(process, PartiallyObservedMDP):  # as are memories, moved on step by step
             size = ranks.share(num_trajectories) * sum(parameter.numel() for parameter in parameters)
+        begin = kept.resume(schedule) if kept else 0  # before ranks part, so that they go on with other numbers
         started = time.perf_counter()
         shown = progress if ranks.is_first else False
         keeping = kept.noting() if kept else nullcontext()
         with progress_bar("fit", steps, show=shown) as bar, one_thread_if_small(size), ranks.own_stream(), keeping:
-            for step in range(kept.resume(schedule) if kept else 0, steps):
+            for step in range(begin, steps):
                 optimizer.zero_grad(set_to_none=True)
                 if factor != 1:
                     loss = loss_of(process if temperatures[step] == own else _at(process, float(temperatures[step])))

@@ -142,8 +142,10 @@ def worded_exit(code: int) -> str:
 
 def serve(fd: int, body: str) -> NoReturn:
     """Forks as it is asked to until nobody can ask any more; then it ends its forks and itself."""
-    for asks in (signal.SIGINT, signal.SIGTERM):  # terminals and schedulers send them to all processes
-        signal.signal(asks, signal.SIG_IGN)
+    # Terminals and schedulers send these to all processes. What an environment starts would inherit SIG_IGN, but no
+    # handler, and can be ended.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     control, parent = socket.socket(fileno=fd), os.getppid()
     module, _, name = body.partition(":")
     function = getattr(importlib.import_module(module), name)

@@ -130,6 +130,9 @@ def _bernoulli_in_place(mode: _Whole, into: Tensor, probabilities: Any = 0.5, **
 def _multinomial(mode: _Whole, weights: Tensor, count: int, replacement: bool = False, **_: Any) -> Tensor:
     if count > 1 and not replacement:
         raise NotImplementedError("whole_noise: multinomial without replacement; draw from another distribution")
+    begin, end = mode.bounds
+    if mode._dim(weights.shape[:-1]) is None and weights.ndim > 1 and len(weights) % (end - begin) == 0:
+        raise NotImplementedError("whole_noise: categorical draws in a plate within the batch's; draw Bernoulli ones")
     rows = (count, *weights.shape)  # one race of exponentials for each draw
     exponential = mode.part(rows, lambda shape: weights.new_empty(shape).exponential_())
     return (weights / exponential).argmax(-1).movedim(0, -1)

@@ -185,6 +185,7 @@ DETERMINISTIC: dict[str, Callable[[], Any]] = {
     "hyperbolic_policy": lambda: rlai.hyperbolic_policy(models.procrastination(temperature=0.05), 2.0),
     "rationality_curve": lambda: rlai.rationality_curve(MDP, [0.1, 1.0]),
     "satisfice": lambda: rlai.satisfice(MDP, 0.1),
+    "sweep": lambda: swept(),
     "worst_case": lambda: rlai.worst_case(MDP, exact.plan(MDP).policy, reward_budget=0.1),
 }
 
@@ -201,6 +202,13 @@ LANGUAGE = {
     "terminate",
 }
 """What a user's program is written in: it runs in the user's own calls."""
+
+
+def swept() -> None:
+    """One run that does little, in processes of its own."""
+    with tempfile.TemporaryDirectory() as out:
+        options = {"steps": 2, "hidden_sizes": (4,), "num_trajectories": 4}
+        rlai.sweep("corridor", {"learning_rate": [0.1]}, out=out, options=options, jobs=1)
 
 
 def used(agent: Any) -> None:

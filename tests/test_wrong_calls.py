@@ -59,6 +59,7 @@ TABLE: list[Any] = [
 SPACE: list[Any] = [3, "Box", (2,), Box]
 
 KINDS: dict[str, list[Any]] = {
+    "ray": [3, ""],
     # By an argument's name, where it has one meaning everywhere.
     "temperature": [*POSITIVE, torch.ones(2), torch.ones((), dtype=torch.complex64)],
     "temperatures": ["cold", [0.0, 1.0], [NAN], [1j], []],
@@ -487,6 +488,18 @@ CALLS: dict[str, Call] = {
         {"folder": _PATHS},
         leave=("env", "allow_changed", "best", "device"),
     ),
+    "sweep": Call(
+        rlai.sweep,
+        lambda: {"problem": "corridor", "values": {"learning_rate": [0.1]}, "out": "nowhere"},
+        {
+            "problem": [3, None],
+            "values": [3, "a", {"learning_rate": []}],
+            "options": [3, "a"],
+            "out": [3],
+            "command": ["run", 3],
+            "ray": [3],
+        },
+    ),
     "inspect.diagnose": Call(diagnose, lambda: {"data": data()}, {"data": _DATA}),
     "inspect.from_trajectories": Call(
         from_trajectories,
@@ -642,7 +655,7 @@ def how_refused(call: Call, argument: str, value: Any) -> str | None:
 
 ANSWERS = {
     "Comparison", "Estimate", "Exploration", "FitResult", "GradientComparison", "OfflineResult", "Run", "Satisficing",
-    "exact.BeliefEvaluation", "exact.BeliefPlan", "exact.Direction", "exact.Dynamics", "exact.Enumeration",
+    "Sweep", "exact.BeliefEvaluation", "exact.BeliefPlan", "exact.Direction", "exact.Dynamics", "exact.Enumeration",
     "exact.GaussianBelief", "exact.KalmanPlan", "exact.LinearGaussianPlan", "exact.Plan", "exact.PriorPlan",
     "exact.Solvable", "exact.StationaryBeliefPlan", "inspect.Diagnosis", "inspect.DivergenceMethod",
     "inspect.EvidenceMethod", "inspect.Foresight", "inspect.Method", "inspect.Outlook", "guides.TanhFlow",
@@ -688,6 +701,7 @@ SLOW = {
     "observe",
     "infer_dynamics",
     "learn_offline",
+    "sweep",
     *(learner.__name__ for learner in _LEARNERS),
 }
 """Calls that take a while to go through, or go through inside of a loop alone."""

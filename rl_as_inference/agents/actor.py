@@ -127,6 +127,8 @@ def making_of(kind: type, source: EnvironmentLike, options: Mapping[str, Any]) -
         "compile": False,
         "buffer_size": -(-least // steps) * steps,  # the latest transitions, in a row
         "priority_exponent": 0.0,
+        "precision": "float32",
+        "distributed": False,
         "reset_every": None,
     }
     modules = [module for name, module in sys.modules.items() if name != "__main__" and _is_nowhere(module)]
@@ -190,6 +192,8 @@ class Actor:
         kind, source, options = cloudpickle.loads(making.learner)
         self._learner = kind(source, **{**options, "seed": making.seed})
         self._loop = self._learner._loop
+        # α, and the scale of rewards, are as the learner sends them; what an actor lives through tunes neither.
+        self._loop.constraint = self._loop.scale = None
         self._loop.update.prepare_acting()
         self._version = 0
         return Made(socket.gethostname(), os.getpid())

@@ -36,6 +36,7 @@ def check_actors(source: EnvironmentLike, options: LearnerOptions) -> None:
             f"is made already; pass its id, or a factory such as lambda: make_my_environment()"
         )
     others = {
+        "distributed": (options["distributed"], "each rank has environments of its own already"),
         "num_envs": (options["num_envs"] > 1, "each actor has one environment; say num_actors instead"),
         "asynchronous": (options["asynchronous"], "actors are in processes of their own already"),
         "seeds": ((options["seeds"] or 1) > 1, "actors feed one learner; train seeds in runs of their own"),

@@ -58,12 +58,12 @@ class Arena:
         self.env_kwargs: Mapping[str, Any] = dict(options["env_kwargs"] or {})
         self.process = source if isinstance(source, MarkovDecisionProcess) else None
         seeds = options["seeds"] or 1
+        check_actors(source, options)
         self.ranks = ranks_of(options)
         device = chosen_device(device_of(self.ranks, options["device"]))
         self.ranks.check_devices(device)
         given = isinstance(source, VectorEnv) and options["num_envs"] == 1  # a vector has its own number
         count = 1 if given else seeds * options["num_envs"]
-        check_actors(source, options)
         # Evaluations are in processes where learning is; but none is forked from one that has joined a cluster.
         self.asynchronous = options["asynchronous"] or (options["num_actors"] is not None and options["ray"] is None)
         self._is_made = not options["asynchronous"]

@@ -27,7 +27,6 @@ _NOT_TOGETHER: Mapping[str, Any] = {
     "normalize_observations": False,
     "normalize_rewards": False,
     "noise_repeats": 1,
-    "planner": None,
 }
 """Options whose numbers each rank would keep for itself, so that they would learn different things."""
 
@@ -42,6 +41,8 @@ def ranks_of(options: LearnerOptions) -> Ranks:
         return ALONE
     every: dict[str, Any] = {**options}
     usual = {**_NOT_TOGETHER, **({"reward_scaling": False} if every.get("architecture") == "residual" else {})}
+    if "planner" in every:  # whichever acts: a model of the world is fitted by each rank to what it saw itself
+        raise ValueError("distributed: model-based agents fit a model of the world on each rank; leave one of them out")
     for option, value in usual.items():
         if option in every and every[option] != value:
             raise ValueError(

@@ -1,7 +1,6 @@
 """The command ``sweep``, and the same in Python."""
 
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -24,9 +23,9 @@ from rl_as_inference.sweeps.display import Display
 from rl_as_inference.sweeps.looking import look, step_of
 from rl_as_inference.sweeps.page import render_sweep
 from rl_as_inference.sweeps.plan import COMMANDS, Command, Plan, Search, check_place, read_plan
-from rl_as_inference.sweeps.processes import LocalProcesses, answer_of
+from rl_as_inference.sweeps.processes import LocalProcesses, answer_of, num_processors
 from rl_as_inference.sweeps.ray_cluster import RayCluster
-from rl_as_inference.sweeps.results import FILES, Sweep, gathered
+from rl_as_inference.sweeps.results import COLUMNS, FILES, Sweep, gathered
 from rl_as_inference.sweeps.sources import STUDY, source_of
 from rl_as_inference.sweeps.space import Axis, Range, Values, axis_of, read_set
 from rl_as_inference.sweeps.workers import Workers
@@ -178,7 +177,10 @@ def sweep(
             raise ValueError(f"values: {name}: {error}") from None
     fixed: dict[str, Any] = {}
     for name, value in (options or {}).items():
-        axis = axis_of([value])
+        try:
+            axis = axis_of([value])
+        except ValueError as error:
+            raise ValueError(f"options: {name}: {error}") from None
         assert not isinstance(axis, Range)
         fixed[name] = axis[0]
     check_count("seeds", seeds)
@@ -208,6 +210,8 @@ def _planned(
         what = "a grid has all combinations; leave it out, or say --search random"
         raise ValueError(f"--trials: {what}" if trials is not None else f"--search {search} needs --trials N")
     for name, axis in axes.items():
+        if name in COLUMNS:
+            raise ValueError(f"--set {name}: a column of the sweep's own table has this name; rename the option")
         if isinstance(axis, Range) and search == "grid":
             raise ValueError(
                 f"--set {name}: a range is for --search random or optuna; a grid needs values, {name}=v1,v2"
@@ -233,7 +237,7 @@ def _swept(
     workers: Workers = (
         RayCluster(perform, ray, out.resolve())
         if ray is not None
-        else LocalProcesses(perform, jobs or len(os.sched_getaffinity(0)), fork=fork)
+        else LocalProcesses(perform, jobs or num_processors(), fork=fork)
     )
     folder = None
     try:

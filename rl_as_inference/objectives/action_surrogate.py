@@ -144,4 +144,5 @@ class ActionSurrogate:
             return -squared_residuals(terms, weights, values.reshape(rows), self.n)
         # Among trajectories that start alike, whichever rank drew them; each rank has the gradient in its own.
         starts = alike(steps.states[0], steps.terms.shape[1:], self.ranks)
-        return -squared_residuals(self.ranks.whole(terms, dim=1), self.ranks.whole(weights, dim=1), starts=starts)
+        whole = self.ranks.whole(terms.sum(0, keepdim=True), dim=1)  # a program's runs may end sooner on one rank
+        return -squared_residuals(whole, weights, starts=starts)

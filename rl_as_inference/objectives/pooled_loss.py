@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -45,11 +46,17 @@ class PooledLoss:
             return ranks.sum(loss)
         if self._adopt(ranks, found, loss):
             loss, _ = self._evaluated(ranks, evaluate)
-        leaves = list(self._leaves.values())
+        learning = {name: leaf for name, leaf in self._leaves.items() if leaf.requires_grad}
+        leaves = list(learning.values())
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        return _WithGradients.apply(*_summed(ranks, loss.detach(), leaves, gradients), *leaves)  # type: ignore[no-untyped-call]
+        total, pooled = _summed(ranks, loss.detach(), leaves, gradients)
+        store = pyro.get_param_store()
+        for name, gradient in zip(learning, pooled, strict=True):
+            if gradient is not None and name in store:  # met by some rank: Pyro's SVI is to step it on all
+                pyro.param(name)
+        return _WithGradients.apply(total, pooled, *leaves)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _evaluated(ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,9 +69,13 @@ class PooledLoss:
     def _adopt(self, ranks: Ranks, found: dict[str, Tensor], loss: Tensor) -> bool:
         """Takes in parameters that are new; returns whether this rank's or another's values have changed."""
         known = {id(leaf) for leaf in self._leaves.values()}
-        if self._leaves and all(id(value) in known for value in found.values()):
+        new = not self._leaves or any(id(value) not in known for value in found.values())
+        if not bool(
+            ranks.sum(torch.tensor(int(new), device=loss.device))
+        ):  # a rank's draws may be the first to meet one
             return False
-        leaves: dict[str, Tensor] = {}
+        held = pyro.get_param_store()._params
+        leaves = {name: leaf for name, leaf in self._leaves.items() if held.get(name) is leaf}
         for name, leaf in (*found.items(), *((f"number {i}", leaf) for i, leaf in enumerate(_leaves_of(loss)))):
             if not any(leaf is other for other in leaves.values()):
                 leaves[name] = leaf

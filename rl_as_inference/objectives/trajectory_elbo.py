@@ -312,6 +312,14 @@ class TrajectoryELBO(ELBO):
         return read(False) if jumps and self.estimator == "auto" else terms
 
     def _combine(self, terms: list[Term], policy: Any = None) -> tuple[Tensor, Tensor]:
+        if self._of_all == 1 and self._ranks.size > 1:
+            for term in terms:
+                if all(getattr(frame, "full_size", None) not in (None, frame.size) for frame in term.frames):
+                    raise ValueError(
+                        f"distributed: site {term.name!r} stands in no plate that ranks share out (or in a subsampled "
+                        f"one), so that each rank would count it; say num_particles= {self._ranks.size} or more, which "
+                        f"are runs of the whole program whose mean is taken"
+                    )
         elbo: Any = torch.zeros(())
         surrogate: Any = torch.zeros(())
         for term in terms:

@@ -117,8 +117,10 @@ class _Maker:
     def __call__(self) -> gymnasium.Env[Any, Any]:
         in_process = os.getpid() != self._home
         if in_process:
-            for asks in (signal.SIGINT, signal.SIGTERM):  # terminals and schedulers send them to all processes
-                signal.signal(asks, signal.SIG_IGN)
+            # Terminals and schedulers send these to all processes. What an environment starts would inherit SIG_IGN,
+            # but no handler, and can be ended.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: None)
         made = made_of(self._env, 1, self._make_kwargs)
         assert isinstance(made, list)
         if not in_process:  # asked once, for spaces

@@ -211,7 +211,7 @@ def _runs_of(sweep: Sweep, row: Any) -> pandas.DataFrame:
 def _name(sweep: Sweep, row: Any, between: str = ", ") -> str:
     """Returns a configuration in words, as Plotly takes them: its signs of mark-up are none."""
     told = [
-        f"{name} {row[name]:.4g}" if isinstance(row[name], float) else f"{name} {written(row[name])}"
+        f"{name} {row[name]:.6g}" if isinstance(row[name], float) else f"{name} {written(row[name])}"
         for name in sweep.plan.axes
     ]
     return between.join(map(_escaped, told)) or "as it is"

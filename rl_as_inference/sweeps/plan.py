@@ -93,7 +93,10 @@ class Plan:
                 f"longer {there.problem_sha256[:12]}…), and its runs would not go together; put the old file back, or "
                 f"choose another folder"
             )
-        if there.problem_sha256 is None and there.problem != ours.problem:
+        # A file may have moved; what is meant in it may not have changed.
+        in_files = bool(there.problem_sha256 and ours.problem_sha256)
+        had, has = ((name or "").partition(":")[2] if in_files else name for name in (there.problem, ours.problem))
+        if had != has:
             raise ValueError(f"{where} PROBLEM {there.problem}, and this says {ours.problem}; choose another folder")
         pairs: list[tuple[str, Any, Any]] = [("--command", there.settings.get("swept"), self.command)]
         pairs += [("--search", there.settings.get("search"), self.search)]

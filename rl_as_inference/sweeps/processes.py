@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -19,10 +20,12 @@ from rl_as_inference.stops import stop_once
 from rl_as_inference.sweeps.plan import Task
 from rl_as_inference.sweeps.workers import Ended, Perform, note_start, one_thread
 
-__all__ = ["LocalProcesses", "answer_of"]
+__all__ = ["LocalProcesses", "answer_of", "num_processors"]
 
 _PRELOADED = "rl_as_inference.sweeps.preloaded"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_STOPPING = 120.0
+"""Seconds in which a run that is asked to stop must have."""
 
 
 class LocalProcesses:
@@ -69,8 +72,9 @@ class LocalProcesses:
     def stop(self) -> None:
         for process, _ in self._running.values():
             process.terminate()
-        for process, _ in self._running.values():
-            process.join()
+        end = time.monotonic() + _STOPPING
+        for process, _ in self._running.values():  # what hangs is left to close()
+            process.join(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
         for process, _ in self._running.values():
@@ -79,6 +83,11 @@ class LocalProcesses:
         self._running.clear()
         self._ours.close()
         self._theirs.close()
+
+
+def num_processors() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def answer_of(function: Callable[..., Any], *args: Any, fork: bool) -> Any:
@@ -108,6 +117,8 @@ def answer_of(function: Callable[..., Any], *args: Any, fork: bool) -> Any:
 
 def context_of(fork: bool, function: Callable[..., Any]) -> Any:
     """Returns how processes are begun; a server is told to import what ``function`` stands on, and more."""
+    if not hasattr(signal, "pthread_sigmask"):
+        raise ValueError(f"a sweep needs processes that signals reach, which {sys.platform} has not")
     if fork:
         importlib.import_module(_PRELOADED)
         return multiprocessing.get_context("fork")

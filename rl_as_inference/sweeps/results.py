@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FILES", "Sweep", "gathered"]
 
+COLUMNS = frozenset({"run", "seed", "status", "reason", "starts", "num_seeds", "mean", "low", "high", "step", "value"})
+"""What options cannot be called, in a sweep's tables."""
 FILES = {
     "sweep.html": "the page: table, intervals, learning curves; open it in a browser",
     "sweep.csv": "a row for each run",
@@ -65,8 +67,8 @@ class Sweep:
         found = self.summary.dropna(subset="mean")
         if found.empty:
             return {}
-        row = found.iloc[0]
-        return {name: row[name].item() if hasattr(row[name], "item") else row[name] for name in self.plan.axes}
+        values = {name: found[name].iloc[0] for name in self.plan.axes}  # a row would make all of its numbers floats
+        return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
 
     def table(self) -> str:
         """Returns the configurations as a table, the best first."""
@@ -151,7 +153,8 @@ def gathered(plan: Plan, out: Path, configurations: Sequence[Values], reports: M
 
 def _row(task: Task, report: Report, out: Path) -> dict[str, Any]:
     status = "failed" if report.outcome is None else "finished"
-    numbers = {} if report.outcome is None else report.outcome.numbers
+    found = {} if report.outcome is None else report.outcome.numbers
+    numbers = {f"final_{name}" if name in task.values else name: value for name, value in found.items()}
     told = {"status": status, "reason": report.reason, "starts": starts_of(task, out)}
     return {"run": f"{RUNS}/{task.name}", **task.values, "seed": task.seed, **told, **numbers}
 

@@ -129,7 +129,7 @@ def draw(axes: Mapping[str, Axis], count: int) -> list[dict[str, Value]]:
 
     Example:
         >>> draw({"discount": (0.9, 0.99), "steps": Range(10, 20)}, 2)
-        [{'discount': 0.99, 'steps': 17}, {'discount': 0.9, 'steps': 13}]
+        [{'discount': 0.99, 'steps': 17}, {'discount': 0.99, 'steps': 12}]
     """
     found: dict[str, dict[str, Value]] = {}
     draws = np.random.default_rng(0)

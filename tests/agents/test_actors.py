@@ -346,6 +346,7 @@ def test_a_restored_run_begins_new_episodes_and_says_so(made, tmp_path):
         (lambda: Known, {"num_actors": 0}, "num_actors must be an integer >= 1, got 0"),
         (lambda: Known, {"actor_steps": 0}, "actor_steps must be"),
         (lambda: Known, {"num_envs": 2}, "num_envs does not go with num_actors"),
+        (lambda: Known, {"distributed": True}, "distributed does not go with num_actors"),
         (lambda: Known, {"asynchronous": True}, "asynchronous does not go with num_actors"),
         (lambda: Known, {"seeds": 2}, "seeds does not go with num_actors"),
         (lambda: Known, {"normalize_rewards": True}, "normalize_rewards does not go with num_actors"),

@@ -253,7 +253,10 @@ def alike(steps: int = 30) -> dict[str, Any]:
 
 
 def svi(steps: int = 5) -> dict[str, Any]:
-    """Pyro's own SVI, on a program whose parameters Pyro makes, beginning with another on each rank."""
+    """Pyro's own SVI, on a program whose parameters Pyro makes, beginning with another on each rank.
+
+    One of them is met by one rank alone from the second step on.
+    """
 
     def program(number: int) -> None:
         bias = pyro.param("bias", lambda: torch.randn(2))
@@ -263,16 +266,20 @@ def svi(steps: int = 5) -> dict[str, Any]:
                 rlai.reward(f"reward_{t}", action.float() * bias.detach()[0])
 
     def policy(state: Tensor, t: int) -> Any:
-        return dist.Categorical(logits=pyro.param("bias", lambda: torch.randn(2)).expand(*state.shape, 2))
+        logits = pyro.param("bias", lambda: torch.randn(2))
+        if t == 2 and (ranks.is_first or not losses):
+            logits = logits + pyro.param("sometimes", lambda: torch.zeros(2))
+        return dist.Categorical(logits=logits.expand(*state.shape, 2))
 
     pyro.clear_param_store()
-    losses = []
+    losses: list[float] = []
     with joined() as ranks:
         pyro.set_rng_seed(ranks.rank)
         objective = rlai.TrajectoryELBO(distributed=True)
         inference = pyro.infer.SVI(program, rlai.follow(program, policy), pyro.optim.Adam({"lr": 0.1}), loss=objective)
-        losses = [inference.step(ranks.share(40)) for _ in range(steps)]
-        return {"bias": pyro.param("bias").tolist(), "losses": losses}
+        for _ in range(steps):
+            losses.append(inference.step(ranks.share(40)))
+        return {name: pyro.param(name).tolist() for name in ("bias", "sometimes")} | {"losses": losses}
 
 
 def estimates() -> dict[str, Any]:
@@ -292,6 +299,13 @@ def estimates() -> dict[str, Any]:
         own = rlai.estimate_elbo(mdp, None, 4000, seed=0, distributed=True)
     found["own"] = [own.mean, own.standard_error, float(exact.elbo(mdp, None))]
     return found
+
+
+def outside() -> None:
+    """A program with a site outside of the plate of trajectories."""
+    pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("trajectories", 4):
+        rlai.act("action", torch.zeros(4), dist.Bernoulli(0.5 * torch.ones(4)))
 
 
 def disagreements() -> dict[str, str]:
@@ -319,6 +333,8 @@ def disagreements() -> dict[str, str]:
                 [rlai.TrajectoryELBO(num_particles=each, distributed=True) for each in (2, ranks.size * 2 - 1, 1)]
                 and ranks.share(1, "num_particles")
             ),
+            "outside": lambda: rlai.TrajectoryELBO(distributed=True).loss(outside, outside),
+            "planner": lambda: rlai.ModelBasedAgent("Pendulum-v1", distributed=True),
             "learner": lambda: rlai.SoftQLearning("CartPole-v1", batch_size=8 + rank, distributed=True),
             "held return": lambda: rlai.SoftQLearning("CartPole-v1", target_return=9.0, distributed=True),
             "gpus": lambda: ranks.check_devices(torch.device("cuda", 0)),
@@ -443,16 +459,23 @@ def kept(folder: str) -> dict[str, Any]:
     class CutOff(Exception):
         pass
 
+    noise: list[bytes] = []
+
     def cut(step: int, _: float) -> None:
+        noise.append(torch.get_rng_state().numpy().tobytes())
         if step == 6:
             raise CutOff
 
-    found = {}
+    def watch(_: int, __: float) -> None:
+        noise.append(torch.get_rng_state().numpy().tobytes())
+
+    found: dict[str, Any] = {}
     for name, distributed in (("alone", False), ("two", True)):
         with joined(distributed) as ranks:
             path = f"{folder}/{name}-{os.environ['RANK'] if not distributed else 0}.safetensors"
             ends = []
-            for callback in (None, cut, None):
+            noise.clear()
+            for callback in (None, cut, watch):
                 torch.manual_seed(0)
                 policy = CategoricalPolicy(tabular().state_space, 3, horizon=5).double()
                 options: dict[str, Any] = {"steps": 12, "estimator": "baseline", "num_trajectories": 6, "seed": 0}
@@ -465,6 +488,7 @@ def kept(folder: str) -> dict[str, Any]:
                     continue
                 ends.append(f"{digest(policy)} {len(fitted.elbo)} {fitted.elbo.isfinite().all()}")
             found[name] = ends
+    found["repeated"] = len(noise) - len(set(noise))  # of the two ranks
     return found
 
 

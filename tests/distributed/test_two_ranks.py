@@ -89,6 +89,8 @@ def test_estimates_are_pooled(both: Both) -> None:
         ("learner", "batch_size is 8 on rank 0 and 9 on rank 1"),
         ("held return", "distributed does not go with target_return=9.0"),
         ("gpus", "rank 1 and rank 0 both use cuda:0"),
+        ("outside", "site 'theta' stands in no plate that ranks share out"),
+        ("planner", "distributed: model-based agents fit a model of the world on each rank"),
     ],
 )
 def test_what_does_not_fit_together_is_said_on_every_rank(both: Both, case: str, words: str) -> None:
@@ -143,6 +145,7 @@ def test_fits_go_on_from_their_checkpoint(both: Both) -> None:
         assert cut == "cut off"
         assert whole == again  # bit for bit
         assert rank["kept"]["two"][2].endswith(" 12 True")
+    assert both[1]["kept"]["repeated"] == 0
 
 
 def test_who_has_ended_is_said(both: Both) -> None:
