@@ -16,6 +16,7 @@ from rl_as_inference.cli.common import PROBLEM_OPTIONS, app, check_least, own_na
 from rl_as_inference.cli.learner_options import names_of_learner_options
 from rl_as_inference.cli.runs import show
 from rl_as_inference.cli.sweep_words import checked_plan, perform, words_of
+from rl_as_inference.host import as_found
 from rl_as_inference.records import RunRecord
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.sweeps.conducting import conduct
@@ -274,8 +275,10 @@ def _swept(
             told = f"{display.num_finished} of {source.total} runs have finished"
             stop.add_note(f"{told}; go on with: rlai sweep --out {shlex.quote(str(out))}")
             raise
-        done = gathered(plan, out, source.configurations(), reports)
-        done.write(folder, render_sweep(done))
+        with as_found():  # Plotly brings filters of warnings
+            done = gathered(plan, out, source.configurations(), reports)
+            page = render_sweep(done)
+        done.write(folder, page)
         folder.settle(finished=done.is_finished)
     return done
 
