@@ -157,8 +157,8 @@ def unvalidated() -> Iterator[None]:
     """
     with turn:
         default = torch.distributions.Distribution._validate_args
-        torch.distributions.Distribution.set_default_validate_args(False)
-        try:
+        try:  # a signal may come as soon as they are off
+            torch.distributions.Distribution.set_default_validate_args(False)
             yield
         finally:
             torch.distributions.Distribution.set_default_validate_args(default)

@@ -54,7 +54,8 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(autouse=True)
 def _fresh_start():
-    """Tests must not see each other's parameters or random numbers."""
+    """Tests must not see each other's parameters, random numbers or checks of distributions."""
+    torch.distributions.Distribution.set_default_validate_args(__debug__)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
 
