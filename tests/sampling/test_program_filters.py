@@ -78,7 +78,7 @@ def test_conditions() -> None:
 def test_a_condition_that_importance_sampling_does_not_meet() -> None:
     """A walk seen at every step, far from where it would go: 25 steps, against the Kalman filter's evidence.
 
-    Importance sampling with 800 proposals is several nats off and says so; 8 filters of 1,000, seed 0.
+    Importance sampling with 800 proposals hangs on a few of them and says so; 8 filters of 1,000, seed 0.
     """
     seen = torch.linspace(0.0, 12.5, 26, dtype=F64)
 
@@ -99,11 +99,10 @@ def test_a_condition_that_importance_sampling_does_not_meet() -> None:
     found = rlai.estimate_log_evidence(walk, method="smc", num_draws=1000)
     assert abs(found.mean - truth) < 4 * found.standard_error
     assert found.standard_error < 0.15
-    torch.manual_seed(1)
     blind = rlai.posterior(walk, method="importance", num_draws=800)
     assert not diagnose(blind).trusted
     assert "use method='smc'" in diagnose(blind).text
-    assert blind.posterior.attrs["log_evidence"] < truth - 5
+    assert blind.posterior.attrs["log_evidence_standard_error"] > 3 * found.standard_error
 
 
 def test_it_is_the_filter_of_a_process() -> None:
