@@ -163,17 +163,20 @@ class StateTimeNetwork(nn.Module):
     def forward(self, state: Tensor, t: int | Tensor) -> Tensor:
         if self.residual is not None:
             return self._residual(self.residual, state, t)
+        lead = state.shape[: state.dim() - self.event_dim]
         if isinstance(self.state_layer, nn.Embedding):
-            hidden = self.state_layer(state)
+            hidden = self.state_layer(_once(state))
         else:
             flat = state[..., None] if self.event_dim == 0 else state.flatten(-self.event_dim)
             if self.layout is not None:
                 flat = self.layout.inputs(flat.to(next(self.state_layer.parameters()).dtype))
             hidden = self.state_layer(flat if self.norm is None else self.norm(flat))
         if self.time_layer is not None and self.horizon is not None:
-            hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))
+            lead = lead if isinstance(t, int) else torch.broadcast_shapes(lead, t.shape)
+            times = t if isinstance(t, int) else _once(t)
+            hidden = hidden + self.time_layer(time_features(times, self.horizon, hidden))
         out: Tensor = self.layers(hidden)
-        return out
+        return out.expand(*lead, out.shape[-1])
 
     def _residual(self, network: ResidualNetwork, state: Tensor, t: int | Tensor) -> Tensor:
         dtype = network.head.weight.dtype
@@ -188,3 +191,16 @@ class StateTimeNetwork(nn.Module):
             rows = torch.cat([rows.expand(*lead, rows.shape[-1]), features.expand(*lead, NUM_TIME_FEATURES)], -1)
         out: Tensor = network(rows)
         return out
+
+
+def _once(values: Tensor) -> Tensor:
+    """Returns the values without the copies that ``expand`` made: all states at all times are embedded state by state.
+
+    Example:
+        >>> _once(torch.arange(3).expand(5, 3)).shape
+        torch.Size([1, 3])
+    """
+    for dim, stride in enumerate(values.stride()):
+        if stride == 0:
+            values = values.narrow(dim, 0, min(1, values.shape[dim]))
+    return values

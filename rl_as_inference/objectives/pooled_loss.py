@@ -44,19 +44,19 @@ class PooledLoss:
         loss, found = self._evaluated(ranks, evaluate)
         if not torch.is_grad_enabled():
             return ranks.sum(loss)
-        if self._adopt(ranks, found, loss):
-            loss, _ = self._evaluated(ranks, evaluate)
-        learning = {name: leaf for name, leaf in self._leaves.items() if leaf.requires_grad}
-        leaves = list(learning.values())
-        gradients: Sequence[Tensor | None] = [None] * len(leaves)
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        total, pooled = _summed(ranks, loss.detach(), leaves, gradients)
+        if not self._leaves and self._adopt(ranks, found, loss):
+            loss, found = self._evaluated(ranks, evaluate)
+        is_new, total, pooled = self._summed(ranks, loss, found)
+        if is_new:  # a later batch may be the first to meet a parameter, on one rank alone
+            self._adopt(ranks, found, loss)
+            loss, found = self._evaluated(ranks, evaluate)
+            _, total, pooled = self._summed(ranks, loss, found)
+        learning = self._learning()
         store = pyro.get_param_store()
         for name, gradient in zip(learning, pooled, strict=True):
             if gradient is not None and name in store:  # met by some rank: Pyro's SVI is to step it on all
                 pyro.param(name)
-        return _WithGradients.apply(total, pooled, *leaves)  # type: ignore[no-untyped-call]
+        return _WithGradients.apply(total, pooled, *learning.values())  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _evaluated(ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,14 +66,11 @@ class PooledLoss:
         sites = {name: site["value"].unconstrained() for name, site in sorted(captured.trace.nodes.items())}
         return loss, {name: value for name, value in sites.items() if value.requires_grad}
 
+    def _learning(self) -> dict[str, Tensor]:
+        return {name: leaf for name, leaf in self._leaves.items() if leaf.requires_grad}
+
     def _adopt(self, ranks: Ranks, found: dict[str, Tensor], loss: Tensor) -> bool:
         """Takes in parameters that are new; returns whether this rank's or another's values have changed."""
-        known = {id(leaf) for leaf in self._leaves.values()}
-        new = not self._leaves or any(id(value) not in known for value in found.values())
-        if not bool(
-            ranks.sum(torch.tensor(int(new), device=loss.device))
-        ):  # a rank's draws may be the first to meet one
-            return False
         held = pyro.get_param_store()._params
         leaves = {name: leaf for name, leaf in self._leaves.items() if held.get(name) is leaf}
         for name, leaf in (*found.items(), *((f"number {i}", leaf) for i, leaf in enumerate(_leaves_of(loss)))):
@@ -83,6 +80,34 @@ class PooledLoss:
         ranks.check_devices(next(iter(leaves.values())).device if leaves else loss.device)
         self._leaves = leaves
         return take_first(ranks, leaves.values())
+
+    def _summed(self, ranks: Ranks, loss: Tensor, found: dict[str, Tensor]) -> tuple[bool, Tensor, list[Tensor | None]]:
+        """Returns whether a rank has met new parameters, and the sums over ranks of loss and gradients.
+
+        A gradient is None where no rank's loss depends on the parameter. All of it goes over the wire together, since
+        each time that ranks wait for one another costs more than the numbers do.
+        """
+        leaves = list(self._learning().values())
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        known = {id(leaf) for leaf in self._leaves.values()}
+        is_new = any(id(value) not in known for value in found.values())
+        loss = loss.detach()
+        dtype, device = loss.dtype, leaves[0].device if leaves else loss.device
+        for leaf in leaves:
+            dtype = torch.promote_types(dtype, leaf.dtype)
+        pairs = list(zip(leaves, gradients, strict=True))
+        parts = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in pairs]
+        marks = torch.tensor([float(grad is not None) for grad in gradients] + [float(is_new)])
+        flat = torch.cat([part.reshape(-1).to(device, dtype) for part in (*parts, marks, loss)])
+        *pieces, counts, value = ranks.sum(flat).split([*(leaf.numel() for leaf in leaves), len(marks), 1])
+        *is_used, is_new = (counts > 0).tolist()
+        pooled = [
+            piece.reshape(leaf.shape).to(leaf) if its else None
+            for piece, leaf, its in zip(pieces, leaves, is_used, strict=True)
+        ]
+        return is_new, value.reshape(()).to(loss), pooled
 
 
 def take_first(ranks: Ranks, tensors: Any) -> bool:
@@ -95,28 +120,6 @@ def take_first(ranks: Ranks, tensors: Any) -> bool:
         return False
     ranks.broadcast_into(*tensors)
     return True
-
-
-def _summed(
-    ranks: Ranks, loss: Tensor, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Returns loss and gradients summed over ranks; None for what no rank's loss depends on."""
-    dtype, device = loss.dtype, leaves[0].device if leaves else loss.device
-    for leaf in leaves:
-        dtype = torch.promote_types(dtype, leaf.dtype)
-    pairs = list(zip(leaves, gradients, strict=True))
-    parts = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in pairs]
-    used = torch.tensor([float(grad is not None) for grad in gradients])
-    flat = torch.cat([part.reshape(-1).to(device, dtype) for part in (*parts, used, loss)])
-    total = ranks.sum(flat)
-    sizes = [leaf.numel() for leaf in leaves]
-    *pieces, counts, value = total.split([*sizes, len(leaves), 1])
-    is_used = (counts > 0).tolist()
-    pooled = [
-        piece.reshape(leaf.shape).to(leaf) if its else None
-        for piece, leaf, its in zip(pieces, leaves, is_used, strict=True)
-    ]
-    return value.reshape(()).to(loss), pooled
 
 
 def _leaves_of(loss: Tensor) -> Iterator[Tensor]:

@@ -248,25 +248,27 @@ class TabularMDP(MarkovDecisionProcess):
         table = self._log_policy_table(policy, num_trajectories, horizon)
         kernel, num_actions = self.kernel, self.num_actions
         shape = (horizon, 2, num_trajectories, 1)
-        uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device).unbind()
+        uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device)
+        first, second = (each.unbind() for each in uniform.unbind(1))
         with torch.no_grad():
             state = self.initial().sample((num_trajectories,))
             cumulative = None if table is None else cumulated(table).expand(horizon, -1, -1).unbind()
-        # In one block each: many rows of a megabyte would leave the heap in pieces that are not given back.
+        # In one block each: many rows of a megabyte would leave the heap in pieces that are not given back. They are
+        # written in place, since for a few thousand trajectories the number of operations is what takes the time.
         all_states, pairs = state.new_empty(horizon + 1, num_trajectories), state.new_empty(horizon, num_trajectories)
-        all_states[0], log_q = state, []
+        (into, *following), rows, log_q = all_states.unbind(), pairs.unbind(), []
+        state = into.copy_(state)
         for t in range(horizon):
-            first, second = uniform[t].unbind()
             if cumulative is None:
                 assert policy is not None
-                logits = self.log_probabilities(policy(state, t), state, f"at step {t}")
-                action = invert(cumulated(logits.detach()), first)
+                seen = state.clone()  # which the policy's gradient may keep, while the block is written on
+                logits = self.log_probabilities(policy(seen, t), state, f"at step {t}")
+                action = invert(cumulated(logits.detach()), first[t])
                 log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
             else:
-                action = invert(cumulative[t].index_select(0, state), first)
-            row = state * num_actions + action
-            state = kernel.draw(row, second)
-            all_states[t + 1], pairs[t] = state, row
+                action = invert(cumulative[t].index_select(0, state), first[t])
+            row = torch.add(action, state, alpha=num_actions, out=rows[t])
+            state = kernel.draw(row, second[t], out=following[t])
         del uniform, first, second
         before, all_actions = all_states[:-1], pairs % num_actions
         if self.reward_table.dim() == 2:
