@@ -5,10 +5,12 @@
 Starts ``torchrun`` with two ranks of one thread each. They take turns: rank 0 fits alone while rank 1 waits (it sleeps
 in an all-reduce), then both fit together, and so on in short rounds, so that what else the machine does falls on both
 alike. FrozenLake 8x8, 4,096 trajectories of 200 steps (its own time limit) for each gradient, score function, a policy
-of 64x64 units.
+of 64x64 units; and 16,384, since what a step takes whatever the number of trajectories is not shared out.
 
 - ``steps_per_second``: of each way, and the ratio, whose median over rounds is told with the quartiles. By the clock,
   and by processor time (the slower rank's), which is what an idle machine of as many cores comes to.
+- ``larger``: the same with 16,384 trajectories.
+- ``bound``: what compute of ``a + b n`` seconds (see ``model``) allows at most, if waiting took nothing.
 - ``communication``: one all-reduce of the gradient by itself, right after a barrier, as a share of the step; and the
   time spent in it in the fit, where a rank also waits for the other.
 - ``all_reduce``: seconds by size on loopback; latency and bandwidth are fitted to them.
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parent / "results" / "distributed.json"
-NUMBER, HORIZON = 4096, 200
+NUMBER, LARGER, HORIZON = 4096, 16384, 200
 RANKS = [2**k for k in range(11)]
 SIZES = [2, 2**8, 2**12, 2**16, 2**20, 2**23]
 """Numbers of float32 in an all-reduce."""
@@ -83,7 +85,7 @@ def _worker(out: Path, quick: bool) -> None:
             return ranks.broadcast(found)
 
         alone(NUMBER)
-        pairs = []
+        pairs, larger = [], []
         spent, plain = [0.0, 0], dist.all_reduce
 
         def timed(*args: Any, **options: Any) -> Any:
@@ -99,6 +101,8 @@ def _worker(out: Path, quick: bool) -> None:
             two = fitted(NUMBER, True)
             dist.all_reduce = plain
             pairs.append((one, (two[0], max(ranks.gather_objects(two[1])))))
+        for _ in range(1 if quick else 5):
+            larger.append((alone(LARGER), fitted(LARGER, True)))
         parts = {n: min(alone(n)[1] for _ in range(1 if quick else 4)) for n in (NUMBER, NUMBER // 2, NUMBER // 4)}
         reduces = {size: _all_reduce_seconds(ranks, size, 20 if quick else 200) for size in SIZES}
         count = sum(p.numel() for p in policy.parameters()) + len(list(policy.parameters())) + 1
@@ -106,6 +110,7 @@ def _worker(out: Path, quick: bool) -> None:
         if ranks.is_first:
             found = {
                 "pairs": pairs,
+                "larger": larger,
                 "waiting": spent[0] / spent[1],
                 "parts": parts,
                 "reduces": reduces,
@@ -186,7 +191,7 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, *words], check=True, env=environment, cwd=Path(__file__).parents[1])
         found = json.loads(out.read_text())
-    one, two = ([pair[i] for pair in found["pairs"]] for i in (0, 1))
+    two = [pair[1] for pair in found["pairs"]]
     reduces = {4.0 * int(size): seconds for size, seconds in found["reduces"].items()}
     intercept, slope = _line(reduces)
     # Two ranks exchange two messages of half the bytes: t = 2 (latency + bytes / (2 bandwidth)).
@@ -202,12 +207,9 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
         "load": found["load"],
         "versions": {name: version(name) for name in ("rl-as-inference", "torch")},
         "what": f"FrozenLake-v1 8x8, horizon {HORIZON}, {NUMBER} trajectories a gradient, score, 64x64",
-        "steps_per_second": {
-            "one": 1 / statistics.median(pair[0] for pair in one),
-            "two": 1 / step,
-            "ratio": _spread([a[0] / b[0] for a, b in zip(one, two, strict=True)]),
-            "ratio_by_processor_time": _spread([a[1] / b[1] for a, b in zip(one, two, strict=True)]),
-        },
+        "steps_per_second": _rates(found["pairs"]),
+        "larger": {"trajectories": LARGER, **_rates(found["larger"])},
+        "bound": {str(n): (compute[0] + compute[1] * n) / (compute[0] + compute[1] * n / 2) for n in (NUMBER, LARGER)},
         "communication": {
             "numbers": found["numbers"],
             "seconds": found["own"],
@@ -220,6 +222,17 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
         "loopback": fitted,
         "compute": {"seconds": compute[0], "seconds_a_trajectory": compute[1], "measured": found["parts"]},
         "model": {"is": "a model, no measurement", **used, "rows": _curves(compute, 4.0 * found["numbers"], **used)},
+    }
+
+
+def _rates(pairs: list[Any]) -> dict[str, Any]:
+    """Returns steps/s of one rank and of two, and their ratio by the clock and by processor time."""
+    one, two = ([pair[i] for pair in pairs] for i in (0, 1))
+    return {
+        "one": 1 / statistics.median(pair[0] for pair in one),
+        "two": 1 / statistics.median(pair[0] for pair in two),
+        "ratio": _spread([a[0] / b[0] for a, b in zip(one, two, strict=True)]),
+        "ratio_by_processor_time": _spread([a[1] / b[1] for a, b in zip(one, two, strict=True)]),
     }
 
 
@@ -241,10 +254,14 @@ def main(arguments: list[str] | None = None) -> int:
         _worker(options.worker, options.quick)
         return 0
     results = measure(options.quick, options.latency, options.bandwidth)
-    rates, spoken = results["steps_per_second"], results["communication"]
+    spoken = results["communication"]
     print(f"{results['what']}; load {results['load'][0]:.1f} on {results['cores']} cores")
-    print(f"one {rates['one']:.2f} steps/s, two {rates['two']:.2f}: {rates['ratio']['median']:.2f} times by the clock,")
-    print(f"{rates['ratio_by_processor_time']['median']:.2f} times by processor time")
+    for number, rates in ((NUMBER, results["steps_per_second"]), (LARGER, results["larger"])):
+        print(
+            f"{number} trajectories: one {rates['one']:.2f} steps/s, two {rates['two']:.2f}: "
+            f"{rates['ratio']['median']:.2f} times by the clock, {rates['ratio_by_processor_time']['median']:.2f} by "
+            f"processor time, {results['bound'][str(number)]:.2f} if waiting took nothing"
+        )
     print(f"an all-reduce takes {1e6 * spoken['seconds']:.0f} µs, {100 * spoken['share_of_step']:.2f} % of a step;")
     print(f"with waiting for the other rank {100 * spoken['share_with_waiting']:.1f} %")
     for row in results["model"]["rows"]:
