@@ -54,7 +54,10 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(autouse=True)
 def _fresh_start():
-    """Tests must not see each other's parameters, random numbers or checks of distributions."""
+    """Tests must not see each other's parameters, random numbers or checks of distributions.
+
+    The first ``torch.compile`` of a process switches those checks off, where a test calls it itself.
+    """
     torch.distributions.Distribution.set_default_validate_args(__debug__)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
