@@ -12,6 +12,7 @@ from command_line import refused, rlai
 from rl_as_inference import compare, fit, load_run, posterior
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftQLearning, perturb, train
 from rl_as_inference.cli import app
+from rl_as_inference.cli.application import load
 from rl_as_inference.cli.sweeping import sweep
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.option_names import meant
@@ -19,6 +20,7 @@ from rl_as_inference.problems import load_problem
 from rl_as_inference.report import draw_sources
 from tools.option_tables import PAGES, with_tables
 
+load()
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OF_THE_SHELL = {"out", "overwrite", "progress", "resume"}
 """What a shell needs, or shows, and every command may have: where files go."""
