@@ -4,9 +4,11 @@ import importlib
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
+import tomllib
 import warnings
 from collections.abc import Iterator
 from itertools import permutations
@@ -61,6 +63,14 @@ def test_neither_does_the_command_before_it_has_work(words: list[str], environme
     said = python(code, env={**os.environ, "COLUMNS": "120", **environment})
     assert told in said
     assert "imported set()" in said
+
+
+def test_one_version() -> None:
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    cited = (ROOT / "CITATION.cff").read_text()
+    released = re.findall(r"^## \[(\d.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released[0] == (said, released[0][1])
+    assert f'version: {said}\ndate-released: "{released[0][1]}"' in cited
 
 
 def test_python_m_is_the_command() -> None:
@@ -272,6 +282,7 @@ for name in sorted(names):
 """
 
 
+@pytest.mark.slow
 def test_every_home_of_a_public_name_can_be_imported_first() -> None:
     """In forks of a process that has the libraries, and nothing of this package."""
     assert python(ALONE) == ""
