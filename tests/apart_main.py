@@ -6,11 +6,12 @@ import torch.fx.experimental.proxy_tensor
 import torch.utils.tensorboard
 
 import rl_as_inference.agents
-import rl_as_inference.cli
+import rl_as_inference.cli.application
 import rl_as_inference.inference.inference_data
 import rl_as_inference.inspect.plots
 import rl_as_inference.style
 
+rl_as_inference.cli.application.load()
 gymnasium.make("Pendulum-v1").close()
 rl_as_inference.inference.inference_data.import_arviz()
 rl_as_inference.style.new_axes(None).figure.canvas.draw()

@@ -14,6 +14,7 @@ import typer
 
 from rl_as_inference.agents.reading_options import Option, all_options
 from rl_as_inference.cli import app
+from rl_as_inference.cli.application import load
 
 __all__ = ["PAGES", "with_tables"]
 
@@ -49,6 +50,7 @@ def _row_of_learner(option: Option) -> tuple[str, ...]:
 
 
 def _rows_of_commands(commands: list[str]) -> Iterator[tuple[str, ...]]:
+    load()
     every: Any = typer.main.get_command(app)
     # One that two commands have with another meaning has two rows.
     options: dict[tuple[Any, ...], tuple[Any, list[str]]] = {}

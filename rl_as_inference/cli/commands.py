@@ -12,6 +12,7 @@ import typer
 
 from rl_as_inference import exact
 from rl_as_inference.checkpoints import save_policy
+from rl_as_inference.cli.application import among, problem_names
 from rl_as_inference.cli.common import (
     ONLY_CHECK,
     PROBLEM_OPTIONS,
@@ -52,6 +53,7 @@ Problem = Annotated[
     str,
     typer.Argument(
         metavar="PROBLEM",
+        autocompletion=problem_names,
         help="A model (corridor), a Gymnasium id (FrozenLake-v1), or your Python file (lake.py or lake.py:name). "
         "Further options go to it: --map-name 8x8.",
     ),
@@ -60,8 +62,9 @@ Horizon = Annotated[int | None, typer.Option(help="Number of steps. A Gymnasium 
 Discount = Annotated[float | None, typer.Option(help="γ in [0, 1].")]
 Temperature = Annotated[float | None, typer.Option(help="α, in reward units per nat.")]
 Steps = Annotated[int, typer.Option(help="Gradient steps.")]
+_ESTIMATORS = [str(each) for each in ("exact", *get_args(get_args(FitEstimator)[0]))]
 EstimatorName = Annotated[
-    str, typer.Option(help=f"One of: {', '.join(str(x) for x in ('exact', *get_args(get_args(FitEstimator)[0])))}.")
+    str, typer.Option(help=f"One of: {', '.join(_ESTIMATORS)}.", autocompletion=among(*_ESTIMATORS))
 ]
 Rollouts = Annotated[int, typer.Option(help="Rollouts for each sampled gradient.")]
 LearningRate = Annotated[

@@ -1,4 +1,6 @@
-"""What the commands of ``rlai`` share: the application, its errors, and options that several have."""
+"""What the commands of ``rlai`` share: errors, and options that several have."""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -6,17 +8,19 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rl_as_inference.cli.blame import is_of_users_code
+import rl_as_inference
+from rl_as_inference.cli.application import app
 from rl_as_inference.cli.narrow import write_narrowly
-from rl_as_inference.distributed import RankError, Ranks, joined
 from rl_as_inference.option_names import flag, meant, typed
 from rl_as_inference.stops import Terminated, stoppable
+
+if TYPE_CHECKING:
+    from rl_as_inference.distributed import Ranks
 
 __all__ = [
     "ONLY_CHECK",
@@ -39,14 +43,6 @@ __all__ = [
     "plain_errors",
     "settings_of",
 ]
-
-app = typer.Typer(
-    name="rlai",
-    help="Reinforcement learning written as probabilistic inference.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 ONLY_CHECK = "only check"
 """A context's object that ends a command where its work would begin: a sweep asks so what it thinks of its options."""
@@ -95,6 +91,10 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        # Not sooner: they import PyTorch, and who asks for help or the version need not wait for that.
+        from rl_as_inference.cli.blame import is_of_users_code
+        from rl_as_inference.distributed import RankError, joined
+
         speaks = True
         try:
             with stoppable(), joined(bool(kwargs.get("distributed"))) as ranks:
@@ -230,5 +230,5 @@ def _root(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if show_version:
-        print(f"rlai {version('rl-as-inference')}")
+        print(f"rlai {rl_as_inference.__version__}")
         raise typer.Exit

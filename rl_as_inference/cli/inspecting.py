@@ -9,6 +9,7 @@ import torch
 import typer
 
 from rl_as_inference.agents.training import evaluation_seed
+from rl_as_inference.cli.application import among
 from rl_as_inference.cli.common import Distributed, app, check_least, plain_errors
 from rl_as_inference.cli.opening import Trust, open_run
 from rl_as_inference.compare import Comparison, compare
@@ -37,7 +38,8 @@ def inspect_command(
         str | None,
         typer.Option(
             help=f"How the posterior is drawn: {', '.join(get_args(Method))} (guide: not at all). By default exact "
-            f"where that is possible, else importance, and guide for simulators."
+            f"where that is possible, else importance, and guide for simulators.",
+            autocompletion=among(*get_args(Method)),
         ),
     ] = None,
     num_draws: Annotated[

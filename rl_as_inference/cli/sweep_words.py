@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from rl_as_inference.cli import commands, training  # noqa: F401 - what runs are made of, and processes forked from this
 from rl_as_inference.cli.blame import is_of_users_code
 from rl_as_inference.cli.common import ONLY_CHECK, app
 from rl_as_inference.option_names import flag

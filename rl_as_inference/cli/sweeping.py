@@ -12,6 +12,7 @@ import typer
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
 from rl_as_inference.cli import common
+from rl_as_inference.cli.application import among, problem_names
 from rl_as_inference.cli.common import PROBLEM_OPTIONS, app, check_least, own_names, parse_options, plain_errors
 from rl_as_inference.cli.learner_options import names_of_learner_options
 from rl_as_inference.cli.runs import show
@@ -44,6 +45,7 @@ def sweep_command(
         str | None,
         typer.Argument(
             metavar="PROBLEM",
+            autocompletion=problem_names,
             help="As for train and fit. Further options are those of all runs, of the command and of the problem: "
             "--num-steps 5000. Without PROBLEM, the sweep in --out goes on.",
         ),
@@ -62,7 +64,8 @@ def sweep_command(
         str | None,
         typer.Option(
             help="Of which command: train, fit or compare; by default train for environments, fit for problems that "
-            "are written down."
+            "are written down.",
+            autocompletion=among(*COMMANDS),
         ),
     ] = None,
     jobs: Annotated[
@@ -71,7 +74,9 @@ def sweep_command(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead: host:port, ray://… or auto.")
     ] = None,
-    search: Annotated[str, typer.Option(help=f"One of: {', '.join(get_args(Search))}.")] = "grid",
+    search: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(get_args(Search))}.", autocompletion=among(*get_args(Search)))
+    ] = "grid",
     trials: Annotated[int | None, typer.Option(help="Configurations, of a random search or Optuna.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; the sweep there goes on.")] = None,
     progress: Annotated[

@@ -16,6 +16,7 @@ from rl_as_inference.agents.made_again import ALGORITHMS, make_agent
 from rl_as_inference.agents.reading_options import as_held
 from rl_as_inference.agents.training import RUN_FILES, VIDEO_FILES, VIDEOS, evaluation_seed
 from rl_as_inference.agents.videos import check_videos
+from rl_as_inference.cli.application import among, problem_names
 from rl_as_inference.cli.common import (
     ONLY_CHECK,
     PROBLEM_OPTIONS,
@@ -65,6 +66,7 @@ def train_command(
         str | None,
         typer.Argument(
             metavar="PROBLEM",
+            autocompletion=problem_names,
             help="A Gymnasium id (Pendulum-v1), a model in parts (point_mass), or your Python file, with a process in "
             "parts or a Gymnasium environment. Further options go to it: --g 9.8.",
         ),
@@ -72,7 +74,10 @@ def train_command(
     algorithm: Annotated[
         str,
         typer.Option(
-            "--algorithm", "--learner", help="sac (soft actor-critic), sql (soft Q-learning), mpo (MPO) or model-based."
+            "--algorithm",
+            "--learner",
+            help="sac (soft actor-critic), sql (soft Q-learning), mpo (MPO) or model-based.",
+            autocompletion=among(*ALGORITHMS),
         ),
     ] = "sac",
     num_steps: Annotated[

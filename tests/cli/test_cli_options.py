@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import typer
 from command_line import refused, rlai
+from typer.testing import CliRunner
 
-from rl_as_inference import compare, fit, load_run, posterior
+from rl_as_inference import compare, fit, load_run, models, posterior
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftQLearning, perturb, train
-from rl_as_inference.cli import app
+from rl_as_inference.cli import app, application
 from rl_as_inference.cli.sweeping import sweep
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.option_names import meant
@@ -19,6 +20,7 @@ from rl_as_inference.problems import load_problem
 from rl_as_inference.report import draw_sources
 from tools.option_tables import PAGES, with_tables
 
+application.load()
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OF_THE_SHELL = {"out", "overwrite", "progress", "resume"}
 """What a shell needs, or shows, and every command may have: where files go."""
@@ -62,6 +64,44 @@ def options_of(command: str) -> list[Any]:
 
 def test_every_command_is_looked_at() -> None:
     assert set(PYTHON) == set(COMMANDS)
+
+
+def test_commands_say_before_they_are_imported_what_they_say_after() -> None:
+    assert {name: each.help for name, each in application.COMMANDS.items()} == {
+        name: command.help for name, command in COMMANDS.items()
+    }
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_h_is_help(command: str) -> None:
+    code, out, _ = rlai(command, "-h")
+    assert code == 0
+    assert application.COMMANDS[command].help.split()[0] in out
+    assert out == rlai(command, "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("co", ["compare"]),
+        ("compare ", models.__all__),
+        ("fit random", ["random_mdp"]),
+        ("train po", ["point_mass"]),
+        ("sweep river", ["river_swim"]),
+        ("train CartPole-v", ["CartPole-v0", "CartPole-v1"]),
+        ("train CartPole-v1 --algorithm s", ["sac", "sql"]),
+        ("compare corridor --estimator p", ["pathwise", "path_consistency"]),
+        ("inspect runs/lake --method ex", ["exact"]),
+        ("sweep corridor --command ", ["train", "fit", "compare"]),
+        ("fit --learning", ["--learning-rate"]),
+        ("fit corridor --learning", ["--learning-rate"]),
+        ("fit my_own", []),  # the shell looks for files
+    ],
+)
+def test_completion(line: str, words: list[str]) -> None:
+    place = {"COMP_WORDS": f"rlai {line}", "COMP_CWORD": str(line.count(" ") + 1), "_RLAI_COMPLETE": "complete_bash"}
+    result = CliRunner().invoke(app, [], prog_name="rlai", env=place)
+    assert sorted(result.stdout.split()) == sorted(words)
 
 
 @pytest.mark.parametrize("command", PYTHON)
