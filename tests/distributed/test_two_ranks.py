@@ -13,6 +13,7 @@ from two_processes import results, start
 import rl_as_inference as rlai
 from rl_as_inference.distributed import ALONE, Ranks, joined
 from rl_as_inference.processes.gymnasium_process import own_episodes
+from rl_as_inference.sharing import parts_of
 from rl_as_inference.whole_noise import whole_noise
 
 LONG = os.environ.get("RLAI_SCALE") == "long"
@@ -90,6 +91,10 @@ def test_estimates_are_pooled(both: Both) -> None:
         ("held return", "distributed does not go with target_return=9.0"),
         ("gpus", "rank 1 and rank 0 both use cuda:0"),
         ("outside", "site 'theta' stands in no plate that ranks share out"),
+        ("damaged fit", "damaged.safetensors'"),
+        ("damaged learner", "damaged.safetensors'"),
+        ("another run", "has a checkpoint of an earlier run"),
+        ("damaged run", "checkpoint.safetensors'"),
         ("planner", "distributed: model-based agents fit a model of the world on each rank"),
     ],
 )
@@ -170,15 +175,23 @@ def test_a_process_alone() -> None:
         Ranks(0, 3).share(2, "num_draws")
 
 
+def test_ranks_may_each_have_a_gpu_of_their_own() -> None:
+    one, other = ({"device": torch.device("cuda", number)} for number in (0, 1))
+    assert parts_of(one) == parts_of(other) != parts_of({"device": torch.device("cpu")})
+
+
 def test_simulators_play_other_episodes_on_each_rank() -> None:
     firsts = []
     for rank in (0, 1, 0):
         process = rlai.GymnasiumProcess("CartPole-v1", horizon=2, seed=5)
         with own_episodes(process, Ranks(rank, 2)):
             firsts.append(process.rollout(None, 2).states[0])
+            if rank:
+                again = process.rollout(None, 2).states[0]
         assert process._envs.seed == 5
     assert torch.equal(firsts[0], firsts[2])
     assert not torch.equal(firsts[0], firsts[1])
+    assert not torch.equal(firsts[1], again)
 
 
 def test_whole_noise_is_that_of_torch_where_it_can_be() -> None:
