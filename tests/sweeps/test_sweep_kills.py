@@ -94,17 +94,15 @@ def assert_as_whole(out: Path, whole: Path, before: dict[str, int]) -> None:
 
 
 def kill(kind: str, running: Apart, draws: random.Random) -> None:
-    """Kills the sweep alone, it and all its workers, or one of these."""
-    workers = children_of(running.pid)
-    if kind == "worker":
-        if workers:
-            os.kill(draws.choice(workers), signal.SIGKILL)
-        return
-    for pid in [running.pid, *(workers if kind == "all" else [])]:
+    """Kills the sweep alone, it and all its workers, one of these, or the process that they are forked from."""
+    servers = children_of(running.pid)
+    workers = [worker for server in servers for worker in children_of(server)]
+    dying = {"worker": workers and [draws.choice(workers)], "server": servers, "sweep": [running.pid]}
+    for pid in dying.get(kind, [running.pid, *servers, *workers]):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", ["worker", "sweep", "all"])
+@pytest.mark.parametrize("kind", ["worker", "sweep", "all", *(["server"] if LONG else [])])
 def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
     out, draws, before = tmp_path / "sweep", random.Random(kind), dict[str, int]()
     kills = 0
@@ -119,7 +117,7 @@ def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
         kill(kind, running, draws)
         kills += 1
         before |= finished(out)
-        if kind != "worker":
+        if kind in ("sweep", "all"):
             assert running.ends().code == -signal.SIGKILL
             # At once, while those of the killed sweep may still be making their checkpoints.
             running = Apart("sweep", "--out", out, "--jobs", "2", scratch=tmp_path)
@@ -127,7 +125,7 @@ def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
     assert ended.code == 0, ended
     assert kills >= min(KILLS, 5)
     assert_as_whole(out, whole, before)
-    if kind == "worker":
+    if kind in ("worker", "server"):
         assert "its process died, and it goes on" in ended.err
 
 
@@ -138,7 +136,8 @@ def test_a_sweep_that_is_told_to_stop_leaves_checkpoints(number: int, tmp_path: 
     workers: list[int] = []
 
     def learns() -> bool:
-        workers.extend(pid for pid in children_of(running.pid) if pid not in workers)
+        for server in children_of(running.pid):
+            workers.extend(pid for pid in (server, *children_of(server)) if pid not in workers)
         return any(path.read_text().count("\n") > 2 for path in out.glob("runs/*/curve.csv"))
 
     ended = running.gets(number, 0.2, learns)
