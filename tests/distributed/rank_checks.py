@@ -524,6 +524,30 @@ def lost() -> dict[str, Any]:
     return told
 
 
+def hung() -> dict[str, Any]:
+    """What the others say of a rank that does not come, and whom they take for it."""
+    os.environ["RLAI_RANK_SECONDS"] = "soon"
+    told: dict[str, Any] = {}
+    try:
+        with joined():
+            pass
+    except ValueError as error:
+        told["refused"] = str(error)
+    os.environ["RLAI_RANK_SECONDS"] = "4"
+    last = int(os.environ["WORLD_SIZE"]) - 1
+    began = time.monotonic()
+    try:
+        with joined() as ranks:
+            if ranks.rank == last:
+                time.sleep(30)
+            else:
+                time.sleep(2 * ranks.rank)  # whoever comes first gives up first
+                ranks.sum(torch.ones(()))
+    except RankError as error:
+        told |= {"said": str(error), "ranks": error.ranks, "seconds": time.monotonic() - began}
+    return told
+
+
 def killed(folder: str) -> dict[str, Any]:
     """A fit during which rank 1 is killed."""
 

@@ -165,6 +165,17 @@ def test_who_has_ended_is_said(both: Both) -> None:
     assert not said["group"]
 
 
+@pytest.mark.skipif(not LONG, reason="waits; RLAI_SCALE=long")
+def test_who_hangs_is_said(tmp_path: Path) -> None:
+    """By both of those that wait, at different times."""
+    for rank, found in enumerate(results(start("rank_checks", ["hung"], tmp_path, 3), tmp_path)[:2]):
+        said = found["hung"]
+        assert "RLAI_RANK_SECONDS must be a number of seconds > 0, got 'soon'" in said["refused"], rank
+        assert said["ranks"] == [2], said
+        assert said["said"].endswith("gives no sign: it hangs, or is not to be reached")
+        assert said["seconds"] < 29
+
+
 def test_a_process_alone() -> None:
     with pytest.raises(ValueError, match=r"distributed: this process is no rank of a job.*type: torchrun --nproc-per-"):
         rlai.estimate_elbo(rlai.models.corridor(), None, 8, distributed=True)

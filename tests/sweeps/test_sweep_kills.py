@@ -33,13 +33,15 @@ RATES = "1e-3,3e-3,1e-2,3e-2" if LONG else "1e-3,1e-2"
 SWEEP = ["sweep", *RUN, "--set", f"learning_rate={RATES}", "--seeds", "3" if LONG else "2"]
 COUNT = 12 if LONG else 4
 KILLS = 10 if LONG else 1
+LONGEST = 1800.0 if LONG else 240.0
+"""Seconds that a sweep may take, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that nobody killed."""
     out = tmp_path_factory.mktemp("whole")
-    ended = Apart(*SWEEP, "--jobs", "2", "--out", out / "sweep", scratch=out).ends()
+    ended = Apart(*SWEEP, "--jobs", "2", "--out", out / "sweep", scratch=out).ends(LONGEST)
     assert ended.code == 0, ended
     return out / "sweep"
 
@@ -121,7 +123,7 @@ def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
             assert running.ends().code == -signal.SIGKILL
             # At once, while those of the killed sweep may still be making their checkpoints.
             running = Apart("sweep", "--out", out, "--jobs", "2", scratch=tmp_path)
-    ended = running.ends()
+    ended = running.ends(LONGEST)
     assert ended.code == 0, ended
     assert kills >= min(KILLS, 5)
     assert_as_whole(out, whole, before)
@@ -155,7 +157,7 @@ def test_a_sweep_that_is_told_to_stop_leaves_checkpoints(number: int, tmp_path: 
         assert at is not None, said
         kept = folder / "checkpoint.safetensors"
         assert int(at[1] or 0) == (load_tensors(kept)[1]["progress"]["num_steps"] if kept.exists() else 0)
-    ended = Apart("sweep", "--out", out, scratch=tmp_path).ends()
+    ended = Apart("sweep", "--out", out, scratch=tmp_path).ends(LONGEST)
     assert ended.code == 0, ended
     assert_as_whole(out, whole, before)
 
@@ -183,18 +185,59 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         yield found
 
 
+class OnRay:
+    """A sweep on a Ray cluster."""
+
+    def __init__(self, nodes: Nodes, address: str, out: Path, scratch: Path) -> None:
+        self.files = scratch / "out", scratch / "err"
+        words = [sys.executable, "-c", "from rl_as_inference.cli import main; main()", *SWEEP, "--ray", address]
+        with self.files[0].open("w") as told, self.files[1].open("w") as err:
+            self.process = subprocess.Popen([*words, "--out", out], env=nodes.environment, stdout=told, stderr=err)
+
+    @property
+    def said(self) -> str:
+        return self.files[1].read_text()
+
+    def ends(self) -> int:
+        return self.process.wait(LONGEST)
+
+    def goes_on_until(self, holds: Callable[[], bool]) -> bool:
+        """Waits until something holds, unless it has ended by then."""
+        return until(lambda: holds() or self.process.poll() is not None) and self.process.poll() is None
+
+
 def test_a_ray_cluster_loses_a_node(nodes: Nodes, tmp_path: Path, whole: Path) -> None:
-    """Of two nodes one is killed: its runs go on on the other, from their checkpoints."""
+    """Of two nodes one is killed: its runs go on on the other, from their checkpoints. Nine processes are, too."""
+    out, draws = tmp_path / "sweep", random.Random(0)
+    running = OnRay(nodes, nodes.address, out, tmp_path)
+    assert running.goes_on_until(lambda: len(list(out.glob("runs/*/run.json"))) > 1), running.said
+    before = finished(out)
+    nodes.kill(1)
+    for kills in range(1, KILLS):
+        time.sleep(draws.uniform(0.0, 2.0))
+        assert running.goes_on_until(lambda: bool(nodes.tasks(0))), (kills, running.said)
+        os.kill(draws.choice(nodes.tasks(0)), signal.SIGKILL)
+        before |= finished(out)
+    assert running.ends() == 0, running.said
+    assert running.said.count("its process died, and it goes on") >= KILLS // 2
+    assert_as_whole(out, whole, before)
+
+
+@pytest.mark.skipif(not LONG, reason="takes long; RLAI_SCALE=long")
+@pytest.mark.parametrize("client", [False, True], ids=["a node", "a client"])
+def test_a_sweep_on_a_ray_cluster_is_told_to_stop(nodes: Nodes, tmp_path: Path, whole: Path, client: bool) -> None:
+    """Its runs make their checkpoints, from which processes of this machine go on."""
     out = tmp_path / "sweep"
-    words = [sys.executable, "-c", "from rl_as_inference.cli import main; main()", *SWEEP, "--ray", nodes.address]
-    with (tmp_path / "err").open("w") as err, (tmp_path / "out").open("w") as told:
-        running = subprocess.Popen([*words, "--out", out], env=nodes.environment, stdout=told, stderr=err)
-        begun = until(lambda: len(list(out.glob("runs/*/run.json"))) > 1 or running.poll() is not None)
-        assert begun, (tmp_path / "err").read_text()
-        before = finished(out)
-        nodes.kill(1)
-        code = running.wait(400)
-    said = (tmp_path / "err").read_text()
-    assert code == 0, said
-    assert "its process died, and it goes on" in said
+    running = OnRay(nodes, nodes.client_address if client else nodes.address, out, tmp_path)
+    assert running.goes_on_until(lambda: any(f.read_text().count("\n") > 2 for f in out.glob("runs/*/curve.csv")))
+    before = finished(out)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.ends() == 143, running.said
+    assert f"of {COUNT} runs have finished; go on with: rlai sweep --out {out}" in running.said.splitlines()[-1]
+    assert not nodes.tasks(0)
+    stopped = [path for path in out.glob("runs/*") if (path / "curve.csv").exists() and path.name not in finished(out)]
+    assert stopped
+    for folder in stopped:
+        assert "rlai: terminated; " in (out / "logs" / f"{folder.name}.log").read_text()
+    assert Apart("sweep", "--out", out, scratch=tmp_path).ends(LONGEST).code == 0
     assert_as_whole(out, whole, before)
