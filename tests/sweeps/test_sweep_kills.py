@@ -70,7 +70,7 @@ def finished(out: Path) -> dict[str, int]:
     return found
 
 
-def until(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+def until(holds: Callable[[], bool], seconds: float = LONGEST / 2) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.01)
