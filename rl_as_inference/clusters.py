@@ -5,32 +5,56 @@ from __future__ import annotations
 import importlib.util
 import signal
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
-__all__ = ["joined_ray"]
+__all__ = ["JoinedRay"]
 
 _PATIENCE = 5.0
 """Seconds in which an address must answer; Ray itself tries for minutes."""
 
 
-def joined_ray(address: str) -> tuple[Any, bool]:
-    """Returns the module ``ray``, connected to a cluster, and whether it was connected by this call.
+class JoinedRay:
+    """A cluster that this process has joined, and leaves when all who joined it here have left.
 
-    A process that has joined a cluster already stays in that. What is done at SIGTERM stays as it was.
+    A process that has joined a cluster already stays in that; one that the program joined itself is never left here.
+    What is done at SIGTERM stays as it was.
 
     Args:
         address: ``"HOST:PORT"`` of a cluster of which this machine is a node, ``"ray://HOST:PORT"``, ``"auto"`` for the
             one that runs on this machine, or ``"local"`` for a new one.
 
+    Attributes:
+        ray: the module.
+
     Raises:
         ValueError: without Ray, or if no cluster answers there.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError(f"ray={address!r} needs Ray; pip install 'rl-as-inference[ray]'")
-    import ray
 
-    if ray.is_initialized():
-        return ray, False
+    _together: ClassVar[set[JoinedRay]] = set()
+    """Who has joined what was joined here."""
+
+    def __init__(self, address: str) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise ValueError(f"ray={address!r} needs Ray; pip install 'rl-as-inference[ray]'")
+        import ray
+
+        self.ray: Any = ray
+        if not ray.is_initialized():
+            _join(ray, address)
+            self._together.clear()
+        elif not self._together:
+            return
+        self._together.add(self)
+
+    def leave(self) -> None:
+        """Leaves the cluster, unless others are there, who then see to that."""
+        if self in self._together:
+            self._together.remove(self)
+            if not self._together and self.ray.is_initialized():
+                self.ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
     if address != "local":
         _check_answers(_address_here() if address == "auto" else address)
     handler = signal.getsignal(signal.SIGTERM)
@@ -41,7 +65,6 @@ def joined_ray(address: str) -> tuple[Any, bool]:
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray has put its own there, which ends at once
             signal.signal(signal.SIGTERM, handler)
-    return ray, True
 
 
 def _check_answers(address: str) -> None:

@@ -35,7 +35,7 @@ _TOLD_WITHIN = 10.0
 
 
 class RankError(ConnectionError):
-    """Another rank has ended, so that this one cannot go on.
+    """Another rank has ended, or let this one wait for ``RLAI_RANK_SECONDS``, so that this one cannot go on.
 
     Attributes:
         ranks: which ones; empty if that could not be found out.
@@ -300,7 +300,7 @@ class Ranks:
         return tuple(rank for rank, owner in enumerate(self.owners) if not owner.is_alive)
 
     def _ended(self) -> RankError:
-        """Returns which rank has ended, as its own last words, its process, or its silence tell."""
+        """Returns which rank has ended, as its own last words, its process, its silence, or another rank tell."""
         with asked_to_stop():  # torchrun, which saw it too, ends the others by SIGTERM
             silent: list[int] = []
             try:
@@ -316,15 +316,18 @@ class Ranks:
                     if dead := self.dead():
                         return self.error_of(dead)
                     silent = [rank for rank in range(self.size) if not store.check([f"here/{rank}"])]
-                    if not silent:
+                    if not silent or store.check(["silent"]):
                         break
                     time.sleep(0.05)
+                if silent:  # which the others hear of before the store goes, perhaps with this process
+                    silent = [int(store.compare_set("silent", "", str(silent[0])))]
+                    time.sleep(0.5)
             except RuntimeError:  # the store is of rank 0's process, where no torchrun keeps it
                 if dead := self.dead():
                     return self.error_of(dead)
                 return RankError(self._said(0, "is not to be reached"), (0,))
         if silent:
-            return RankError(self._said(silent[0], "gives no sign"), tuple(silent))
+            return RankError(self._said(silent[0], "gives no sign: it hangs, or is not to be reached"), tuple(silent))
         return RankError("the connection between the ranks was lost")
 
     def error_of(self, dead: tuple[int, ...]) -> RankError:
@@ -342,10 +345,7 @@ ALONE = Ranks()
 
 class _Met:
     now = ALONE
-
-
-_met = _Met()
-"""The ranks that are joined."""
+    """The ranks that are joined."""
 
 
 @checked
@@ -384,7 +384,7 @@ def joined(distributed: bool = True) -> Iterator[Ranks]:
         yield ALONE
         return
     opened = _join()
-    ranks = _met.now
+    ranks = _Met.now
     try:
         with stoppable():
             yield ranks
@@ -405,7 +405,7 @@ def joined(distributed: bool = True) -> Iterator[Ranks]:
 
 def present() -> Ranks:
     """Returns the ranks that are joined now: this process alone, where none are."""
-    return _met.now
+    return _Met.now
 
 
 def stay_joined() -> Ranks:
@@ -416,7 +416,7 @@ def stay_joined() -> Ranks:
     """
     if _join():
         atexit.register(_leave)
-    return _met.now
+    return _Met.now
 
 
 def _join() -> bool:
@@ -428,7 +428,7 @@ def _join() -> bool:
                 f"distributed: this process is no rank of a job, as torchrun starts them; type: {words_to_type()}"
             )
         if int(os.environ["WORLD_SIZE"]) == 1:
-            _met.now = ALONE
+            _Met.now = ALONE
             return False
         JOB.open()
         opened = True
@@ -436,13 +436,13 @@ def _join() -> bool:
         JOB.meet(opened=opened)
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
         ranks.owners = tuple(ranks.gather_objects(Owner.here()))
-        _met.now = ranks
+        _Met.now = ranks
     return opened
 
 
 def _leave() -> None:
     JOB.leave()
-    _met.now = ALONE
+    _Met.now = ALONE
 
 
 def _told(value: Any) -> str:

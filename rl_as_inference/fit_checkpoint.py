@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.checkpoints import open_tensors, save_tensors
 from rl_as_inference.distributed import RankError, Ranks
+from rl_as_inference.sharing import failing_together
 
 __all__ = ["FitCheckpoint"]
 
@@ -56,9 +57,10 @@ class FitCheckpoint:
         """Brings everything to where the file was written, if there is one; returns how many steps were taken.
 
         Raises:
-            ValueError: if the file is damaged, or of another fit.
+            ValueError: on every rank, if the file is damaged, or of another fit.
         """
-        found = self._read() if self.ranks.is_first and self.path.exists() else None
+        with failing_together(self.ranks):
+            found = self._read() if self.ranks.is_first and self.path.exists() else None
         found = self.ranks.broadcast(found)
         if found is None:
             return 0

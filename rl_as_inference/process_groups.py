@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["JOB", "is_started_by_torchrun", "words_to_type"]
+__all__ = ["JOB", "PATIENCE", "is_started_by_torchrun", "words_to_type"]
+
+PATIENCE = "RLAI_RANK_SECONDS"
+"""The environment's variable that says how long ranks wait for one that hangs; as long as PyTorch's, if unset."""
 
 
 class _Job:
@@ -31,7 +36,12 @@ class _Job:
         self._hook: Any = None
 
     def open(self) -> None:
-        """Forms the process group, under keys of its own: those of one that was ended would be taken for its own."""
+        """Forms the process group, under keys of its own: those of one that was ended would be taken for its own.
+
+        Raises:
+            ValueError: if ``PATIENCE`` is no number of seconds.
+        """
+        patience = _patience()
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self._store is None:
             self._store, rank, size = next(rendezvous("env://"))
@@ -40,7 +50,8 @@ class _Job:
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         self._hook = sys.excepthook
         store = PrefixStore("group", self._keys)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
 
     def meet(self, *, opened: bool) -> None:
         """Notes the group that there is now."""
@@ -63,6 +74,19 @@ class _Job:
 
 
 JOB = _Job()
+
+
+def _patience() -> timedelta:
+    said = os.environ.get(PATIENCE)
+    if said is None:
+        return dist.constants.default_pg_timeout
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{PATIENCE} must be a number of seconds > 0, got {said!r}; correct it, or unset it")
+    return timedelta(seconds=seconds)
 
 
 def is_started_by_torchrun() -> bool:

@@ -13,8 +13,8 @@ import torch
 
 from rl_as_inference.agents import Learner
 from rl_as_inference.agents.checkpoint import MadeOtherwiseError
+from rl_as_inference.agents.logbook import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.agents.made_again import make_agent
-from rl_as_inference.agents.training import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.arguments import checked
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.compare import Comparison

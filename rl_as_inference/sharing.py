@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.distributed import Ranks, joined
 
-__all__ = ["agree_on", "parts_of", "sharing"]
+__all__ = ["agree_on", "failing_together", "parts_of", "sharing"]
 
 _DEPTH = 6
 """How far objects are looked into."""
@@ -39,6 +39,22 @@ def sharing(distributed: bool, process: Any, policy: Any, **options: Any) -> Ite
         held = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
         ranks.check_devices(torch.device("cpu") if held is None else held.device)
         yield ranks
+
+
+@contextmanager
+def failing_together(ranks: Ranks) -> Iterator[None]:
+    """Raises on every rank the ValueError that one meets within it: the others would wait for that one."""
+    failure: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        failure = error
+    told = ranks.gather_objects(None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for rank, words in enumerate(told):
+        if words is not None:
+            raise ValueError(f"{words} (on rank {rank})")
 
 
 def agree_on(ranks: Ranks, **objects: Any) -> None:
@@ -97,7 +113,9 @@ def _text(value: Any, depth: int, seen: set[int]) -> str:
         return f"{value.dtype} {tuple(value.shape)} {_hash(held.reshape(-1).view(torch.uint8).numpy().tobytes())}"
     if isinstance(value, np.ndarray | np.generic):
         return f"{value.dtype} {value.shape} {_hash(np.ascontiguousarray(value).tobytes())}"
-    if isinstance(value, gymnasium.Space | torch.device):
+    if isinstance(value, torch.device):
+        return value.type  # which of its kind is each rank's own
+    if isinstance(value, gymnasium.Space):
         return repr(value)
     if not depth or id(value) in seen:
         return type(value).__qualname__

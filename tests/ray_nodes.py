@@ -21,6 +21,7 @@ class Nodes:
 
     Attributes:
         address: of the head.
+        client_address: the same for those who are no node.
         environment: of whoever joins.
     """
 
@@ -33,9 +34,10 @@ class Nodes:
     def __enter__(self) -> Self:
         # Its path is short, as sockets want it.
         self._folder = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
-        self.port = _free_port()
+        self.port, client = _free_port(), _free_port()
+        self.client_address = f"ray://127.0.0.1:{client}"
         try:
-            ports = [f"--port={self.port}", f"--ray-client-server-port={_free_port()}"]
+            ports = [f"--port={self.port}", f"--ray-client-server-port={client}"]
             self._start("--head", *ports, "--include-dashboard=false", f"--temp-dir={self._folder.name}")
             self.address = next(
                 line.partition("--address=")[2].strip("' ") for line in self.said.splitlines() if "--address=" in line
@@ -56,6 +58,12 @@ class Nodes:
                 except ProcessLookupError:
                     continue
         self.groups[index] = []
+
+    def tasks(self, index: int) -> list[int]:
+        """Returns the processes of a node that carry tasks out, and those that these have begun."""
+        everyone = {pid for root in self.groups[index] for pid in _below(root)}
+        workers = [pid for pid in everyone if _words(pid).startswith(b"ray::_work")]
+        return sorted({*workers, *(pid for worker in workers for pid in _below(worker))})
 
     def __exit__(self, *_: object) -> None:
         for index in reversed(range(len(self.groups))):
@@ -93,13 +101,18 @@ def _marked(*marks: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                words = (entry / "cmdline").read_bytes()
-                if any(mark.encode() in words for mark in marks):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
+            words = _words(int(entry.name))
+            if any(mark.encode() in words for mark in marks):
+                found.append(int(entry.name))
     return found
+
+
+def _words(pid: int) -> bytes:
+    """Returns a process's command line; nothing if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _below(pid: int) -> list[int]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from rl_as_inference.agents.actor import Actor, Made
-from rl_as_inference.clusters import joined_ray
-from rl_as_inference.nursery import Nursery
+from rl_as_inference.clusters import JoinedRay
+from rl_as_inference.nursery import Fork, Nursery
 
 __all__ = ["ActorDiedError", "Cluster", "Link", "Machine", "Places"]
 
@@ -64,30 +63,24 @@ class Machine:
         self._links: list[_Process] = []
 
     def begin(self) -> Link:
-        try:
-            connection = self._nursery.fork()
-        except OSError:  # it was killed
-            self._nursery.close()
-            self._nursery = Nursery.shared(_BODY)
-            connection = self._nursery.fork()
         self._links = [link for link in self._links if not link.ended]
-        self._links.append(_Process(connection, self._nursery))
+        self._links.append(_Process(self._nursery.fork()))
         return self._links[-1]
 
     def close(self) -> None:
-        for link in self._links:
-            link.end()
-        for link in self._links:
-            if link.pid is not None:
-                self._nursery.how_ended(link.pid)
-        self._links = []
-        self._nursery.close()
+        try:
+            for link in self._links:
+                link.end()
+            for link in self._links:
+                link.fork.how_ended()
+        finally:
+            self._links = []
+            self._nursery.close()
 
 
 class _Process:
-    def __init__(self, connection: Connection, nursery: Nursery) -> None:
-        self._connection, self._nursery = connection, nursery
-        self.pid: int | None = None
+    def __init__(self, fork: Fork) -> None:
+        self.fork, self._connection = fork, fork.connection
         self.ended = False
         self.where = "a process that is beginning"
 
@@ -104,15 +97,13 @@ class _Process:
     def receive(self) -> Any:
         try:
             while not self._connection.poll(_LOOK):
-                if self.pid is not None and self._nursery.has_ended(self.pid):
+                if self.fork.has_ended():
                     raise EOFError
             answer = self._connection.recv()
         except (EOFError, OSError):
-            raise ActorDiedError(
-                "its process ended while it began" if self.pid is None else self._nursery.how_ended(self.pid)
-            ) from None
+            raise ActorDiedError(self.fork.how_ended()) from None
         if isinstance(answer, Made):
-            self.pid, self.where = answer.pid, f"process {answer.pid}"
+            self.where = f"process {answer.pid}"
         return answer
 
     def end(self) -> None:
@@ -124,7 +115,7 @@ class Cluster:
     """Actors of a Ray cluster, which this process joins if it has not already.
 
     Args:
-        address: see :func:`~rl_as_inference.clusters.joined_ray`.
+        address: see :func:`~rl_as_inference.clusters.JoinedRay`.
 
     Raises:
         ValueError: without Ray.
@@ -132,9 +123,9 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        ray, self._joined = joined_ray(address)
-        self._ray = ray
-        self._kind = ray.remote(max_restarts=0)(Actor)
+        self._joined = JoinedRay(address)
+        self._ray = self._joined.ray
+        self._kind = self._ray.remote(max_restarts=0)(Actor)
         self._links: list[_RayActor] = []
 
     def begin(self) -> Link:
@@ -145,8 +136,7 @@ class Cluster:
     def close(self) -> None:
         for link in self._links:
             link.end()
-        if self._joined and self._ray.is_initialized():
-            self._ray.shutdown()
+        self._joined.leave()
 
 
 class _RayActor:

@@ -15,7 +15,7 @@ from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.actor import making_of
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
-from rl_as_inference.agents.checkpoint import Saved, how_made, load_saved, save_snapshot
+from rl_as_inference.agents.checkpoint import Saved, how_made, save_snapshot
 from rl_as_inference.agents.compilation import CompileCost
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
@@ -379,16 +379,15 @@ class Learner:
 
         Raises:
             ValueError: if there is no such file, it is damaged or not an agent's, or was written by an
-                agent made otherwise; the agent is then as it was.
+                agent made otherwise; the agent is then as it was. Of several ranks each raises it.
         """
-        return self.go_on_from(load_saved(path))
+        return self.go_on_from(path)
 
     @in_turn
-    def go_on_from(self, saved: Saved) -> dict[str, Any]:
+    def go_on_from(self, saved: Saved | str | Path) -> dict[str, Any]:
         """Brings the agent to where a file was written, and returns the notes in it; if it raises, nothing changed."""
         ranks, present = self.arena.ranks, self._with_counts(self._loop.state())
-        saved, exact = of_this_rank(saved, ranks, present)
-        saved.check(identity_of(self), present)
+        saved, exact = of_this_rank(saved, ranks, identity_of(self), present)
         try:
             self._loop.restore(saved.snapshot)
             if not exact:

@@ -14,7 +14,7 @@ __all__ = ["Load"]
 
 
 class _Agent(Protocol):
-    def go_on_from(self, saved: Saved) -> dict[str, Any]: ...
+    def go_on_from(self, saved: Saved | str | Path) -> dict[str, Any]: ...
 
     def close(self) -> None: ...
 
@@ -55,7 +55,7 @@ def _made_anew(kind: type[Kind], path: str | Path, env: EnvironmentLike | None =
 
 def _restored(agent: Kind, path: str | Path) -> Kind:
     """Brings the agent to where ``save`` wrote ``path``, and returns it."""
-    agent.go_on_from(load_saved(path))
+    agent.go_on_from(path)
     return agent
 
 

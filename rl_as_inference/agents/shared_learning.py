@@ -15,7 +15,7 @@ from rl_as_inference.agents.reading_options import as_held
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.distributed import ALONE, Ranks, stay_joined
 from rl_as_inference.processes import MarkovDecisionProcess
-from rl_as_inference.sharing import agree_on
+from rl_as_inference.sharing import agree_on, failing_together
 
 __all__ = ["agree_on_environments", "device_of", "file_of_rank", "of_this_rank", "ranks_of", "signal_to_stop"]
 
@@ -109,17 +109,30 @@ def file_of_rank(path: str | Path, rank: int) -> Path:
     return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if rank else path
 
 
-def of_this_rank(saved: Saved, ranks: Ranks, present: Snapshot) -> tuple[Saved, bool]:
+def of_this_rank(
+    saved: Saved | str | Path, ranks: Ranks, identity: Mapping[str, Any], present: Snapshot
+) -> tuple[Saved, bool]:
     """Returns what a rank goes on from, and whether that is where it was itself.
 
     That is its own file of the same step as rank 0's, if there is one. Else (there were fewer ranks, or it was killed
     before it saved) it is rank 0's, with the transitions of a file of its own or of another rank, and new episodes.
 
     Args:
-        saved: rank 0's file.
+        saved: rank 0's file, or where that is.
         ranks: of now.
+        identity: what the learner is.
         present: a snapshot of this rank, as it was made.
+
+    Raises:
+        ValueError: on every rank, if one cannot go on: its file is damaged, or of another learner.
     """
+    with failing_together(ranks):
+        saved, exact = _of_this_rank(saved if isinstance(saved, Saved) else load_saved(saved), ranks, present)
+        saved.check(identity, present)
+    return saved, exact
+
+
+def _of_this_rank(saved: Saved, ranks: Ranks, present: Snapshot) -> tuple[Saved, bool]:
     if not ranks.rank:
         return saved, True
     before = int((saved.made or {}).get("ranks", 1))

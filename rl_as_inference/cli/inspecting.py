@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 import torch
 import typer
 
-from rl_as_inference.agents.training import evaluation_seed
+from rl_as_inference.agents.logbook import evaluation_seed
 from rl_as_inference.cli.application import among
 from rl_as_inference.cli.common import Distributed, app, check_least, plain_errors
 from rl_as_inference.cli.opening import Trust, open_run

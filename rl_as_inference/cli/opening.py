@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rl_as_inference.agents import Learner
-from rl_as_inference.agents.training import evaluation_seed
+from rl_as_inference.agents.logbook import evaluation_seed
 from rl_as_inference.cli.common import check_seed
 from rl_as_inference.records import RunRecord
 from rl_as_inference.runs import Run, load_run

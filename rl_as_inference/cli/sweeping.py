@@ -18,6 +18,7 @@ from rl_as_inference.cli.learner_options import names_of_learner_options
 from rl_as_inference.cli.runs import show
 from rl_as_inference.cli.sweep_words import checked_plan, perform, words_of
 from rl_as_inference.host import as_found
+from rl_as_inference.nursery import Nursery
 from rl_as_inference.records import RunRecord
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.sweeps.conducting import conduct
@@ -25,7 +26,7 @@ from rl_as_inference.sweeps.display import Display
 from rl_as_inference.sweeps.looking import look, step_of
 from rl_as_inference.sweeps.page import render_sweep
 from rl_as_inference.sweeps.plan import COMMANDS, Command, Plan, Search, check_place, read_plan
-from rl_as_inference.sweeps.processes import LocalProcesses, answer_of, num_processors
+from rl_as_inference.sweeps.processes import LocalProcesses, answer_of, num_processors, nursery_of
 from rl_as_inference.sweeps.ray_cluster import RayCluster
 from rl_as_inference.sweeps.results import COLUMNS, FILES, Sweep, gathered
 from rl_as_inference.sweeps.sources import STUDY, source_of
@@ -100,14 +101,16 @@ def sweep_command(
         if name in axes:
             raise ValueError(f"--set {name} is said twice; give all its values at once, {name}=v1,v2")
         axes[name] = axis
-    if problem is None:
-        said = [name for name in ("set_", "seeds", "command", "search", "trials") if _is_said(context, name)]
-        if said or options:
-            raise ValueError("PROBLEM is missing; name it first (or say --out alone, and the sweep there goes on)")
-        plan = read_plan(out, trust=trust)
-    else:
-        plan = _planned(problem, axes, seeds, options, command, search, trials)
-    done = _swept(plan, out, jobs, ray, trust, show=progress, is_told=problem is not None)
+    said = [name for name in ("set_", "seeds", "command", "search", "trials") if _is_said(context, name)]
+    if problem is None and (said or options):
+        raise ValueError("PROBLEM is missing; name it first (or say --out alone, and the sweep there goes on)")
+    # Nothing but imports has happened in this process, and on Linux it can be forked.
+    with nursery_of(perform, here=common.is_main and sys.platform == "linux") as nursery:
+        if problem is None:
+            plan = read_plan(out, trust=trust)
+        else:
+            plan = _planned(nursery, problem, axes, seeds, options, command, search, trials)
+        done = _swept(nursery, plan, out, jobs, ray, trust, show=progress, is_told=problem is not None)
     print(done.table())
     folder = {name: told for name, told in {**FILES, **_MORE}.items() if (out / name).exists()}
     show(out, folder)
@@ -193,12 +196,14 @@ def sweep(
     for argument, count in {"trials": trials, "jobs": jobs}.items():
         if count is not None:
             check_count(argument, count)
-    plan = _planned(problem, axes, seeds, fixed, command, search, trials)
     shows = sys.stderr.isatty() if progress is None else progress
-    return _swept(plan, Path(out), jobs, ray, trust, show=shows, is_told=True)
+    with nursery_of(perform) as nursery:
+        plan = _planned(nursery, problem, axes, seeds, fixed, command, search, trials)
+        return _swept(nursery, plan, Path(out), jobs, ray, trust, show=shows, is_told=True)
 
 
 def _planned(
+    nursery: Nursery,
     problem: str,
     axes: Mapping[str, Axis],
     seeds: int,
@@ -227,23 +232,30 @@ def _planned(
     if search == "optuna" and not axes:
         raise ValueError("--search optuna has nothing to choose; say --set KEY=LOW..HIGH")
     plan = Plan("train", problem, options, axes, seeds, search, trials)  # type: ignore[arg-type]
-    found = answer_of(checked_plan, problem, command, dict(options), plan.corners(), fork=_forks())
+    found = answer_of(nursery, checked_plan, problem, command, dict(options), plan.corners())
     return Plan(found, problem, options, axes, seeds, search, trials)  # type: ignore[arg-type]
 
 
 def _swept(
-    plan: Plan, out: Path, jobs: int | None, ray: str | None, trust: bool, *, show: bool, is_told: bool
+    nursery: Nursery,
+    plan: Plan,
+    out: Path,
+    jobs: int | None,
+    ray: str | None,
+    trust: bool,
+    *,
+    show: bool,
+    is_told: bool,
 ) -> Sweep:
     """Carries a plan out, and writes what came of it."""
     if ray is not None and jobs is not None:
         raise ValueError("--jobs is for processes of this machine, and --ray for those of a cluster; say one of them")
     if (there := check_place(out)) is not None and is_told:
         plan.check_goes_on(there, out)
-    fork = _forks() and ray is None
     workers: Workers = (
         RayCluster(perform, ray, out.resolve())
         if ray is not None
-        else LocalProcesses(perform, jobs or num_processors(), fork=fork)
+        else LocalProcesses(perform, jobs or num_processors(), nursery)
     )
     folder = None
     try:
@@ -295,11 +307,6 @@ def _check_trust(plan: Plan, out: Path, record: RunRecord, trust: bool) -> None:
             folder = task.folder(out)
             if look(folder, record.problem_sha256) == "begun":
                 RunRecord.read(folder).find_problem(folder, "--out", trust=trust, may_change=False)
-
-
-def _forks() -> bool:
-    """Whether this process is ``rlai`` itself: nothing but imports has happened in it, and it can be forked."""
-    return common.is_main and sys.platform == "linux"
 
 
 def _is_said(context: typer.Context, name: str) -> bool:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from rl_as_inference.agents import record_videos, train
+from rl_as_inference.agents.logbook import RUN_FILES, VIDEO_FILES, VIDEOS, evaluation_seed
 from rl_as_inference.agents.made_again import ALGORITHMS, make_agent
 from rl_as_inference.agents.reading_options import as_held
-from rl_as_inference.agents.training import RUN_FILES, VIDEO_FILES, VIDEOS, evaluation_seed
 from rl_as_inference.agents.videos import check_videos
 from rl_as_inference.cli.application import among, problem_names
 from rl_as_inference.cli.common import (

@@ -364,14 +364,24 @@ class Environments(Replayed):
             env.close()
 
     @contextmanager
-    def episodes_of(self, seed: int) -> Iterator[None]:
-        """Within it episodes are those of another seed, from its second on; afterwards its own go on."""
+    def episodes_of(self, seed: int, *, goes_on: bool = False) -> Iterator[None]:
+        """Within it episodes are those of another seed; afterwards they are its own again.
+
+        Args:
+            seed: of these episodes.
+            goes_on: count them with its own, so that none comes again the next time; else begin with the second one of
+                the seed each time, and go on with its own where these stood.
+        """
         own = self.seed, self._episodes
-        self.seed, self._episodes = seed, [0] * self.num_envs  # the first of its own may have begun when it was made
+        self.seed = seed
+        if not goes_on:
+            self._episodes = [0] * self.num_envs  # the first of its own may have begun when it was made
         try:
             yield
         finally:
-            self.seed, self._episodes = own
+            self.seed = own[0]
+            if not goes_on:
+                self._episodes = own[1]
 
     def _begin(self, which: Array | None = None) -> Any:
         """Returns a vector environment's observations after new episodes began, in all environments or in ``which``."""

@@ -329,12 +329,9 @@ def _options_of(policy: Policy | None) -> dict[str, Any]:
 @contextmanager
 def own_episodes(process: Any, ranks: Ranks) -> Iterator[None]:
     """Within it a simulator plays other episodes on each rank, on rank 0 those that it would play alone."""
-    if not isinstance(process, GymnasiumProcess) or not ranks.rank:
+    if isinstance(process, GymnasiumProcess) and ranks.rank:
+        envs = process._envs
+        with envs.episodes_of(ranks.seed(envs.seed) % 2**31, goes_on=True):
+            yield
+    else:
         yield
-        return
-    envs = process._envs
-    before, envs.seed = envs.seed, ranks.seed(envs.seed) % 2**31
-    try:
-        yield
-    finally:
-        envs.seed = before

@@ -112,8 +112,14 @@ def mean_evidence(logs: Sequence[float]) -> Estimate:
     2014, arXiv:1307.0181), and of a normal ``s`` wide the mean's logarithm is ``s²/2`` above the middle. So how far
     that lies from the answer, and how uncertain ``s²/2`` is, ``s⁴ (n-1)/(2 (n-3) (n-5))``, are added in squares. Of
     lognormal evidences the means of eight are then off by 0.97 to 1.06 standard errors up to a spread of 2 nats, and
-    by 1.3 at 5; the delta method alone would have them off by 2.4 and 10. Where
-    the logarithms are skewed to the left there is no such tail, and the error is up to twice too wide.
+    by 1.3 at 5; the delta method alone would have them off by 2.4 and 10.
+
+    Where the logarithms are skewed to the left there is no such tail, and the error is too wide, up to twice: blind
+    filters of 30 particles on a process where their logarithms are 1.3 nats wide, with a skewness of -1.1, have means
+    of eight off by 0.65 standard errors, of which the part of ``s²/2`` is most; those of 100 (0.55 nats, -0.4) by 0.91.
+    Eight numbers do not tell such a sample from a lognormal one: with the spread of those above the mean alone it would
+    be 0.73, and that of lognormal ones of 2 nats 1.19 in place of 1.08. So it stays on the safe side; more particles
+    are what makes it narrow.
 
     Args:
         logs: log evidences in nats, two or more.

@@ -1,8 +1,8 @@
 """Islands: independent runs of a sampler, on one rank or spread over several, pooled by their evidence."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pyro
@@ -14,8 +14,9 @@ from rl_as_inference.processes.gymnasium_process import GymnasiumProcess
 from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.importance import WeightedDraws, check_weights, evidence_of, weighted_rollout
 from rl_as_inference.sampling.pool import Pool
+from rl_as_inference.sharing import failing_together
 
-__all__ = ["failing_together", "in_step", "islands", "spread_importance"]
+__all__ = ["in_step", "islands", "spread_importance"]
 
 
 def islands(
@@ -98,19 +99,3 @@ def in_step(ranks: Ranks) -> None:
     pyro.util.set_rng_state(ranks.broadcast(pyro.util.get_rng_state()))
     if torch.cuda.is_available():
         torch.cuda.set_rng_state(ranks.broadcast(torch.cuda.get_rng_state()))
-
-
-@contextmanager
-def failing_together(ranks: Ranks) -> Iterator[None]:
-    """Raises on every rank the ValueError that one meets within it: the others would wait for that one."""
-    failure: ValueError | None = None
-    try:
-        yield
-    except ValueError as error:
-        failure = error
-    told = ranks.gather_objects(None if failure is None else str(failure))
-    if failure is not None:
-        raise failure
-    for rank, words in enumerate(told):
-        if words is not None:
-            raise ValueError(f"{words} (on rank {rank})")

@@ -3,86 +3,137 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-import types
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from rl_as_inference.nursery import Fork, Nursery, waited_for
 from rl_as_inference.stops import stop_once
 from rl_as_inference.sweeps.plan import Task
-from rl_as_inference.sweeps.workers import Ended, Perform, note_start, one_thread
+from rl_as_inference.sweeps.workers import STOPPING, Ended, Perform, note_start, one_thread
 
-__all__ = ["LocalProcesses", "answer_of", "num_processors"]
+__all__ = ["LocalProcesses", "Run", "answer_of", "num_processors", "nursery_of", "serve"]
 
 _PRELOADED = "rl_as_inference.sweeps.preloaded"
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-_STOPPING = 120.0
-"""Seconds in which a run that is asked to stop must have."""
+_LOOK = 1.0
+"""Seconds between looks whether a run has ended, which its closed connection tells at once in most cases."""
+
+
+def nursery_of(function: Callable[..., Any], *, here: bool = False, shared: bool = False) -> Nursery:
+    """Returns what runs are forked from; each is its own group, so that Ctrl-C reaches the sweep alone.
+
+    Args:
+        function: whose module is imported there, with all that runs import late.
+        here: fork this process itself, see :class:`~rl_as_inference.nursery.Nursery`.
+        shared: with all in this process that ask for it.
+    """
+    body, preload = f"{__name__}:serve", (function.__module__, _PRELOADED)
+    if shared:
+        return Nursery.shared(body, preload=preload, patience=STOPPING)
+    return Nursery(body, preload=preload, patience=STOPPING, here=here)
+
+
+class Run:
+    """A function of a module, called in a process of its own, which stops as SIGTERM stops it where this one ends.
+
+    Args:
+        nursery: see :func:`nursery_of`.
+        function, args: what it calls.
+        log: where it writes; None is nowhere.
+    """
+
+    def __init__(self, nursery: Nursery, function: Callable[..., Any], args: Sequence[Any], log: Path | None) -> None:
+        self.fork: Fork = nursery.fork()
+        self.connection = self.fork.connection
+        with contextlib.suppress(OSError):  # of one that died, as answer() says
+            self.connection.send((function, args, log))
+
+    def is_over(self, within: float) -> bool:
+        """Returns whether it has answered or died, at once or after some seconds at the latest."""
+        return self.connection.poll(within) or self.fork.has_ended()
+
+    def answer(self) -> Any:
+        """Returns what the function returned, once it has.
+
+        Raises:
+            ValueError: that it raised, or with what else it did.
+            EOFError: if the process died.
+        """
+        try:
+            while not self.is_over(_LOOK):
+                pass
+            if not self.connection.poll():  # processes of its own hold the connection open
+                raise EOFError
+            answer, error = self.connection.recv()
+        except OSError:
+            raise EOFError from None
+        finally:
+            self.connection.close()
+        if error is not None:
+            raise ValueError(error)
+        return answer
+
+    def stop(self) -> None:
+        """Asks it to stop, once."""
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
 
 
 class LocalProcesses:
     """So many processes of this machine at a time, of one thread each.
 
-    A process is forked, so that it need not import anything again: from this one where that has done nothing but
-    import (``fork``, as the command line does), else from a server that has. It is its own group, so that Ctrl-C
-    reaches the sweep alone, which asks each of its runs to stop once. Where the sweep dies they see a pipe close, and
-    stop as SIGTERM would stop them.
-
     Args:
         perform: what each of them does.
         jobs: how many at a time.
-        fork: fork this process itself.
+        nursery: what they are forked from.
     """
 
-    def __init__(self, perform: Perform, jobs: int, *, fork: bool) -> None:
-        self.perform, self.jobs = perform, jobs
-        self._context = context_of(fork, perform)
-        self._theirs, self._ours = self._context.Pipe(duplex=False)
-        self._forks = fork
-        self._running: dict[int, tuple[Any, Task]] = {}
+    def __init__(self, perform: Perform, jobs: int, nursery: Nursery) -> None:
+        self.perform, self.jobs, self._nursery = perform, jobs, nursery
+        self._running: dict[Run, Task] = {}
 
     def room(self) -> int:
         return self.jobs - len(self._running)
 
     def start(self, task: Task, words: Sequence[str], log: Path) -> None:
         note_start(log, words)
-        args = (self.perform, list(words), log, self._theirs, self._ours if self._forks else None)
-        process = begun(self._context, _work, args)
-        self._running[process.sentinel] = process, task
+        self._running[Run(self._nursery, self.perform, [list(words)], log)] = task
 
     def wait(self, seconds: float) -> list[Ended]:
-        ended = []
-        for sentinel in wait(list(self._running), seconds):
-            assert isinstance(sentinel, int)
-            process, task = self._running.pop(sentinel)
-            process.join()
-            code = process.exitcode
-            ended.append(Ended(task, code if code is not None and 0 <= code != 255 else None))
-            process.close()
-        return ended
+        ready = wait([run.connection for run in self._running], seconds)
+        ended = [run for run in self._running if run.connection in ready or run.is_over(0.0)]
+        return [Ended(self._running.pop(run), code_of(run)) for run in ended]
 
     def stop(self) -> None:
-        for process, _ in self._running.values():
-            process.terminate()
-        end = time.monotonic() + _STOPPING
-        for process, _ in self._running.values():  # what hangs is left to close()
-            process.join(max(0.0, end - time.monotonic()))
+        end = time.monotonic() + STOPPING
+        for run in self._running:
+            run.stop()
+        for run in self._running:  # what hangs is left to close()
+            run.is_over(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
-        for process, _ in self._running.values():
-            process.kill()
-            process.join()
+        for run in self._running:
+            run.fork.kill()
+            run.connection.close()
         self._running.clear()
-        self._ours.close()
-        self._theirs.close()
+
+
+def code_of(run: Run) -> int | None:
+    """Returns the exit code of a command line that has ended; None if its process died."""
+    try:
+        code = int(run.answer())
+    except EOFError:
+        return None
+    except ValueError:  # its log says so
+        return 1
+    return code if 0 <= code != 255 else None
 
 
 def num_processors() -> int:
@@ -90,61 +141,47 @@ def num_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def answer_of(function: Callable[..., Any], *args: Any, fork: bool) -> Any:
+def answer_of(nursery: Nursery, function: Callable[..., Any], *args: Any) -> Any:
     """Returns what a function of a module returns in a process of its own, as runs do: this one is left as it was.
 
     Raises:
         ValueError: that the function raised, or if its process died.
     """
-    context = context_of(fork, function)
-    ours, theirs = context.Pipe(duplex=False)
-    process = begun(context, _answer, (function, args, theirs))
-    theirs.close()
+    run = Run(nursery, function, args, None)
     try:
-        answer, error = ours.recv()
+        return run.answer()
     except EOFError:
-        process.join()
-        raise ValueError(f"PROBLEM: the process that looked at it died (exit code {process.exitcode})") from None
-    finally:
-        ours.close()
-        if sys.exc_info()[0] is not None and process.is_alive():
-            process.kill()
-    process.join()
-    if error is not None:
-        raise ValueError(error)
-    return answer
+        raise ValueError(f"PROBLEM: the process that looked at it died ({run.fork.how_ended()})") from None
+    except KeyboardInterrupt:
+        run.fork.kill()
+        raise
 
 
-def context_of(fork: bool, function: Callable[..., Any]) -> Any:
-    """Returns how processes are begun; a server is told to import what ``function`` stands on, and more."""
-    if not hasattr(signal, "pthread_sigmask"):
-        raise ValueError(f"a sweep needs processes that signals reach, which {sys.platform} has not")
-    if fork:
-        importlib.import_module(_PRELOADED)
-        return multiprocessing.get_context("fork")
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__, __name__, _PRELOADED])
-    return context
-
-
-def begun(context: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Returns a process that has begun; no signal reaches it before it is ready for signals.
-
-    The host's own program is not run again in it, as it would be by default: it has nothing that a run needs, and need
-    not guard what it does with ``if __name__ == "__main__"``.
-    """
-    process = context.Process(target=target, args=args)
-    main = sys.modules["__main__"]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+def serve(connection: Connection) -> None:
+    """Runs in a process of its own what it is told to, and answers."""
+    parent = os.getppid()
     try:
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        process.start()
-    finally:
-        sys.modules["__main__"] = main
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return process
+        function, args, log = connection.recv()
+    except EOFError:
+        return
+    answer, error = None, None
+    with _apart(log):
+        threading.Thread(target=_watch, args=(connection, parent), daemon=True).start()
+        try:
+            answer = function(*args)
+        except Exception as found:  # of the user's code, perhaps; it is told in the process that asked
+            traceback.print_exc()
+            error = str(found) if isinstance(found, ValueError) else f"{type(found).__name__}: {found}"
+    with contextlib.suppress(OSError):  # nobody listens any more
+        connection.send((answer, error))
+
+
+def _watch(connection: Connection, parent: int) -> None:
+    """Asks this process to stop when it is told to, or nobody is there who could tell it."""
+    if waited_for(connection, parent):
+        with contextlib.suppress(EOFError, OSError):
+            connection.recv()
+    stop_once()
 
 
 @contextlib.contextmanager
@@ -154,7 +191,6 @@ def _apart(log: Path | None) -> Iterator[None]:
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     nowhere = os.open(os.devnull, os.O_RDWR)
     written = nowhere if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(nowhere, 0)
@@ -168,29 +204,3 @@ def _apart(log: Path | None) -> Iterator[None]:
         yield
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def _work(perform: Perform, words: Sequence[str], log: Path, alive: Connection, others: Connection | None) -> NoReturn:
-    if others is not None:  # a forked process has the sweep's end of the pipe, too, and would keep it open
-        others.close()
-    with _apart(log):
-        threading.Thread(target=_watch, args=(alive,), daemon=True).start()
-        code = perform(words)
-    sys.exit(code)
-
-
-def _watch(alive: Connection) -> None:
-    """Asks this process to stop when the sweep is no more."""
-    with contextlib.suppress(EOFError, OSError):
-        alive.recv_bytes()
-    stop_once()
-
-
-def _answer(function: Callable[..., Any], args: tuple[Any, ...], to: Connection) -> None:
-    with _apart(None):
-        try:
-            answer, error = function(*args), None
-        except Exception as found:  # of the user's code, perhaps; it is told in the process that asked
-            told = str(found) if isinstance(found, ValueError) else f"{type(found).__name__}: {found}"
-            answer, error = None, told
-    to.send((answer, error))

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_as_inference.clusters import joined_ray
+from rl_as_inference.clusters import JoinedRay
 from rl_as_inference.records import RECORD
 from rl_as_inference.sweeps.plan import Task
-from rl_as_inference.sweeps.workers import Ended, Perform, note_start, one_thread
+from rl_as_inference.sweeps.processes import Run, code_of, nursery_of
+from rl_as_inference.sweeps.workers import STOPPING, Ended, Perform, note_start
 
 __all__ = ["RayCluster"]
 
-_STOPPING = 120.0
+_LOOK = 1.0
 
 
 class RayCluster:
     """As many runs at a time as the cluster has processors.
 
     A task of Ray's dies with its process or its node; it is never begun again by Ray, but by the sweep, which looks
-    first at what it has left in its folder.
+    first at what it has left in its folder. Tasks only wait: each run is a fork of what its worker has imported once,
+    so that what one leaves in memory is no other's.
 
     Args:
         perform: what each task does.
-        address: see :func:`~rl_as_inference.clusters.joined_ray`.
+        address: see :func:`~rl_as_inference.clusters.JoinedRay`.
         out: the sweep's folder, which all nodes must see.
 
     Raises:
@@ -34,11 +38,10 @@ class RayCluster:
     """
 
     def __init__(self, perform: Perform, address: str, out: Path) -> None:
-        ray, self._joined = joined_ray(address)
+        self._joined = JoinedRay(address)
         self.perform, self.out = perform, out
-        self._ray = ray
-        # A new process for each: what one run leaves in memory is no other's. Ray itself tries nothing again.
-        self._task: Any = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_work)
+        self._ray = ray = self._joined.ray
+        self._task: Any = ray.remote(num_cpus=1, max_retries=0)(_work)  # Ray itself tries nothing again
         self._running: dict[Any, Task] = {}
 
     def room(self) -> int:
@@ -58,37 +61,44 @@ class RayCluster:
         for reference in self._running:
             self._ray.cancel(reference, force=False)
         if self._running:
-            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOPPING)
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOPPING)
 
     def close(self) -> None:
         for reference in self._running:
             with contextlib.suppress(Exception):
                 self._ray.cancel(reference, force=True)
         self._running.clear()
-        if self._joined:
-            self._ray.shutdown()
+        self._joined.leave()
 
     def _code(self, reference: Any) -> int | None:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            return int(self._ray.get(reference))
+            code = self._ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise error.cause from None
             raise
         except RayError:  # its process or its node is dead
             return None
+        return None if code is None else int(code)
 
 
-def _work(perform: Perform, words: Sequence[str], log: str, out: str) -> int:
+def _work(perform: Perform, words: Sequence[str], log: str, out: str) -> int | None:
+    """Waits for a run, which is asked to stop where this is interrupted, as Ray interrupts what it is to cancel."""
     if not (Path(out) / RECORD).is_file():
         raise ValueError(
             f"--out: {out!r} is not there on {os.uname().nodename}, a node of the cluster; name a folder that all of "
             f"them share"
         )
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(log, "a", encoding="utf-8", buffering=1))
-        for manager in (one_thread(), contextlib.redirect_stdout(file), contextlib.redirect_stderr(file)):
-            stack.enter_context(manager)
-        return perform(words)
+    run = Run(nursery_of(perform, shared=True), perform, [list(words)], Path(log))
+    end = math.inf
+    while True:
+        try:
+            while not run.is_over(_LOOK):
+                if time.monotonic() > end:
+                    run.fork.kill()
+            return code_of(run)
+        except KeyboardInterrupt:
+            run.stop()
+            end = time.monotonic() + STOPPING

@@ -103,11 +103,10 @@ def axis_of(values: Any) -> Axis:
     found = tuple(_plain(value) for value in values)
     if not found:
         raise ValueError("there must be a value at least, got none")
-    twice = [
-        value for index, value in enumerate(found) if (type(value), value) in [(type(v), v) for v in found[:index]]
-    ]
+    words = [written(value) for value in found]  # by which commands read them, and folders are named
+    twice = [word for index, word in enumerate(words) if word in words[:index]]
     if twice:
-        raise ValueError(f"says {written(twice[0])} twice; widths of several layers go in parentheses, (64,64)")
+        raise ValueError(f"says {twice[0]} twice; widths of several layers go in parentheses, (64,64)")
     return found
 
 

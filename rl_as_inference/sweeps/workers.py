@@ -15,10 +15,13 @@ import torch
 
 from rl_as_inference.sweeps.plan import Task
 
-__all__ = ["Ended", "Perform", "Workers", "last_words", "note_start", "one_thread", "starts_in"]
+__all__ = ["STOPPING", "Ended", "Perform", "Workers", "last_words", "note_start", "one_thread", "starts_in"]
 
 Perform: TypeAlias = Callable[[Sequence[str]], int]
 """Runs the words of a command line, and returns its exit code. A function of a module, which processes find by name."""
+
+STOPPING = 120.0
+"""Seconds in which a run that is asked to stop must have."""
 
 _MARK = "# begun "
 """How a line of a run's log begins that tells of a start."""

@@ -130,7 +130,7 @@ def test_all_actors_may_die_at_once(made):
     """With the process that they are forked from, too."""
     agent = made()
     agent.learn(40)
-    nursery = agent._loop.actors.pool._places[0]._nursery._process.pid
+    nursery = agent._loop.actors.pool._places[0]._nursery.pid
     for pid in (nursery, *pids(agent)):
         os.kill(pid, signal.SIGKILL)
     with pytest.warns(UserWarning, match=r"actor [01] .* died") as said:
@@ -301,7 +301,7 @@ def test_ctrl_c_is_the_learners_alone(made):
 def _learn_for_ever(pipe):
     agent = sac(functools.partial(Known, (0.01,)), num_actors=2)
     agent.learn(4)
-    pipe.send([*pids(agent), agent._loop.actors.pool._places[0]._nursery._process.pid])
+    pipe.send([*pids(agent), agent._loop.actors.pool._places[0]._nursery.pid])
     agent.learn(10**6)
 
 

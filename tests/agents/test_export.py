@@ -18,7 +18,7 @@ from torch import nn
 
 from rl_as_inference import load_run
 from rl_as_inference.agents import train
-from rl_as_inference.agents.training import BEST, CHECKPOINT, evaluation_seed
+from rl_as_inference.agents.logbook import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.checkpoints import load_tensors
 from rl_as_inference.models import pendulum
 from rl_as_inference.planning import MPPIPlanner

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -308,11 +309,16 @@ def outside() -> None:
         rlai.act("action", torch.zeros(4), dist.Bernoulli(0.5 * torch.ones(4)))
 
 
-def disagreements() -> dict[str, str]:
-    """What ranks are told that do not fit together."""
+def disagreements(folder: str) -> dict[str, str]:
+    """What ranks are told that do not fit together, or of whose files one is damaged."""
     told = {}
+    damaged = Path(folder, "damaged.safetensors")
     with joined() as ranks:
         rank = ranks.rank
+        if ranks.is_first:
+            Path(folder, "run").mkdir()
+            for path in (damaged, Path(folder, "run", "checkpoint.safetensors")):
+                path.write_bytes(b"no checkpoint")
         cases: dict[str, Callable[[], Any]] = {
             "process": lambda: rlai.estimate_elbo(tabular().at_temperature(1.0 + rank), None, 8, distributed=True),
             "tables": lambda: rlai.estimate_elbo(random_mdp(rank), None, 8, distributed=True),
@@ -338,6 +344,19 @@ def disagreements() -> dict[str, str]:
             "learner": lambda: rlai.SoftQLearning("CartPole-v1", batch_size=8 + rank, distributed=True),
             "held return": lambda: rlai.SoftQLearning("CartPole-v1", target_return=9.0, distributed=True),
             "gpus": lambda: ranks.check_devices(torch.device("cuda", 0)),
+            "damaged fit": lambda: rlai.fit(
+                tabular(),
+                CategoricalPolicy(tabular().state_space, 3, horizon=5),
+                steps=2,
+                estimator="score",
+                checkpoint=damaged,
+                distributed=True,
+            ),
+            "damaged learner": lambda: rlai.SoftQLearning("CartPole-v1", **SMALL).restore(damaged),
+            "another run": lambda: rlai.agents.train(rlai.SoftQLearning("CartPole-v1", **SMALL), 9, f"{folder}/run"),
+            "damaged run": lambda: rlai.agents.train(
+                rlai.SoftQLearning("CartPole-v1", **SMALL), 9, f"{folder}/run", resume=True
+            ),
         }
         for name, call in cases.items():
             try:
@@ -502,6 +521,30 @@ def lost() -> dict[str, Any]:
             ranks.sum(torch.ones(()))
     except (RankError, ZeroDivisionError) as error:
         told["failed"] = f"{type(error).__name__}: {error}"
+    return told
+
+
+def hung() -> dict[str, Any]:
+    """What the others say of a rank that does not come, and whom they take for it."""
+    os.environ["RLAI_RANK_SECONDS"] = "soon"
+    told: dict[str, Any] = {}
+    try:
+        with joined():
+            pass
+    except ValueError as error:
+        told["refused"] = str(error)
+    os.environ["RLAI_RANK_SECONDS"] = "4"
+    last = int(os.environ["WORLD_SIZE"]) - 1
+    began = time.monotonic()
+    try:
+        with joined() as ranks:
+            if ranks.rank == last:
+                time.sleep(30)
+            else:
+                time.sleep(2 * ranks.rank)  # whoever comes first gives up first
+                ranks.sum(torch.ones(()))
+    except RankError as error:
+        told |= {"said": str(error), "ranks": error.ranks, "seconds": time.monotonic() - began}
     return told
 
 

@@ -12,7 +12,7 @@ import pytest
 from command_line import refused
 from two_processes import ended, start_rlai
 
-from rl_as_inference.agents.training import CHECKPOINT
+from rl_as_inference.agents.logbook import CHECKPOINT
 from rl_as_inference.run_folders import LOCK
 
 LONG = os.environ.get("RLAI_SCALE") == "long"

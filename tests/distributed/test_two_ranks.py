@@ -13,6 +13,7 @@ from two_processes import results, start
 import rl_as_inference as rlai
 from rl_as_inference.distributed import ALONE, Ranks, joined
 from rl_as_inference.processes.gymnasium_process import own_episodes
+from rl_as_inference.sharing import parts_of
 from rl_as_inference.whole_noise import whole_noise
 
 LONG = os.environ.get("RLAI_SCALE") == "long"
@@ -90,6 +91,10 @@ def test_estimates_are_pooled(both: Both) -> None:
         ("held return", "distributed does not go with target_return=9.0"),
         ("gpus", "rank 1 and rank 0 both use cuda:0"),
         ("outside", "site 'theta' stands in no plate that ranks share out"),
+        ("damaged fit", "damaged.safetensors'"),
+        ("damaged learner", "damaged.safetensors'"),
+        ("another run", "has a checkpoint of an earlier run"),
+        ("damaged run", "checkpoint.safetensors'"),
         ("planner", "distributed: model-based agents fit a model of the world on each rank"),
     ],
 )
@@ -160,6 +165,17 @@ def test_who_has_ended_is_said(both: Both) -> None:
     assert not said["group"]
 
 
+@pytest.mark.skipif(not LONG, reason="waits; RLAI_SCALE=long")
+def test_who_hangs_is_said(tmp_path: Path) -> None:
+    """By both of those that wait, at different times."""
+    for rank, found in enumerate(results(start("rank_checks", ["hung"], tmp_path, 3), tmp_path)[:2]):
+        said = found["hung"]
+        assert "RLAI_RANK_SECONDS must be a number of seconds > 0, got 'soon'" in said["refused"], rank
+        assert said["ranks"] == [2], said
+        assert said["said"].endswith("gives no sign: it hangs, or is not to be reached")
+        assert said["seconds"] < 29
+
+
 def test_a_process_alone() -> None:
     with pytest.raises(ValueError, match=r"distributed: this process is no rank of a job.*type: torchrun --nproc-per-"):
         rlai.estimate_elbo(rlai.models.corridor(), None, 8, distributed=True)
@@ -170,15 +186,23 @@ def test_a_process_alone() -> None:
         Ranks(0, 3).share(2, "num_draws")
 
 
+def test_ranks_may_each_have_a_gpu_of_their_own() -> None:
+    one, other = ({"device": torch.device("cuda", number)} for number in (0, 1))
+    assert parts_of(one) == parts_of(other) != parts_of({"device": torch.device("cpu")})
+
+
 def test_simulators_play_other_episodes_on_each_rank() -> None:
     firsts = []
     for rank in (0, 1, 0):
         process = rlai.GymnasiumProcess("CartPole-v1", horizon=2, seed=5)
         with own_episodes(process, Ranks(rank, 2)):
             firsts.append(process.rollout(None, 2).states[0])
+            if rank:
+                again = process.rollout(None, 2).states[0]
         assert process._envs.seed == 5
     assert torch.equal(firsts[0], firsts[2])
     assert not torch.equal(firsts[0], firsts[1])
+    assert not torch.equal(firsts[1], again)
 
 
 def test_whole_noise_is_that_of_torch_where_it_can_be() -> None:

@@ -33,13 +33,15 @@ RATES = "1e-3,3e-3,1e-2,3e-2" if LONG else "1e-3,1e-2"
 SWEEP = ["sweep", *RUN, "--set", f"learning_rate={RATES}", "--seeds", "3" if LONG else "2"]
 COUNT = 12 if LONG else 4
 KILLS = 10 if LONG else 1
+LONGEST = 1800.0 if LONG else 240.0
+"""Seconds that a sweep may take, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that nobody killed."""
     out = tmp_path_factory.mktemp("whole")
-    ended = Apart(*SWEEP, "--jobs", "2", "--out", out / "sweep", scratch=out).ends()
+    ended = Apart(*SWEEP, "--jobs", "2", "--out", out / "sweep", scratch=out).ends(LONGEST)
     assert ended.code == 0, ended
     return out / "sweep"
 
@@ -68,7 +70,7 @@ def finished(out: Path) -> dict[str, int]:
     return found
 
 
-def until(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+def until(holds: Callable[[], bool], seconds: float = LONGEST / 2) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.01)
@@ -94,17 +96,15 @@ def assert_as_whole(out: Path, whole: Path, before: dict[str, int]) -> None:
 
 
 def kill(kind: str, running: Apart, draws: random.Random) -> None:
-    """Kills the sweep alone, it and all its workers, or one of these."""
-    workers = children_of(running.pid)
-    if kind == "worker":
-        if workers:
-            os.kill(draws.choice(workers), signal.SIGKILL)
-        return
-    for pid in [running.pid, *(workers if kind == "all" else [])]:
+    """Kills the sweep alone, it and all its workers, one of these, or the process that they are forked from."""
+    servers = children_of(running.pid)
+    workers = [worker for server in servers for worker in children_of(server)]
+    dying = {"worker": workers and [draws.choice(workers)], "server": servers, "sweep": [running.pid]}
+    for pid in dying.get(kind, [running.pid, *servers, *workers]):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", ["worker", "sweep", "all"])
+@pytest.mark.parametrize("kind", ["worker", "sweep", "all", *(["server"] if LONG else [])])
 def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
     out, draws, before = tmp_path / "sweep", random.Random(kind), dict[str, int]()
     kills = 0
@@ -119,15 +119,15 @@ def test_a_killed_sweep_goes_on(kind: str, tmp_path: Path, whole: Path) -> None:
         kill(kind, running, draws)
         kills += 1
         before |= finished(out)
-        if kind != "worker":
+        if kind in ("sweep", "all"):
             assert running.ends().code == -signal.SIGKILL
             # At once, while those of the killed sweep may still be making their checkpoints.
             running = Apart("sweep", "--out", out, "--jobs", "2", scratch=tmp_path)
-    ended = running.ends()
+    ended = running.ends(LONGEST)
     assert ended.code == 0, ended
     assert kills >= min(KILLS, 5)
     assert_as_whole(out, whole, before)
-    if kind == "worker":
+    if kind in ("worker", "server"):
         assert "its process died, and it goes on" in ended.err
 
 
@@ -138,7 +138,8 @@ def test_a_sweep_that_is_told_to_stop_leaves_checkpoints(number: int, tmp_path: 
     workers: list[int] = []
 
     def learns() -> bool:
-        workers.extend(pid for pid in children_of(running.pid) if pid not in workers)
+        for server in children_of(running.pid):
+            workers.extend(pid for pid in (server, *children_of(server)) if pid not in workers)
         return any(path.read_text().count("\n") > 2 for path in out.glob("runs/*/curve.csv"))
 
     ended = running.gets(number, 0.2, learns)
@@ -156,7 +157,7 @@ def test_a_sweep_that_is_told_to_stop_leaves_checkpoints(number: int, tmp_path: 
         assert at is not None, said
         kept = folder / "checkpoint.safetensors"
         assert int(at[1] or 0) == (load_tensors(kept)[1]["progress"]["num_steps"] if kept.exists() else 0)
-    ended = Apart("sweep", "--out", out, scratch=tmp_path).ends()
+    ended = Apart("sweep", "--out", out, scratch=tmp_path).ends(LONGEST)
     assert ended.code == 0, ended
     assert_as_whole(out, whole, before)
 
@@ -184,18 +185,59 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         yield found
 
 
+class OnRay:
+    """A sweep on a Ray cluster."""
+
+    def __init__(self, nodes: Nodes, address: str, out: Path, scratch: Path) -> None:
+        self.files = scratch / "out", scratch / "err"
+        words = [sys.executable, "-c", "from rl_as_inference.cli import main; main()", *SWEEP, "--ray", address]
+        with self.files[0].open("w") as told, self.files[1].open("w") as err:
+            self.process = subprocess.Popen([*words, "--out", out], env=nodes.environment, stdout=told, stderr=err)
+
+    @property
+    def said(self) -> str:
+        return self.files[1].read_text()
+
+    def ends(self) -> int:
+        return self.process.wait(LONGEST)
+
+    def goes_on_until(self, holds: Callable[[], bool]) -> bool:
+        """Waits until something holds, unless it has ended by then."""
+        return until(lambda: holds() or self.process.poll() is not None) and self.process.poll() is None
+
+
 def test_a_ray_cluster_loses_a_node(nodes: Nodes, tmp_path: Path, whole: Path) -> None:
-    """Of two nodes one is killed: its runs go on on the other, from their checkpoints."""
+    """Of two nodes one is killed: its runs go on on the other, from their checkpoints. Nine processes are, too."""
+    out, draws = tmp_path / "sweep", random.Random(0)
+    running = OnRay(nodes, nodes.address, out, tmp_path)
+    assert running.goes_on_until(lambda: len(list(out.glob("runs/*/run.json"))) > 1), running.said
+    before = finished(out)
+    nodes.kill(1)
+    for kills in range(1, KILLS):
+        time.sleep(draws.uniform(0.0, 2.0))
+        assert running.goes_on_until(lambda: bool(nodes.tasks(0))), (kills, running.said)
+        os.kill(draws.choice(nodes.tasks(0)), signal.SIGKILL)
+        before |= finished(out)
+    assert running.ends() == 0, running.said
+    assert running.said.count("its process died, and it goes on") >= KILLS // 2
+    assert_as_whole(out, whole, before)
+
+
+@pytest.mark.skipif(not LONG, reason="takes long; RLAI_SCALE=long")
+@pytest.mark.parametrize("client", [False, True], ids=["a node", "a client"])
+def test_a_sweep_on_a_ray_cluster_is_told_to_stop(nodes: Nodes, tmp_path: Path, whole: Path, client: bool) -> None:
+    """Its runs make their checkpoints, from which processes of this machine go on."""
     out = tmp_path / "sweep"
-    words = [sys.executable, "-c", "from rl_as_inference.cli import main; main()", *SWEEP, "--ray", nodes.address]
-    with (tmp_path / "err").open("w") as err, (tmp_path / "out").open("w") as told:
-        running = subprocess.Popen([*words, "--out", out], env=nodes.environment, stdout=told, stderr=err)
-        begun = until(lambda: len(list(out.glob("runs/*/run.json"))) > 1 or running.poll() is not None)
-        assert begun, (tmp_path / "err").read_text()
-        before = finished(out)
-        nodes.kill(1)
-        code = running.wait(400)
-    said = (tmp_path / "err").read_text()
-    assert code == 0, said
-    assert "its process died, and it goes on" in said
+    running = OnRay(nodes, nodes.client_address if client else nodes.address, out, tmp_path)
+    assert running.goes_on_until(lambda: any(f.read_text().count("\n") > 2 for f in out.glob("runs/*/curve.csv")))
+    before = finished(out)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.ends() == 143, running.said
+    assert f"of {COUNT} runs have finished; go on with: rlai sweep --out {out}" in running.said.splitlines()[-1]
+    assert not nodes.tasks(0)
+    stopped = [path for path in out.glob("runs/*") if (path / "curve.csv").exists() and path.name not in finished(out)]
+    assert stopped
+    for folder in stopped:
+        assert "rlai: terminated; " in (out / "logs" / f"{folder.name}.log").read_text()
+    assert Apart("sweep", "--out", out, scratch=tmp_path).ends(LONGEST).code == 0
     assert_as_whole(out, whole, before)

@@ -232,6 +232,8 @@ def test_the_page_draws_in_a_browser_without_a_network(tmp_path: Path) -> None:
 def test_the_same_in_python(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"values: rate: values must be finite numbers, got nan"):
         rlai.sweep("corridor", {"rate": [float("nan")]}, out=tmp_path)
+    with pytest.raises(ValueError, match=r"values: rate: says 1 twice"):
+        rlai.sweep("corridor", {"rate": [1, "1"]}, out=tmp_path)
     with pytest.raises(ValueError, match="seeds must be"):
         rlai.sweep("corridor", seeds=0, out=tmp_path)
     with pytest.raises(ValueError, match="search must be one of grid, random, optuna"):
