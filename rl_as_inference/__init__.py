@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rl_as_inference import imports as _imports  # before all others, as it takes down what they change
 
 # isort: on
-from rl_as_inference import exact, guides, inspect, models
+from rl_as_inference import environments, exact, guides, inspect, models
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.distributed import joined
@@ -78,6 +78,7 @@ __all__ = [
     "bayes_adaptive",
     "compare",
     "compare_gradients",
+    "environments",
     "estimate_elbo",
     "estimate_log_evidence",
     "exact",
