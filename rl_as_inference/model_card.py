@@ -15,6 +15,9 @@ __all__ = ["CARD", "Measure", "model_card"]
 CARD = "model_card.md"
 """The card's name in a run's folder. On the Hub it is ``README.md``, which in a folder may be the user's own."""
 
+_WHERE = ("device", "ray", "ranks")
+"""Settings that say where a run ran, and nothing of what it is."""
+
 
 class Measure(NamedTuple):
     """What a run came to, and how sure that is."""
@@ -78,7 +81,7 @@ def model_card(record: RunRecord, *, trained: str, problem: str, measures: Seque
         "",
         f"# {_text(name)}",
         "",
-        f"`rlai {record.command}` made this. Rewards are in the problem's own units, entropies in nats.",
+        f"A policy by `rlai {record.command}`. Returns are in the problem's reward units.",
         "",
         "| quantity | value | unit | how sure |",
         "|---|---:|---|---|",
@@ -110,7 +113,8 @@ def _options(record: RunRecord) -> dict[str, Any]:
     """Returns everything that made the run what it is; the problem's own options as they are given to it."""
     problem = None if record.problem is None else _without_folders(record.problem)
     own = {f"--{name.replace('_', '-')}": value for name, value in record.options.items()}
-    return {"problem": problem, **own, "seed": record.seed, **record.settings}
+    settings = {name: value for name, value in record.settings.items() if name not in _WHERE}
+    return {"problem": problem, **own, "seed": record.seed, **settings}
 
 
 def _without_folders(problem: str) -> str:

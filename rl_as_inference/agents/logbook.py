@@ -139,11 +139,12 @@ class Logbook:
         assert self.folder is not None
         assert self.folder.record is not None
         agent = self.agent
-        each = f"{self.num_episodes} episodes" + (f" of each of {agent.num_seeds} seeds" if agent.num_seeds > 1 else "")
-        sure: dict[str, float | str] = {"over": f"{each}, deterministic policy"}
+        seeds, episodes = agent.num_seeds, self.num_episodes
+        over = f"{seeds} seeds, {episodes} episodes each" if seeds > 1 else f"{episodes} episodes"
+        sure: dict[str, float | str] = {"over": f"{over}, deterministic policy"}
         if (interval := mean_interval(last.returns)) is not None:
             sure = {"low": interval[0], "high": interval[1], "level": 0.95, "over": f"bootstrap over {sure['over']}"}
-        entropy = statistics.fmean(row.entropy for row in self.curve[-agent.num_seeds :])
+        entropy = statistics.fmean(row.entropy for row in self.curve[-seeds:])
         measures = [
             Measure("mean_reward", "mean return, undiscounted", last.mean, "reward", sure),
             Measure("entropy", "policy entropy", entropy, "nats", {"over": "mean over the latest batches"}),
