@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
+.PHONY: help demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -78,6 +78,9 @@ active-inference: $(STAMP) $(PEERS)/pymdp/.installed  ## pymdp in the T-maze, be
 
 torchgfn: $(STAMP) $(PEERS)/torchgfn/.installed  ## torchgfn's losses on its HyperGrid, beside path consistency
 	$(BIN)/python -m benchmarks.peers.against_torchgfn
+
+environment-peers: $(STAMP) $(PEERS)/environments/.installed  ## other libraries' agents on these environments, against the exact answers
+	OMP_NUM_THREADS=1 $(PEERS)/environments/bin/python -m benchmarks.peers.on_our_environments
 
 clean:           ## remove what make made
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

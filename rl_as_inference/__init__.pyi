@@ -1,4 +1,4 @@
-from rl_as_inference import exact, guides, inspect, models
+from rl_as_inference import environments, exact, guides, inspect, models
 from rl_as_inference.agents import MPO, ModelBasedAgent, SoftActorCritic, SoftPolicyIteration, SoftQLearning
 from rl_as_inference.cli.sweeping import sweep
 from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients

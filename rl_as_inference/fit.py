@@ -18,17 +18,16 @@ from rl_as_inference import exact
 from rl_as_inference.arguments import checked_but
 from rl_as_inference.checks import check_at_least, check_positive, check_share
 from rl_as_inference.critics import QEnsemble
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.distributed import Ranks, joined
-from rl_as_inference.exact.gaussian_projection import expected_log_density, improved_rule, rule_within, sigma_points
-from rl_as_inference.exact.linear_gaussian import rules_of
-from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
+from rl_as_inference.fit_by_messages import ProjectionByMessages
 from rl_as_inference.fit_checkpoint import FitCheckpoint
 from rl_as_inference.fit_critics import new_critic, spread_of_returns
+from rl_as_inference.fit_reports import FitReports
 from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.nouns import Policy, Problem, Process
 from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
 from rl_as_inference.objectives.pooled_loss import PooledLoss, take_first
-from rl_as_inference.objectives.projection import improved_policy, projection_loss, soft_advantage
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
 from rl_as_inference.objectives.weighted_regression import Projection
 from rl_as_inference.processes import (
@@ -52,9 +51,6 @@ FitEstimator = Estimator | Literal["exact"]
 _EXACT_LIMIT = 4_000_000
 """``estimator="auto"`` takes the exact gradient of finite processes up to ``T·S·A·K`` of this size."""
 
-_E_STEP = 4
-"""Gradient steps of the regression on one answer of exact messages."""
-
 
 @dataclass(frozen=True)
 class FitResult:
@@ -77,6 +73,10 @@ class FitResult:
     estimator: str
     critic: Any
     seconds: float
+
+    def to_frame(self) -> Frame:
+        """Returns the history: ``step``, ``elbo`` and ``temperature``, as ``data_frames`` says."""
+        return frame({"step": range(len(self.elbo)), "elbo": self.elbo, "temperature": self.temperature})
 
 
 @checked_but("policy", "estimator", "teacher")
@@ -102,6 +102,8 @@ def fit(
     generator: torch.Generator | None = None,
     progress: bool | None = None,
     callback: Callable[[int, float], None] | None = None,
+    on_report: Callable[[dict[str, float]], None] | None = None,
+    report_every: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 30.0,
     distributed: bool = False,
@@ -147,6 +149,8 @@ def fit(
         generator: instead of a seed, where random numbers come from, :func:`rl_as_inference.randomness.drawing`.
         progress: show a progress bar; None shows it on a terminal.
         callback: called as ``callback(step, elbo)`` after every step, on every rank.
+        on_report: called every ``report_every`` steps (None: a hundredth of them) and after the last, on rank 0, with
+            ``step``, ``elbo`` (nats), ``temperature`` (reward/nat) and ``learning_rate``. What it raises ends the fit.
         checkpoint: a file in which the fit is kept as it goes on. If there is one, the fit goes on from it.
         checkpoint_seconds: the longest time between two of them.
         distributed: the trajectories of each gradient are shared out among the ranks of a ``torchrun`` job, which draw
@@ -166,6 +170,7 @@ def fit(
     check_share("lambda_", lambda_)
     if n is not None:
         check_at_least("n", n)
+    reports = FitReports(on_report, report_every, steps)
     if estimator not in (*get_args(Estimator), "exact"):
         raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
     parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
@@ -239,7 +244,7 @@ def fit(
 
         def loss_of(process: Process) -> Callable[[], Tensor]:
             if by_messages:
-                exactly: Callable[[], Tensor] = _ProjectionByMessages(process, policy, projection)  # type: ignore[arg-type]
+                exactly: Callable[[], Tensor] = ProjectionByMessages(process, policy, projection)  # type: ignore[arg-type]
             elif estimator == "exact":
                 exactly = partial(_minus_elbo, process, policy)
             if alike:  # on all ranks
@@ -290,6 +295,7 @@ def fit(
                     raise ValueError(
                         f"the ELBO is {elbo} at step {step}; check rewards and action prior, or lower learning_rate"
                     )
+                rate = float(optimizer.param_groups[0]["lr"])
                 optimizer.step()
                 if anneal:
                     schedule.step()
@@ -297,6 +303,8 @@ def fit(
                 bar.advance(f"ELBO {elbo:.3f} nats")
                 if callback is not None:
                     callback(step, elbo)
+                if ranks.is_first:
+                    reports.tell(step, elbo=elbo, temperature=float(temperatures[step]), learning_rate=rate)
                 if kept is not None:
                     kept.keep(step + 1, schedule)
         return FitResult(policy, history, temperatures, estimator, critic, time.perf_counter() - started)
@@ -350,56 +358,6 @@ def _starts_alike(process: Process, num_trajectories: int) -> bool:
     with torch.no_grad(), seeded(0):
         first = process.rollout(None, num_trajectories).states[0]
     return 4 * len(first.reshape(num_trajectories, -1).unique(dim=0)) <= num_trajectories
-
-
-class _ProjectionByMessages:
-    """Minus the ELBO, whose gradient is that of the regression on exact E-steps, of every fourth call."""
-
-    def __init__(self, process: TabularMDP | LinearGaussianMDP, policy: nn.Module, projection: Projection) -> None:
-        self.process, self.policy, self.projection = process, policy, projection
-        self.calls = 0
-
-    def __call__(self) -> Tensor:
-        if self.calls % _E_STEP == 0:
-            with torch.no_grad():
-                plan = exact.evaluate(self.process, self.policy)
-                self.elbo = plan.objective
-                self.regress = self._on(self.process, plan)
-        self.calls += 1
-        loss = self.regress()
-        return loss - loss.detach() - self.elbo
-
-    def _on(self, process: TabularMDP | LinearGaussianMDP, plan: Any) -> Callable[[], Tensor]:
-        return self._finite(process, plan) if isinstance(process, TabularMDP) else self._gaussian(process, plan)
-
-    def _finite(self, mdp: TabularMDP, plan: exact.Plan) -> Callable[[], Tensor]:
-        alpha = mdp.temperature
-        weights = discounted_visits(mdp, plan)
-        weights = weights[0] if mdp.horizon is None else weights
-        log_policy = plan.exact_log_policy.to(plan.soft_q)
-        advantage = soft_advantage(plan.soft_q, log_policy, mdp.log_action_prior, alpha)
-        eta = self.projection.temperature(advantage, log_policy, weights, alpha)
-        target = improved_policy(advantage, log_policy, eta)
-
-        def regress() -> Tensor:
-            return eta / alpha * projection_loss(log_policy_table(mdp, self.policy), target, weights)
-
-        return regress
-
-    def _gaussian(self, system: LinearGaussianMDP, plan: exact.LinearGaussianPlan) -> Callable[[], Tensor]:
-        alpha, chosen = system.temperature, self.projection
-        states, weights = sigma_points(system, plan)
-        if chosen.epsilon is None:
-            eta: Any = alpha if chosen.eta is None else chosen.eta
-            target = improved_rule(system, plan, eta)
-        else:
-            target, eta = rule_within(system, plan, chosen.epsilon)
-
-        def regress() -> Tensor:
-            rule = tuple(torch.stack(x) for x in zip(*rules_of(system, self.policy), strict=True))
-            return -eta / alpha * (weights * expected_log_density(states, target, rule)).sum()
-
-        return regress
 
 
 def _has_cheap_exact_gradient(process: Process) -> bool:

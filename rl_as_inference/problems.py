@@ -12,6 +12,7 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 
 from rl_as_inference import models
+from rl_as_inference.environments import MODELS
 from rl_as_inference.nouns import EnvironmentLike, Process, is_process
 from rl_as_inference.option_names import check_options
 from rl_as_inference.problem_files import EnvironmentFactory, call, one_line, problem_in_file
@@ -42,8 +43,8 @@ def load_problem(
     """Returns the process that ``problem`` names, on which a guide can be trained.
 
     Args:
-        problem: the name of a model (``corridor``), a Gymnasium id (``FrozenLake-v1``), or a Python
-            file (``lake.py``, or ``lake.py:name``) that defines ``problem``: a process, a Pyro
+        problem: the name of a model (``corridor``), a Gymnasium id (``FrozenLake-v1``; that of a model is the model
+            itself), or a Python file (``lake.py``, or ``lake.py:name``) that defines ``problem``: a process, a Pyro
             program, or a function that returns one.
         options: arguments of the model's factory, of ``gymnasium.make``, or of the file's function.
         horizon, discount, temperature: set where given; a Gymnasium environment's horizon is its
@@ -53,6 +54,7 @@ def load_problem(
     Raises:
         ValueError: with one line that names the problem and the cause.
     """
+    problem = MODELS.get(problem, problem)
     common = {"horizon": horizon, "discount": discount, "temperature": temperature}
     given: dict[str, Any] = {name: value for name, value in common.items() if value is not None}
     if is_gymnasium_id(problem):  # if it is none, Gymnasium says what is wrong; it knows similar names

@@ -22,6 +22,7 @@ __all__ = [
     "OBJECTS",
     "MadeOtherwiseError",
     "Saved",
+    "check_whole",
     "how_made",
     "load_saved",
     "named_environment",
@@ -44,6 +45,15 @@ _MAY_BE_LEFT = {"priority_exponent"}
 
 _ADDED = {"seed"}
 """What files of earlier versions do not say."""
+
+
+def check_whole(is_whole: bool) -> None:
+    """Raises ValueError for a learner that was interrupted where nothing of it can be kept."""
+    if not is_whole:
+        raise ValueError(
+            "the agent was interrupted inside a step (a second Ctrl-C does that), so that what it holds is of no "
+            "step at all; restore its last checkpoint"
+        )
 
 
 class MadeOtherwiseError(ValueError):

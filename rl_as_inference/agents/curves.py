@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.style import BLUE, GREY, new_axes, tidy
 from rl_as_inference.whole_files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["CurveRow", "plot_learning_curve", "read_curve", "write_curve"]
+__all__ = ["CurveRow", "curve_frame", "plot_learning_curve", "read_curve", "write_curve"]
 
 
 class CurveRow(NamedTuple):
@@ -39,6 +40,17 @@ class CurveRow(NamedTuple):
     """The policy's, in nats: mean over the latest batches; NaN before the first update."""
     seconds: float
     """Wall time of learning until then: compiling counts, evaluations do not."""
+    standard_error: float = math.nan
+    """Of the mean return over this seed's episodes, in reward units; NaN of a single one, or where it was not kept."""
+
+
+_FORMER = CurveRow._fields[:-1]
+"""The columns of a file that has no standard errors yet."""
+
+
+def curve_frame(curve: Sequence[CurveRow]) -> Frame:
+    """Returns a curve as a frame, a row an evaluation of a seed (see :mod:`rl_as_inference.data_frames`)."""
+    return frame({name: [getattr(row, name) for row in curve] for name in CurveRow._fields})
 
 
 def write_curve(path: Path, curve: Iterable[CurveRow]) -> None:
@@ -47,8 +59,8 @@ def write_curve(path: Path, curve: Iterable[CurveRow]) -> None:
         writer = csv.writer(file)
         writer.writerow(CurveRow._fields)
         for row in curve:
-            numbers = ("" if math.isnan(value) else f"{value:.6g}" for value in row[2:-1])
-            writer.writerow((row.step, row.seed, *numbers, f"{row.seconds:.2f}"))
+            *numbers, error = ("" if math.isnan(value) else f"{value:.6g}" for value in (*row[2:7], row.standard_error))
+            writer.writerow((row.step, row.seed, *numbers, f"{row.seconds:.2f}", error))
 
 
 def read_curve(path: Path, until: int) -> list[CurveRow]:
@@ -62,7 +74,7 @@ def read_curve(path: Path, until: int) -> list[CurveRow]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))
-        if tuple(rows[0]) != CurveRow._fields:
+        if tuple(rows[0]) not in (CurveRow._fields, _FORMER):
             raise ValueError(f"its columns are {', '.join(rows[0])}")
         curve = [
             CurveRow(int(step), int(seed), *(float(value or "nan") for value in rest)) for step, seed, *rest in rows[1:]

@@ -15,7 +15,7 @@ from rl_as_inference.agents.acting import checked_states, choose
 from rl_as_inference.agents.actor import making_of
 from rl_as_inference.agents.algorithm import Algorithm
 from rl_as_inference.agents.arena import Arena
-from rl_as_inference.agents.checkpoint import Saved, how_made, save_snapshot
+from rl_as_inference.agents.checkpoint import Saved, check_whole, how_made, save_snapshot
 from rl_as_inference.agents.compilation import CompileCost
 from rl_as_inference.agents.entropy import TemperatureWatch
 from rl_as_inference.agents.evaluation import Evaluation, play
@@ -32,6 +32,7 @@ from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
+from rl_as_inference.data_frames import Frame, history_frame
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
@@ -112,6 +113,10 @@ class Learner:
         """One row for every report: steps, returns, losses, temperature, entropy."""
         return self._loop.ledger.history
 
+    def to_frame(self) -> Frame:
+        """Returns the history as a frame, a row a report (see :mod:`rl_as_inference.data_frames`)."""
+        return history_frame(self.history)
+
     @property
     def episodes(self) -> list[tuple[int, int, float, int]]:
         """``(step, seed index, return, length)`` of every finished episode."""
@@ -181,7 +186,7 @@ class Learner:
         """
         check_count("num_steps", num_steps)
         check_count("report_every", report_every)
-        self._check_whole()
+        check_whole(self.is_whole)
         self._steps_asked += num_steps
         ranks, begun = self.arena.ranks, self.num_steps
         ranks.agree("learn", {"num_steps": num_steps, "what was learned": begun})
@@ -360,7 +365,7 @@ class Learner:
         Raises:
             ValueError: if the file cannot be written, or a second Ctrl-C cut a step off.
         """
-        self._check_whole()
+        check_whole(self.is_whole)
         save_snapshot(
             file_of_rank(path, self.arena.ranks.rank),
             self._with_counts(self._loop.snapshot(replay=replay)),
@@ -440,10 +445,3 @@ class Learner:
         if self._watch is not None:
             states = self.replay.latest_states(_LATEST)
             self._watch.look(self.temperatures, states if self._loop.stores_latest else self.task.latest(states))
-
-    def _check_whole(self) -> None:
-        if not self.is_whole:
-            raise ValueError(
-                "the agent was interrupted inside a step (a second Ctrl-C does that), so that what it holds is of no "
-                "step at all; restore its last checkpoint"
-            )

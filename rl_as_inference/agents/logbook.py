@@ -1,9 +1,10 @@
-"""What a run of a learner writes into its folder while it learns, and what it goes on from."""
+"""What a run of a learner writes down: its record, curve, checkpoints, TensorBoard and card."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from rl_as_inference.agents.checkpoint import load_saved, named_environment
 from rl_as_inference.agents.clock import Clock
 from rl_as_inference.agents.curves import CurveRow, plot_learning_curve, read_curve, write_curve
-from rl_as_inference.agents.evaluation import Evaluation
+from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.made_again import settings_of
 from rl_as_inference.distributed import RankError
+from rl_as_inference.model_card import CARD, Measure, model_card
 from rl_as_inference.progress import ProgressBar
 from rl_as_inference.records import OF_RANKS, RunRecord, files_of, has_begun
 from rl_as_inference.run_folders import RunFolder
@@ -34,12 +36,13 @@ RUN_FILES = {
     _DIVERGED: "the agent when it was no longer finite",
     _CURVE: "every evaluation",
     _PICTURE: "the same as a picture",
+    CARD: "the run for people, in the format of the Hugging Face Hub",
     _TENSORBOARD: "for tensorboard --logdir",
     VIDEOS: "episodes of the policy",
 }
 """What may be in the folder of a run, beside its record."""
 VIDEO_FILES = f"{VIDEOS}/episode-*.mp4"
-_OWN = (CHECKPOINT, OF_RANKS, BEST, _DIVERGED, _CURVE, _PICTURE, f"{_TENSORBOARD}/events.out.tfevents.*")
+_OWN = (CHECKPOINT, OF_RANKS, BEST, _DIVERGED, _CURVE, _PICTURE, CARD, f"{_TENSORBOARD}/events.out.tfevents.*")
 """What training itself may write."""
 _TOGETHER = 64
 """Steps between those at which ranks ask rank 0 whether a checkpoint is due by the clock."""
@@ -56,12 +59,13 @@ class Logbook:
         resume: bool,
         num_episodes: int,
         on_row: Callable[[CurveRow], None] | None,
+        on_report: Callable[[dict[str, float]], None] | None,
         keep_best: bool,
         minutes: float | None,
     ) -> None:
         self.ranks, self.path = agent.arena.ranks, path  # a path too for ranks that do not write the folder's own files
         self.agent, self.folder, self.num_episodes = agent, folder, num_episodes
-        self.on_row = on_row if self.ranks.is_first else None
+        self.on_row, self.on_report = (on_row, on_report) if self.ranks.is_first else (None, None)
         self.resume, self.keep_best, self.best = resume, keep_best, -math.inf
         self.most = math.inf if minutes is None or path is None else 60 * minutes
         self.curve: list[CurveRow] = []
@@ -121,16 +125,35 @@ class Logbook:
         purge = self.agent.num_steps + bool(self.curve) if self.resume else None
         self.writer = SummaryWriter(str(path / _TENSORBOARD), purge_step=purge)
 
-    def finish(self, title: str) -> None:
-        """Draws the curve, and writes that the run came to its end."""
+    def finish(self, title: str, evaluation: Evaluation) -> None:
+        """Draws the curve, writes the card, and that the run came to its end."""
         self.ranks.sum(torch.zeros(()))  # all have saved what they end with
         if self.folder is None:
             return
         ax: Any = plot_learning_curve(self.curve, title=title)
         with self.folder.writing(_PICTURE) as path:
             ax.figure.savefig(path, dpi=130)
+        with self.folder.writing(CARD) as path:
+            path.write_text(self._card(evaluation), encoding="utf-8")
         self.writer.close()
         self.folder.settle(finished=True, seconds=round(self.seconds, 2))
+
+    def _card(self, last: Evaluation) -> str:
+        assert self.folder is not None
+        assert self.folder.record is not None
+        agent = self.agent
+        seeds, episodes = agent.num_seeds, self.num_episodes
+        over = f"{seeds} seeds, {episodes} episodes each" if seeds > 1 else f"{episodes} episodes"
+        sure: dict[str, float | str] = {"over": f"{over}, deterministic policy"}
+        if (interval := mean_interval(last.returns)) is not None:
+            sure = {"low": interval[0], "high": interval[1], "level": 0.95, "over": f"bootstrap over {sure['over']}"}
+        entropy = statistics.fmean(row.entropy for row in self.curve[-seeds:])
+        measures = [
+            Measure("mean_reward", "mean return, undiscounted", last.mean, "reward", sure),
+            Measure("entropy", "policy entropy", entropy, "nats", {"over": "mean over the latest batches"}),
+            Measure("temperature", "temperature", agent.temperature, "reward/nat"),
+        ]
+        return model_card(self.folder.record, trained=type(agent).__name__, problem=agent.envs.name, measures=measures)
 
     def tick(self) -> None:
         """Makes a checkpoint where the last is long ago; between two steps."""
@@ -142,10 +165,13 @@ class Logbook:
             self.checkpoint()
 
     def report(self, row: dict[str, float]) -> None:
+        """Tells of a row of the history."""
         if self.writer is not None:
             for name, value in row.items():
                 if name != "step" and not math.isnan(value):
                     self.writer.add_scalar(f"learning/{name}", value, int(row["step"]))
+        if self.on_report is not None:
+            self.on_report(dict(row))
 
     def play(self) -> Evaluation:
         """Returns the evaluation's episodes, which are the same at every step."""
@@ -174,6 +200,7 @@ class Logbook:
                 # An agent that was loaded has the mean over its seeds only.
                 recent.get("entropy", agent.history[-1].get("entropy", math.nan) if agent.history else math.nan),
                 self.seconds,
+                float(returns.std() / len(returns) ** 0.5) if len(returns) > 1 else math.nan,
             )
             for seed, (returns, temperature, recent) in enumerate(
                 zip(self.last.returns, agent.temperatures, agent.recent, strict=True)

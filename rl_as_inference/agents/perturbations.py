@@ -17,6 +17,7 @@ from torch import Tensor
 from rl_as_inference.agents.evaluation import play
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.checks import check_count
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.nouns import Policy
 from rl_as_inference.processes import MarkovDecisionProcess, TabularMDP, to_gymnasium
 from rl_as_inference.processes.action_masks import MASK, flat_mask
@@ -47,6 +48,17 @@ class PerturbedReturns(NamedTuple):
     name: str
     sizes: tuple[float, ...]
     returns: Tensor
+
+    def to_frame(self) -> Frame:
+        """Returns a row for each episode: ``size``, ``seed``, ``episode``, ``return`` (see ``data_frames``)."""
+        sizes, seeds, episodes = self.returns.shape
+        columns = {
+            "size": torch.tensor(self.sizes, dtype=torch.float64).repeat_interleave(seeds * episodes),
+            "seed": torch.arange(seeds).repeat_interleave(episodes).repeat(sizes),
+            "episode": torch.arange(episodes).repeat(sizes * seeds),
+            "return": self.returns.flatten(),
+        }
+        return frame(columns)
 
 
 class _Perturbed(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_as_inference.agents.curves import CurveRow
+from rl_as_inference.agents.curves import CurveRow, curve_frame
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.logbook import BEST, Logbook
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
+from rl_as_inference.data_frames import Frame
 from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.run_folders import RunFolder
@@ -46,6 +47,10 @@ class Training:
         """
         return mean_interval(self.evaluation.returns)
 
+    def to_frame(self) -> Frame:
+        """Returns the curve as a frame, a row an evaluation of a seed (see :mod:`rl_as_inference.data_frames`)."""
+        return curve_frame(self.curve)
+
 
 @checked
 def train(
@@ -62,14 +67,15 @@ def train(
     resume: bool = False,
     progress: bool | None = None,
     on_row: Callable[[CurveRow], None] | None = None,
+    on_report: Callable[[dict[str, float]], None] | None = None,
     problem: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Training:
     """Lets ``agent`` learn until it has taken ``num_steps`` in all, and writes down how that went.
 
     The folder is what ``rlai train`` writes: ``checkpoint.safetensors``, ``curve.csv`` (a :class:`CurveRow` a line),
-    ``learning_curve.png``, ``tensorboard/`` and ``run.json``. ``rlai evaluate``, ``rlai inspect`` and
-    :func:`rl_as_inference.load_run` work on it where the environment has a name.
+    ``learning_curve.png``, ``model_card.md``, ``tensorboard/`` and ``run.json``. ``rlai evaluate``, ``rlai inspect``
+    and :func:`rl_as_inference.load_run` work on it where the environment has a name.
 
     A run that was stopped, even killed, goes on from its last checkpoint with ``resume=True`` and an agent made in the
     same way; what it then learns is bit for bit what it would have learned. With more steps than the run had, it goes
@@ -103,6 +109,9 @@ def train(
         resume: go on from what an earlier call left in ``folder``; if that had no checkpoint yet, begin.
         progress: show a progress bar; None shows it on a terminal.
         on_row: called with each new row of the curve.
+        on_report: called with each new row of the agent's ``history``, plain numbers by name, as soon as it is there:
+            ``step``, and what the progress bar shows and more (docs/learners.md#watching-a-run). Of several ranks rank
+            0 alone calls both. What they raise ends the run, as any error does.
         problem: how the command line finds the environment again: a Gymnasium id, a model's name, or a Python file
             (``"mine.py:name"``); by default the id with which the agent was made, if it was.
         options: of the problem.
@@ -163,7 +172,7 @@ def train(
             if first and path is not None and not isinstance(folder, RunFolder):
                 folder = stack.enter_context(RunFolder(path, "folder"))
         assert folder is None or isinstance(folder, RunFolder)
-        run = Logbook(agent, folder, path, resume, evaluate_episodes, on_row, keep_best, checkpoint_minutes)
+        run = Logbook(agent, folder, path, resume, evaluate_episodes, on_row, on_report, keep_best, checkpoint_minutes)
         lengths: dict[str, Any] = {
             "num_steps": num_steps,
             "evaluate_every": evaluate_every,
@@ -202,7 +211,7 @@ def train(
                             on_step=run.tick,
                         )
                 evaluation = run.last or run.play()
-                run.finish(title)
+                run.finish(title, evaluation)
         except BaseException as stop:
             run.rescue(stop)
             raise

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -34,13 +35,14 @@ from rl_as_inference.cli.common import (
     settings_of,
 )
 from rl_as_inference.cli.runs import check_run_folder, new_run_folder, show
-from rl_as_inference.compare import Comparison, compare, compare_gradients
+from rl_as_inference.compare import Comparison, GradientComparison, compare, compare_gradients
 from rl_as_inference.distributed import present
 from rl_as_inference.fit import FitEstimator, FitResult, fit
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inference.posteriors import shared_posterior
 from rl_as_inference.inference.spreading import SPREAD
 from rl_as_inference.inspect import Method, plots, save_posterior
+from rl_as_inference.model_card import CARD, Measure, model_card
 from rl_as_inference.nouns import Process
 from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
@@ -122,11 +124,11 @@ def compare_command(
         )
     if run.folder is not None:  # first of all, so that no trouble with the output loses it
         run.write_training(fitted, comparison.optimal_elbo)
-        run.folder.write_json("comparison.json", "the table above", comparison.to_dict())
+        run.folder.write_json("comparison.json", "the table above", _with_units(comparison))
         if measured is not None:
-            run.folder.write_json("gradients.json", "the table of gradients", measured.to_dict())
+            run.folder.write_json("gradients.json", "the table of gradients", _with_units(measured))
         run.write_draws(fitted, comparison, num_draws)
-        run.finish()
+        run.finish(comparison.measures())
     print(comparison.table())
     print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
     if measured is not None:
@@ -166,7 +168,8 @@ def fit_command(
             with contextlib.suppress(ValueError):  # too many beliefs, say
                 best = float(exact.optimal_elbo(run.process))
         run.write_training(fitted, best)
-        run.finish()
+        how = "exact" if fitted.estimator == "exact" else f"one estimate, from {num_trajectories} trajectories"
+        run.finish([Measure("elbo", "ELBO at the last step", float(fitted.elbo[-1]), "nats", {"over": how})])
     print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
     run.show()
 
@@ -188,7 +191,7 @@ def bench_command(
 
 
 _CHECKPOINT = "checkpoint.safetensors"
-_MAY_WRITE = ("policy.safetensors", "history.json", "training.png", _CHECKPOINT)
+_MAY_WRITE = ("policy.safetensors", "history.json", "training.png", CARD, _CHECKPOINT)
 _COMPARED = ("comparison.json", "gradients.json", "posterior.nc")
 _PICTURES = ("gaps.png", "dynamics_gap.png", "states.png", "returns.png")
 """Files of a run: of both commands, and of ``compare`` alone."""
@@ -317,8 +320,12 @@ class _GuideRun:
         with self.folder.writing(name, meaning) as path:
             ax.figure.savefig(path, dpi=130)
 
-    def finish(self) -> None:
+    def finish(self, measures: Sequence[Measure]) -> None:
+        """Writes the card, and that the run came to its end."""
         assert self.folder is not None
+        with self.folder.writing(CARD, "the run for people, in the format of the Hugging Face Hub") as path:
+            card = model_card(self.record, trained="guide", problem=self.process.name, measures=measures)
+            path.write_text(card, encoding="utf-8")
         (self.folder.path / _CHECKPOINT).unlink(missing_ok=True)  # of a fit that needs none any more
         seconds = round(time.perf_counter() - self.started, 2)
         self.folder.settle(estimator=self.record.settings["estimator"], finished=True, seconds=seconds)
@@ -326,6 +333,11 @@ class _GuideRun:
     def show(self) -> None:
         if self.folder is not None:
             show(self.folder.path, self.folder.written)
+
+
+def _with_units(found: Comparison | GradientComparison) -> dict[str, Any]:
+    """Returns a comparison as JSON holds it, with the unit of each number by its name."""
+    return {**found.to_dict(), "units": dict(found.units)}
 
 
 def _check_same(before: RunRecord, now: RunRecord) -> None:

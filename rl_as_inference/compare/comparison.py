@@ -106,10 +106,13 @@ def compare(
         elbo = Estimate.of(draws.log_weight(), ranks)
         sac = Estimate.of((scales * (draws.rewards - alpha * draws.log_policy)).sum(0), ranks)
         earned = Estimate.of(draws.returns(discounted=True), ranks)
-        action_cost = Estimate.of((scales * (draws.log_policy - draws.log_prior)).sum(0), ranks).mean
-        elbo_critic = None if critic is None else elbo_by_critic(process, policy, critic, draws, cut_off, ranks)
-        prior_term = Estimate.of((-alpha * scales * draws.log_prior).sum(0), ranks).mean
-        entropy = Estimate.of((-scales * draws.log_policy).sum(0), ranks).mean
+        action_cost = Estimate.of((scales * (draws.log_policy - draws.log_prior)).sum(0), ranks)
+        by_critic = difference = None
+        if critic is not None:
+            values = elbo_by_critic(process, policy, critic, draws, cut_off)
+            by_critic, difference = Estimate.of(values, ranks), Estimate.of(values - draws.log_weight(), ranks)
+        prior_term = Estimate.of((-alpha * scales * draws.log_prior).sum(0), ranks)
+        entropy = Estimate.of((-scales * draws.log_policy).sum(0), ranks)
         # From one rank for all: some exact answers are of a policy that draws its own.
         exactly = _exact_values(process, _one_set_of_answers(process, policy)) if ranks.is_first else {}
         found = ranks.broadcast(exactly)
@@ -123,14 +126,20 @@ def compare(
         discount=float(draws.discount),
         elbo=elbo.mean,
         elbo_standard_error=elbo.standard_error,
-        elbo_critic=elbo_critic,
-        critic_difference=None if elbo_critic is None else elbo_critic - elbo.mean,
+        elbo_critic=None if by_critic is None else by_critic.mean,
+        critic_difference=None if by_critic is None else by_critic.mean - elbo.mean,
         sac_objective=sac.mean,
         sac_standard_error=sac.standard_error,
-        prior_term=prior_term,
+        prior_term=prior_term.mean,
         expected_return=earned.mean,
-        entropy=entropy,
-        action_cost=action_cost,
+        entropy=entropy.mean,
+        action_cost=action_cost.mean,
+        elbo_critic_standard_error=None if by_critic is None else by_critic.standard_error,
+        critic_difference_standard_error=None if difference is None else difference.standard_error,
+        prior_term_standard_error=prior_term.standard_error,
+        expected_return_standard_error=earned.standard_error,
+        entropy_standard_error=entropy.standard_error,
+        action_cost_standard_error=action_cost.standard_error,
         reasons=reasons,
         **found,
     )

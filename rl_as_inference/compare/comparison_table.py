@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rl_as_inference.compare.identities import Identity
+from rl_as_inference.data_frames import UNITS, Frame, frame, units_of
+from rl_as_inference.model_card import Measure
 from rl_as_inference.tables import render
 
 __all__ = ["RULES_HEADER", "RULES_TITLE", "ActionRule", "Comparison", "ComparisonRow", "number"]
@@ -55,7 +57,8 @@ class Comparison:
     """What :func:`compare` returns; every value that cannot be computed is None.
 
     ``log p(O) - ELBO(π) = dynamics gap + policy gap``, both ≥ 0; where the state is hidden
-    ``dynamics gap + information gap + policy gap``. At the prompt it is a line, printed it is the table.
+    ``dynamics gap + information gap + policy gap``. At the prompt it is a line, printed it is the table. Whatever is
+    by rollouts has its standard error beside it, in the same unit.
 
     Attributes:
         problem: the process's name.
@@ -68,7 +71,8 @@ class Comparison:
         elbo_critic: by the critic at the first state, in nats. A critic that knows no time limit (a
             learner's) also values what comes after the last step; its value of the last state of a
             trajectory that was cut off is taken away, so that it speaks of the same steps.
-        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes too much.
+        critic_difference: ``elbo_critic - elbo``, in nats: what the critic believes
+            too much. Both are of the same trajectories, so that their noise is not that of two.
         sac_objective: ``E Σ_t γ^t (r_t - α log π)``, in reward units, by the same rollouts.
         sac_standard_error: of the same, in reward units.
         prior_term: ``-α E Σ_t γ^t log p(a_t|s_t)``, in reward units: what separates the two,
@@ -90,11 +94,17 @@ class Comparison:
         action_cost: ``E Σ_t γ^t (log π - log p)``, in nats, by the same rollouts: what the actions' information
             costs, ``α elbo = expected_return - α action_cost``.
         action_cost_exact: likewise, without noise.
+        elbo_critic_standard_error, critic_difference_standard_error, prior_term_standard_error,
+        expected_return_standard_error, entropy_standard_error, action_cost_standard_error: of these by rollouts, in
+            their units; None in comparisons that were written before there were any.
         identities: every identity among these values that could be asserted, and whether it holds.
         reasons: for a field that is None, why; under ``"support"`` where the policy's actions are not the
             prior's; under ``"family"`` how the family's best was had.
         rules: for processes with exact answers, what each way of acting earns.
+        units: of every number here, and in the rules, by name.
     """
+
+    units: ClassVar[Mapping[str, str]]
 
     problem: str
     num_trajectories: int
@@ -124,6 +134,12 @@ class Comparison:
     entropy_exact: float | None = None
     action_cost: float | None = None
     action_cost_exact: float | None = None
+    elbo_critic_standard_error: float | None = None
+    critic_difference_standard_error: float | None = None
+    prior_term_standard_error: float | None = None
+    expected_return_standard_error: float | None = None
+    entropy_standard_error: float | None = None
+    action_cost_standard_error: float | None = None
     identities: tuple[Identity, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -146,9 +162,40 @@ class Comparison:
         """Returns the fields as plain numbers, strings and lists, for JSON."""
         return asdict(self)
 
+    def to_frame(self) -> Frame:
+        """Returns the numbers as a frame of one row, a column a field (see :mod:`rl_as_inference.data_frames`).
+
+        ``pandas.concat`` puts several beneath each other. The rules are apart: ``pandas.DataFrame(self.rules)``.
+        """
+        apart = ("rules", "identities", "reasons")
+        return frame({name: [value] for name, value in vars(self).items() if name not in apart})
+
+    def measures(self) -> list[Measure]:
+        """Returns what a card says of the policy: the ELBO, SAC's objective and the return, each with its error."""
+        rollouts = f"{self.num_trajectories:,} rollouts"
+
+        def measure(kind: str, label: str, name: str, error: float | None, exactly: float | None) -> Measure:
+            if exactly is not None:
+                return Measure(kind, label, exactly, UNITS[name], {"over": "exact"})
+            sure = {} if error is None or not math.isfinite(error) else {"standard_error": error}
+            return Measure(kind, label, getattr(self, name), UNITS[name], {**sure, "over": rollouts})
+
+        discount = "undiscounted" if self.discount == 1 else f"discounted, γ = {self.discount:.6g}"
+        earned, error = self.expected_return_exact, self.expected_return_standard_error
+        found = [
+            measure("mean_reward", f"expected return, {discount}", "expected_return", error, earned),
+            measure("elbo", "ELBO", "elbo", self.elbo_standard_error, self.elbo_exact),
+            measure("sac_objective", "SAC objective", "sac_objective", self.sac_standard_error, self.sac_exact),
+        ]
+        exact = {"optimal_elbo": "largest ELBO of any policy", "log_evidence": "log evidence"}
+        for name, label in exact.items():
+            if (value := getattr(self, name)) is not None:
+                found.append(Measure(name, label, value, UNITS[name], {"over": "exact"}))
+        return found
+
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        """Returns the comparison that :meth:`to_dict` gave.
+        """Returns the comparison that :meth:`to_dict` gave, or ``comparison.json`` holds: that with ``units``.
 
         Raises:
             ValueError: if the dictionary is not one of a comparison.
@@ -156,7 +203,8 @@ class Comparison:
         try:
             rules = tuple(ActionRule(**rule) for rule in found["rules"])
             identities = tuple(Identity(**identity) for identity in found.get("identities", ()))
-            return cls(**{**found, "rules": rules, "identities": identities})
+            own = {name: value for name, value in found.items() if name != "units"}
+            return cls(**{**own, "rules": rules, "identities": identities})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a comparison: {type(error).__name__}: {error}") from error
 
@@ -165,24 +213,29 @@ class Comparison:
 
         The one list of them; the terminal's table and the report's page both show it.
         """
-        alpha, error = self.temperature, self.elbo_standard_error
-        row = ComparisonRow
+        alpha, row = self.temperature, ComparisonRow
         evidence = (
             row(
                 "elbo",
                 "ELBO of the guide, by rollouts",
                 self.elbo,
                 "nats",
-                f"± {error:.2g}" if math.isfinite(error) else "",
+                _note(self.elbo_standard_error),
             ),
             row("elbo_exact", "ELBO of the guide, exact", self.elbo_exact, "nats"),
-            row("elbo_critic", "ELBO of the guide, by its critic", self.elbo_critic, "nats"),
+            row(
+                "elbo_critic",
+                "ELBO of the guide, by its critic",
+                self.elbo_critic,
+                "nats",
+                _note(self.elbo_critic_standard_error),
+            ),
             row(
                 "critic_difference",
                 "  critic - rollouts",
                 self.critic_difference,
                 "nats",
-                "what the critic believes too much",
+                _note(self.critic_difference_standard_error, "what the critic believes too much"),
             ),
             row(
                 "optimal_elbo",
@@ -205,19 +258,27 @@ class Comparison:
             row("training_gap", "  of training", self.training_gap, "nats", "best of the family - ELBO of the guide"),
         )
         rewards = (
-            row("sac_objective", "SAC objective", self.sac_objective, "reward", f"± {self.sac_standard_error:.2g}"),
+            row("sac_objective", "SAC objective", self.sac_objective, "reward", _note(self.sac_standard_error)),
             row("scaled_elbo", "  = α · ELBO", alpha * self.elbo, "reward", f"α = {alpha:.6g}"),
             row("prior_term", "  + action-prior term", self.prior_term, "reward", "-α E Σ γ^t log p(a|s)"),
             row("sac_exact", "SAC objective, exact", self.sac_exact, "reward"),
             row("prior_term_exact", "  + action-prior term, exact", self.prior_term_exact, "reward"),
-            row("expected_return", "expected return", self.expected_return, "reward", f"γ = {self.discount:.6g}"),
+            row(
+                "expected_return",
+                "expected return",
+                self.expected_return,
+                "reward",
+                _note(self.expected_return_standard_error, f"γ = {self.discount:.6g}"),
+            ),
             row("expected_return_exact", "expected return, exact", self.expected_return_exact, "reward"),
         )
         cost, cost_exact = self.action_cost, self.action_cost_exact
+        entropy_note = _note(self.entropy_standard_error, f"{_bits(self.entropy)}, -E Σ γ^t log π(a|s)")
+        cost_note = _note(self.action_cost_standard_error, f"{_bits(cost)}, (return - α ELBO)/α")
         information = (
-            row("entropy", "policy entropy", self.entropy, "nats", f"{_bits(self.entropy)}, -E Σ γ^t log π(a|s)"),
+            row("entropy", "policy entropy", self.entropy, "nats", entropy_note),
             row("entropy_exact", "policy entropy, exact", self.entropy_exact, "nats", _bits(self.entropy_exact)),
-            row("action_cost", "action cost KL(π || p)", cost, "nats", f"{_bits(cost)}, (return - α ELBO)/α"),
+            row("action_cost", "action cost KL(π || p)", cost, "nats", cost_note),
             row("action_cost_exact", "action cost, exact", cost_exact, "nats", _bits(cost_exact)),
         )
         return tuple(
@@ -258,6 +319,15 @@ class Comparison:
             for rule in self.rules
         ]
         return text + render(RULES_TITLE, RULES_HEADER, rules, right=(1, 2, 3))
+
+
+Comparison.units = units_of((*Comparison.__dataclass_fields__, *ActionRule.__dataclass_fields__))
+
+
+def _note(error: float | None, meaning: str = "") -> str:
+    """Returns a note that begins with a standard error, where there is one."""
+    spread = f"± {error:.2g}" if error is not None and math.isfinite(error) else ""
+    return ", ".join(part for part in (spread, meaning) if part)
 
 
 def _bits(nats: float | None) -> str:

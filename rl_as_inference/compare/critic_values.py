@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from rl_as_inference.distributed import ALONE, Ranks
-from rl_as_inference.estimate import Estimate
 from rl_as_inference.nouns import LearnedSoftValue, Policy, Process, SoftValue, has_no_time_limit
 from rl_as_inference.objectives.soft_critics import exact_soft_value
 from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess
@@ -74,16 +72,15 @@ def elbo_by_critic(
     critic: SoftValue,
     draws: Trajectories,
     cut_off: Tensor,
-    ranks: Ranks = ALONE,
-) -> float:
-    """Returns ``E V(s_0)/α`` over the steps that the trajectories of all ranks have."""
+) -> Tensor:
+    """Returns ``V(s_0)/α`` of each trajectory over the steps that it has, ``(N,)`` in nats."""
     value = _soft_value(process, policy, critic, draws.states[0], draws) / draws.temperature
     if has_no_time_limit(critic) and bool(cut_off.any()):
         last = _soft_value(process, policy, critic, draws.states[-1], draws) / draws.temperature
         value = value - draws.discount**draws.horizon * torch.where(cut_off, last, 0.0)
     if isinstance(critic, LearnedSoftValue) and critic.action_prior == "flat":  # its soft values leave log p out
         value = value + (draws.scales * draws.log_prior).sum(0)
-    return Estimate.of(value, ranks).mean
+    return value
 
 
 def _soft_value(

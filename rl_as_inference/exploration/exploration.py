@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.exploration.table_beliefs import TableBeliefs
 
 __all__ = ["Belief", "Exploration"]
@@ -87,6 +88,22 @@ class Exploration:
         solved = average < self.threshold * (self.best - self.prior)
         first = [int(row.int().argmax()) + 1 if bool(row.any()) else None for row in solved]
         return first if self.regret.dim() == 2 else first[0]
+
+    def to_frame(self) -> Frame:
+        """Returns a row for each episode of each run: ``seed``, ``episode`` from 1, ``return`` and ``regret``.
+
+        Both are in reward units; regret is not there where it is not known. See :mod:`rl_as_inference.data_frames`.
+        """
+        returns = torch.atleast_2d(self.returns)
+        runs, episodes = returns.shape
+        columns: dict[str, Any] = {
+            "seed": torch.arange(runs).repeat_interleave(episodes),
+            "episode": torch.arange(1, episodes + 1).repeat(runs),
+            "return": returns.flatten(),
+        }
+        if self.regret is not None:
+            columns["regret"] = self.regret.flatten()
+        return frame(columns)
 
     def alone(self) -> Exploration:
         """Returns the first run, without an axis of runs."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inference.pareto import checked_log_weight, pareto_k
 from rl_as_inference.inspect.verdicts import (
@@ -56,6 +57,10 @@ class Diagnosis:
     effective_sample_size: float | None
     num_draws: int
     r_hat: float | None
+
+    def to_frame(self) -> Frame:
+        """Returns a row with all of it (see :mod:`rl_as_inference.data_frames`)."""
+        return frame({name: [value] for name, value in vars(self).items()})
 
 
 @checked

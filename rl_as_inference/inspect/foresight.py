@@ -13,6 +13,7 @@ from rl_as_inference.agents import ModelBasedAgent
 from rl_as_inference.agents.model_planning import PlanningPolicy
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.planning import MPPIPlanner
 from rl_as_inference.planning.answers import squashed
 from rl_as_inference.processes.mdp import unvalidated
@@ -55,6 +56,29 @@ class Foresight:
     actions: Tensor
     rewards: Tensor
     outlooks: list[Outlook]
+
+    def to_frame(self) -> Frame:
+        """Returns what :func:`rl_as_inference.inspect.plots.plot_foresight` draws of the state.
+
+        A row for each dimension at each time of each outlook, which began at ``start``: ``low`` and ``high``, between
+        which 90 % of all draws lie; ``least_expected`` and ``largest_expected`` of the members; and what ``happened``,
+        NaN where the episode had ended. All in the state's own units.
+        """
+        happened = self.states.double().cpu().numpy()
+        rows: dict[str, list[Any]] = {name: [] for name in ("start", "time", "dimension", "happened")}
+        bands: dict[str, list[Any]] = {name: [] for name in ("low", "high", "least_expected", "largest_expected")}
+        for look in self.outlooks:
+            draws = look.draws.flatten(0, 1).double().cpu().numpy()
+            expected = look.expected.double().cpu().numpy()
+            low, high = np.nanquantile(draws, (0.05, 0.95), axis=0)
+            for name, band in zip(bands, (low, high, expected.min(0), expected.max(0)), strict=True):
+                bands[name].extend(band.ravel())
+            for step, dimension in np.ndindex(low.shape):
+                time = look.start + step
+                known = happened[time, dimension] if time < len(happened) else None
+                for name, value in zip(rows, (look.start, time, dimension, known), strict=True):
+                    rows[name].append(value)
+        return frame(rows | bands)
 
 
 @checked

@@ -25,6 +25,7 @@ from rl_as_inference.agents.update import Update
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_discount, check_positive, check_share, check_temperature
+from rl_as_inference.data_frames import Frame, history_frame
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.offline.algorithms import (
@@ -84,6 +85,10 @@ class OfflineResult:
     evaluation: Evaluation | None = field(repr=False)
     task: Task = field(repr=False)
     data: OfflineData = field(repr=False)
+
+    def to_frame(self) -> Frame:
+        """Returns the history as a frame, a row a report (see :mod:`rl_as_inference.data_frames`)."""
+        return history_frame(self.history)
 
     def act(self, observation: Any, deterministic: bool = True, t: Any = 0) -> Any:
         """Returns an action for the environment, in its own units; for a batch of observations, a batch.

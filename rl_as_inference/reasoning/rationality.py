@@ -10,6 +10,7 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_temperature
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.host import in_turn
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
@@ -41,6 +42,11 @@ class RationalityCurve:
     def bits(self) -> Tensor:
         """``information`` in bits, ``(K,)``: what it costs to depart from the prior so far."""
         return self.information / math.log(2)
+
+    def to_frame(self) -> Frame:
+        """Returns a row for each temperature (see :mod:`rl_as_inference.data_frames`)."""
+        names = ("temperature", "expected_return", "entropy", "information", "bits")
+        return frame({name: getattr(self, name) for name in names})
 
 
 @checked

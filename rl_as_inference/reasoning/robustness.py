@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked_but
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.exact.tabular import discounted_visits, log_policy_table
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import ExactPolicy
@@ -48,6 +49,10 @@ class WorstCase:
     dynamics_multiplier: float | None
     bound: float | None
     relaxed_return: float | None
+
+    def to_frame(self) -> Frame:
+        """Returns a row with everything but the process (see :mod:`rl_as_inference.data_frames`)."""
+        return frame({name: [value] for name, value in vars(self).items() if name != "process"})
 
 
 @checked_but("reward_budget", "dynamics_budget")

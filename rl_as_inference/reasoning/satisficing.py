@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from rl_as_inference import exact
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.host import in_turn
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.returns import account, best, in_own_unit
@@ -47,6 +48,10 @@ class Satisficing:
     rule: Literal["fraction", "range"]
 
     batch_steps = True
+
+    def to_frame(self) -> Frame:
+        """Returns a row with everything but the policy (see :mod:`rl_as_inference.data_frames`)."""
+        return frame({name: [value] for name, value in vars(self).items() if name != "policy"})
 
     def __call__(self, state: Tensor, t: int | Tensor) -> Any:
         """Returns the policy's distribution over actions, of the batch shape of ``state``."""

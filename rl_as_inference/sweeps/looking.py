@@ -82,7 +82,8 @@ def outcome_of(command: Command, folder: Path) -> Outcome:
     if command == "train":
         rows = read_curve(folder / "curve.csv", 2**63)
         last = rows[-1]
-        numbers |= {"return": last.mean_return, "temperature": last.temperature, "entropy": last.entropy}
+        numbers |= {"return": last.mean_return, "return_standard_error": last.standard_error}
+        numbers |= {"temperature": last.temperature, "entropy": last.entropy}
         return Outcome(numbers, _thinned([(row.step, row.mean_return) for row in rows]))
     history = _json(folder / "history.json")
     curve = _thinned([(step, float(value)) for step, value in enumerate(history)])
@@ -90,7 +91,8 @@ def outcome_of(command: Command, folder: Path) -> Outcome:
         return Outcome({**numbers, "elbo": float(history[-1])}, curve)
     compared = _json(folder / "comparison.json")
     numbers |= {name: float(value) for name, value in compared.items() if _is_number(value)}
-    numbers["elbo"] = numbers.get("elbo_exact", numbers["elbo"])
+    if "elbo_exact" in numbers:
+        numbers |= {"elbo": numbers["elbo_exact"], "elbo_standard_error": 0.0}
     return Outcome(numbers, curve)
 
 

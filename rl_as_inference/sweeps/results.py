@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl_as_inference.agents.evaluation import mean_interval
+from rl_as_inference.data_frames import UNITS, units_of
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.sweeps.conducting import Report, starts_of
 from rl_as_inference.sweeps.looking import METRICS, Metric
@@ -49,7 +50,8 @@ class Sweep:
     """A row for each configuration, the best first: the values, ``num_seeds``, ``mean``, and ``low`` and ``high``, the
     95 % bootstrap interval of the mean over seeds (NaN for a single one)."""
     curves: pandas.DataFrame
-    """``run``, ``step`` and ``value`` of each run's curve, up to 200 points each."""
+    """``run``, ``step`` and ``value`` of each run's curve, up to 200 points each. In all three ``attrs["units"]`` says
+    the unit of each column that has one; so does ``units`` in ``sweep.json``."""
 
     @property
     def metric(self) -> Metric:
@@ -100,6 +102,7 @@ class Sweep:
         return {
             "plan": plan,
             "metric": self.metric._asdict(),
+            "units": self.curves.attrs["units"] | self.summary.attrs["units"] | self.runs.attrs["units"],
             "runs": _plain(self.runs),
             "summary": _plain(self.summary),
             "curves": {
@@ -148,7 +151,12 @@ def gathered(plan: Plan, out: Path, configurations: Sequence[Values], reports: M
         summary.append({**values, "num_seeds": len(reached), "mean": mean, "low": low, "high": high})
     frame = pandas.DataFrame(summary)
     frame = frame.sort_values("mean", ascending=False, kind="stable", na_position="last", ignore_index=True)
-    return Sweep(out, plan, pandas.DataFrame(runs), frame, pandas.DataFrame(curves, columns=["run", "step", "value"]))
+    sweep = Sweep(out, plan, pandas.DataFrame(runs), frame, pandas.DataFrame(curves, columns=["run", "step", "value"]))
+    for table in (sweep.runs, sweep.summary, sweep.curves):
+        own = [name for name in table.columns if name not in plan.axes]  # an option may have the name of a quantity
+        finals = {f"final_{name}": unit for name, unit in UNITS.items() if name in plan.axes}
+        table.attrs["units"] = units_of(own, **dict.fromkeys(("mean", "low", "high", "value"), metric.unit), **finals)
+    return sweep
 
 
 def _row(task: Task, report: Report, out: Path) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class TestCompare:
             "dynamics_gap.png",
             "gaps.png",
             "history.json",
+            "model_card.md",
             "policy.safetensors",
             "posterior.nc",
             "returns.png",

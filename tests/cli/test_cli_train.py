@@ -111,6 +111,7 @@ class TestTrain:
             "checkpoint.safetensors",
             "curve.csv",
             "learning_curve.png",
+            "model_card.md",
             "run.json",
             "tensorboard",
         }

@@ -143,7 +143,8 @@ class TestOverwriting:
         assert "did not finish" in refused("inspect", out)
         assert rlai(*FIT, "--out", out, "--overwrite")[0] == 0
         names = {path.name for path in out.iterdir()}
-        assert names == {"policy.safetensors", "history.json", "training.png", "run.json", "notes.txt"}
+        written = {"policy.safetensors", "history.json", "training.png", "model_card.md", "run.json"}
+        assert names == written | {"notes.txt"}
 
     def test_another_program_s_run_json_is_no_run(self, tmp_path: Path) -> None:
         out = tmp_path / "models"
@@ -181,6 +182,7 @@ class TestOverwriting:
             "policy.safetensors",
             "history.json",
             "training.png",
+            "model_card.md",
             "run.json",
         }
 

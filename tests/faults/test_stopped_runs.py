@@ -130,7 +130,8 @@ def test_a_stopped_guide_is_replaced_without_a_trace(number: int, tmp_path: Path
             assert there <= files  # what is there was told of
     code, _, err = rlai(*FIT, "--out", out, "--overwrite")
     assert code == 0, err
-    assert {path.name for path in out.iterdir()} == {"policy.safetensors", "history.json", "training.png", "run.json"}
+    written = {"policy.safetensors", "history.json", "training.png", "model_card.md", "run.json"}
+    assert {path.name for path in out.iterdir()} == written
 
 
 def test_a_long_time_between_checkpoints_is_cut(tmp_path: Path, whole: Path) -> None:

@@ -17,6 +17,7 @@ class Summary(NamedTuple):
     z_global: float
     relative_bias: float | None
     variance: float
+    variance_standard_error: float
     cosine: float | None
 
 
@@ -30,7 +31,8 @@ def summarize(blocks: Tensor, exact: Tensor, per_block: int) -> Summary:
       being the blocks' covariance, ``tr Σ²`` unbiased (Bai & Saranadasa 1996). Its tail probability is given as the
       normal deviate with the same one, so that beyond 3 is 1.3 in a thousand, whatever the number of coordinates.
     - ``relative_bias``: ``‖E ĝ - g*‖/‖g*‖``, what noise adds to the squared norm taken off; 0 where nothing is left.
-    - ``variance``: the trace of the covariance of one trajectory's gradient, nats².
+    - ``variance``: the trace of the covariance of one trajectory's gradient, nats², and its standard error, from
+      ``2 tr Σ² / (B - 1)``, the variance of ``tr Σ`` where the blocks' means are normal.
     - ``cosine``: between ``ĝ`` and ``g*``.
 
     A standard error is never taken for less than rounding, 32 units in the last place of the gradient.
@@ -56,7 +58,8 @@ def summarize(blocks: Tensor, exact: Tensor, per_block: int) -> Summary:
         along = float(off @ direction) / math.sqrt(spread) if spread > 0 else 0.0
         relative = math.sqrt(max(distance - error, 0.0)) / size
         cosine = float(mean @ direction) / norm if norm > 0 else 0.0
-    return Summary(along, _deviate(excess, freedom, number), relative, per_block * trace, cosine)
+    spread = per_block * math.sqrt(2 * max(squared, 0.0) / (number - 1))
+    return Summary(along, _deviate(excess, freedom, number), relative, per_block * trace, spread, cosine)
 
 
 def best_share(first: Tensor, second: Tensor) -> float:

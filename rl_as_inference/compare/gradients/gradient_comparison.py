@@ -262,6 +262,7 @@ def _row(
         relative_bias=summary.relative_bias,
         relative_bias_exact=share,
         variance=summary.variance,
+        variance_standard_error=summary.variance_standard_error,
         cosine=summary.cosine,
         seconds=seconds,
         variance_seconds=summary.variance * seconds,

@@ -1,8 +1,10 @@
 """What :func:`rl_as_inference.compare_gradients` returns, and its table."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from rl_as_inference.data_frames import Frame, frame, units_of
 from rl_as_inference.tables import render
 
 __all__ = ["GradientComparison", "GradientRow"]
@@ -22,6 +24,7 @@ class GradientRow:
         relative_bias: ``‖E ĝ - g*‖/‖g*‖`` as estimated from the trajectories.
         relative_bias_exact: the same without noise, where the expectation is known exactly.
         variance: total over all parameters, of one trajectory's gradient, nats².
+        variance_standard_error: of the variance, as of normal block means, nats².
         cosine: between the mean estimate and the exact gradient.
         seconds: for one trajectory, its draw included.
         variance_seconds: variance × seconds, nats² s: what a given accuracy costs.
@@ -43,6 +46,7 @@ class GradientRow:
     variance_seconds: float | None = None
     sampled_share: float | None = None
     reason: str = ""
+    variance_standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class GradientComparison:
         rows: the rows, in order.
         sections: where the table draws its lines: indices into ``rows``.
         seconds: that all of it took.
+        units: of every number here and in the rows, by name.
     """
+
+    units: ClassVar[Mapping[str, str]]
 
     problem: str
     num_trajectories: int
@@ -86,6 +93,12 @@ class GradientComparison:
         """Returns the fields as plain numbers, strings and lists, for JSON."""
         return asdict(self)
 
+    def to_frame(self) -> Frame:
+        """Returns a row for each estimator, a column for each field of :class:`GradientRow` (see
+        :mod:`rl_as_inference.data_frames`)."""
+        rows = [asdict(row) for row in self.rows]
+        return frame({name: [row[name] for row in rows] for name in GradientRow.__dataclass_fields__})
+
     def table(self) -> str:
         """Returns the comparison as a table for people to read."""
         shown: list[tuple[str, ...] | None] = []
@@ -100,6 +113,9 @@ class GradientComparison:
         header = ["gradient of one trajectory", "unbiased", "z along", "z global", "bias/‖g*‖", "cosine"]
         header += ["variance", "var × µs", "cause of the bias, or why the row is empty"]
         return render(title, header, shown, right=(2, 3, 4, 5, 6, 7))
+
+
+GradientComparison.units = units_of((*GradientComparison.__dataclass_fields__, *GradientRow.__dataclass_fields__))
 
 
 def _cells(row: GradientRow) -> tuple[str, ...]:
