@@ -152,11 +152,11 @@ def unchanged() -> Iterator[None]:
     thread sets meanwhile may be lost; none that it has taken back returns. While there are other threads, random
     numbers are put back for the one library that is known to draw them, and not for all: draws may be theirs.
     """
-    filters, state = list(warnings.filters), random.getstate()
+    filters, state, alone = list(warnings.filters), random.getstate(), threading.active_count() == 1
     try:
         yield
     finally:
-        if threading.active_count() == 1:
+        if alone and threading.active_count() == 1:
             random.setstate(state)
         put_back_filters([each for each in filters if each in warnings.filters])
 
