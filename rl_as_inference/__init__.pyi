@@ -68,6 +68,7 @@ __all__ = [
     "bayes_adaptive",
     "compare",
     "compare_gradients",
+    "environments",
     "estimate_elbo",
     "estimate_log_evidence",
     "exact",

@@ -1,8 +1,8 @@
 """The models as environments of Gymnasium, under ids such as ``rlai/FrozenLake-v0``.
 
-Importing this module enters them in Gymnasium's registry, and does no more: a model, and PyTorch, are first loaded
-where an environment is made. It comes with everything of the package that has environments. Whoever has imported none
-of that names this module: Gymnasium imports what stands before a colon.
+Importing the package enters them in Gymnasium's registry, or has them entered once Gymnasium is imported; a model, and
+PyTorch, are first loaded where an environment is made. Whoever has not imported the package names this module:
+Gymnasium imports what stands before a colon.
 
     gymnasium.make("rl_as_inference.environments:rlai/FrozenLake-v0", map_name="4x4")
 

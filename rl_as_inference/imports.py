@@ -19,9 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Finder", "Package", "put_back_filters", "unchanged"]
+__all__ = ["Finder", "Package", "enter_environments", "put_back_filters", "unchanged"]
 
 _PROJECT, _PACKAGE = "rl-as-inference", __name__.partition(".")[0]
+_REGISTRY = "gymnasium.envs.registration"
 
 
 class Package(ModuleType):
@@ -87,19 +88,38 @@ def _version(package: str) -> str:
 class Finder:
     """Finds the package's modules as all others do, and has their imports leave the process as :func:`unchanged` says.
 
-    It also finds rooms of a clone of the repository where they lie: beside the package.
+    It also finds rooms of a clone of the repository where they lie: beside the package. And Gymnasium's registry, which
+    from then on has the package's environments.
     """
 
     @classmethod
     def find_spec(cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
-        if not name.startswith(f"{_PACKAGE}."):
+        if name != _REGISTRY and not name.startswith(f"{_PACKAGE}."):
             return None
         others = sys.meta_path[sys.meta_path.index(cls) + 1 :]
         found = (each.find_spec(name, path, target) for each in others if hasattr(each, "find_spec"))
         spec = next((each for each in found if each is not None), None) or _beside(name)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _leaving_unchanged(spec.loader)
+            spec.loader = (_with_environments if name == _REGISTRY else _leaving_unchanged)(spec.loader)
         return spec
+
+
+def enter_environments() -> None:
+    """Enters the package's environments in Gymnasium's registry, if that is loaded; else once it is."""
+    if _REGISTRY in sys.modules:
+        importlib.import_module(f"{_PACKAGE}.environments")
+
+
+def _with_environments(loader: Any) -> Any:
+    """Returns the loader of Gymnasium's registry, but that the package's environments are entered in it."""
+    entering, execute = copy.copy(loader), loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        enter_environments()
+
+    entering.exec_module = exec_module
+    return entering
 
 
 def _leaving_unchanged(loader: Any) -> Any:

@@ -1,6 +1,5 @@
 """Problems in parts: a Pyro program when called, fast tensors when rolled out."""
 
-from rl_as_inference import environments as _environments  # noqa: F401 - the ids of models are there then
 from rl_as_inference.processes.environments import Environments, NonFiniteError, Step
 from rl_as_inference.processes.gymnasium_process import GymnasiumProcess
 from rl_as_inference.processes.linear_gaussian import LinearGaussianMDP
