@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from rl_as_inference.agents import Learner
 from rl_as_inference.agents.checkpoint import MadeOtherwiseError
+from rl_as_inference.agents.curves import CurveRow, curve_frame, read_curve
 from rl_as_inference.agents.logbook import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.agents.made_again import make_agent
 from rl_as_inference.arguments import checked
 from rl_as_inference.checkpoints import load_policy
-from rl_as_inference.compare import Comparison
+from rl_as_inference.compare import Comparison, GradientComparison
+from rl_as_inference.data_frames import Frame, frame
 from rl_as_inference.guides import amortized_policy
 from rl_as_inference.inspect import load_posterior
 from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, Process
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "load_run"]
 
+R = TypeVar("R")
+
 _POLICY, _COMPARISON, _DRAWS = "policy.safetensors", "comparison.json", "posterior.nc"
+_CURVE, _HISTORY, _GRADIENTS = "curve.csv", "history.json", "gradients.json"
 _NUM_ENVS = 10
 
 
@@ -80,6 +86,38 @@ class Run:
         """The learner's soft value; None where there is none, or its values are not of the ELBO."""
         critic = None if self.agent is None else self.agent.critic
         return critic if isinstance(critic, LearnedSoftValue) and critic.objective == "maxent" else None
+
+    @cached_property
+    def curve(self) -> list[CurveRow] | None:
+        """Every evaluation of a run of ``train``."""
+        return read_curve(self.folder / _CURVE, 2**63) if self.record.command == "train" else None
+
+    @cached_property
+    def elbo(self) -> torch.Tensor | None:
+        """The ELBO before each step of a run of ``fit`` or ``compare``, ``(steps,)`` in nats: ``FitResult.elbo``."""
+        if self.record.command == "train":
+            return None
+        self.record.check_file(self.folder, _HISTORY)
+        return _read(self.folder / _HISTORY, lambda values: torch.tensor(values, dtype=torch.float64))
+
+    @cached_property
+    def gradients(self) -> GradientComparison | None:
+        """What a run of ``compare --gradients`` measured."""
+        path = self.folder / _GRADIENTS
+        if not path.exists():
+            return None
+        self.record.check_file(self.folder, _GRADIENTS)
+        return _read(path, GradientComparison.from_dict)
+
+    def to_frame(self) -> Frame:
+        """Returns how the run went: of ``train`` its evaluations, else the ELBO before each step.
+
+        See :mod:`rl_as_inference.data_frames`.
+        """
+        if self.curve is not None:
+            return curve_frame(self.curve)
+        assert self.elbo is not None
+        return frame({"step": range(len(self.elbo)), "elbo": self.elbo})
 
     @cached_property
     def data(self) -> arviz.InferenceData | None:
@@ -153,14 +191,15 @@ def _load_guide(folder: Path, record: RunRecord, trust: bool) -> Run:
     except ValueError as error:
         raise _damaged(folder / _POLICY, str(error).removeprefix("path: ")) from error
     record.check_file(folder, _COMPARISON)
-    comparison = _read_comparison(folder / _COMPARISON) if record.command == "compare" else None
+    comparison = _read(folder / _COMPARISON, Comparison.from_dict) if record.command == "compare" else None
     return Run(folder, record, policy, changed, None, comparison, process)
 
 
-def _read_comparison(path: Path) -> Comparison:
+def _read(path: Path, take: Callable[[Any], R]) -> R:
+    """Returns what ``take`` makes of a file's JSON."""
     try:
-        return Comparison.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return take(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 
 

@@ -75,12 +75,22 @@ class TestLoadRun:
         assert (run.agent, run.comparison, run.data, run.critic) == (None, None, None, None)
         assert (run.record.command, run.record.options, run.record.settings["steps"]) == ("fit", {"worth": 2}, 2)
         history = json.loads((fitted / "history.json").read_text())
+        assert run.elbo is not None
+        assert run.elbo.tolist() == run.to_frame()["elbo"].tolist() == history
+        assert (run.curve, run.gradients) == (None, None)
         assert float(exact.elbo(run.process, run.policy).detach()) > history[-1]  # the ELBO after the last of the steps
 
     def test_a_comparison(self, lake: Path, tmp_path: Path) -> None:
         words = ["--steps", "2", "--num-trajectories", "50", "--num-draws", "20", "--no-progress"]
+        words += ["--gradients", "--gradients-num-trajectories", "200"]
         assert rlai("compare", lake, *words, "--out", tmp_path / "run")[0] == 0
         run = load_run(tmp_path / "run")
+        assert run.gradients is not None
+        told = {**run.gradients.to_dict(), "units": dict(run.gradients.units)}
+        assert json.loads((tmp_path / "run" / "gradients.json").read_text()) == json.loads(json.dumps(told))
+        (tmp_path / "run" / "gradients.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"gradients.json' is damaged"):
+            _ = load_run(tmp_path / "run").gradients
         assert run.comparison is not None
         assert run.comparison.elbo_exact == pytest.approx(float(exact.elbo(run.process, run.policy).detach()), abs=1e-5)
         assert run.data is not None

@@ -379,6 +379,7 @@ CALLS: dict[str, Call] = {
             "behavior": CALLABLE,
             "tempering": POSITIVE,
             "callback": [3, "print"],
+            "on_report": [3, "print"],
             "n": COUNT,
             "checkpoint": [3, ["a", "b"]],
             "checkpoint_seconds": POSITIVE,

@@ -22,7 +22,7 @@ from rl_as_inference.agents.ledger import Ledger
 from rl_as_inference.agents.options import LearnerOptions
 from rl_as_inference.agents.options_together import check_together
 from rl_as_inference.agents.replay import Replay
-from rl_as_inference.agents.return_constraint import ReturnConstraint
+from rl_as_inference.agents.return_constraint import constraint_of
 from rl_as_inference.agents.return_scale import ReturnScale
 from rl_as_inference.agents.shared_update import SharedUpdate
 from rl_as_inference.agents.snapshots_alike import Snapshot
@@ -71,7 +71,7 @@ class Loop:
         self.num_seeds, self.num_envs = options["seeds"] or 1, arena.num_envs
         self.num_acting = self.num_envs if making is None else 1  # an actor has one environment, and this here is alike
         self.random = RandomStream(options["seed"], task.device)
-        self.constraint = self._constraint()
+        self.constraint = constraint_of(arena, options, self.num_seeds)
         self.held = self._held_noise()
         with self.random:
             self.modules = [self._made_modules() for _ in range(self.num_seeds)]
@@ -335,20 +335,6 @@ class Loop:
         """Returns actions ``(num_seeds, num_envs, ...)`` as an array for the environments."""
         array = action.numpy() if action.device.type == "cpu" else action.cpu().numpy()
         return array.reshape(self.envs.num_envs, *self.task.action_shape)
-
-    def _constraint(self) -> ReturnConstraint | None:
-        target = self.options["target_return"]
-        if target is None:
-            return None
-        self.arena.check_ends("target_return is held by whole episodes")
-        return ReturnConstraint(
-            float(target),
-            discount=1.0 if self.arena.process is None else float(self.arena.process.discount),
-            num_seeds=self.num_seeds,
-            num_envs=self.num_envs,
-            learning_rate=self.options["learning_rate"],
-            initial_temperature=self.task.temperature,
-        )
 
     def _check_policy(self, first: Any) -> None:
         """Has the algorithm ask the policy for the states that two episodes begin in."""

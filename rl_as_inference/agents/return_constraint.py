@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["ReturnConstraint", "check_target_return"]
+if TYPE_CHECKING:
+    from rl_as_inference.agents.arena import Arena
+    from rl_as_inference.agents.options import LearnerOptions
+
+__all__ = ["ReturnConstraint", "check_target_return", "constraint_of"]
 
 _BEFORE = 0.2
 """Of α's steps until the target is first reached: a policy that earns too little may only not have learned enough yet,
@@ -35,6 +39,26 @@ def check_target_return(target_return: Any) -> float:
     if isinstance(target_return, bool) or not isinstance(target_return, Real) or not math.isfinite(target_return):
         raise ValueError(f"target_return must be a finite number of reward units, got {target_return!r}")
     return float(target_return)
+
+
+def constraint_of(arena: Arena, options: LearnerOptions, num_seeds: int) -> ReturnConstraint | None:
+    """Returns what holds a learner to its ``target_return``; None where it has none.
+
+    Raises:
+        ValueError: if its environment has no end, and so no returns to hold.
+    """
+    target = options["target_return"]
+    if target is None:
+        return None
+    arena.check_ends("target_return is held by whole episodes")
+    return ReturnConstraint(
+        float(target),
+        discount=1.0 if arena.process is None else float(arena.process.discount),
+        num_seeds=num_seeds,
+        num_envs=arena.num_envs,
+        learning_rate=options["learning_rate"],
+        initial_temperature=arena.task.temperature,
+    )
 
 
 class ReturnConstraint:

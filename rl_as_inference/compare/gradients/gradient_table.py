@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from rl_as_inference.data_frames import Frame, frame, units_of
 from rl_as_inference.tables import render
@@ -92,6 +92,20 @@ class GradientComparison:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain numbers, strings and lists, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Returns the comparison that :meth:`to_dict` gave, or ``gradients.json`` holds: that with ``units``.
+
+        Raises:
+            ValueError: if the dictionary is not one of a comparison of gradients.
+        """
+        try:
+            rows = tuple(GradientRow(**row) for row in found["rows"])
+            own = {name: value for name, value in found.items() if name != "units"}
+            return cls(**{**own, "rows": rows, "sections": tuple(found.get("sections", ()))})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a comparison of gradients: {type(error).__name__}: {error}") from error
 
     def to_frame(self) -> Frame:
         """Returns a row for each estimator, a column for each field of :class:`GradientRow` (see
