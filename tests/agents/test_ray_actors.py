@@ -36,6 +36,10 @@ def test_two_actors_of_a_local_cluster():
         other.learn(60)
         other.close()
         assert agent.replay.state.equal(other.replay.state)
+        beside = sac(Known, num_actors=1, ray="local", actor_steps=4, buffer_size=2000)
+        beside.learn(8)
+        beside.close()  # the cluster is the first one's, too, which stays in it
+        agent.learn(8)
         pid = int(agent._loop.actors.pool.where[0].split()[1])
         os.kill(pid, signal.SIGKILL)
         with pytest.warns(UserWarning, match=rf"actor 0 \(process {pid} of .*\) died"):
