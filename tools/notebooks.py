@@ -8,6 +8,7 @@ import os
 import sys
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jupytext
 import nbformat
@@ -27,8 +28,8 @@ def paired(script: Path) -> NotebookNode:
     return notebook
 
 
-def executed(notebook: NotebookNode, folder: Path) -> NotebookNode:
-    """Returns a copy of a notebook with the outputs that it has when it is run in ``folder`` with this Python.
+def executed(notebook: NotebookNode) -> NotebookNode:
+    """Returns a copy of a notebook with the outputs that it has when this Python runs it in an empty folder.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell raises, with the cell and its traceback.
@@ -36,16 +37,24 @@ def executed(notebook: NotebookNode, folder: Path) -> NotebookNode:
     copy = deepcopy(notebook)
     # Bars move by the clock. tqdm, which comes with Pyro, asks for widgets that nothing here needs.
     environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
-    resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(copy, timeout=600, kernel_name="python3", record_timing=False, resources=resources)
-    client.execute(env=environment)
+    with TemporaryDirectory() as folder:
+        client = NotebookClient(
+            copy,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            extra_arguments=["--log-level=ERROR"],  # it warns of every socket
+            startup_timeout=300,  # seconds, on a busy machine
+            timeout=600,  # for each cell
+            record_timing=False,
+        )
+        client.execute(env=environment)
     return copy
 
 
 def main(names: list[str]) -> None:
     """Writes the notebooks of the scripts of these names; of all, if none is given."""
     for script in [FOLDER / Path(name).name for name in names] or sorted(FOLDER.glob("*.py")):
-        notebook = executed(paired(script), FOLDER)
+        notebook = executed(paired(script))
         nbformat.write(notebook, script.with_suffix(".ipynb"))
         print(script.with_suffix(".ipynb").name)
 

@@ -245,10 +245,10 @@ plt.show()
 # %% [markdown]
 # ## Exercise
 #
-# Put something in the agent's way: let a step left in cell 0 pay 0.7, so that staying at home for
-# eight steps earns 5.6 for certain, and the long way 6. At α = 0.5, what share of the posterior's
-# trajectories stays at home all the time (all eight actions are 0)? And at α = 1? Work it out from
-# the list of sequences, then train a policy and see whether it agrees.
+# Put something in the agent's way: let a step left in cell 0 pay 0.7, so that staying at home
+# for eight steps earns 5.6 for certain, and the long way 6. At α = 0.5, what share of the
+# posterior's trajectories stays at home all the time (all eight actions are 0)? And at α = 1?
+# Work it out from the list of sequences, then train a policy and see whether it agrees.
 #
 # The solution is the last cell.
 

@@ -292,9 +292,8 @@ for s in shares:
         terminal=lake.terminal,
     )
     gaps.append(float(exact.log_evidence(mixed) - exact.optimal_elbo(mixed)))
-print(
-    f"dynamics gap on firm ice {gaps[0]:.2f} nats, at s = 0.05 {gaps[1]:.2f}, at s = 1 {gaps[-1]:.2f}"
-)
+for index in (0, 1, 20):
+    print(f"s = {float(shares[index]):.2f}: dynamics gap {gaps[index]:6.2f} nats")
 _, ax = plt.subplots(figsize=(6.4, 3), layout="constrained")
 ax.plot(shares, gaps, color=plots.GREEN)
 ax.set(xlabel="slipperiness s", ylabel="dynamics gap (nats)")

@@ -82,8 +82,7 @@ print(f"α · 12 · log 4   {alpha * 12 * math.log(4):.3f} reward")
 
 # %% [markdown]
 # `rlai.compare` does this bookkeeping for any process and policy, adds what is exact, and
-# checks every identity between the numbers. (A table like this is worth reading from the
-# bottom: where a row says *exact*, nothing was drawn.)
+# checks every identity between the numbers. Where a row says *exact*, nothing was drawn.
 
 # %%
 torch.manual_seed(0)
@@ -97,7 +96,8 @@ print(comparison.table())
 # worth, all later rewards and entropies counted. The soft value of a state is then one line,
 #
 # $$
-# V(s) = \mathbb{E}_{a \sim \pi} \big[ Q(s, a) - \alpha \log \pi(a \mid s) + \alpha \log p(a \mid s) \big],
+# V(s) = \mathbb{E}_{a \sim \pi} \big[ Q(s, a) - \alpha \log \pi(a \mid s)
+# + \alpha \log p(a \mid s) \big],
 # $$
 #
 # and the value of the first state is the whole objective: $V(s_0) = \alpha\, \mathrm{ELBO}$.
@@ -146,7 +146,7 @@ print(f"ELBO after 200 gradient steps: {exact.elbo(grid, policy).detach():.2f} n
 # any other, so we can ask for its exact ELBO as it learns. The temperature is fixed at that of
 # the process; usually SAC tunes it.
 
-# %%
+# %% tags=["learned"]
 agent = rlai.SoftActorCritic(
     grid,
     seed=0,
@@ -187,8 +187,8 @@ plt.show()
 #
 # Many actor losses look alike on paper. `rlai.compare_gradients` holds the mean of each against
 # the exact gradient $g^*$ of the ELBO. A relative bias of 0 means that the loss climbs the
-# ELBO; 100 % means that it is as wrong as not moving at all. We look at a half-trained policy
-# on a random process with a discount, where no state is like the other.
+# ELBO; 100 % means that it is as wrong as not moving at all. We look at a policy picked at
+# random, on a random process with a discount.
 
 # %%
 torch.manual_seed(0)

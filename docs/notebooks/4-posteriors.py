@@ -14,11 +14,11 @@
 # %% [markdown]
 # # 4. Posteriors
 #
-# *Which trajectories explain success?* The answer is a distribution over whole trajectories, and there
-# are many ways to draw from it. Some are exact, some are only right if given enough draws, and one
-# answers another question altogether. This notebook draws from the same posterior in four ways, holds
-# each against exact answers, and shows how to tell good draws from bad ones **where there is no exact
-# answer to hold them against**.
+# *Which trajectories explain success?* The answer is a distribution over whole trajectories,
+# and there are many ways to draw from it. Some are exact, some are only right if given enough
+# draws, and one answers another question altogether. This notebook draws from the same
+# posterior in four ways, holds each against exact answers, and shows how to tell good draws
+# from bad ones **where there is no exact answer to hold them against**.
 
 # %%
 # %matplotlib inline
@@ -34,22 +34,23 @@ from rl_as_inference.models import double_integrator, gridworld
 # %% [markdown]
 # ## The problem
 #
-# A grid of 4 × 4 cells. With probability 0.3 the slippery ground decides where a step goes. There are
-# twelve steps, and each that begins at the goal (bottom right) pays 1.
+# A grid of 4 × 4 cells. With probability 0.3 the slippery ground decides where a step goes.
+# There are twelve steps, and each that begins at the goal (bottom right) pays 1.
 
 # %%
 grid = gridworld(4, 4, horizon=12, temperature=0.5, slip=0.3)
 log_evidence = float(exact.log_evidence(grid))
 believed = float(exact.posterior_return(grid))
-print(f"log evidence               {log_evidence:.2f} nats")
+print(f"log evidence                 {log_evidence:.2f} nats")
 print(f"the posterior's mean return {believed:.2f} reward")
 
 # %% [markdown]
 # ## Exact draws
 #
-# For finite processes the posterior can be drawn from directly: soft values are computed backwards,
-# then states and actions are drawn forwards. What comes back is an ArviZ `InferenceData`, with one
-# array for states, one for actions, one for rewards, and their dimensions named.
+# For finite processes the posterior can be drawn from directly: soft values are computed
+# backwards, then states and actions are drawn forwards. What comes back is an ArviZ
+# `InferenceData`, with one array for states, one for actions, one for rewards, and their
+# dimensions named.
 
 # %%
 torch.manual_seed(0)
@@ -60,8 +61,8 @@ returns = draws.sample_stats["return"]
 print(f"mean return {float(returns.mean()):.2f} reward, exactly {believed:.2f}")
 
 # %% [markdown]
-# Draws are there to be looked at. Where do successful trajectories spend their time, and what do they
-# do, step by step?
+# Draws are there to be looked at. Where do successful trajectories spend their time, and what
+# do they do, step by step?
 
 # %%
 _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -71,11 +72,12 @@ right.set_title("what", fontsize=10)
 plt.show()
 
 # %% [markdown]
-# They go right and down for about six steps. Once they have arrived nothing depends on actions any
-# more, so all four become equally likely: the posterior claims no more than it must.
+# They go right and down for about six steps. Once they have arrived nothing depends on actions
+# any more, so all four become equally likely: the posterior claims no more than it must.
 #
-# Since the draws are ordinary arrays, any question is a line. Of those who succeed, how many are at the
-# goal after six steps, the least that it takes? The exact answer is a row of `posterior_occupancy`.
+# Since the draws are ordinary arrays, any question is a line. Of those who succeed, how many
+# are at the goal after six steps, the least that it takes? The exact answer is a row of
+# `posterior_occupancy`.
 
 # %%
 goal = grid.num_states - 1
@@ -86,45 +88,44 @@ print(f"at the goal after six steps: {arrived:.3f} of the draws, {exactly:.3f} e
 # %% [markdown]
 # ## What a policy does is another question
 #
-# Now train a policy on the ELBO, and let it walk. Its returns are lower than the posterior's, and
-# that is no fault of training. The policy has to live with the slippery ground, and the posterior
-# believes that the ground was kind ([notebook 2](2-lake-and-dynamics-gap.ipynb) is about this).
+# Now train a policy on the ELBO, and let it walk. Its returns are lower than the posterior's,
+# and that is no fault of training. The policy has to live with the slippery ground, and the
+# posterior believes that the ground was kind ([notebook 2](2-lake-and-dynamics-gap.ipynb) is
+# about this).
 
 # %%
 torch.manual_seed(0)
 policy = TabularPolicy(16, 4, horizon=12)
 rlai.fit(grid, policy, steps=200, learning_rate=0.1, seed=0)
 acted = rlai.posterior(grid, policy, method="guide", num_draws=4000)
-print(f"the policy earns   {float(acted.sample_stats['return'].mean()):.2f} reward")
-print(f"the most one can   {float(exact.expected_return(grid, exact.plan(grid))):.2f} reward")
+print(f"our policy earns      {float(acted.sample_stats['return'].mean()):.2f} reward")
+print(f"the best one, exactly {exact.expected_return(grid, exact.plan(grid)):.2f} reward")
 plots.plot_returns({"policy": acted, "posterior": draws}).figure
 
 # %% [markdown]
-# (A policy trained on the ELBO does not aim at the largest return; it also pays for being decided. At
-# this temperature the two are close.)
+# (The *best one* is the policy of the largest ELBO, `exact.plan(grid)`.)
 #
 # ## Importance sampling
 #
-# Most problems have no exact draws. But every trajectory $\tau$ that some rule $q$ walked has a *weight*
-# $p(\tau, O) / q(\tau)$, which says how much more the posterior likes it than $q$ did. Resampling by
-# weight turns walks into posterior draws, and the mean weight estimates the evidence. It works as well
-# as the weights are even.
+# Most problems have no exact draws. But every trajectory $\tau$ that some rule $q$ walked has a
+# *weight* $p(\tau, O) / q(\tau)$, which says how much more the posterior likes it than $q$ did.
+# Resampling by weight turns walks into posterior draws, and the mean weight estimates the
+# evidence. It works as well as the weights are even.
 
 # %%
 torch.manual_seed(0)
 weighed = rlai.posterior(grid, policy, method="importance", num_draws=4000)
+mean = float(weighed.sample_stats["return"].mean())
 notes = weighed.posterior.attrs
-print(f"mean return   {float(weighed.sample_stats['return'].mean()):.2f} reward, exactly {believed:.2f}")
-print(
-    f"log evidence  {notes['log_evidence']:.2f} ± {notes['log_evidence_standard_error']:.2f} nats,"
-    f" exactly {log_evidence:.2f}"
-)
+error = notes["log_evidence_standard_error"]
+print(f"mean return   {mean:.2f} reward, exactly {believed:.2f}")
+print(f"log evidence  {notes['log_evidence']:.2f} ± {error:.2f} nats, exactly {log_evidence:.2f}")
 print(f"worth         {notes['effective_sample_size']:.0f} draws of 40,000 walks")
 
 # %% [markdown]
-# Forty thousand walks, and they are worth a few dozen draws. A good *policy* is not a good *proposal*:
-# it walks as the ground allows, and the lucky trajectories that make up the posterior are rare among
-# its walks. When one of them does come, it carries a huge weight.
+# Forty thousand walks, and they are worth a few hundred draws. A good *policy* is not a good
+# *proposal*: it walks as the ground allows, and the lucky trajectories that make up the
+# posterior are rare among its walks. When one of them does come, it carries a huge weight.
 #
 # `plot_weights` shows them in order. Even weights would lie on the dashed line.
 
@@ -134,22 +135,23 @@ plots.plot_weights(weighed).figure
 # %% [markdown]
 # ## Should I trust these draws?
 #
-# Here we know that we should not. Without exact answers, ask `diagnose`. It looks at what the method
-# left behind: effective sample size, the tail of the weights (Pareto k̂, which should be below 0.7),
-# the spread between runs.
+# Here we know that we should not. Without exact answers, ask `diagnose`. It looks at what the
+# method left behind: effective sample size, the tail of the weights (Pareto k̂, which should be
+# below 0.7), the spread between runs.
 
 # %%
 for name, data in (("exact", draws), ("importance", weighed)):
     verdict = diagnose(data)
     print(f"{name}: {'trusted' if verdict.trusted else 'not trusted'}")
-    print("  ", verdict.text.replace(": ", ":\n   ", 1))
+    print(f"  {verdict.text}")
 
 # %% [markdown]
 # ## Sequential Monte Carlo
 #
-# A remedy is not to wait with the weights until the end. Sequential Monte Carlo (SMC) walks many
-# particles side by side and resamples after every step, so that hopeless ones are dropped early and
-# promising ones are copied. Where the process is known it can also look ahead, by the exact messages.
+# A remedy is not to wait with the weights until the end. Sequential Monte Carlo (SMC) walks
+# many particles side by side and resamples after every step, so that hopeless ones are dropped
+# early and promising ones are copied. Where the process is known it can also look ahead, by the
+# exact messages.
 
 # %%
 torch.manual_seed(0)
@@ -168,13 +170,13 @@ for name, data in rows:
 print(f"exactly       {believed:11.2f}   {log_evidence:6.2f}")
 
 # %% [markdown]
-# The *blind* filter does not look ahead; it proposes by our policy and only resamples. It is off by
-# more, and says so by its larger standard error.
+# The *blind* filter does not look ahead; it proposes by our policy and only resamples. It is
+# off by more, and says so by its larger standard error.
 #
 # ## Continuous states
 #
-# The same calls work for a cart that a force should bring to rest at the origin, in gusty wind. Its
-# dynamics are linear and its costs quadratic, so that everything is exact here, too.
+# The same calls work for a cart that a force should bring to rest at the origin, in gusty wind.
+# Its dynamics are linear and its costs quadratic, so that everything is exact here, too.
 
 # %%
 torch.manual_seed(0)
@@ -182,22 +184,23 @@ cart = double_integrator()
 controlled = rlai.posterior(cart, method="exact", dynamics="causal", num_draws=1000)
 lucky = rlai.posterior(cart, method="exact", num_draws=1000)
 _, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
-for ax, data, title in zip(
-    axes, (controlled, lucky), ("causal: the wind is what it is", "posterior: the wind helps"), strict=True
-):
+titles = ("causal: the wind is what it is", "posterior: the wind helps")
+for ax, data, title in zip(axes, (controlled, lucky), titles, strict=True):
     plots.plot_fan(data, ax=ax)
     ax.set_title(title, fontsize=10)
+    ax.set_ylabel("position")
 plt.show()
 
 # %% [markdown]
-# Lines are medians, bands hold 50 % and 90 % of the draws. Without steering (grey) the cart stays out
-# at 2 and drifts. Both posteriors bring it home. The exact one is a little quicker, since it believes
-# in helpful gusts, and even in a start that was nearer.
+# Lines are medians, bands hold 50 % and 90 % of the draws. Without steering (grey) the cart
+# stays out at 2 and drifts. Both posteriors bring it home, and look alike; but the exact one
+# believes in luck here, too: in helpful gusts, and even in a start that was nearer.
 
 # %%
 for name, data in (("causal", controlled), ("posterior", lucky)):
     first = float(data.posterior["state"].sel(time=0, state_dim_0=0).mean())
-    print(f"{name:<9}  mean position at the start {first:.2f}")
+    earned = float(data.sample_stats["return"].mean())
+    print(f"{name:<9}  position at the start {first:.2f}, return {earned:.1f} reward, on average")
 
 # %% [markdown]
 # ## Keeping draws
@@ -212,16 +215,16 @@ print(again.posterior.equals(filtered.posterior), again.posterior.attrs["method"
 # %% [markdown]
 # ## What to remember
 #
-# - `"exact"` where it is available, else `"smc"` or `"importance"`; `"guide"` answers what a policy
-#   does, which is another question.
+# - `"exact"` where it is available, else `"smc"` or `"importance"`; `"guide"` answers what a
+#   policy does, which is another question.
 # - Always ask `diagnose`. A number of draws says nothing about what they are worth.
 # - The better policy may be the worse proposal.
 #
 # ## Exercise
 #
-# Look for a better proposal. The posterior has an action rule of its own, `exact.plan(grid,
-# "posterior")`; as a policy it is worse than ours. Say what you expect of it as a proposal, then
-# compare the two: expected return, effective sample size, verdict.
+# Look for a better proposal. The posterior has an action rule of its own,
+# `exact.plan(grid, "posterior")`; as a policy it is worse than ours. Say what you expect of it
+# as a proposal, then compare the two: expected return, effective sample size, verdict.
 #
 # The solution is the last cell.
 
@@ -229,7 +232,7 @@ print(again.posterior.equals(filtered.posterior), again.posterior.attrs["method"
 torch.manual_seed(0)
 for name, rule in (("our policy", policy), ("posterior's rule", exact.plan(grid, "posterior"))):
     data = rlai.posterior(grid, rule, method="importance", num_draws=4000)
-    earns = float(exact.expected_return(grid, rule))
+    earns = exact.expected_return(grid, rule)
     size = data.posterior.attrs["effective_sample_size"]
     trusted = diagnose(data).trusted
     print(f"{name:<17} earns {earns:.2f}, worth {size:4.0f} draws, trusted: {trusted}")
