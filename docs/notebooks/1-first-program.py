@@ -51,9 +51,8 @@ from rl_as_inference.inspect import diagnose, plots
 
 # %%
 START = torch.tensor([1.0, 0.0, 0.0, 0.0])
-MOVE = torch.tensor(
-    [[0, 1], [0, 2], [1, 3], [2, 3]]
-)  # MOVE[cell, action]; action 0 is left, 1 is right
+# The next cell after each action: 0 is left, 1 is right.
+MOVE = torch.tensor([[0, 1], [0, 2], [1, 3], [2, 3]])
 PAYOFF = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
 HORIZON = 8
 
@@ -97,7 +96,7 @@ print("cells visited:", *(int(walk.nodes[f"state_{t}"]["value"]) for t in range(
 #
 # The *evidence* $p(O)$ is the mean weight of such walks,
 # $\mathbb{E}\,[e^{\text{return}/\alpha}]$, and its logarithm is measured in *nats* (a nat is
-# $1/\ln 2 \approx 1.44$ bits). The problem is so small that we can write down all $2^8$ action
+# nearly one and a half bits). The problem is so small that we can write down all $2^8$ action
 # sequences and add up. That is the exact answer, in plain Python.
 
 
@@ -118,8 +117,8 @@ print(f"mean return without steering  {float(returns.mean()):.2f}")
 print(f"log evidence, exactly         {log_evidence:.2f} nats")
 
 # %% [markdown]
-# No larger problem can be written down like this. There one draws: let the agent toss its coins
-# many times, and average the weights. The estimate comes with its standard error.
+# Larger problems cannot be written down like this. There one draws: let the agent toss its
+# coins many times, and average the weights. The estimate comes with its standard error.
 
 # %%
 torch.manual_seed(0)
@@ -140,8 +139,7 @@ print(f"log evidence, from 4,000 walks {estimate.mean:.2f} ± {estimate.standard
 # $$
 #
 # The first part rewards earning. The rest is what it costs to differ from the coin: a policy
-# that always goes right pays $\log 2 \approx 0.69$ nats a step. `rlai.fit` climbs the ELBO by
-# gradients.
+# that always goes right pays $\log 2$ nats a step. `rlai.fit` climbs the ELBO by gradients.
 
 # %%
 policy = TabularPolicy(4, 2, horizon=HORIZON)
@@ -156,9 +154,10 @@ print(f"log evidence          {log_evidence:6.2f} nats")
 plots.plot_elbo_history(result.elbo, optimal_elbo=log_evidence).figure
 
 # %% [markdown]
-# The curve ends just under the dashed line, and can go no higher. In this corridor every step
-# leads where it is aimed, so the best policy reaches the log evidence itself. (Where luck plays
-# a part it cannot, as the [next notebook](2-lake-and-dynamics-gap.ipynb) shows.)
+# The curve ends at the dashed line, and can go no higher, but for noise: every point is an
+# estimate from 256 walks. In this corridor every step leads where it is aimed, so the best
+# policy reaches the log evidence itself. (Where luck plays a part it cannot, as the [next
+# notebook](2-lake-and-dynamics-gap.ipynb) shows.)
 #
 # And what does the policy do? Here is its probability of stepping right, cell by cell and step
 # by step.
@@ -245,8 +244,8 @@ plt.show()
 # %% [markdown]
 # ## Exercise
 #
-# Put something in the agent's way: let a step left in cell 0 pay 0.7, so that staying at home
-# for eight steps earns 5.6 for certain, and the long way 6. At α = 0.5, what share of the
+# Put something in the agent's way: let a step left in cell 0 pay 0.7, so that eight steps at
+# home earn nearly as much as the best of the long ways. At α = 0.5, what share of the
 # posterior's trajectories stays at home all the time (all eight actions are 0)? And at α = 1?
 # Work it out from the list of sequences, then train a policy and see whether it agrees.
 #

@@ -146,8 +146,8 @@ plt.show()
 
 # %% [markdown]
 # The causal rule is decided, and looks odd at first: beside a hole it steps *away from the
-# hole*, even into the wall, since a step may slip to either side but never backwards. That is
-# what one does on real ice.
+# hole*, even into the wall, since a step may slip to either side but never backwards. (Between
+# two holes there is no such step.) That is what one does on real ice.
 #
 # The posterior's rule hardly minds. Whatever it does, luck will see to it that it arrives, so
 # why pay for being decided?

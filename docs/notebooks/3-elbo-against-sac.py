@@ -146,7 +146,7 @@ print(f"ELBO after 200 gradient steps: {exact.elbo(grid, policy).detach():.2f} n
 # any other, so we can ask for its exact ELBO as it learns. The temperature is fixed at that of
 # the process; usually SAC tunes it.
 
-# %% tags=["learned"]
+# %% tags=["varies"]
 agent = rlai.SoftActorCritic(
     grid,
     seed=0,

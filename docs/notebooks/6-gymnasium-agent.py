@@ -69,7 +69,7 @@ print(f"random torques: {at_random.mean():.0f} ± {at_random.std():.0f} reward a
 # with the mean of the policy in place of draws. Networks are small here to keep the notebook
 # quick; the defaults are those of the paper.
 
-# %% tags=["learned"]
+# %% tags=["varies"]
 agent = rlai.SoftActorCritic(
     "Pendulum-v1",
     seed=0,
@@ -116,7 +116,7 @@ plt.show()
 #
 # A number says how much, and not how. Let us walk one episode and look at it.
 
-# %% tags=["learned"]
+# %% tags=["varies"]
 env = gymnasium.make("Pendulum-v1")
 observation, _ = env.reset(seed=3)
 observations, torques = [observation], []
@@ -138,10 +138,10 @@ distance = np.abs(angle[-100:]).mean()
 print(f"mean distance from upright over the last 100 steps: {distance:.1f} degrees")
 
 # %% [markdown]
-# The torque goes to its limits while the pendulum swings (it gathers energy), and settles once it
-# stands. After so little practice it leans by some degrees, and pays a little torque for that in every
-# step. Since the policy is a function of angle and speed alone, we can draw all of it at once, with
-# the episode on top.
+# The torque goes to its limits while the pendulum swings (it gathers energy), and settles once
+# it stands. After so little practice it leans by some degrees, and pays a little torque for
+# that in every step. Since the policy is a function of angle and speed alone, we can draw all
+# of it at once, with the episode on top.
 
 # %%
 angles, speeds = np.meshgrid(np.linspace(-180, 180, 91), np.linspace(-8, 8, 81))
@@ -168,7 +168,7 @@ plt.show()
 # two ways: by walking, and by asking the critic for the soft value of the first state. The
 # difference is what the critic believes too much.
 
-# %% tags=["learned"]
+# %% tags=["varies"]
 torch.manual_seed(0)
 simulator = rlai.GymnasiumProcess("Pendulum-v1", num_envs=8)
 comparison = rlai.compare(simulator, agent.policy, critic=agent.critic, num_trajectories=32)
@@ -200,7 +200,7 @@ print(f"acts the same: {same}; went on to {len(again.replay):,} steps")
 # robots without PyTorch and without this library. Before the file gets its name, its actions
 # are compared with the agent's.
 
-# %% tags=["learned"]
+# %% tags=["varies"]
 written = agent.export("pendulum.onnx")
 print(f"{written.format}: actions as the agent's in {written.num_compared} states")
 
@@ -240,7 +240,7 @@ print(f"by the agent {by_agent.mean():.1f}, by the file {by_file.mean():.1f} rew
 #
 # The solution is the last cell.
 
-# %% tags=["learned", "solution"]
+# %% tags=["varies", "solution"]
 gravities = [2.0, 6.0, 10.0, 14.0, 18.0]
 found = [play(exported, g=gravity) for gravity in gravities]
 for gravity, returns in zip(gravities, found, strict=True):
