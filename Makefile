@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
+.PHONY: help notebooks demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its dynamics gap
 	$(BIN)/rlai compare FrozenLake-v1 --map-name 8x8 --horizon 100 --temperature 0.005 \
 		--out runs/frozen_lake --overwrite
+
+notebooks: $(STAMP)  ## run the scripts in docs/notebooks, and write the notebooks beside them
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 

@@ -22,5 +22,5 @@ def render(
         else:
             table.add_row(*row)
     out = io.StringIO()
-    Console(file=out, width=200).print(table)
+    Console(file=out, width=200, force_jupyter=False, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
