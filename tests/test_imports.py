@@ -255,8 +255,10 @@ assert torch.distributions.Distribution._validate_args
     "statement",
     [
         "import rl_as_inference.agents",
-        "from rl_as_inference import *",
-        "import rl_as_inference; rl_as_inference.posterior; rl_as_inference.inspect.plots",
+        pytest.param("from rl_as_inference import *", marks=pytest.mark.slow),
+        pytest.param(
+            "import rl_as_inference; rl_as_inference.posterior; rl_as_inference.inspect.plots", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_importing_leaves_random_numbers_and_filters_alone(statement: str) -> None:
