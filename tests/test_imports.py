@@ -255,8 +255,10 @@ assert torch.distributions.Distribution._validate_args
     "statement",
     [
         "import rl_as_inference.agents",
-        "from rl_as_inference import *",
-        "import rl_as_inference; rl_as_inference.posterior; rl_as_inference.inspect.plots",
+        pytest.param("from rl_as_inference import *", marks=pytest.mark.slow),
+        pytest.param(
+            "import rl_as_inference; rl_as_inference.posterior; rl_as_inference.inspect.plots", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_importing_leaves_random_numbers_and_filters_alone(statement: str) -> None:
@@ -313,10 +315,13 @@ def test_a_clone_finds_its_rooms_and_nobody_elses(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, '.')\n"
         "import rl_as_inference as rlai\n"
         "print(rlai.models.where, rlai.guides.where, rlai.models.__name__)\n"
-        "print(hasattr(rlai, 'rich'), 'models' in sys.modules)"
+        "print(hasattr(rlai, 'rich'), 'models' in sys.modules)\n"
+        "import importlib; importlib.reload(rlai); importlib.reload(rlai.models)\n"
+        "for name in [each for each in sys.modules if each.startswith('rl_as_inference')]: del sys.modules[name]\n"
+        "import rl_as_inference; print(rl_as_inference.models.where)"  # loaded again, too
     )
     said = python(code, "-I", "-S", cwd=tmp_path / "clone")
-    assert said.split() == ["beside", "beside", "rl_as_inference.models", "False", "False"]
+    assert said.split() == ["beside", "beside", "rl_as_inference.models", "False", "False", "beside"]
     for elsewhere in ("stranger", "bare"):
         code = "import sys; sys.path.insert(0, '.')\nimport rl_as_inference as rlai\nprint(hasattr(rlai, 'models'))"
         assert python(code, "-I", "-S", cwd=tmp_path / elsewhere) == "False\n"
