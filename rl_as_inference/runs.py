@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from rl_as_inference.agents.checkpoint import MadeOtherwiseError
 from rl_as_inference.agents.made_again import make_agent
 from rl_as_inference.agents.training import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.compare import Comparison
 from rl_as_inference.guides import amortized_policy
@@ -24,9 +25,6 @@ from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, Pro
 from rl_as_inference.problems import NamedEnvironment, load_environment, load_problem
 from rl_as_inference.processes import GymnasiumProcess
 from rl_as_inference.records import RECORD, RunRecord
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["Run", "load_run"]
 
@@ -82,7 +80,7 @@ class Run:
         return critic if isinstance(critic, LearnedSoftValue) and critic.objective == "maxent" else None
 
     @cached_property
-    def data(self) -> arviz.InferenceData | None:
+    def data(self) -> PosteriorData | None:
         """The posterior's draws that the run wrote, as ArviZ data.
 
         Raises:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.arviz_data import pareto_shape
 from rl_as_inference.turns import silenced
 
 __all__ = ["ALIKE", "checked_log_weight", "pareto_k", "pareto_k_threshold"]
@@ -34,7 +34,7 @@ def pareto_k(log_weight: Any) -> float | None:
         log_weight: an array in nats, of any shape and not normalised.
 
     None where there is no tail to fit: fewer than 21 weights, or weights that are alike.
-    Vehtari et al. (2024), by :func:`arviz.psislw`.
+    Vehtari et al. (2024), by ArviZ's ``psislw``.
 
     Raises:
         ValueError: if there are no weights, one is NaN or infinite, or all are zero.
@@ -44,8 +44,8 @@ def pareto_k(log_weight: Any) -> float | None:
     if len(weights) < _LEAST_FOR_A_TAIL or np.ptp(possible) < ALIKE:
         return None
     with np.errstate(all="ignore"), silenced():  # weights that are all alike divide by zero
-        _, k = import_arviz().psislw(weights)
-    return float(k) if np.isfinite(k) else None
+        k = pareto_shape(weights)
+    return k if np.isfinite(k) else None
 
 
 def checked_log_weight(log_weight: Any) -> Any:
