@@ -91,13 +91,16 @@ def groups_of(data: Any) -> "dict[str, xarray.Dataset]":
 
 
 def pareto_shape(log_weight: Any) -> float:
-    """Returns k̂ of log weights ``(N,)``, by ArviZ's ``psislw``."""
+    """Returns k̂ of log weights ``(N,)``, by ArviZ's ``psislw``; no finite number where there is no tail to fit."""
     if _is_first():
         return float(_arviz().psislw(log_weight)[1])
     with silenced():
         from arviz_stats.base import array_stats
 
-    return float(array_stats.psislw(log_weight)[1])
+    try:
+        return float(array_stats.psislw(-log_weight)[1])  # it takes log likelihoods, which weights are inverse to
+    except ValueError:  # all in the tail are alike
+        return float("inf")
 
 
 def effective_sizes(draws: "xarray.Dataset") -> "xarray.Dataset":

@@ -12,7 +12,7 @@ __all__ = ["ALIKE", "checked_log_weight", "pareto_k", "pareto_k_threshold"]
 ALIKE = 1e-4
 """Weights within so many nats of each other differ by rounding; a fit to that says nothing."""
 
-_LEAST_FOR_A_TAIL = 21  # below, a fifth of the draws is fewer than the five that a Pareto fit needs
+_LEAST_FOR_A_TAIL = 30  # below, a fifth of the draws is fewer than the six that a Pareto fit by quartiles needs
 
 
 def pareto_k_threshold(num_draws: int) -> float:
@@ -33,7 +33,7 @@ def pareto_k(log_weight: Any) -> float | None:
     Args:
         log_weight: an array in nats, of any shape and not normalised.
 
-    None where there is no tail to fit: fewer than 21 weights, or weights that are alike.
+    None where there is no tail to fit: fewer than 30 weights, or weights that are alike.
     Vehtari et al. (2024), by ArviZ's ``psislw``.
 
     Raises:
