@@ -45,13 +45,13 @@ def datasets(
 
     Args:
         groups: arrays by name, by group.
-        dims: names of a variable's dimensions after ``chain`` and ``draw``; by default ``NAME_dim_0`` and so on.
+        dims: names of all of a variable's dimensions after ``chain`` and ``draw``; by default ``NAME_dim_0`` and so on.
         coords: of dimensions; by default numbers from 0.
 
     Example:
-        >>> held = datasets({"posterior": {"x": np.zeros((1, 5, 3, 2))}}, {"x": ["time"]})["posterior"]
-        >>> held["x"].dims, held["time"].values.tolist()
-        (('chain', 'draw', 'time', 'x_dim_1'), [0, 1, 2])
+        >>> held = datasets({"posterior": {"x": np.zeros((1, 5, 3)), "y": np.zeros((1, 5, 2))}}, {"x": ["time"]})
+        >>> held["posterior"]["x"].dims, held["posterior"]["y"].dims, held["posterior"]["time"].values.tolist()
+        (('chain', 'draw', 'time'), ('chain', 'draw', 'y_dim_0'), [0, 1, 2])
     """
     with silenced():
         import xarray
