@@ -41,13 +41,14 @@ test-scale: $(STAMP)  ## ranks, islands, sweeps that are killed, actors, at leng
 	RLAI_SCALE=long $(PYTEST) tests/distributed tests/sampling/test_islands.py tests/sweeps tests/agents/test_actors.py \
 		tests/agents/test_ray_actors.py tests/agents/test_residual.py
 
-# Each version has its own environment, made by uv with a Python that it finds: `lowest` is Python 3.11 with the lowest version
+# Each version has its own environment, made by uv with a Python that pyenv has or uv finds: `lowest` is Python 3.11 with the lowest version
 # that pyproject.toml allows of every direct dependency; the others have ArviZ 1 and are pinned by constraints.txt.
 VERSIONS := lowest 3.12 3.13
+python_of = $(firstword $(wildcard $(HOME)/.pyenv/versions/$1.*/bin/python) $1)
 
 .PRECIOUS: $(OTHERS)/%/.installed
 $(OTHERS)/%/.installed: pyproject.toml constraints.txt | $(STAMP)
-	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(if $(filter lowest,$*),3.11,$*) $(@D)
+	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(call python_of,$(if $(filter lowest,$*),3.11,$*)) $(@D)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python -e ".[dev]" \
 		$(if $(filter lowest,$*),--resolution lowest-direct,-c constraints.txt)
 	@touch $@

@@ -31,7 +31,7 @@ FIRST = az.__version__.startswith("0.")
 
 
 def loo(data: Any) -> Any:
-    """Returns ArviZ's answer; that of 1.x from the weights as they are, as it fits no tail whose values are all alike."""
+    """Returns ArviZ's answer; of 1.x, which fits no tail whose values are all alike, from the weights as they are."""
     if FIRST:
         return az.loo(data, pointwise=True)
     weights = -data.log_likelihood["optimality"].astype(float)
