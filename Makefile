@@ -2,9 +2,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .peers
+OTHERS := .versions
 STAMP  := $(VENV)/.installed
 
-.PHONY: help notebooks demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
+.PHONY: help test-versions notebooks demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +43,25 @@ test-faults: $(STAMP)  ## a hundred SIGKILLs, thousands of damaged files, thread
 test-scale: $(STAMP)  ## ranks, islands, sweeps that are killed, actors, at length (and a local Ray cluster, if Ray is installed)
 	RLAI_SCALE=long $(PYTEST) tests/distributed tests/sampling/test_islands.py tests/sweeps tests/agents/test_actors.py \
 		tests/agents/test_ray_actors.py tests/agents/test_residual.py
+
+# Each version has its own environment, made by uv with a Python that pyenv has or uv finds: `lowest` is Python 3.11 with the lowest version
+# that pyproject.toml allows of every direct dependency; the others have ArviZ 1 and are pinned by constraints.txt.
+VERSIONS := lowest 3.12 3.13
+python_of = $(firstword $(wildcard $(HOME)/.pyenv/versions/$1.*/bin/python) $1)
+
+.PRECIOUS: $(OTHERS)/%/.installed
+$(OTHERS)/%/.installed: pyproject.toml constraints.txt | $(STAMP)
+	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(call python_of,$(if $(filter lowest,$*),3.11,$*)) $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python -e ".[dev]" \
+		$(if $(filter lowest,$*),--resolution lowest-direct,-c constraints.txt)
+	@touch $@
+
+test-versions: $(VERSIONS:%=test-with-%)  ## the quick tests with the lowest dependencies, on Python 3.12 and on 3.13
+
+# What `make check` runs, and all that is about ArviZ's data.
+test-with-%: $(OTHERS)/%/.installed
+	OMP_NUM_THREADS=1 $(OTHERS)/$*/bin/python -m pytest -q -m "not slow" -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(OTHERS)/$*/bin/python -m pytest -q -m slow -p no:cacheprovider tests/inference tests/inspect
 
 soak: $(STAMP)  ## an hour of everything again and again: whether memory grows
 	$(BIN)/python -m benchmarks.soak
@@ -86,4 +106,4 @@ environment-peers: $(STAMP) $(PEERS)/environments/.installed  ## other libraries
 	OMP_NUM_THREADS=1 $(PEERS)/environments/bin/python -m benchmarks.peers.on_our_environments
 
 clean:           ## remove what make made
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) $(OTHERS) build dist *.egg-info

@@ -32,12 +32,13 @@ def _peak() -> float:
 def smc() -> dict[str, Any]:
     """A hundred thousand draws of a posterior by particle filters."""
     import rl_as_inference as rlai
+    from rl_as_inference.arviz_data import groups_of
 
     lake = rlai.models.frozen_lake(horizon=100)
     rlai.posterior(lake, method="smc", num_draws=100)
     start, began = _peak(), time.perf_counter()
     data = rlai.posterior(lake, method="smc", num_draws=100_000)
-    size = sum(data[group].nbytes for group in data.groups()) / MIB
+    size = sum(group.nbytes for group in groups_of(data).values()) / MIB
     return {"data": size, "start": start, "seconds": time.perf_counter() - began}
 
 

@@ -40,7 +40,6 @@ from torch import Tensor
 from benchmarks.measure import Advance, Claim, Row, Section
 from rl_as_inference import LinearGaussianMDP, MarkovDecisionProcess, TabularMDP, Trajectories, exact, models, survival
 from rl_as_inference.critics import TableCritic
-from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.sampling import annealing, importance_sampling, nuts, repeated_filters
 from rl_as_inference.sampling.importance import mean_evidence
 
@@ -545,8 +544,9 @@ def _nuts(problem: Problem, sizes: Sizes) -> _Draws:
         chains = nuts(
             problem.process, sizes.chains * sizes.chain_draws, num_warmup=sizes.warmup, num_chains=sizes.chains
         )
+    import arviz
+
     draws = torch.stack([chain.states.to(F64).movedim(1, 0).flatten(1) for chain in chains])  # (chain, draw, F)
-    arviz = import_arviz()
     own = torch.as_tensor([float(arviz.ess(column.numpy())) for column in draws.unbind(-1)], dtype=F64)
     r_hat = max(float(arviz.rhat(column.numpy())) for column in draws.unbind(-1))
     error = (draws.mean((0, 1)) - _mean_of(problem)).abs()

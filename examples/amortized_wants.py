@@ -19,7 +19,6 @@ from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference.guides import GaussianPolicy
-from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.models import double_integrator
 
 HORIZON = 8
@@ -115,6 +114,8 @@ def draw(posteriors: dict[str, np.ndarray[Any, Any]], path: Path) -> None:
 
 
 def main(quick: bool = False, picture: Path | None = None) -> None:
+    import arviz
+
     pyro.set_rng_seed(0)
     driver = cart(TRUTH)
     shown = driver.rollout(rlai.exact.plan(driver), 20)
@@ -132,7 +133,7 @@ def main(quick: bool = False, picture: Path | None = None) -> None:
     for name, family in (("exact plan", exact_family), ("amortized policy", lambda: amortized_family(policy))):
         answer = rlai.infer_agent(family, shown, seed=0, **how)
         posteriors[name] = answer.posterior["weight"].values.ravel()
-        errors[name] = float(import_arviz().mcse(answer.posterior)["weight"])
+        errors[name] = float(arviz.mcse(answer.posterior)["weight"])
     print(f"weight given 20 demonstrations, by {how['method']}: mean ± standard deviation (truth {float(TRUTH)})")
     for name, draws in posteriors.items():
         print(f"  {name:16}   {draws.mean():5.2f} ± {draws.std():.2f}   (error of the mean {errors[name]:.2f})")

@@ -266,7 +266,7 @@ def _said(name: str) -> str:
 
 
 _WORDS = {
-    "InferenceData": "ArviZ data, as rlai.posterior returns",
+    "PosteriorData": "ArviZ data, as rlai.posterior returns",
     "Policy": "a callable (state, t) -> Distribution",
     "SoftV": "a callable (state, t) -> V",
     "SoftQ": "a callable (state, t) -> Q",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rl_as_inference.agents.curves import CurveRow, curve_frame, read_curve
 from rl_as_inference.agents.logbook import BEST, CHECKPOINT, evaluation_seed
 from rl_as_inference.agents.made_again import make_agent
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.compare import Comparison, GradientComparison
 from rl_as_inference.data_frames import Frame, frame
@@ -27,9 +28,6 @@ from rl_as_inference.nouns import EnvironmentLike, LearnedSoftValue, Policy, Pro
 from rl_as_inference.problems import NamedEnvironment, load_environment, load_problem
 from rl_as_inference.processes import GymnasiumProcess
 from rl_as_inference.records import RECORD, RunRecord
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["Run", "load_run"]
 
@@ -120,7 +118,7 @@ class Run:
         return frame({"step": range(len(self.elbo)), "elbo": self.elbo})
 
     @cached_property
-    def data(self) -> arviz.InferenceData | None:
+    def data(self) -> PosteriorData | None:
         """The posterior's draws that the run wrote, as ArviZ data.
 
         Raises:

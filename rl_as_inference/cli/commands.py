@@ -294,7 +294,7 @@ class _GuideRun:
     def write_draws(self, fitted: FitResult, comparison: Comparison, count: int) -> None:
         assert self.folder is not None
         method, draws = self.method, self.draws(fitted, count)
-        with self.folder.writing("posterior.nc", f"{count} posterior draws ({method}), ArviZ InferenceData") as path:
+        with self.folder.writing("posterior.nc", f"{count} posterior draws ({method}), as ArviZ data") as path:
             save_posterior(draws, path, overwrite=True)  # a draft of the folder's own
         self.write_pictures(fitted, comparison, draws, count)
 

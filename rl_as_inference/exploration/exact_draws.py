@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, biject_to
 
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.transitions import Transitions
 from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.processes import LinearGaussianMDP, TabularMDP
 from rl_as_inference.reasoning.posterior_draws import to_arviz
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["exact_inference_data", "warn_of_untouched"]
 
@@ -33,7 +30,7 @@ _AS_BEFORE = 0.98
 
 def exact_inference_data(
     posterior: ConjugatePosterior, seen: Transitions, num_draws: int, num_chains: int
-) -> arviz.InferenceData:
+) -> PosteriorData:
     """Returns independent draws from an exact posterior, in as many chains.
 
     Args:

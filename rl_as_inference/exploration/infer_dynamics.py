@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_as_inference.arguments import checked_but
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.exploration.conjugacy import NotConjugateError
 from rl_as_inference.exploration.conjugate import ConjugatePosterior
 from rl_as_inference.exploration.exact_draws import exact_inference_data, warn_of_untouched
@@ -19,9 +20,6 @@ from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.randomness import seeded
 from rl_as_inference.reasoning.density import Density, device_of
 from rl_as_inference.reasoning.posterior_draws import as_inference_data, check_asked, draw_posterior, warn_of_priors
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["UnknownDynamics", "infer_dynamics"]
 
@@ -84,7 +82,7 @@ def infer_dynamics(
     num_warmup: int = 100,
     seed: int = 0,
     progress: bool = False,
-) -> arviz.InferenceData:
+) -> PosteriorData:
     """Returns the posterior of a family's unknowns, given transitions (and rewards) seen in its process.
 
     Each transition has the probability that the process gives it, ``p(s'|s, a)``, and each reward that of Gaussian

@@ -3,20 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData, datasets, posterior_data
 from rl_as_inference.trajectories import Trajectories
-from rl_as_inference.turns import silenced
 
-if TYPE_CHECKING:
-    import arviz
-
-__all__ = ["from_trajectories", "import_arviz"]
+__all__ = ["from_trajectories"]
 
 _UNITS = {
     "reward": "reward units",
@@ -28,13 +25,6 @@ _UNITS = {
     "time": "steps",
     "temperature": "reward units per nat",
 }
-
-
-def import_arviz() -> Any:
-    """Returns the module ``arviz``, imported when first needed: it takes longer than everything else."""
-    with silenced(r"\s*ArviZ is undergoing", FutureWarning):
-        import arviz
-    return arviz
 
 
 @checked
@@ -51,8 +41,8 @@ def from_trajectories(
     state_names: Sequence[str] | None = None,
     action_names: Sequence[str] | None = None,
     **attributes: Any,
-) -> "arviz.InferenceData":
-    """Returns trajectories as ArviZ data.
+) -> PosteriorData:
+    """Returns trajectories as ArviZ data: ``InferenceData`` with ArviZ 0.x, xarray's ``DataTree`` with ArviZ 1.x.
 
     - ``posterior``: ``state``, ``action``, ``reward`` (chain, draw, time, …), ``final_state`` after the
       last of them (chain, draw, …) and any latents. Vectors have ``state_dim_0`` and ``action_dim_0``. Where the
@@ -139,28 +129,23 @@ def from_trajectories(
         own = [f"observation_dim_{i}" for i in range(first.observations.dim() - 2)]
         dims["observation"] = dims["observation_after"] = ["time", *own]
     notes = {"problem": problem, "library": "rl-as-inference", "library_version": version("rl-as-inference")}
-    # More chains than draws, or a chain of its own length in the prior, are as they should be.
-    with silenced(category=UserWarning, module="arviz"):
-        data = import_arviz().from_dict(
-            **groups, constant_data={"temperature": float(first.temperature)}, dims=dims, coords=coords
-        )
-    constants: dict[str, Any] = {
+    groups["constant_data"] = {
         "temperature": float(first.temperature),
         "discount": float(first.discount if discount is None else discount),
         "problem": problem,
         "library_version": notes["library_version"],
     }
+    found = datasets(groups, dims, coords)
     if proposal_log_weight is not None:
+        constants = found["constant_data"]
         constants["proposal_log_weight"] = ("proposal", _numpy(proposal_log_weight.reshape(-1)))
-    # from_dict makes arrays of scalars.
-    data.constant_data = data.constant_data.drop_vars(list(data.constant_data.variables)).assign(constants)
-    for group in data.groups():
-        for name, variable in data[group].variables.items():
+    for group, held in found.items():
+        for name, variable in held.variables.items():
             if name in _UNITS and group != "observed_data":
                 variable.attrs["units"] = _UNITS[str(name)]
-    data.posterior.attrs.update({name: _plain(name, value) for name, value in {**notes, **attributes}.items()})
-    data.posterior.attrs = {name: value for name, value in data.posterior.attrs.items() if value is not None}
-    return data
+    plain = {name: _plain(name, value) for name, value in {**notes, **attributes}.items()}
+    found["posterior"].attrs = {name: value for name, value in plain.items() if value is not None}
+    return posterior_data(found)
 
 
 def _variables(chains: list[Trajectories]) -> dict[str, Any]:

@@ -4,17 +4,13 @@ import hashlib
 import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rl_as_inference.arguments import checked
-from rl_as_inference.inference.inference_data import import_arviz
-from rl_as_inference.turns import silenced
+from rl_as_inference.arviz_data import PosteriorData, groups_of, posterior_data
 from rl_as_inference.whole_files import written_whole
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["load_posterior", "save_posterior"]
 
@@ -31,7 +27,7 @@ _NEEDED = ("state", "action", "reward")
 
 
 @checked
-def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: bool = False) -> None:
+def save_posterior(data: PosteriorData, path: str | Path, overwrite: bool = False) -> None:
     """Writes a posterior to ``path`` as NetCDF-4, a group each: the whole file, or nothing.
 
     ArviZ, xarray and every reader of NetCDF open it. A checksum stands behind it, so that
@@ -54,13 +50,13 @@ def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: boo
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_posterior(data, f"{folder}/posterior.nc")
         ...     again = load_posterior(f"{folder}/posterior.nc")
-        >>> bool((again.posterior == data.posterior).all().to_array().all())
+        >>> again.posterior.equals(data.posterior)
         True
     """
     import xarray
 
     path = Path(path)
-    wrong = _why_not_a_posterior(data)
+    wrong = _why_not_a_posterior(groups_of(data))
     if wrong:
         raise ValueError(f"data: {wrong}; make it with rlai.posterior or from_trajectories")
     if path.is_dir():
@@ -73,8 +69,8 @@ def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: boo
     refuse_to_replace()
     try:
         with written_whole(path) as temporary:
-            for index, name in enumerate(data.groups()):
-                group = data[name].copy()
+            for index, (name, held) in enumerate(groups_of(data).items()):
+                group = held.copy()
                 group.attrs = _to_file(group.attrs)
                 for variable in group.variables:
                     group[variable].attrs = _to_file(group[variable].attrs)
@@ -95,7 +91,7 @@ def save_posterior(data: "arviz.InferenceData", path: str | Path, overwrite: boo
 
 
 @checked
-def load_posterior(path: str | Path) -> "arviz.InferenceData":
+def load_posterior(path: str | Path) -> PosteriorData:
     """Returns the posterior that :func:`save_posterior` wrote to ``path``, held in memory.
 
     Values, dtypes, coordinates and attributes are those that were saved. Nothing in the file is run.
@@ -111,12 +107,10 @@ def load_posterior(path: str | Path) -> "arviz.InferenceData":
         groups, attributes = _read(path)
     except Exception as error:  # HDF5 meets damage in every layer, each with errors of its own
         raise ValueError(f"path: {str(path)!r} is damaged, or no NetCDF-4 file: {error}") from error
-    with silenced(category=UserWarning, module="arviz"):
-        data: arviz.InferenceData = import_arviz().InferenceData(**groups, attrs=attributes)
-    wrong = _why_not_a_posterior(data)
+    wrong = _why_not_a_posterior(groups)
     if wrong:
         raise ValueError(f"path: {str(path)!r} is not a trajectory posterior: {wrong}")
-    return data
+    return posterior_data(groups, attributes)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,12 +155,11 @@ def _check_seal(path: Path) -> None:
         )
 
 
-def _why_not_a_posterior(data: Any) -> str:
-    """Returns what is missing from data for a trajectory posterior, or an empty string."""
-    names = list(data.groups())
-    if "posterior" not in names:
-        return f"there is no group 'posterior' (groups: {', '.join(names) or 'none'})"
-    posterior = data.posterior
+def _why_not_a_posterior(groups: Mapping[str, Any]) -> str:
+    """Returns what is missing from groups for a trajectory posterior, or an empty string."""
+    if "posterior" not in groups:
+        return f"there is no group 'posterior' (groups: {', '.join(groups) or 'none'})"
+    posterior = groups["posterior"]
     for variable in _NEEDED:
         if variable not in posterior:
             return f"the group 'posterior' has no variable {variable!r}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_as_inference.inference.inference_data import import_arviz
+from rl_as_inference.arviz_data import pareto_shape
 from rl_as_inference.turns import silenced
 
 __all__ = ["ALIKE", "checked_log_weight", "pareto_k", "pareto_k_threshold"]
@@ -12,7 +12,7 @@ __all__ = ["ALIKE", "checked_log_weight", "pareto_k", "pareto_k_threshold"]
 ALIKE = 1e-4
 """Weights within so many nats of each other differ by rounding; a fit to that says nothing."""
 
-_LEAST_FOR_A_TAIL = 21  # below, a fifth of the draws is fewer than the five that a Pareto fit needs
+_LEAST_FOR_A_TAIL = 30  # below, a fifth of the draws is fewer than the six that a Pareto fit by quartiles needs
 
 
 def pareto_k_threshold(num_draws: int) -> float:
@@ -33,8 +33,8 @@ def pareto_k(log_weight: Any) -> float | None:
     Args:
         log_weight: an array in nats, of any shape and not normalised.
 
-    None where there is no tail to fit: fewer than 21 weights, or weights that are alike.
-    Vehtari et al. (2024), by :func:`arviz.psislw`.
+    None where there is no tail to fit: fewer than 30 weights, or weights that are alike.
+    Vehtari et al. (2024), by ArviZ's ``psislw``.
 
     Raises:
         ValueError: if there are no weights, one is NaN or infinite, or all are zero.
@@ -44,8 +44,8 @@ def pareto_k(log_weight: Any) -> float | None:
     if len(weights) < _LEAST_FOR_A_TAIL or np.ptp(possible) < ALIKE:
         return None
     with np.errstate(all="ignore"), silenced():  # weights that are all alike divide by zero
-        _, k = import_arviz().psislw(weights)
-    return float(k) if np.isfinite(k) else None
+        k = pareto_shape(weights)
+    return k if np.isfinite(k) else None
 
 
 def checked_log_weight(log_weight: Any) -> Any:

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.distributed import present
 from rl_as_inference.host import in_turn
@@ -31,9 +32,6 @@ from rl_as_inference.sampling.annealing import spread_annealing
 from rl_as_inference.sampling.importance import check_conditions, check_whole_plates, resample
 from rl_as_inference.sampling.islands import spread_importance
 from rl_as_inference.trajectories import Trajectories
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["Method", "posterior", "shared_posterior"]
 
@@ -65,7 +63,7 @@ def posterior(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     distributed: bool = False,
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns ``num_draws`` draws of trajectories given optimality, as ArviZ data.
 
     - ``"guide"``: the policy's own trajectories; ``log_weight`` says how far each is from the
@@ -191,7 +189,7 @@ def posterior(
 
 def shared_posterior(
     process: Problem, policy: Policy | None, *, method: Method, num_draws: int, distributed: bool
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns the posterior, by the ranks that are joined, in as many islands as these need; alone if it is not spread.
 
     For whoever takes the method as it comes.
@@ -236,7 +234,7 @@ def _check_numbers(
 
 def _resampled(
     process: Process, method: Method, weighted: WeightedDraws, num_draws: int, *, unseen: bool = False, **notes: Any
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns ``num_draws`` of weighted draws, by their weights; what was seen is drawn to them where ``unseen``."""
     index = resample(weighted.log_weight if weighted.log_chance is None else weighted.log_chance, num_draws)
     draws, log_weight = weighted.trajectories.select(index), weighted.log_weight[index][None]
@@ -265,7 +263,7 @@ def _data(
     *,
     prior: Trajectories | None = None,
     **notes: Any,
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns draws with what is always told beside them."""
     return from_trajectories(
         draws,

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData, effective_sizes, groups_of, r_hats
 from rl_as_inference.data_frames import Frame, frame
-from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inference.pareto import checked_log_weight, pareto_k
 from rl_as_inference.inspect.verdicts import (
     LARGEST_DIFFERENCE,
@@ -30,9 +30,6 @@ from rl_as_inference.inspect.verdicts import (
 )
 from rl_as_inference.sampling.importance import effective_sample_size
 from rl_as_inference.turns import silenced
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -64,7 +61,7 @@ class Diagnosis:
 
 
 @checked
-def diagnose(data: "arviz.InferenceData") -> Diagnosis:
+def diagnose(data: PosteriorData) -> Diagnosis:
     """Returns whether the draws of :func:`rl_as_inference.posterior` may be taken for the posterior, and why.
 
     - ``exact``: independent draws, nothing to doubt.
@@ -211,13 +208,13 @@ def _nuts(data: Any, num_draws: int) -> Diagnosis:
     if per_chain < 4:  # what ArviZ needs for either number
         text = f"{per_chain} draws a chain are too few to tell anything: do not trust them; use more draws."
         return Diagnosis(text, False, None, None, num_draws, None)
-    drawn = [name for name, values in data.posterior.items() if np.issubdtype(values.dtype, np.floating)]
+    posterior = groups_of(data)["posterior"]
+    drawn = posterior[[name for name, values in posterior.items() if np.issubdtype(values.dtype, np.floating)]]
     if not drawn:
         raise ValueError("data: the group 'posterior' has no continuous variable, and method 'nuts' draws only these")
-    az = import_arviz()
     with np.errstate(all="ignore"), silenced():  # constants (a known first state) have no R̂
-        size = _extreme(az.ess(data, var_names=drawn), np.nanmin)
-        r_hat = _extreme(az.rhat(data, var_names=drawn), np.nanmax) if chains > 1 else None
+        size = _extreme(effective_sizes(drawn), np.nanmin)
+        r_hat = _extreme(r_hats(drawn), np.nanmax) if chains > 1 else None
     wanted = LEAST_EFFECTIVE_SIZE * chains
     if r_hat is not None and r_hat > LARGEST_R_HAT:
         text = f"R̂ = {r_hat:.3f} (above {LARGEST_R_HAT}): the chains have not met, do not trust them; use more draws."

@@ -1,12 +1,13 @@
 """What an agent wants, how rational it is and what it believes, from what it did."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_as_inference.arguments import checked_but
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.distributed import joined
 from rl_as_inference.exact import Dynamics
 from rl_as_inference.exact.backups import check_dynamics
@@ -17,9 +18,6 @@ from rl_as_inference.reasoning.demonstrations import Demonstrations, read_demons
 from rl_as_inference.reasoning.posterior_draws import as_inference_data, check_asked, draw_posterior, warn_of_priors
 from rl_as_inference.reasoning.unknowns import Unknowns
 from rl_as_inference.sharing import agree_on
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["infer_agent"]
 
@@ -38,7 +36,7 @@ def infer_agent(
     seed: int = 0,
     progress: bool = False,
     distributed: bool = False,
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns the posterior of what is unknown about an agent, given demonstrations of its behaviour.
 
     Bayesian inverse reinforcement learning (Ramachandran & Amir, IJCAI 2007) with the likelihood of maximum

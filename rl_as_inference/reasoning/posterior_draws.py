@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -13,6 +13,7 @@ from pyro.infer import NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
+from rl_as_inference.arviz_data import PosteriorData, datasets, posterior_data
 from rl_as_inference.checks import check_count
 from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.host import levels_to_the_user
@@ -23,10 +24,6 @@ from rl_as_inference.reasoning.density import Density
 from rl_as_inference.reasoning.lockstep import lockstep
 from rl_as_inference.reasoning.modes import distinct_modes, laplace_scale, modes
 from rl_as_inference.sampling.islands import in_step
-from rl_as_inference.turns import silenced
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["Drawn", "as_inference_data", "check_asked", "check_family", "draw_posterior", "to_arviz", "warn_of_priors"]
 
@@ -203,7 +200,7 @@ def as_inference_data(
     seen: dict[str, Tensor],
     attributes: dict[str, str],
     ranks: Ranks = ALONE,
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns draws as ArviZ data; discrete unknowns are drawn given the rest.
 
     Args:
@@ -256,7 +253,7 @@ def _logs(unknowns: Density[Any], draws: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_arviz(
     groups: dict[str, dict[str, Tensor]], one: str, likelihood: Tensor | None, mask: Tensor, attributes: dict[str, Any]
-) -> "arviz.InferenceData":
+) -> PosteriorData:
     """Returns groups of variables as ArviZ data.
 
     Args:
@@ -266,9 +263,6 @@ def to_arviz(
         mask: which steps were seen, ``(T, N)``.
         attributes: to be noted.
     """
-    with silenced(r"\s*ArviZ is undergoing", FutureWarning):
-        import arviz
-
     arrays: dict[str, Any] = {
         group: {name: value.detach().cpu().numpy() for name, value in values.items()}
         for group, values in groups.items()
@@ -280,8 +274,7 @@ def to_arviz(
     if likelihood is not None:
         arrays["log_likelihood"] = {one: likelihood.detach().cpu().numpy()}
     dims = {one: [f"which_{one}"], "mask": ["time", f"which_{one}"]}
-    with silenced("More chains"):
-        return arviz.from_dict(**arrays, dims=dims, attrs=attributes)
+    return posterior_data(datasets(arrays, dims), attributes)
 
 
 def _position(support: Tensor, value: Tensor) -> int:

@@ -1,20 +1,18 @@
 """What the agent of each trajectory believed of the hidden state, before each of its actions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.exact import kalman
 from rl_as_inference.exact.beliefs import first_beliefs, next_belief, tables_of
 from rl_as_inference.nouns import Process
 from rl_as_inference.processes import LinearGaussianPOMDP, PartiallyObservedMDP, TabularPOMDP
 from rl_as_inference.randomness import seeded
 from rl_as_inference.sampling.particle_filter import ParticleBelief, ParticleFilter
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["QUANTILES", "belief_kind", "belief_size", "beliefs_of"]
 
@@ -38,7 +36,7 @@ def belief_size(process: Process, dimensions: int) -> int:
     return process.num_states if isinstance(process, TabularPOMDP) else dimensions * len(QUANTILES)
 
 
-def beliefs_of(process: Process, data: "arviz.InferenceData", index: Any) -> np.ndarray[Any, Any] | None:
+def beliefs_of(process: Process, data: PosteriorData, index: Any) -> np.ndarray[Any, Any] | None:
     """Returns beliefs before each action of draws: ``(n, S, T)`` probabilities, or ``(n, d, 5, T)`` of a fan.
 
     None where the draws do not have what was observed.

@@ -1,19 +1,17 @@
 """Where a report's trajectories come from: the action prior, the guide, and a posterior."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rl_as_inference import exact
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.inference.posteriors import shared_posterior
 from rl_as_inference.inspect import Diagnosis, Method, diagnose, posterior
 from rl_as_inference.inspect.plots import BLUE, GREEN, GREY, ORANGE
 from rl_as_inference.nouns import Policy, Problem
 from rl_as_inference.processes.programs import as_process
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["Source", "draw_sources"]
 
@@ -36,7 +34,7 @@ class Source:
     label: str
     about: str
     colour: str
-    data: "arviz.InferenceData"
+    data: PosteriorData
     diagnosis: Diagnosis | None
 
     @property
@@ -101,7 +99,7 @@ def draw_sources(
     return tuple(sources)
 
 
-def _verdict(data: "arviz.InferenceData") -> Diagnosis:
+def _verdict(data: PosteriorData) -> Diagnosis:
     """Returns the diagnosis; weights that cannot be judged at all are a verdict too, and no reason to show nothing."""
     try:
         return diagnose(data)

@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.nouns import Process
 from rl_as_inference.report.beliefs import belief_kind, belief_size, beliefs_of
 from rl_as_inference.report.sources import Source
-
-if TYPE_CHECKING:
-    import arviz
 
 __all__ = ["embed"]
 
@@ -93,7 +91,7 @@ def _view(process: Process, sources: Sequence[Source], states: list[Array]) -> d
     return view | {"kind": "series"}
 
 
-def _states(data: "arviz.InferenceData") -> Array:
+def _states(data: PosteriorData) -> Array:
     """Returns ``(draw, time, dimension)``, with the state after the last step where there is one."""
     path = _flat(data.posterior["state"].values)
     if "final_state" in data.posterior:
@@ -102,7 +100,7 @@ def _states(data: "arviz.InferenceData") -> Array:
     return path
 
 
-def _steps(data: "arviz.InferenceData") -> tuple[Array, Array]:
+def _steps(data: PosteriorData) -> tuple[Array, Array]:
     """Returns actions ``(draw, time, dimension)`` and rewards ``(draw, time)``."""
     return _flat(data.posterior["action"].values), _flat(data.posterior["reward"].values)[..., 0]
 
@@ -115,7 +113,7 @@ def _flat(values: Any) -> Array:
 
 def _draws(
     process: Process,
-    data: "arviz.InferenceData",
+    data: PosteriorData,
     most: int,
     view: dict[str, Any],
     states: Array,
@@ -172,7 +170,7 @@ def _plain(array: Array) -> list[Any]:
     return list(plain.tolist())
 
 
-def _arrows(prior: "arviz.InferenceData", columns: int) -> list[str] | None:
+def _arrows(prior: PosteriorData, columns: int) -> list[str] | None:
     """Returns where each action moves on average under the action prior, as arrows; None if that is not clear."""
     states, (actions, _) = _states(prior)[..., 0], _steps(prior)
     lengths = np.asarray(prior.sample_stats["length"].values).reshape(-1, 1)

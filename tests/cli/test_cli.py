@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import arviz as az
 import pytest
 import torch
 from command_line import refused, rlai
@@ -12,7 +13,6 @@ from command_line import refused, rlai
 from rl_as_inference.checkpoints import load_policy
 from rl_as_inference.cli.common import parse_options
 from rl_as_inference.guides import amortized_policy
-from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
 
@@ -54,7 +54,7 @@ class TestCompare:
         numbers = json.loads((out / "comparison.json").read_text())
         gaps = numbers["dynamics_gap"] + numbers["policy_gap"]
         assert numbers["log_evidence"] - numbers["elbo_exact"] == pytest.approx(gaps, abs=1e-5)
-        data = import_arviz().from_netcdf(str(out / "posterior.nc"))
+        data = az.from_netcdf(str(out / "posterior.nc"))
         assert dict(data.posterior["state"].sizes) == {"chain": 1, "draw": 20, "time": 20}
         assert dict(data.posterior["final_state"].sizes) == {"chain": 1, "draw": 20}
         assert all((out / name).stat().st_size > 5000 for name in names if name.endswith(".png"))

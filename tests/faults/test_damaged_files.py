@@ -16,6 +16,7 @@ from command_line import rlai
 
 from rl_as_inference import load_run
 from rl_as_inference.agents.curves import read_curve
+from rl_as_inference.arviz_data import groups_of
 from rl_as_inference.checkpoints import load_policy, load_tensors
 from rl_as_inference.inference.netcdf import load_posterior
 from rl_as_inference.records import RunRecord
@@ -63,7 +64,7 @@ def in_comparison(run: Path) -> Any:
 
 def in_draws(run: Path) -> Any:
     data = load_posterior(run / "posterior.nc")
-    return {(group, name): data[group][name].values.tobytes() for group in data.groups() for name in data[group]}
+    return {(group, name): held[name].values.tobytes() for group, held in groups_of(data).items() for name in held}
 
 
 KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import arviz as az
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,8 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.arviz_data import groups_of
 from rl_as_inference.inference import posteriors
-from rl_as_inference.inference.inference_data import import_arviz
 from rl_as_inference.inspect import plots
 from rl_as_inference.models import double_integrator, hidden_goal
 from rl_as_inference.sampling import importance_sampling, sequential_monte_carlo, survive
@@ -110,7 +111,7 @@ def test_nuts_on_a_linear_gaussian_process(capsys: pytest.CaptureFixture[str]) -
     assert re.search(r"nuts .* (\d+)/\1\b", capsys.readouterr().err.splitlines()[-2])
     assert dict(data.posterior["state"].sizes) == {"chain": 2, "draw": 60, "time": 2, "state_dim_0": 2}
     found = data.posterior["state"].mean(("chain", "draw")).values
-    size = import_arviz().ess(data, var_names=["state"])["state"].values
+    size = az.ess(data, var_names=["state"])["state"].values
     assert size.min() > 100
     means, covariances = (marginal[:-1] for marginal in exact.linear_gaussian.posterior_marginals(system))
     spread = covariances.diagonal(dim1=-2, dim2=-1).sqrt().numpy()
@@ -173,7 +174,7 @@ def test_latents_beside_the_trajectory() -> None:
 def test_inference_data(tmp_path: Path) -> None:
     mdp = random_mdp(1, horizon=4)
     data = rlai.posterior(mdp, exact.plan(mdp), method="guide", num_draws=30)
-    assert set(data.groups()) >= {"posterior", "prior", "sample_stats", "log_likelihood", "constant_data"}
+    assert set(groups_of(data)) >= {"posterior", "prior", "sample_stats", "log_likelihood", "constant_data"}
     assert data.posterior["state"].dims == ("chain", "draw", "time")
     assert data.posterior["final_state"].dims == ("chain", "draw")
     assert data.posterior["action"].dims == ("chain", "draw", "time")
@@ -183,11 +184,11 @@ def test_inference_data(tmp_path: Path) -> None:
     assert np.allclose(likelihood, data.posterior["reward"].values / 0.7)
     path = tmp_path / "posterior.nc"
     data.to_netcdf(str(path), engine="h5netcdf")
-    again = import_arviz().from_netcdf(str(path))
+    again = az.from_netcdf(str(path))
     assert np.array_equal(again.posterior["state"].values, data.posterior["state"].values)
     assert again.posterior.attrs["method"] == "guide"
     assert float(again.constant_data["temperature"]) == pytest.approx(0.7)
-    assert len(import_arviz().summary(data, var_names=["reward"])) == 4
+    assert len(az.summary(data, var_names=["reward"])) == 4
 
 
 def test_resampling_is_proportional() -> None:

@@ -19,6 +19,7 @@ from problems import random_mdp
 
 import rl_as_inference as rlai
 from rl_as_inference import cli, exact, models
+from rl_as_inference.arviz_data import groups_of
 from rl_as_inference.distributed import Ranks
 from rl_as_inference.sampling import importance_sampling, sequential_monte_carlo
 from rl_as_inference.sampling.importance import mean_evidence, pointed_at
@@ -91,7 +92,9 @@ def chains(distributed: bool = True) -> dict[str, Any]:
 
 def flat(data: Any) -> dict[str, Any]:
     """Returns all numbers of ArviZ data by name."""
-    groups = {f"{group} {name}": value.values for group in data.groups() for name, value in data[group].items()}
+    groups = {
+        f"{group} {name}": value.values for group, held in groups_of(data).items() for name, value in held.items()
+    }
     notes = {key: np.array(value) for key, value in data.posterior.attrs.items() if isinstance(value, float)}
     return {name: value for name, value in {**groups, **notes}.items() if np.asarray(value).dtype.kind in "fiub"}
 

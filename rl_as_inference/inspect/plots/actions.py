@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.inspect.plots.from_data import alive, label_of, over_time
 from rl_as_inference.inspect.plots.states import draw_fan
 from rl_as_inference.style import BLUE, QUALITATIVE, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
-    import arviz
     from matplotlib.axes import Axes
 
 __all__ = ["plot_actions"]
@@ -21,7 +21,7 @@ _ENDED = "#D9D9D9"
 
 @checked
 def plot_actions(
-    data: "arviz.InferenceData",
+    data: PosteriorData,
     dimension: int = 0,
     ax: "Axes | None" = None,
     *,

@@ -1,16 +1,15 @@
 """What pictures read from ArviZ data."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import arviz
+from rl_as_inference.arviz_data import PosteriorData
 
 __all__ = ["alive", "label_of", "over_time", "state_paths"]
 
 
-def over_time(data: "arviz.InferenceData", group: str, name: str, dimension: int | None = None) -> Any:
+def over_time(data: PosteriorData, group: str, name: str, dimension: int | None = None) -> Any:
     """Returns a variable's draws as ``(sample, time)``, all chains one after the other.
 
     Raises:
@@ -35,7 +34,7 @@ def over_time(data: "arviz.InferenceData", group: str, name: str, dimension: int
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
-def state_paths(data: "arviz.InferenceData", group: str, dimension: int = 0) -> Any:
+def state_paths(data: PosteriorData, group: str, dimension: int = 0) -> Any:
     """Returns one dimension of the state as ``(sample, T+1)``, or ``(sample, T)`` without a final state."""
     paths = over_time(data, group, "state", dimension)
     if "final_state" in data[group]:
@@ -43,12 +42,12 @@ def state_paths(data: "arviz.InferenceData", group: str, dimension: int = 0) -> 
     return paths
 
 
-def alive(data: "arviz.InferenceData", group: str = "sample_stats") -> Any:
+def alive(data: PosteriorData, group: str = "sample_stats") -> Any:
     """Returns which steps were taken, ``(sample, time)`` bool."""
     return over_time(data, group, "alive")
 
 
-def label_of(data: "arviz.InferenceData", name: str, dimension: int) -> str:
+def label_of(data: PosteriorData, name: str, dimension: int) -> str:
     """Returns what to call one dimension of a variable on an axis."""
     dim = f"{name}_dim_0"
     values = data.posterior[name]

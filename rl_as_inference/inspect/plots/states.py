@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import PosteriorData, groups_of
 from rl_as_inference.inspect.plots.from_data import label_of, over_time, state_paths
 from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
-    import arviz
     from matplotlib.axes import Axes
 
 __all__ = ["draw_fan", "plot_fan", "plot_paths", "plot_states"]
@@ -19,7 +19,7 @@ _BANDS = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.4))
 
 
 @checked
-def plot_states(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
+def plot_states(data: PosteriorData, dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
     """Draws one state dimension over time: bands that hold 50 % and 90 % of the draws, and some draws.
 
     Args:
@@ -40,7 +40,7 @@ def plot_states(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | Non
 
 
 @checked
-def plot_fan(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
+def plot_fan(data: PosteriorData, dimension: int = 0, ax: "Axes | None" = None) -> "Axes":
     """Draws quantile bands of one state dimension over time, of the posterior and, if there, of the prior.
 
     The line is the median, the bands hold 50 % and 90 % of the draws. Of learned dynamics a third band tells ignorance
@@ -66,9 +66,7 @@ def plot_fan(data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" 
 
 
 @checked
-def plot_paths(
-    data: "arviz.InferenceData", dimension: int = 0, ax: "Axes | None" = None, *, num_paths: int = 40
-) -> "Axes":
+def plot_paths(data: PosteriorData, dimension: int = 0, ax: "Axes | None" = None, *, num_paths: int = 40) -> "Axes":
     """Draws single trajectories of one state dimension, of the posterior and, if there, of the prior.
 
     Args:
@@ -93,7 +91,7 @@ _COLOURS = {"prior": GREY, "posterior": BLUE}
 
 
 def _present(data: Any) -> list[str]:
-    return [group for group in _COLOURS if group in data.groups()]
+    return [group for group in _COLOURS if group in groups_of(data)]
 
 
 def _name(data: Any, group: str) -> str:

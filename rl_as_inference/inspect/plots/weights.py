@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rl_as_inference.arguments import checked
+from rl_as_inference.arviz_data import groups_of
 from rl_as_inference.inference.pareto import pareto_k
 from rl_as_inference.inspect.diagnostics import diagnose
 from rl_as_inference.inspect.verdicts import verdict_on_weights
@@ -80,7 +81,7 @@ def plot_weights(weights: Any, ax: "Axes | None" = None) -> "Axes":
 
 
 def _weights_of(data: Any) -> Any:
-    if "constant_data" in data.groups() and "proposal_log_weight" in data.constant_data:
+    if "constant_data" in groups_of(data) and "proposal_log_weight" in data.constant_data:
         return np.asarray(data.constant_data["proposal_log_weight"].values, dtype=float)
     if "effective_sample_size" in data.posterior.attrs:
         raise ValueError(
