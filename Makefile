@@ -5,7 +5,7 @@ PEERS  := .peers
 OTHERS := .versions
 STAMP  := $(VENV)/.installed
 
-.PHONY: help test-versions notebooks demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
+.PHONY: help docs test-versions notebooks demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference environment-peers clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,7 +15,7 @@ help:            ## show the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its dynamics gap
@@ -76,6 +76,10 @@ lint: $(STAMP)   ## ruff
 types: $(STAMP)  ## mypy, strict, and the contract on which room may import which
 	tools/check_wheel.sh $(BIN)
 
+# The theme's notice is of versions to come; what is installed is pinned.
+docs: $(STAMP)   ## the site, in site/index.html; a broken link or an unnamed page is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(STAMP)  ## the benchmarks, as one table
 	$(BIN)/python -m benchmarks.run
 
@@ -106,4 +110,4 @@ environment-peers: $(STAMP) $(PEERS)/environments/.installed  ## other libraries
 	OMP_NUM_THREADS=1 $(PEERS)/environments/bin/python -m benchmarks.peers.on_our_environments
 
 clean:           ## remove what make made
-	rm -rf $(VENV) $(PEERS) $(OTHERS) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) $(OTHERS) build dist site *.egg-info
