@@ -241,3 +241,7 @@ for count in (10, 40, 160, 640):
     mean = (grid * weights).sum()
     spread = ((grid - mean).square() * weights).sum().sqrt()
     print(f"{count:>4} choices: {mean:.2f} ± {spread:.3f}")
+
+# %% [markdown]
+# Four times as many choices halve the error, once the data say more than the prior. It takes
+# about 160 to know the prize within ± 0.1.
