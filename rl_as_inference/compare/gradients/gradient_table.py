@@ -1,9 +1,10 @@
 """What :func:`rl_as_inference.compare_gradients` returns, and its table."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
-from rl_as_inference.tables import render
+from rl_as_inference.tables import Table
 
 __all__ = ["GradientComparison", "GradientRow"]
 
@@ -86,8 +87,25 @@ class GradientComparison:
         """Returns the fields as plain numbers, strings and lists, for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Returns the comparison that :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: if the dictionary is not one of a comparison of gradients.
+        """
+        try:
+            rows = tuple(GradientRow(**row) for row in found["rows"])
+            return cls(**{**found, "rows": rows, "sections": tuple(found.get("sections", ()))})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a comparison of gradients: {type(error).__name__}: {error}") from error
+
     def table(self) -> str:
         """Returns the comparison as a table for people to read."""
+        return str(self.as_table())
+
+    def as_table(self) -> Table:
+        """Returns the same table, for a page to show."""
         shown: list[tuple[str, ...] | None] = []
         for index, row in enumerate(self.rows):
             if index in self.sections:
@@ -97,9 +115,16 @@ class GradientComparison:
             f"{self.problem}: gradients of the ELBO, {self.num_trajectories:,} trajectories a row, "
             f"{self.num_parameters:,} parameters, ‖g*‖ = {self.gradient_norm:.3g}"
         )
-        header = ["gradient of one trajectory", "unbiased", "z along", "z global", "bias/‖g*‖", "cosine"]
-        header += ["variance", "var × µs", "cause of the bias, or why the row is empty"]
-        return render(title, header, shown, right=(2, 3, 4, 5, 6, 7))
+        header: tuple[str, ...] = (
+            "gradient of one trajectory",
+            "unbiased",
+            "z along",
+            "z global",
+            "bias/‖g*‖",
+            "cosine",
+        )
+        header += ("variance", "var × µs", "cause of the bias, or why the row is empty")
+        return Table(title, header, tuple(shown), right=(2, 3, 4, 5, 6, 7))
 
 
 def _cells(row: GradientRow) -> tuple[str, ...]:
