@@ -59,6 +59,8 @@ def _columns(state: Tensor) -> Tensor:
 class Pendulum(MarkovDecisionProcess):
     """The process that :func:`pendulum` makes."""
 
+    state_names, action_names = ("cos θ", "sin θ", "ω (rad/s)"), ("torque (share of its limit)",)
+
     def __init__(
         self,
         *,

@@ -1,19 +1,35 @@
 """Tables for people to read, as text."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
-__all__ = ["render"]
+__all__ = ["Table", "render"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a terminal prints and a page shows alike; ``str(table)`` is the terminal's."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...] | None, ...]
+    """Cells of each row; None draws a line."""
+    right: tuple[int, ...] = ()
+    """Columns that align right."""
+
+    def __str__(self) -> str:
+        return render(self.title, self.header, self.rows, right=self.right)
 
 
 def render(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str] | None], *, right: Sequence[int] = ()
 ) -> str:
     """Returns a table as plain text; None among the rows draws a line, columns in ``right`` align right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = rich_table.Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index in right else "left", no_wrap=True)
     for row in rows:

@@ -65,6 +65,14 @@ COMMANDS = {
     "inspect": _Unloaded(
         "inspecting", _of_run, "Write a run as one HTML page: the comparison, and trajectories to step through."
     ),
+    "list": _Unloaded(
+        "finding", _of_nothing, "Say which problems, guides and learners there are, with a line about each."
+    ),
+    "open": _Unloaded(
+        "finding",
+        _of_run,
+        "Open a run's page in the browser; one that is not there is written first, as rlai inspect does.",
+    ),
     "robustness": _Unloaded(
         "perturbing",
         _of_run,

@@ -6,19 +6,19 @@ import statistics
 import torch
 
 from rl_as_inference.agents import MPO, Learner, Training
-from rl_as_inference.tables import render
+from rl_as_inference.tables import Table, render
 
 __all__ = ["evaluation_table", "training_table"]
 
 
-def training_table(agent: Learner, training: Training) -> str:
-    """Returns what a run came to, as a table."""
+def training_table(agent: Learner, training: Training) -> Table:
+    """Returns what a run came to."""
     returns, last = training.evaluation.returns, training.curve[-agent.num_seeds :]
     several, count = agent.num_seeds > 1, returns.shape[1]
     interval = training.interval
     over = f"{agent.num_seeds} seeds, {count} episodes each" if several else f"{count} episodes"
     note = over if interval is None else f"{interval[0]:.4g} … {interval[1]:.4g} (95 %, bootstrap over {over})"
-    rows: list[list[str] | None] = [
+    rows: list[list[str]] = [
         ["environment steps", f"{agent.num_steps:,}", "steps", "of each seed" if several else ""],
         ["gradient steps", f"{agent.num_updates:,}", "steps", "of each seed" if several else ""],
         ["evaluation return", f"{float(returns.mean()):.4g}", "reward", note],
@@ -60,7 +60,7 @@ def training_table(agent: Learner, training: Training) -> str:
         note = _speed_note(agent, speed, training.seconds)
         rows.append(["speed", f"{speed * agent.num_seeds:,.0f}", "steps/s", note])
     title = f"{type(agent).__name__} on {agent.envs.name}"
-    return render(title, ["quantity", "value", "unit", ""], rows, right=(1,))
+    return Table(title, ("quantity", "value", "unit", ""), tuple(map(tuple, rows)), right=(1,))
 
 
 def _speed_note(agent: Learner, speed: float, seconds: float) -> str:

@@ -24,7 +24,7 @@ from rl_as_inference.processes.running_statistics import RunningStatistics
 from rl_as_inference.processes.snapshots import Replayed, episode_seed
 from rl_as_inference.processes.sources import made_of
 from rl_as_inference.processes.step import Step
-from rl_as_inference.processes.units import agent_actions, name_of, time_limit_of
+from rl_as_inference.processes.units import agent_actions, dimension_names, layout_of_cells, name_of, time_limit_of
 
 __all__ = ["Environments", "NonFiniteError", "Step", "StepError"]
 
@@ -63,6 +63,8 @@ class Environments(Replayed):
         state: the states to act from next, ``(num_envs, *state)``; None before the first reset.
         num_steps: how many transitions the environments have made, all of them together.
         max_episode_steps: the time limit that the environment comes with, or None.
+        state_names, action_names: what the environment's own attributes of these names call the entries; or None.
+        layout: the letters of its grid, ``(rows, columns)``, where its states are cells; or None.
         masks: where states say which actions are allowed; None where they do not.
         mask_size: how long the masks beside observations are; None where there are none, or they are a part of these.
 
@@ -106,6 +108,8 @@ class Environments(Replayed):
             states, actions = first.observation_space, first.action_space
         self.name = first.name if isinstance(first, EnvironmentsInProcesses) else name_of(first)
         self.own_action_space = actions
+        self.state_names, self.action_names = dimension_names(first)
+        self.layout = layout_of_cells(first) if isinstance(states, Discrete) else None
         self._autoreset = Autoreset(None if self._vector is None else self._vector.metadata, self.name)
         self.max_episode_steps: int | None = time_limit_of(first)
         for other in self._envs[1:]:

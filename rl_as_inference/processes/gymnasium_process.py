@@ -60,6 +60,8 @@ class GymnasiumProcess:
         name: the environment's id or class.
         state_space: ``Box`` or ``Discrete`` from 0.
         action_space: ``Box(-1, 1, (d,))`` or ``Discrete`` from 0.
+        state_names, action_names: what the environment's own attributes of these names call the entries; or None.
+        layout: the letters of its grid, ``(rows, columns)``, where its states are cells; or None.
 
     Raises:
         ValueError: if there is no such environment, it has no time limit and ``horizon`` is None, its
@@ -115,6 +117,8 @@ class GymnasiumProcess:
         self.horizon = limit
         self.name = self._envs.name
         self.state_space, self.action_space = self._envs.state_space, self._envs.action_space
+        self.state_names, self.action_names = self._envs.state_names, self._envs.action_names
+        self.layout = self._envs.layout
         self._parts.state_space, self._parts.action_space = self.state_space, self.action_space
         if action_masks and self._envs.masks is not None:
             sizes = factor_sizes(self.action_space)

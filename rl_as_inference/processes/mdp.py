@@ -1,7 +1,7 @@
 """Markov decision processes in parts: a Pyro program when called, fast tensors when rolled out."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -84,6 +84,10 @@ class MarkovDecisionProcess(InSpaces):
     """Whether :mod:`rl_as_inference.exact` answers for it."""
     has_uniform_prior = True
     """Whether the action prior is uniform over the action space; false where a subclass overrides :meth:`prior`."""
+    state_names: Sequence[str] | None = None
+    """What pictures call the entries of a state vector: ``("position (m)", "speed (m/s)")``."""
+    action_names: Sequence[str] | None = None
+    """Likewise of an action vector; of discrete actions the names of the actions."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -1,5 +1,6 @@
 """Finite Markov decision processes given by tables."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -155,7 +156,14 @@ class TabularMDP(MarkovDecisionProcess):
         self.action_space = gymnasium.spaces.Discrete(num_actions)
         self.name = "tabular"
         self.layout: np.ndarray[Any, Any] | None = None
-        """For grids: a letter per cell, ``(rows, columns)``, states numbered row by row."""
+        """For grids: a letter per cell, ``(rows, columns)``, states numbered row by row, once or, with keys to be had,
+        several times; see ``docs/report.md``."""
+        self.cells: np.ndarray[Any, Any] | None = None
+        """Which cell each state is in, ``(S,)``, where states are numbered otherwise."""
+        self.copies: Sequence[str] = ()
+        """Names of the states of one cell, in their order: ``("without the key", "with the key")``."""
+        self.legend: Mapping[str, str] = {}
+        """What letters mean that are none of the usual ones."""
 
         if reward.shape not in ((num_states, num_actions), probabilities.shape):
             raise ValueError(
@@ -197,6 +205,13 @@ class TabularMDP(MarkovDecisionProcess):
         if self.has_terminal and not is_deferred():
             table, ends = self.reward_table.detach(), self.terminal
             warn_of_silent_rewards(self.name, table[ends], table[~ends], ends.nonzero().squeeze(-1))
+
+    @property
+    def cell_of_state(self) -> np.ndarray[Any, Any] | None:
+        """Which cell of the layout each state is in, ``(S,)``, row by row; None without a layout."""
+        if self.layout is None:
+            return None
+        return np.arange(self.num_states) % np.size(self.layout) if self.cells is None else np.asarray(self.cells)
 
     @property
     def kernel(self) -> Kernel:
@@ -380,7 +395,8 @@ class TabularMDP(MarkovDecisionProcess):
     def _copied(self, indices: Any, probabilities: Tensor, reward: Tensor, initial: Tensor, *rest: Any) -> "TabularMDP":
         other = TabularMDP.__new__(TabularMDP)
         other._build(indices, probabilities, reward, initial, self.terminal, *rest)
-        other.name, other.layout = self.name, self.layout
+        other.name, other.layout, other.cells = self.name, self.layout, self.cells
+        other.copies, other.legend, other.action_names = self.copies, self.legend, self.action_names
         return other
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -26,6 +26,23 @@ _SUMMED = 64
 
 def name_of(env: Any) -> str:
     return type(env.unwrapped).__name__ if env.spec is None else str(env.spec.id)
+
+
+def dimension_names(env: Any) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """Returns what an environment calls the entries of its observations and actions: its own ``state_names`` and
+    ``action_names``; None where it does not say."""
+    own: Any = env.unwrapped
+    return getattr(own, "state_names", None), getattr(own, "action_names", None)
+
+
+def layout_of_cells(env: Any) -> Any:
+    """Returns the letters of an environment whose states are cells, its ``layout`` or a toy text's map; or None."""
+    own: Any = env.unwrapped
+    letters, states = getattr(own, "desc", None), env.observation_space
+    if hasattr(own, "layout"):
+        return own.layout
+    is_map = letters is not None and isinstance(states, Discrete) and np.size(letters) == states.n
+    return np.asarray(letters).astype(str) if is_map else None
 
 
 def time_limit_of(env: Any) -> int | None:

@@ -38,6 +38,12 @@ class Source:
     diagnosis: Diagnosis | None
 
     @property
+    def colour_on_dark(self) -> str:
+        """The colour where the page is dark: a third of the way to white, as ``#rrggbb``."""
+        parts = (int(self.colour[start : start + 2], 16) for start in (1, 3, 5))
+        return "#" + "".join(f"{part + (255 - part) // 3:02x}" for part in parts)
+
+    @property
     def returns(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The return ``Σ_t r_t`` of every draw, in reward units, ``(draws,)``."""
         return np.asarray(self.data.sample_stats["return"].values, dtype=float).ravel()

@@ -9,7 +9,10 @@ import numpy as np
 from rl_as_inference.arviz_data import PosteriorData
 from rl_as_inference.nouns import Process
 from rl_as_inference.report.beliefs import belief_kind, belief_size, beliefs_of
+from rl_as_inference.report.pictures import action_values, dimension_names, grid_of
+from rl_as_inference.report.rounding import plain, rounded
 from rl_as_inference.report.sources import Source
+from rl_as_inference.report.values import directions
 
 __all__ = ["embed"]
 
@@ -21,13 +24,10 @@ _FEWEST_DRAWS = 10
 _MOST_DIMENSIONS = 12
 _MOST_STATES = 100  # more are too thin to be told apart as rows; they are lines instead
 _FEW_VALUES = 12
-_MOST_CELLS = 10_000
 _MOST_LATENT_VALUES = 4
-_MEANINGS = {"S": "start", "G": "goal", "H": "hole", "C": "cliff", "#": "wall"}
-_ARROWS = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}
 
 
-def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
+def embed(process: Process, sources: Sequence[Source], share: float = 1.0) -> dict[str, Any]:
     """Returns ``view`` (how to draw states) and ``sources`` (the draws), as JSON can hold them.
 
     ``view["kind"]`` is ``"grid"`` for finite processes with a layout, ``"index"`` for other finite ones, and
@@ -38,6 +38,11 @@ def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
     ``"shares"`` of every state, or a ``"fan"`` of five quantiles a dimension.
 
     At most 200 draws of a source are kept, evenly spaced, fewer where trajectories are long; ``returns`` has all.
+
+    Args:
+        process: what the trajectories are of.
+        sources: the draws.
+        share: of the numbers that a page may hold, in (0, 1].
     """
     states = [_states(source.data) for source in sources]
     view = _view(process, sources, states)
@@ -45,7 +50,7 @@ def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
     per_draw = max(sum(math.prod(array.shape[1:]) for array in each) for each in arrays)
     if view["belief"] is not None:
         per_draw += view["horizon"] * belief_size(process, states[0].shape[2])
-    most = max(_FEWEST_DRAWS, min(_MOST_DRAWS, _MOST_NUMBERS // (per_draw * len(sources))))
+    most = max(_FEWEST_DRAWS, min(_MOST_DRAWS, int(share * _MOST_NUMBERS) // (per_draw * len(sources))))
     return {
         "view": view,
         "sources": [
@@ -53,7 +58,8 @@ def embed(process: Process, sources: Sequence[Source]) -> dict[str, Any]:
                 "key": source.key,
                 "label": source.label,
                 "colour": source.colour,
-                "returns": _plain(_rounded(source.returns, 6)),
+                "colour_on_dark": source.colour_on_dark,
+                "returns": plain(rounded(source.returns, 6)),
                 "draws": _draws(process, source.data, most, view, path, actions, rewards),
             }
             for source, (path, actions, rewards) in zip(sources, arrays, strict=True)
@@ -68,27 +74,35 @@ def _view(process: Process, sources: Sequence[Source], states: list[Array]) -> d
         min(int(source.data.sample_stats["length"].max()), path.shape[1] - 1)
         for source, path in zip(sources, states, strict=True)
     )
-    view: dict[str, Any] = {"horizon": horizon, "belief": belief_kind(process)}
-    layout = getattr(process, "layout", None)
-    if finite and layout is not None and layout.size <= _MOST_CELLS:
-        letters = np.asarray(layout).astype(str)
-        present = {letter: meaning for letter, meaning in _MEANINGS.items() if letter in letters}
+    view: dict[str, Any] = {"horizon": horizon, "belief": belief_kind(process), "actions": action_values(process)}
+    largest = max(int(path.max()) for path in states) if finite else 0
+    grid = grid_of(process, largest) if finite else None
+    if grid is not None:
         return view | {
             "kind": "grid",
-            "letters": np.where(letters == "F", "", letters).tolist(),
-            "meanings": present,
-            "arrows": _arrows(sources[0].data, letters.shape[1]),
+            "letters": grid.letters.tolist(),
+            "cells": grid.cells.tolist(),
+            "copy_of": grid.copy_of.tolist(),
+            "copies": list(grid.copies),
+            "meanings": grid.meanings,
+            "arrows": directions(process, grid),
         }
-    largest = max(int(path.max()) for path in states) if finite else 0
     if finite and largest < _MOST_STATES:
         return view | {"kind": "index", "num_states": largest + 1}
     dimensions = states[0].shape[2]
-    names = ["state"] if dimensions == 1 else [f"state dimension {i}" for i in range(dimensions)]
+    names = dimension_names(process, "state", dimensions)
     in_plane = dimensions == 2 and all(
         len(np.unique(path[..., i])) > _FEW_VALUES for path in states for i in range(dimensions)
     )
     view |= {"names": names[:_MOST_DIMENSIONS], "num_dimensions": dimensions, "in_plane": in_plane}
-    return view | {"kind": "series"}
+    return view | {"kind": "series", "action_names": _action_names(process, sources[0].data)}
+
+
+def _action_names(process: Process, data: PosteriorData) -> list[str]:
+    actions, _ = _steps(data)
+    if np.issubdtype(actions.dtype, np.integer) and actions.shape[2] == 1:
+        return ["action"]  # whose values may have names
+    return dimension_names(process, "action", actions.shape[2])[:_MOST_DIMENSIONS]
 
 
 def _states(data: PosteriorData) -> Array:
@@ -125,15 +139,15 @@ def _draws(
     index = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
     lengths = np.asarray(data.sample_stats["length"].values).ravel()[index].astype(int)
     stats = {name: np.asarray(data.sample_stats[name].values).ravel()[index] for name in ("return", "log_weight")}
-    states, actions, rewards = _rounded(states[index]), _rounded(actions[index]), _rounded(rewards[index], 6)
+    states, actions, rewards = rounded(states[index]), rounded(actions[index]), rounded(rewards[index], 6)
     one_value = view["kind"] != "series"
     dimensions = 1 if one_value else len(view["names"])
     by_dimension = [
-        [_plain(path[: length + 1, i]) for path, length in zip(states, lengths, strict=True)] for i in range(dimensions)
+        [plain(path[: length + 1, i]) for path, length in zip(states, lengths, strict=True)] for i in range(dimensions)
     ]
     single = actions.shape[2] == 1
     latents = {
-        str(name): _plain(_rounded(flat[index]))
+        str(name): plain(rounded(flat[index]))
         for name, values in data.posterior.data_vars.items()
         if "time" not in values.dims and name != "final_state"
         if (flat := np.asarray(values.values).reshape(count, -1)).shape[1] <= _MOST_LATENT_VALUES
@@ -141,53 +155,12 @@ def _draws(
     believed = None if view["belief"] is None else beliefs_of(process, data, index)
     return {
         "number": index.tolist(),
-        "return": _plain(_rounded(stats["return"], 6)),
-        "log_weight": _plain(_rounded(stats["log_weight"], 6)),
+        "return": plain(rounded(stats["return"], 6)),
+        "log_weight": plain(rounded(stats["log_weight"], 6)),
         "length": lengths.tolist(),
         "state": by_dimension[0] if one_value else by_dimension,
-        "action": [_plain(a[:n, 0] if single else a[:n]) for a, n in zip(actions, lengths, strict=True)],
-        "reward": [_plain(r[:n]) for r, n in zip(rewards, lengths, strict=True)],
+        "action": [plain(a[:n, 0] if single else a[:n]) for a, n in zip(actions, lengths, strict=True)],
+        "reward": [plain(r[:n]) for r, n in zip(rewards, lengths, strict=True)],
         "latents": latents,
-        "belief": None if believed is None else _plain(_rounded(believed[..., : view["horizon"]])),
+        "belief": None if believed is None else plain(rounded(believed[..., : view["horizon"]])),
     }
-
-
-def _rounded(array: Array, digits: int = 4) -> Array:
-    """Returns the array with ``digits`` significant digits of its largest entry; integers as they are."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return array
-    finite = np.abs(array[np.isfinite(array)])
-    largest = float(finite.max()) if finite.size else 0.0
-    if largest == 0.0:
-        return array.astype(float)
-    return array.astype(float).round(digits - 1 - math.floor(math.log10(largest)))
-
-
-def _plain(array: Array) -> list[Any]:
-    """Returns the array as lists, with None for what is not finite, which JSON cannot hold."""
-    plain = array.astype(object)
-    plain[~np.isfinite(array)] = None
-    return list(plain.tolist())
-
-
-def _arrows(prior: PosteriorData, columns: int) -> list[str] | None:
-    """Returns where each action moves on average under the action prior, as arrows; None if that is not clear."""
-    states, (actions, _) = _states(prior)[..., 0], _steps(prior)
-    lengths = np.asarray(prior.sample_stats["length"].values).reshape(-1, 1)
-    alive = np.arange(actions.shape[1]) < lengths
-    taken = actions[..., 0][alive]
-    here, there = states[:, : alive.shape[1]][alive], states[:, 1 : alive.shape[1] + 1][alive]
-    move = np.stack([there // columns - here // columns, there % columns - here % columns], -1)
-    arrows = []
-    for action in range(int(taken.max()) + 1):
-        own = move[taken == action]
-        # A jump back to the start is no direction.
-        own = own[np.abs(own).sum(-1) <= 1]
-        if len(own) < 100:
-            return None
-        mean = own.mean(0)
-        largest = int(np.abs(mean).argmax())
-        if abs(mean[largest]) < 0.15:
-            return None
-        arrows.append(_ARROWS[tuple(int(np.sign(mean[i])) if i == largest else 0 for i in range(2))])  # type: ignore[index]
-    return arrows if len(set(arrows)) == len(arrows) else None

@@ -52,6 +52,8 @@ PYTHON: dict[str, tuple[list[Any], dict[str, str]]] = {
     "export": ([SoftActorCritic.export, load_run], {}),
     "robustness": ([perturb, load_run], {"perturbations": "perturb's name and sizes"}),
     "inspect": ([draw_sources, load_run], {}),
+    "list": ([], {}),
+    "open": ([load_run], {}),
     "sweep": ([sweep], {"set_": "one of sweep's values"}),
     "bench": ([], {"quick": "of python -m benchmarks.run"}),
 }

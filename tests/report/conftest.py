@@ -28,6 +28,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def open_page(path: Path, width: int = 1280, height: int = 900) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+        context.set_default_timeout(120_000)  # milliseconds: other tests may have all the cores
         contexts.append(context)
         page = context.new_page()
 

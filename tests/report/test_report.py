@@ -80,7 +80,7 @@ def kept(page: Any, source: str) -> int:
 
 
 def embedded(page: Any) -> dict[str, Any]:
-    return {source["key"]: source for source in page.evaluate("data.sources")}
+    return {source["key"]: source for source in page.evaluate("data.runs[0].sources")}
 
 
 class TestPage:
@@ -228,8 +228,8 @@ class TestPage:
         _, dots, path, _ = drawn(page, "posterior")
         assert set(dots["x"]) == {2}
         assert path["x"] == [0, 1, 2]
-        assert panel(page, "posterior").locator(".xtitle").text_content() == "time (steps)"
-        assert panel(page, "posterior").locator(".ytitle").text_content() == "state dimension 1"
+        assert panel(page, "posterior").locator(".plot .xtitle").text_content() == "time (steps)"
+        assert panel(page, "posterior").locator(".plot .ytitle").text_content() == "state dimension 1"
         assert page.locator("#gaps").count() == 0  # no exact values
 
     def test_finite_states_over_time(self, runs: Any, opened: Any) -> None:

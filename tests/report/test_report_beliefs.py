@@ -124,7 +124,7 @@ class TestPage:
         names = page.locator(".latent").evaluate_all("all => all.map(e => e.dataset.latent)")
         assert names == ["goal", "note"]
         shown = "document.querySelector('.latent[data-latent=goal]').data"
-        goals = page.evaluate("data.sources[2].draws.latents.goal")
+        goals = page.evaluate("data.runs[0].sources[2].draws.latents.goal")
         assert page.evaluate(shown)[2]["y"] == pytest.approx([1 - np.mean(goals), np.mean(goals)])
         assert page.locator(".belief").count() == 0
         page.locator("#least").fill("500")  # the better half of the returns says more of the goal

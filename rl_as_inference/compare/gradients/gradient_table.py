@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 from rl_as_inference.data_frames import Frame, frame, units_of
-from rl_as_inference.tables import render
+from rl_as_inference.tables import Table
 
 __all__ = ["GradientComparison", "GradientRow"]
 
@@ -115,6 +115,10 @@ class GradientComparison:
 
     def table(self) -> str:
         """Returns the comparison as a table for people to read."""
+        return str(self.as_table())
+
+    def as_table(self) -> Table:
+        """Returns the same table, for a page to show."""
         shown: list[tuple[str, ...] | None] = []
         for index, row in enumerate(self.rows):
             if index in self.sections:
@@ -124,9 +128,16 @@ class GradientComparison:
             f"{self.problem}: gradients of the ELBO, {self.num_trajectories:,} trajectories a row, "
             f"{self.num_parameters:,} parameters, ‖g*‖ = {self.gradient_norm:.3g}"
         )
-        header = ["gradient of one trajectory", "unbiased", "z along", "z global", "bias/‖g*‖", "cosine"]
-        header += ["variance", "var × µs", "cause of the bias, or why the row is empty"]
-        return render(title, header, shown, right=(2, 3, 4, 5, 6, 7))
+        header: tuple[str, ...] = (
+            "gradient of one trajectory",
+            "unbiased",
+            "z along",
+            "z global",
+            "bias/‖g*‖",
+            "cosine",
+        )
+        header += ("variance", "var × µs", "cause of the bias, or why the row is empty")
+        return Table(title, header, tuple(shown), right=(2, 3, 4, 5, 6, 7))
 
 
 GradientComparison.units = units_of((*GradientComparison.__dataclass_fields__, *GradientRow.__dataclass_fields__))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rl_as_inference import exact
 from rl_as_inference.arguments import checked
@@ -88,10 +89,18 @@ def plot_dynamics_gap(mdp: TabularMDP, policy: Any = None, axes: "Sequence[Axes]
             f"(brighter: more of the time spent there)",
             fontsize=11,
         )
-    shares = [visits.detach().cpu() for _, visits, _ in panels]
+    shares = [_in_cells(mdp, visits.detach().cpu()) for _, visits, _ in panels]
     # One scale for all panels; cells where ended trajectories wait would otherwise drown the paths.
     limit = float(np.quantile(np.stack([share.mean(0) for share in shares]), 0.97))
     for ax, (name, _, gets), visits in zip(axes, panels, shares, strict=True):
         plot_occupancy(visits, layout=mdp.layout, ax=ax, title=name, colour_limit=limit, colour_bar=False)
         ax.set_xlabel(f"expected return {float(gets):.3g}", fontweight="bold")
     return axes
+
+
+def _in_cells(mdp: TabularMDP, visits: Tensor) -> Tensor:
+    """Returns visits of cells, where several states are in one; of states where there is no grid."""
+    cells = mdp.cell_of_state
+    if cells is None or mdp.layout is None:
+        return visits
+    return visits.new_zeros(len(visits), np.size(mdp.layout)).index_add(1, torch.as_tensor(cells), visits)

@@ -1,0 +1,27 @@
+"""The returns of a page's draws in figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rl_as_inference.report.sources import Source
+from rl_as_inference.tables import Table
+
+__all__ = ["returns_table"]
+
+
+def returns_table(sources: Sequence[tuple[str, Source]], named: bool) -> Table:
+    """Returns mean ± standard error, standard deviation and range of the returns of each source, unweighted.
+
+    Args:
+        sources: each with the name of its run.
+        named: whether that name is shown.
+    """
+    rows = []
+    for run, source in sources:
+        values = source.returns
+        error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
+        spread = f"{values.std(ddof=1):.4g}" if len(values) > 1 else ""
+        label = f"{run}, {source.label}" if named else source.label
+        rows.append((label, f"{values.mean():.4g}{error}", spread, f"{values.min():.4g} … {values.max():.4g}"))
+    return Table("Returns of the draws", ("draws of", "mean", "std", "range"), tuple(rows), right=(1, 2, 3))
