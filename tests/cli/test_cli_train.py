@@ -217,11 +217,12 @@ class TestTrain:
         code, _, _ = rlai("train", "Pendulum-v1", *QUICK, "--seed", "5", "--out", out, "--overwrite")
         assert code == 0
         after = contents(out)
-        assert (len(before), len(after)) == (6, 6)
+        assert (len(before), len(after)) == (7, 7)
         assert before.keys() & after.keys() == {
             "checkpoint.safetensors",
             "curve.csv",
             "learning_curve.png",
+            "model_card.md",
             "run.json",
             "tensorboard/notes.txt",
         }
