@@ -29,6 +29,7 @@ class Nodes:
         self.count = count
         self.groups: list[list[int]] = []
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
+        own["RAY_worker_niceness"] = "0"  # Ray has its workers give way to all else, and on a busy machine they starve
         self.environment = {**os.environ, **own}
 
     def __enter__(self) -> Self:

@@ -18,7 +18,8 @@ from rl_as_inference.sweeps.workers import STOPPING, Ended, Perform, note_start
 
 __all__ = ["RayCluster"]
 
-_LOOK = 1.0
+_LOOK = 0.1
+"""Seconds between looks whether Ray has interrupted a task, which does not end a wait."""
 
 
 class RayCluster:
