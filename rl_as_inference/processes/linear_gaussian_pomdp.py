@@ -30,8 +30,8 @@ class LinearGaussianPOMDP(PartiallyObservedMDP):
     (certainty equivalence). ``y_T`` is drawn too, after the last action.
 
     Args:
-        A, B, noise_cov, state_cost, action_cost, initial_mean, initial_cov, action_prior_cov, horizon, temperature,
-            drift: as of a :class:`LinearGaussianMDP`.
+        A, B, noise_cov, state_cost, action_cost, initial_mean, initial_cov: as of a :class:`LinearGaussianMDP`.
+        action_prior_cov, horizon, temperature, drift: likewise.
         observation_matrix: ``C``, ``(do, ds)``.
         observation_cov: ``(do, do)``, symmetric positive definite.
 

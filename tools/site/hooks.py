@@ -1,0 +1,168 @@
+"""What MkDocs is told beyond mkdocs.yml.
+
+Pages stay where a reader of the repository finds them, and their links lead to files beside docs/. The site
+holds a page of each file so linked: its code, or what is in the folder. Notebooks become pages with the
+outputs they were saved with, and formulas become MathML, which browsers show without scripts or fonts of ours.
+"""
+
+import ast
+import html
+import json
+import posixpath
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "build" / "site-package"
+LINK = re.compile(r"(\]\()([^)\s#]+)([^)]*\))")
+FENCE = re.compile(r"^```.*?^```", flags=re.M | re.S)
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
+
+
+def on_startup(**_: Any) -> None:
+    """Lays out the package as a wheel has it, with models and guides inside, for mkdocstrings to read."""
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    caches = shutil.ignore_patterns("__pycache__")
+    for source, inside in (("rl_as_inference", ""), ("models", "models"), ("guides", "guides")):
+        shutil.copytree(ROOT / source, PACKAGE / "rl_as_inference" / inside, ignore=caches, dirs_exist_ok=True)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds pages of notebooks and of all that pages link to outside docs/."""
+    for notebook in sorted(DOCS.glob("notebooks/*.ipynb")):
+        uri = f"notebooks/{notebook.stem}.md"
+        if (pair := files.get_file_from_path(uri)) is not None:
+            files.remove(pair)
+        files.append(File.generated(config, uri, content=_notebook(notebook)))
+    waiting = [target for page in files.documentation_pages() for target in _linked(page)]
+    while waiting:
+        target = waiting.pop()
+        uri = _uri(target)
+        if not uri.startswith("source/") or files.get_file_from_path(uri) is not None:
+            continue
+        if uri.endswith(".md"):
+            files.append(File.generated(config, uri, content=_source_page(target)))
+            waiting += _linked(files.get_file_from_path(uri))
+        else:
+            files.append(File.generated(config, uri, abs_src_path=str(target)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns links out of docs/ into links to the pages above."""
+
+    def moved(match: re.Match[str]) -> str:
+        target = _target(page.file, match[2])
+        if target is None:
+            return match[0]
+        return match[1] + posixpath.relpath(_uri(target), posixpath.dirname(page.file.src_uri) or ".") + match[3]
+
+    return _outside_fences(markdown, lambda text: LINK.sub(moved, text))
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns formulas into MathML."""
+
+    def rendered(match: re.Match[str]) -> str:
+        formula, block = html.unescape(match[2]), match[1] == "div"
+        try:
+            mathml = convert(formula, display="block" if block else "inline")
+        except Exception as error:
+            raise PluginError(f"{page.file.src_uri}: {formula!r} is no formula that can be shown: {error}") from error
+        return f'<div class="formula">{mathml}</div>' if block else mathml
+
+    return FORMULA.sub(rendered, content)
+
+
+def _outside_fences(markdown: str, change: Any) -> str:
+    """Returns the text with all but its code blocks changed."""
+    pieces, end = [], 0
+    for fence in FENCE.finditer(markdown):
+        pieces += [change(markdown[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*pieces, change(markdown[end:])])
+
+
+def _place(file: File) -> Path:
+    """Returns the folder of the repository from which the links of a page lead."""
+    if file.src_uri.startswith("source/"):
+        return (ROOT / file.src_uri.removeprefix("source/")).parent
+    return (DOCS / file.src_uri).parent
+
+
+def _target(file: File, link: str) -> Path | None:
+    """Returns the file that a link leads to, None for links to other places and for pages' links among themselves."""
+    if "://" in link or link.startswith(("mailto:", "/")):
+        return None
+    target = Path(posixpath.normpath((_place(file) / link).as_posix()))
+    inside = target.is_relative_to(DOCS) and target.suffix != ".ipynb"
+    if inside and not file.src_uri.startswith("source/"):
+        return None
+    if not target.exists():
+        raise PluginError(f"{file.src_uri} links to {link}, which does not exist")
+    return target
+
+
+def _linked(file: File | None) -> list[Path]:
+    if file is None:
+        return []
+    found: list[Path] = []
+    text = FENCE.sub("", file.content_string)
+    found += [target for match in LINK.finditer(text) if (target := _target(file, match[2])) is not None]
+    return found
+
+
+def _uri(target: Path) -> str:
+    """Returns where the site has a file of the repository."""
+    if target.is_relative_to(DOCS):
+        return target.relative_to(DOCS).as_posix().removesuffix(".ipynb") + (".md" if target.suffix == ".ipynb" else "")
+    path = f"source/{target.relative_to(ROOT).as_posix()}"
+    if target.is_dir():
+        return f"{path}/index.md"
+    return f"{path}.md" if target.suffix == ".py" else path
+
+
+def _source_page(target: Path) -> str:
+    name = target.relative_to(ROOT).as_posix()
+    if target.suffix == ".md":
+        return target.read_text()
+    if target.suffix == ".py":
+        return f"# {target.name}\n\n`{name}`\n\n```python\n{target.read_text()}```\n"
+    rows = [f"# {name}/\n\n| file | |\n|---|---|\n"]
+    for file in sorted(target.iterdir()):
+        if file.is_file() and not file.name.startswith((".", "_")):
+            first = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] if file.suffix == ".py" else ""
+            rows.append(f"| [{file.name}]({file.name}) | {first.replace('|', '&#124;')} |\n")
+    return "".join(rows)
+
+
+def _notebook(path: Path) -> str:
+    """Returns a notebook as Markdown, with the outputs it was saved with."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        elif cell["cell_type"] == "code" and source.strip():
+            parts.append(f"```python\n{source}\n```")
+            parts += [_output(output) for output in cell["outputs"]]
+    return "\n\n".join(parts) + f"\n\n[This page as a notebook]({path.name}){{ download }}\n"
+
+
+def _output(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'![]({"data:image/png;base64," + "".join(data["image/png"]).strip()}){{ .figure }}'
+    if "text/html" in data:
+        return "".join(data["text/html"])
+    text = "".join(output.get("text", data.get("text/plain", "")))
+    return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
