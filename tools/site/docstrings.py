@@ -8,7 +8,7 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(~?)([\w.]+)`")
-DRAWN = re.compile(r"[─-╿▀-◿]")
+DRAWN = re.compile(r"[─-╿▀-◿]|\S {3,}\S")
 
 
 class HouseStyle(griffe.Extension):
@@ -26,11 +26,16 @@ class HouseStyle(griffe.Extension):
             shown = match[2].rpartition(".")[2] if match[1] else match[2].removeprefix("rl_as_inference.")
             return f'<autoref optional identifier="{_resolved(obj, match[2])}"><code>{shown}</code></autoref>'
 
-        text = ROLE.sub(link, obj.docstring.value)
+        text = obj.docstring.value
+        if obj.is_function and (module := obj.module).path == f"rl_as_inference.models.{obj.name}" and module.docstring:
+            text = f"{_with_picture(module.docstring.value)}\n\n{text}"
         text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)
-        if obj.is_module:
-            text = "\n\n".join(f"```text\n{part}\n```" if DRAWN.search(part) else part for part in text.split("\n\n"))
-        obj.docstring.value = text
+        obj.docstring.value = ROLE.sub(link, text)
+
+
+def _with_picture(text: str) -> str:
+    """Returns the docstring of a model's file with its drawings as blocks."""
+    return "\n\n".join(f"```text\n{part}\n```" if DRAWN.search(part) else part for part in text.split("\n\n"))
 
 
 def _resolved(obj: griffe.Object, name: str) -> str:

@@ -6,11 +6,13 @@ outputs they were saved with, and formulas become MathML, which browsers show wi
 """
 
 import ast
+import contextlib
 import html
 import json
 import posixpath
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,26 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
             mathml = convert(formula, display="block" if block else "inline")
         except Exception as error:
             raise PluginError(f"{page.file.src_uri}: {formula!r} is no formula that can be shown: {error}") from error
-        return f'<div class="formula">{mathml}</div>' if block else mathml
+        return f'<div class="formula">{_for_browsers(mathml)}</div>' if block else _for_browsers(mathml)
 
     return FORMULA.sub(rendered, content)
+
+
+def _for_browsers(mathml: str) -> str:
+    """Returns MathML without what browsers no longer know: letters of other alphabets by attribute, words by letter."""
+
+    def letter(match: re.Match[str]) -> str:
+        alphabet = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK"}[match[1]]
+        for name in (f"MATHEMATICAL {alphabet} CAPITAL {match[2]}", f"{alphabet} CAPITAL {match[2]}"):
+            with contextlib.suppress(KeyError):
+                return f"<mi>{unicodedata.lookup(name)}</mi>"
+        return match[0]
+
+    mathml = re.sub(r'<mi mathvariant="(script|double-struck)">([A-Z])</mi>', letter, mathml)
+    mathml = re.sub(
+        r'(?:<mi mathvariant="normal">\w</mi>){2,}', lambda word: f"<mi>{re.sub('<.*?>', '', word[0])}</mi>", mathml
+    )
+    return re.sub(r"(<mi>(?:log|exp|max|min)</mi>)(?=<m)(?!<mo)", r'\1<mspace width="0.17em"/>', mathml)
 
 
 def _outside_fences(markdown: str, change: Any) -> str:
