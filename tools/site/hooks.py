@@ -12,6 +12,7 @@ import json
 import posixpath
 import re
 import shutil
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,25 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-PACKAGE = ROOT / "build" / "site-package"
+PACKAGE = tempfile.TemporaryDirectory(prefix="site-")
 LINK = re.compile(r"(\]\()([^)\s#]+)([^)]*\))")
 FENCE = re.compile(r"^```.*?^```", flags=re.M | re.S)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
 
 
-def on_startup(**_: Any) -> None:
+@event_priority(100)
+def on_config(config: MkDocsConfig) -> None:
     """Lays out the package as a wheel has it, with models and guides inside, for mkdocstrings to read."""
-    shutil.rmtree(PACKAGE, ignore_errors=True)
     caches = shutil.ignore_patterns("__pycache__")
     for source, inside in (("rl_as_inference", ""), ("models", "models"), ("guides", "guides")):
-        shutil.copytree(ROOT / source, PACKAGE / "rl_as_inference" / inside, ignore=caches, dirs_exist_ok=True)
+        shutil.copytree(ROOT / source, Path(PACKAGE.name, "rl_as_inference", inside), ignore=caches, dirs_exist_ok=True)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [PACKAGE.name]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -80,7 +83,11 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
             mathml = convert(formula, display="block" if block else "inline")
         except Exception as error:
             raise PluginError(f"{page.file.src_uri}: {formula!r} is no formula that can be shown: {error}") from error
-        return f'<div class="formula">{_for_browsers(mathml)}</div>' if block else _for_browsers(mathml)
+        mathml = _for_browsers(mathml)
+        if block:
+            return f'<div class="formula">{mathml}</div>'
+        # No browser breaks lines in a formula; a long one scrolls on a narrow screen.
+        return f'<span class="long-formula">{mathml}</span>' if len(formula) > 50 else mathml
 
     return FORMULA.sub(rendered, content)
 
@@ -155,7 +162,8 @@ def _source_page(target: Path) -> str:
     if target.suffix == ".md":
         return target.read_text()
     if target.suffix == ".py":
-        return f"# {target.name}\n\n`{name}`\n\n```python\n{target.read_text()}```\n"
+        # Its folder's page is what a search should find, which has its first line.
+        return f"---\nsearch:\n  exclude: true\n---\n\n# {target.name}\n\n`{name}`\n\n```python\n{target.read_text()}```\n"
     rows = [f"# {name}/\n\n| file | |\n|---|---|\n"]
     for file in sorted(target.iterdir()):
         if file.is_file() and not file.name.startswith((".", "_")):
