@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PEERS  := .peers
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo check test slow-tests test-faults test-scale soak test-gpu lint types bench curves bench-peers planning-peers torchgfn active-inference clean
+.PHONY: help demo check test slow-tests test-faults test-scale soak test-gpu lint types docs bench curves bench-peers planning-peers torchgfn active-inference clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -14,7 +14,7 @@ help:            ## show the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 demo: $(STAMP)   ## the main job: FrozenLake 8x8, its guide, its posterior, its dynamics gap
@@ -53,6 +53,10 @@ lint: $(STAMP)   ## ruff
 types: $(STAMP)  ## mypy, strict, and the contract on which room may import which
 	tools/check_wheel.sh $(BIN)
 
+# The theme's notice is of versions to come; what is installed is pinned.
+docs: $(STAMP)   ## the site, in site/index.html; a broken link or an unnamed page is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(STAMP)  ## the benchmarks, as one table
 	$(BIN)/python -m benchmarks.run
 
@@ -80,4 +84,4 @@ torchgfn: $(STAMP) $(PEERS)/torchgfn/.installed  ## torchgfn's losses on its Hyp
 	$(BIN)/python -m benchmarks.peers.against_torchgfn
 
 clean:           ## remove what make made
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist site *.egg-info

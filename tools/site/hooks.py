@@ -163,11 +163,15 @@ def _source_page(target: Path) -> str:
         return target.read_text()
     if target.suffix == ".py":
         # Its folder's page is what a search should find, which has its first line.
-        return f"---\nsearch:\n  exclude: true\n---\n\n# {target.name}\n\n`{name}`\n\n```python\n{target.read_text()}```\n"
+        return (
+            f"---\nsearch:\n  exclude: true\n---\n\n# {target.name}\n\n`{name}`\n\n```python\n{target.read_text()}```\n"
+        )
     rows = [f"# {name}/\n\n| file | |\n|---|---|\n"]
     for file in sorted(target.iterdir()):
         if file.is_file() and not file.name.startswith((".", "_")):
-            first = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] if file.suffix == ".py" else ""
+            first = (
+                (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] if file.suffix == ".py" else ""
+            )
             rows.append(f"| [{file.name}]({file.name}) | {first.replace('|', '&#124;')} |\n")
     return "".join(rows)
 
@@ -188,7 +192,7 @@ def _notebook(path: Path) -> str:
 def _output(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "image/png" in data:
-        return f'![]({"data:image/png;base64," + "".join(data["image/png"]).strip()}){{ .figure }}'
+        return f"![]({'data:image/png;base64,' + ''.join(data['image/png']).strip()}){{ .figure }}"
     if "text/html" in data:
         return "".join(data["text/html"])
     text = "".join(output.get("text", data.get("text/plain", "")))
