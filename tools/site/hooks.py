@@ -6,6 +6,7 @@ outputs they were saved with, and formulas become MathML, which browsers show wi
 """
 
 import ast
+import base64
 import contextlib
 import html
 import json
@@ -47,7 +48,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         uri = f"notebooks/{notebook.stem}.md"
         if (pair := files.get_file_from_path(uri)) is not None:
             files.remove(pair)
-        files.append(File.generated(config, uri, content=_notebook(notebook)))
+        markdown, pictures = _notebook(notebook)
+        files.append(File.generated(config, uri, content=markdown))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     waiting = [target for page in files.documentation_pages() for target in _linked(page)]
     while waiting:
         target = waiting.pop()
@@ -139,12 +143,11 @@ def _target(file: File, link: str) -> Path | None:
 
 
 def _linked(file: File | None) -> list[Path]:
+    """Returns the files outside of docs/, and notebooks, that a page links to."""
     if file is None:
         return []
-    found: list[Path] = []
-    text = FENCE.sub("", file.content_string)
-    found += [target for match in LINK.finditer(text) if (target := _target(file, match[2])) is not None]
-    return found
+    links = LINK.findall(FENCE.sub("", file.content_string))
+    return [target for _, link, _ in links if (target := _target(file, link)) is not None]
 
 
 def _uri(target: Path) -> str:
@@ -176,24 +179,28 @@ def _source_page(target: Path) -> str:
     return "".join(rows)
 
 
-def _notebook(path: Path) -> str:
-    """Returns a notebook as Markdown, with the outputs it was saved with."""
-    parts = []
+def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Returns a notebook as Markdown, with the outputs it was saved with, and its pictures by name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             parts.append(source)
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(f"```python\n{source}\n```")
-            parts += [_output(output) for output in cell["outputs"]]
-    return "\n\n".join(parts) + f"\n\n[This page as a notebook]({path.name}){{ download }}\n"
-
-
-def _output(output: dict[str, Any]) -> str:
-    data = output.get("data", {})
-    if "image/png" in data:
-        return f"![]({'data:image/png;base64,' + ''.join(data['image/png']).strip()}){{ .figure }}"
-    if "text/html" in data:
-        return "".join(data["text/html"])
-    text = "".join(output.get("text", data.get("text/plain", "")))
-    return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
+            for output in cell["outputs"]:
+                if output.get("name") == "stderr":  # progress and warnings of the machine that ran it
+                    continue
+                data = output.get("data", {})
+                text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+                if "image/png" in data:
+                    name = f"{path.stem}-{len(pictures) + 1}.png"
+                    pictures[name] = base64.b64decode("".join(data["image/png"]))
+                    parts.append(f"![]({name})")
+                elif "text/html" in data:
+                    parts.append("".join(data["text/html"]))
+                elif text:
+                    parts.append(f"```text\n{text}\n```")
+    parts.append(f'<a href="{path.name}" download>This page as a notebook</a>\n')
+    return "\n\n".join(parts), pictures
