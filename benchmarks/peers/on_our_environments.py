@@ -119,14 +119,20 @@ def main(arguments: list[str] | None = None) -> int:
     out = parser.parse_args(arguments).out
     torch.set_num_threads(1)
     lake, grid = {"map_name": "4x4"}, {"horizon": 30}
-    dqn = {"learning_rate": 1e-3, "exploration_fraction": 0.5, "target_update_interval": 500, "learning_starts": 1000}
+    dqn = {
+        "learning_rate": 1e-3,
+        "exploration_fraction": 0.5,
+        "target_update_interval": 500,
+        "learning_starts": 1000,
+        "batch_size": 128,
+    }
     net = {"policy_kwargs": {"net_arch": [64]}}
     rows = [
         finite(
             "rlai/FrozenLake-v0",
             "Stable-Baselines3 DQN",
-            40_000,
-            of_baselines("DQN", "rlai/FrozenLake-v0", 40_000, lake, **dqn, **net),
+            120_000,
+            of_baselines("DQN", "rlai/FrozenLake-v0", 120_000, lake, **dqn, **net),
             **lake,
         ),
         finite(
@@ -139,14 +145,14 @@ def main(arguments: list[str] | None = None) -> int:
         finite(
             "rlai/FrozenLake-v0",
             "one-page DQN",
-            96_000,
-            lambda: learn("rlai/FrozenLake-v0", 96_000, num_envs=16, seed=0, **lake),
+            400_000,
+            lambda: learn("rlai/FrozenLake-v0", 400_000, num_envs=16, seed=0, **lake),
             **lake,
         ),
         many_goals(
             "Stable-Baselines3 SAC",
-            2500,
-            of_baselines("SAC", "rlai/MultiGoal-v0", 2500, {}, learning_rate=1e-3, learning_starts=500, **net),
+            8000,
+            of_baselines("SAC", "rlai/MultiGoal-v0", 8000, {}, learning_rate=1e-3, learning_starts=500, **net),
             episodes=2000,
         ),
     ]
