@@ -163,6 +163,7 @@ def _shown(run: ShownRun, letter: str, share: float) -> dict[str, Any]:
         "data": {
             **embedded,
             "name": run.name,
+            "problem": process.name,
             "gaps": None if comparison is None else gaps_of(comparison),
             "values": run.values,
             "curves": [curve.to_dict() for curve in run.curves],

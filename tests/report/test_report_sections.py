@@ -14,7 +14,7 @@ from rl_as_inference import exact
 from rl_as_inference.agents.curves import read_curve
 from rl_as_inference.compare import Comparison, GradientComparison, compare
 from rl_as_inference.compare.comparison_table import number
-from rl_as_inference.models import gridworld, pendulum
+from rl_as_inference.models import gridworld, pendulum, point_mass
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.report import ShownRun, draw_sources, render_page, render_report, value_maps
 from rl_as_inference.report.pairs import paired_blocks, paired_notes
@@ -341,6 +341,19 @@ class TestTwoRuns:
         assert [each.is_visible() for each in page.locator(".panel[data-source=prior]").all()] == [False, False]
         page.locator("#time").fill("3")
         assert page.locator("#time-value").inner_text() == "step 3 of 20"
+
+    def test_two_problems_have_ranges_of_their_own(self, opened: Any, tmp_path: Path) -> None:
+        problems = pendulum(horizon=4), point_mass(horizon=3)
+        shown = [ShownRun(each, draw_sources(each, None, method="guide", num_draws=10), each.name) for each in problems]
+        path = tmp_path / "a.html"
+        path.write_text(render_page(shown), encoding="utf-8")
+        page = opened(path)
+        layout = "document.querySelector(`.panel[data-source=guide][data-run='${r}'] .plot`).layout"
+        ranges = [page.evaluate(f"r => {layout}.yaxis.range", run) for run in (0, 1)]
+        assert ranges[0] != ranges[1]
+        page.locator("#axis-x").select_option("time")
+        times = [page.evaluate(f"r => {layout}.xaxis.range", run) for run in (0, 1)]
+        assert [pair[1] for pair in times] == pytest.approx([1.03 * 4, 1.03 * 3])
 
     def test_default_file_goes_with_the_first_run(self, runs: Any) -> None:
         code, said, err = rlai("inspect", runs("other"), runs("lake"), "--num-draws", 5, "--no-progress")

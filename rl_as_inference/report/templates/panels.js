@@ -81,8 +81,9 @@ const along = (panel, which, i) => (
   which === "time" ? panel.draws.state[0][i].map((_, t) => t) : panel.draws.state[dimension(panel.view, which)][i]);
 const title = (view, which) => (which === "time" ? "time (steps)" : escape(view.names[dimension(view, which)]));
 
-// The range of the sources that are shown, so that a wide one can be put aside.
-const compared = (panel) => panels.filter((other) => other.shown && other.view.kind === panel.view.kind);
+// The range of the sources that are shown, so that a wide one can be put aside; of two problems, each has its own.
+const compared = (panel) => panels.filter((other) => other.shown && other.run.problem === panel.run.problem
+  && String(other.view.names) === String(panel.view.names));
 function spread(panel, which) {
   const most = Math.max(...compared(panel).map((other) => other.view.horizon));
   if (which === "time") return [-0.03 * most, 1.03 * most];
