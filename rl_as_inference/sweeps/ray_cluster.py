@@ -93,13 +93,17 @@ def _work(perform: Perform, words: Sequence[str], log: str, out: str) -> int | N
             f"them share"
         )
     run = Run(nursery_of(perform, shared=True), perform, [list(words)], Path(log))
-    end = math.inf
+    end, asked = math.inf, None
     while True:
         try:
             while not run.is_over(_LOOK):
                 if time.monotonic() > end:
                     run.fork.kill()
-            return code_of(run)
-        except KeyboardInterrupt:
+            code = code_of(run)
+            break
+        except KeyboardInterrupt as stop:
             run.stop()
-            end = time.monotonic() + STOPPING
+            end, asked = time.monotonic() + STOPPING, stop
+    if asked is not None:  # a task that is cancelled is not to return: Ray takes that for its own fault, and aborts
+        raise asked
+    return code
