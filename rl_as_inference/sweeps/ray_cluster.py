@@ -45,7 +45,7 @@ class RayCluster:
         self._ray = ray = self._joined.ray
         self._task: Any = ray.remote(num_cpus=1, max_retries=0)(_work)  # Ray itself tries nothing again
         self._running: dict[Any, Task] = {}
-        # Ray's own way, ray.cancel, has Ray 2.60 abort this process if the task ends on its own by then.
+        # Not by ray.cancel: Ray 2.60 aborts this process where a task that is cancelled ends by itself meanwhile.
         self._stop = out / f".stop-{secrets.token_hex(8)}"
 
     def room(self) -> int:
@@ -65,7 +65,9 @@ class RayCluster:
     def stop(self) -> None:
         if self._running:
             self._stop.touch()
-            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOPPING)
+            ended, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOPPING)
+            for reference in ended:  # so that close() does not cancel them, see above
+                del self._running[reference]
 
     def close(self) -> None:
         for reference in self._running:
