@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from rl_as_inference.sweeps.workers import STOPPING, Ended, Perform, note_start
 
 __all__ = ["RayCluster"]
 
-_LOOK = 0.1
-"""Seconds between looks whether Ray has interrupted a task, which does not end a wait."""
+_LOOK = 0.2
+"""Seconds between a task's looks whether it is to stop."""
 
 
 class RayCluster:
@@ -44,13 +45,16 @@ class RayCluster:
         self._ray = ray = self._joined.ray
         self._task: Any = ray.remote(num_cpus=1, max_retries=0)(_work)  # Ray itself tries nothing again
         self._running: dict[Any, Task] = {}
+        # Not by ray.cancel: Ray 2.60 aborts this process where a task that is cancelled ends by itself meanwhile.
+        self._stop = out / f".stop-{secrets.token_hex(8)}"
 
     def room(self) -> int:
         return max(1, int(self._ray.cluster_resources().get("CPU", 0))) - len(self._running)
 
     def start(self, task: Task, words: Sequence[str], log: Path) -> None:
         note_start(log, words)
-        self._running[self._task.remote(self.perform, list(words), str(log), str(self.out))] = task
+        told = str(log), str(self.out), str(self._stop)
+        self._running[self._task.remote(self.perform, list(words), *told)] = task
 
     def wait(self, seconds: float) -> list[Ended]:
         if not self._running:
@@ -59,16 +63,18 @@ class RayCluster:
         return [Ended(self._running.pop(reference), self._code(reference)) for reference in ready]
 
     def stop(self) -> None:
-        for reference in self._running:
-            self._ray.cancel(reference, force=False)
         if self._running:
-            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOPPING)
+            self._stop.touch()
+            ended, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOPPING)
+            for reference in ended:  # so that close() does not cancel them, see above
+                del self._running[reference]
 
     def close(self) -> None:
         for reference in self._running:
             with contextlib.suppress(Exception):
                 self._ray.cancel(reference, force=True)
         self._running.clear()
+        self._stop.unlink(missing_ok=True)
         self._joined.leave()
 
     def _code(self, reference: Any) -> int | None:
@@ -85,8 +91,8 @@ class RayCluster:
         return None if code is None else int(code)
 
 
-def _work(perform: Perform, words: Sequence[str], log: str, out: str) -> int | None:
-    """Waits for a run, which is asked to stop where this is interrupted, as Ray interrupts what it is to cancel."""
+def _work(perform: Perform, words: Sequence[str], log: str, out: str, stop: str) -> int | None:
+    """Waits for a run, which is asked to stop once there is a file ``stop``."""
     if not (Path(out) / RECORD).is_file():
         raise ValueError(
             f"--out: {out!r} is not there on {os.uname().nodename}, a node of the cluster; name a folder that all of "
@@ -94,12 +100,10 @@ def _work(perform: Perform, words: Sequence[str], log: str, out: str) -> int | N
         )
     run = Run(nursery_of(perform, shared=True), perform, [list(words)], Path(log))
     end = math.inf
-    while True:
-        try:
-            while not run.is_over(_LOOK):
-                if time.monotonic() > end:
-                    run.fork.kill()
-            return code_of(run)
-        except KeyboardInterrupt:
+    while not run.is_over(_LOOK):
+        if end == math.inf and Path(stop).exists():
             run.stop()
             end = time.monotonic() + STOPPING
+        if time.monotonic() > end:
+            run.fork.kill()
+    return code_of(run)
