@@ -94,9 +94,12 @@ class Comparison:
         action_cost: ``E Σ_t γ^t (log π - log p)``, in nats, by the same rollouts: what the actions' information
             costs, ``α elbo = expected_return - α action_cost``.
         action_cost_exact: likewise, without noise.
-        elbo_critic_standard_error, critic_difference_standard_error, prior_term_standard_error,
-        expected_return_standard_error, entropy_standard_error, action_cost_standard_error: of these by rollouts, in
-            their units; None in comparisons that were written before there were any.
+        elbo_critic_standard_error: in nats, as the next; None, as all of these, in a comparison written before 0.2.0.
+        critic_difference_standard_error: in nats.
+        prior_term_standard_error: in reward units.
+        expected_return_standard_error: in reward units.
+        entropy_standard_error: in nats.
+        action_cost_standard_error: in nats.
         identities: every identity among these values that could be asserted, and whether it holds.
         reasons: for a field that is None, why; under ``"support"`` where the policy's actions are not the
             prior's; under ``"family"`` how the family's best was had.
