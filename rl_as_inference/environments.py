@@ -14,6 +14,7 @@ Example:
     (np.int64(0), -1.0, False, False, {})
 """
 
+import gymnasium  # noqa: F401 - before its own module: of threads that import both at once, one would fail
 from gymnasium.envs.registration import register, registry
 
 __all__ = ["MODELS"]

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
@@ -41,7 +41,8 @@ class Package(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         else:
             home = _homes(self.__name__).get(name, self.__name__)
-            value = self._submodule(name) if home == self.__name__ else getattr(importlib.import_module(home), name)
+            with _one_thread():
+                value = self._submodule(name) if home == self.__name__ else getattr(importlib.import_module(home), name)
         setattr(self, name, value)
         return value
 
@@ -66,6 +67,25 @@ class Package(ModuleType):
 
     def __reduce__(self) -> Any:  # what pickles modules by name knows those of ModuleType alone
         return importlib.import_module, (self.__name__,)
+
+
+class _Within(threading.local):
+    imports = 0
+    """How many modules of the package this thread is executing, one imported by the other."""
+
+
+_WITHIN, _LOCK = _Within(), threading.RLock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has threads that use names for the first time import one after the other.
+
+    Libraries whose modules import each other fail where two threads begin with different ones. A thread that is
+    executing a module of the package does not wait: whoever has the lock may wait for that module.
+    """
+    with nullcontext() if _WITHIN.imports else _LOCK:
+        yield
 
 
 @cache
@@ -106,8 +126,9 @@ class Finder:
 
 def enter_environments() -> None:
     """Enters the package's environments in Gymnasium's registry, if that is loaded; else once it is."""
-    if _REGISTRY in sys.modules:
-        importlib.import_module(f"{_PACKAGE}.environments")
+    entering = f"{_PACKAGE}.environments"
+    if _REGISTRY in sys.modules and entering not in sys.modules:  # another thread that imports it may wait for this one
+        importlib.import_module(entering)
 
 
 def _with_environments(loader: Any) -> Any:
@@ -128,8 +149,12 @@ def _leaving_unchanged(loader: Any) -> Any:
 
     def exec_module(module: ModuleType) -> None:
         _import_rich()
-        with unchanged():
-            execute(module)
+        _WITHIN.imports += 1
+        try:
+            with unchanged():
+                execute(module)
+        finally:
+            _WITHIN.imports -= 1
 
     quiet.exec_module = exec_module
     return quiet

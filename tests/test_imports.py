@@ -11,6 +11,7 @@ import threading
 import tomllib
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 from types import ModuleType
@@ -169,6 +170,31 @@ def test_a_first_use_inside_what_is_compiled(toy: Path) -> None:
         return x + module.room()
 
     assert torch.compile(shifted, backend="eager")(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_threads_that_use_names_for_the_first_time(toy: Path) -> None:
+    """Of a library that one of them enters by its root and the other by a module, which Python lets fail."""
+    (toy.parent / "knotted").mkdir()
+    (toy.parent / "knotted" / "__init__.py").write_text("import time\ntime.sleep(0.3)\nfrom knotted.inner import x\n")
+    (toy.parent / "knotted" / "inner.py").write_text("import knotted\nx = 1\n")
+    (toy / "left.py").write_text("import knotted\n")
+    (toy / "right.py").write_text("import knotted.inner\n")
+    module: Any = importlib.import_module("toy")
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda name: getattr(module, name).__name__, ["left", "right"])
+        assert list(found) == ["toy.left", "toy.right"]
+    forget("knotted")
+
+
+def test_one_thread_imports_gymnasium_and_another_its_environments() -> None:
+    python(
+        "import rl_as_inference as rlai, time\n"
+        "from concurrent.futures import ThreadPoolExecutor as Pool\n"
+        "def first(): import gymnasium\n"
+        "def second(): time.sleep(0.02); rlai.environments\n"
+        "with Pool(2) as pool: [each.result() for each in (pool.submit(first), pool.submit(second))]\n"
+        "import gymnasium; assert 'rlai/Tiger-v0' in gymnasium.registry"
+    )
 
 
 # What imports change of the process.
