@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import torch
 
 import rl_as_inference as rlai
-from rl_as_inference.report import draw_sources, render_report
+from rl_as_inference import models
+from rl_as_inference.report import ShownRun, draw_sources, render_page, render_report
 
 
 def test_what_is_forbidden_and_what_differs_in_its_sixth_digit(opened: Any, tmp_path: Path) -> None:
@@ -44,3 +45,16 @@ def test_states_on_both_sides_of_zero_are_lines(opened: Any, tmp_path: Path) -> 
     page = opened(path)  # whose errors fail the test
     lowest = page.evaluate("Math.min(...document.querySelector('.panel[data-source=prior] .plot').data[0].y)")
     assert lowest < 0
+
+
+def test_two_runs_can_be_chosen_from_to_the_last_dimension(opened: Any, tmp_path: Path) -> None:
+    pair = [models.point_mass(horizon=3), models.pendulum(horizon=3)]
+    path = tmp_path / "a.html"
+    runs = [ShownRun(each, draw_sources(each, None, num_draws=9, method="guide"), each.name) for each in pair]
+    path.write_text(render_page(runs), encoding="utf-8")
+    page = opened(path)
+    assert page.locator("#axis-y option").all_inner_texts() == ["cos θ", "sin θ", "ω (rad/s)"]
+    assert page.locator("#axis-action option").count() == 2  # of the point mass, which has more of them
+    page.locator("#axis-y").select_option("2")
+    titles = [page.locator(f".panel[data-source=guide][data-run='{r}'] .plot .ytitle").text_content() for r in (0, 1)]
+    assert titles == ["state dimension 1", "ω (rad/s)"]
