@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich import table as rich_table
 from rich.console import Console
+from rich.text import Text
 
 __all__ = ["Table", "render"]
 
@@ -28,15 +29,18 @@ class Table:
 def render(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str] | None], *, right: Sequence[int] = ()
 ) -> str:
-    """Returns a table as plain text; None among the rows draws a line, columns in ``right`` align right."""
-    table = rich_table.Table(title=title, title_justify="left", title_style="bold")
+    """Returns a table as plain text; None among the rows draws a line, columns in ``right`` align right.
+
+    Names are shown as they are: ``[b]`` is no markup, ``:cat:`` no picture, and no cell is cut short.
+    """
+    table = rich_table.Table(title=Text(title), title_justify="left", title_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index in right else "left", no_wrap=True)
+        table.add_column(Text(name), justify="right" if index in right else "left", no_wrap=True)
     for row in rows:
         if row is None:
             table.add_section()
         else:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
     out = io.StringIO()
-    Console(file=out, width=200, force_jupyter=False, color_system=None).print(table)
+    Console(file=out, width=10_000, force_jupyter=False, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

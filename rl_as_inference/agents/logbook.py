@@ -106,12 +106,14 @@ class Logbook:
         self.curve = self.ranks.broadcast(self.curve)
 
     def begin(self, problem: str | None, options: Mapping[str, Any] | None, **settings: Any) -> None:
-        """Writes what is run; a run that goes on keeps what it was, with the settings of now."""
+        """Writes what is run; a run that goes on keeps what it was, with the settings of now, but for its pages."""
         if self.folder is None:
             return
         path = self.folder.path
         if self.resume and has_begun(path):
             record = RunRecord.read(path, "folder", ("train",))
+            for page in (each for each in files_of(path) if each.suffix == ".html"):
+                page.unlink()  # it tells of a run that was shorter
         else:
             named, own = named_environment(self.agent.arena.source, self.agent.arena.env_kwargs)
             problem, options = (named, own or {}) if problem is None else (problem, options or {})

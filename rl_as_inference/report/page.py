@@ -113,6 +113,8 @@ def render_page(runs: Sequence[ShownRun]) -> str:
         if len(runs) == 1 or first is None or second is None
         else (paired_blocks(first, second), paired_notes(first, second))
     )
+    # Of two runs the controls are those of the one that has more to choose from.
+    series = [run["view"] for run in shown if run["view"]["kind"] == "series"]
     environment = page_environment()
     parts = trusted_parts(environment, style="report.css", **{name: f"{name}.js" for name in _SCRIPTS})
     script = Markup("\n").join(parts.pop(name) for name in _SCRIPTS)
@@ -120,6 +122,9 @@ def render_page(runs: Sequence[ShownRun]) -> str:
         mark=Markup(_MARK),
         runs=shown,
         kinds={run["view"]["kind"] for run in shown},
+        axes=max((view["names"] for view in series), key=len, default=[]),
+        action_axes=max((view["action_names"] for view in series), key=len, default=[]),
+        copies=max((run["view"]["copies"] for run in shown if run["soft"]), key=len, default=[]),
         horizon=max(run["view"]["horizon"] for run in shown),
         pair_blocks=pair[0],
         pair_notes=pair[1],

@@ -56,10 +56,11 @@ def paired_notes(first: Comparison, second: Comparison) -> tuple[str, ...]:
 
 
 def _errors(comparison: Comparison) -> dict[str, float]:
-    elbo = comparison.elbo_standard_error
-    found = {"elbo": elbo, "scaled_elbo": comparison.temperature * elbo}
-    found["sac_objective"] = comparison.sac_standard_error
-    return {field: error for field, error in found.items() if math.isfinite(error)}
+    """Returns the standard errors of those fields that have one."""
+    tail = "_standard_error"
+    found = {name.removesuffix(tail): error for name, error in vars(comparison).items() if name.endswith(tail)}
+    named = found | {"sac_objective": found["sac"], "scaled_elbo": comparison.temperature * found["elbo"]}
+    return {field: error for field, error in named.items() if error is not None and math.isfinite(error)}
 
 
 def _paired(field: str, found: tuple[dict[str, ComparisonRow], ...], errors: tuple[dict[str, float], ...]) -> PairedRow:

@@ -20,8 +20,9 @@ def returns_table(sources: Sequence[tuple[str, Source]], named: bool) -> Table:
     rows = []
     for run, source in sources:
         values = source.returns
-        error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
-        spread = f"{values.std(ddof=1):.4g}" if len(values) > 1 else ""
+        spreads = len(values) > 1 and bool(np.isfinite(values).all())  # a return of -inf has no deviation from its mean
+        error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if spreads else ""
+        spread = f"{values.std(ddof=1):.4g}" if spreads else ""
         label = f"{run}, {source.label}" if named else source.label
         rows.append((label, f"{values.mean():.4g}{error}", spread, f"{values.min():.4g} … {values.max():.4g}"))
     return Table("Returns of the draws", ("draws of", "mean", "std", "range"), tuple(rows), right=(1, 2, 3))

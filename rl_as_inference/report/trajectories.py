@@ -68,7 +68,8 @@ def embed(process: Process, sources: Sequence[Source], share: float = 1.0) -> di
 
 
 def _view(process: Process, sources: Sequence[Source], states: list[Array]) -> dict[str, Any]:
-    finite = all(path.shape[2] == 1 and np.issubdtype(path.dtype, np.integer) for path in states)
+    # States that are counted; a walk on both sides of zero is drawn as lines.
+    finite = all(path.shape[2] == 1 and np.issubdtype(path.dtype, np.integer) and path.min() >= 0 for path in states)
     # No step beyond the longest draw, nor beyond the last state that a program names.
     horizon = max(
         min(int(source.data.sample_stats["length"].max()), path.shape[1] - 1)

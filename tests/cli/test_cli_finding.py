@@ -84,6 +84,20 @@ class TestOpen:
         (out / "sweep.html").unlink()
         assert "has no sweep.html yet" in refused("open", out)
 
+    def test_of_a_run_that_went_on(self, tmp_path: Path, asked: list[str]) -> None:
+        run, small = (
+            tmp_path / "run",
+            ["--hidden-sizes", "4", "--batch-size", "4", "--learning-starts", "10", "--max-episode-steps", "5"],
+        )
+        small += ["--evaluate-every", "20", "--evaluate-episodes", "1", "--no-progress"]
+        assert rlai("train", "Pendulum-v1", "--num-steps", 20, *small, "--out", run)[0] == 0
+        (run / "mine.html").write_text("")
+        assert rlai("open", run, "--no-progress")[0] == 0
+        assert rlai("train", "--out", run, "--resume", "--num-steps", 40, "--no-progress")[0] == 0
+        assert (run / "mine.html").exists()
+        assert rlai("open", run, "--no-progress")[0] == 0
+        assert "<dt>training steps</dt><dd>40</dd>" in (run / "report.html").read_text(encoding="utf-8")
+
     def test_what_is_no_run(self, tmp_path: Path, asked: list[str]) -> None:
         assert "does not exist" in refused("open", tmp_path / "nothing")
         assert "is not a run folder (it has no run.json)" in refused("open", tmp_path)

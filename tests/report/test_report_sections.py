@@ -309,6 +309,24 @@ class TestTwoRuns:
         assert rows["log_evidence"].difference == "0.0000"
         assert paired_notes(first, second) == ()
 
+    def test_every_estimate_has_its_error(self) -> None:
+        grid = gridworld(3, 3, horizon=5, slip=0.3)
+        pair = [
+            compare(grid, None, num_trajectories=n, critic=lambda state, t: torch.zeros(state.shape)) for n in (50, 80)
+        ]
+        rows = {row.field: row for block in paired_blocks(*pair) for row in block}
+        names = {
+            name.removesuffix("_standard_error")
+            for name, value in vars(pair[0]).items()
+            if "_standard_error" in name and value is not None
+        }
+        names = names - {"sac"} | {"sac_objective", "scaled_elbo"}
+        assert len(names) >= 6
+        assert {field for field, row in rows.items() if "±" in row.difference} == names & set(rows)
+        errors = [each.expected_return_standard_error or 0.0 for each in pair]
+        assert rows["expected_return"].difference.endswith(f" ± {np.hypot(*errors):.2g}")
+        assert rows["expected_return"].values[1].endswith(f" ± {errors[1]:.2g}")
+
     def test_of_other_problems_are_told(self) -> None:
         mild, cold = (compare(gridworld(3, 3, horizon=5, temperature=t), None, num_trajectories=50) for t in (1.0, 0.1))
         (note,) = paired_notes(mild, cold)

@@ -71,17 +71,18 @@ function steady(values) {
 function distribution(element, valuesOf, name, height) {
   const everything = panels.filter((panel) => panel.shown).flatMap(valuesOf), [low, high] = extent(everything);
   const levels = [...new Set(everything)].sort((a, b) => a - b), few = levels.length <= 12;
+  const short = levels.map(text), names = new Set(short).size === levels.length ? short : levels.map((level) => (level === null ? text(level) : String(level)));
   const bins = 40, width = (high - low) / bins || 1;
   const traces = panels.map((panel) => {
     const { source } = panel, values = valuesOf(panel), total = Math.max(values.length, 1), colour = colourOf(source);
-    const mean = values.reduce((sum, value) => sum + value, 0) / total;
+    const mean = values.includes(null) ? null : values.reduce((sum, value) => sum + value, 0) / total;
     const label = escape(several ? `${letters[panel.r]}, ${source.label}` : source.label);
     const common = { name: `${label}, mean ${text(mean)}`, visible: panel.shown ? true : "legendonly" };
     if (few) {
       const y = levels.map((level) => values.filter((value) => value === level).length / total);
       const labels = levels.length <= 4 && !several && window.innerWidth > 600
         ? { text: y.map(percent), textposition: "outside", textangle: 0, cliponaxis: false } : {};
-      return { ...common, type: "bar", x: levels.map(text), y,
+      return { ...common, type: "bar", x: names, y,
         marker: { color: colour, pattern: panel.r ? { shape: "/", fgcolor: colour, bgcolor: faint(colour, 0.25), size: 6 } : {} }, ...labels,
         hovertemplate: `${escape(name)} %{x}: %{y:.1%}<extra>${label}</extra>` };
     }

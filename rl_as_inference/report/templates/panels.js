@@ -205,11 +205,11 @@ function believe(panel) {
 function valueMaps() {
   const sets = data.runs.map((run, r) => ({ run, r })).filter(({ run }) => run.values);
   if (!sets.length) return;
-  const copy = Number(find("copy")?.value ?? 0), step = Number(find("values-step")?.value ?? 0);
+  const chosen = Number(find("copy")?.value ?? 0), step = Number(find("values-step")?.value ?? 0);
   const [low, high] = extent(sets.flatMap(({ run }) => run.values.maps.flatMap((map) => map.v.flat())));
   bar(find("values-bar"), "soft V (reward units)", [0, 0.25, 0.5, 0.75, 1].map((share) => [share, text(low + share * (high - low))]));
   for (const { run, r } of sets) {
-    const { view, values } = run, columns = view.letters[0].length;
+    const { view, values } = run, columns = view.letters[0].length, copy = Math.min(chosen, view.copies.length - 1);
     const k = values.times.reduce((best, time, i) => (time <= step ? i : best), 0);
     if (find("values-time") !== null) find("values-time").textContent = values.stationary ? "any" : values.times[k];
     const stateAt = new Array(view.letters.length * columns).fill(null);
