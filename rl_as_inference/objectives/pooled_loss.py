@@ -89,10 +89,12 @@ class PooledLoss:
         """
         leaves = list(self._learning().values())
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         known = {id(leaf) for leaf in self._leaves.values()}
         is_new = any(id(value) not in known for value in found.values())
+        if leaves and loss.requires_grad:
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        elif loss.requires_grad:  # all that was known has stopped learning
+            is_new = True
         loss = loss.detach()
         dtype, device = loss.dtype, leaves[0].device if leaves else loss.device
         for leaf in leaves:
