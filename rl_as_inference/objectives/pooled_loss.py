@@ -47,7 +47,7 @@ class PooledLoss:
         if not self._leaves and self._adopt(ranks, found, loss):
             loss, found = self._evaluated(ranks, evaluate)
         is_new, total, pooled = self._summed(ranks, loss, found)
-        if is_new:  # a later batch may be the first to meet a parameter, on one rank alone
+        if is_new:  # a later batch may be the first to meet a parameter, which raises where one rank alone has
             self._adopt(ranks, found, loss)
             loss, found = self._evaluated(ranks, evaluate)
             _, total, pooled = self._summed(ranks, loss, found)
