@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -21,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import ClassVar, NoReturn, Self
 
 __all__ = ["PATIENCE", "Fork", "Nursery", "waited_for", "worded_exit"]
@@ -280,7 +279,7 @@ def serve(fd: int, body: str, patience: float, preload: Sequence[str]) -> NoRetu
     while True:
         for child in children.values():
             child.reap()
-        if not select.select([control], [], [], _LOOK)[0]:
+        if not wait([control], _LOOK):  # select.select knows only the first 1,024 files of a process
             if os.getppid() != parent:  # a fork of the parent may still hold the other end
                 break
             continue

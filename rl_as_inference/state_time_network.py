@@ -172,9 +172,9 @@ class StateTimeNetwork(nn.Module):
                 flat = self.layout.inputs(flat.to(next(self.state_layer.parameters()).dtype))
             hidden = self.state_layer(flat if self.norm is None else self.norm(flat))
         if self.time_layer is not None and self.horizon is not None:
-            lead = lead if isinstance(t, int) else torch.broadcast_shapes(lead, t.shape)
-            times = t if isinstance(t, int) else _once(t)
-            hidden = hidden + self.time_layer(time_features(times, self.horizon, hidden))
+            if isinstance(t, Tensor):
+                lead, t = torch.broadcast_shapes(lead, t.shape), _once(t)
+            hidden = hidden + self.time_layer(time_features(t, self.horizon, hidden))
         out: Tensor = self.layers(hidden)
         return out.expand(*lead, out.shape[-1])
 

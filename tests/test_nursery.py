@@ -1,6 +1,7 @@
 """The process that workers are forked from: how it ends, and how it is replaced."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -60,3 +61,18 @@ def test_a_nursery_that_is_killed_is_replaced_and_another_ctrl_c_ends_it_at_once
     assert time.monotonic() - began < 60
     assert not is_alive(nursery.pid)
     assert is_gone(worker)
+
+
+def test_a_program_may_hold_more_than_a_thousand_files_open() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, limits[1]))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    try:
+        with Nursery("test_nursery:lasting") as nursery:
+            fork = nursery.fork()
+            assert is_alive(fork.connection.recv())
+            fork.connection.close()
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -47,7 +47,7 @@ class PooledLoss:
         if not self._leaves and self._adopt(ranks, found, loss):
             loss, found = self._evaluated(ranks, evaluate)
         is_new, total, pooled = self._summed(ranks, loss, found)
-        if is_new:  # a later batch may be the first to meet a parameter, on one rank alone
+        if is_new:  # a later batch may be the first to meet a parameter, which raises where one rank alone has
             self._adopt(ranks, found, loss)
             loss, found = self._evaluated(ranks, evaluate)
             _, total, pooled = self._summed(ranks, loss, found)
@@ -89,10 +89,12 @@ class PooledLoss:
         """
         leaves = list(self._learning().values())
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         known = {id(leaf) for leaf in self._leaves.values()}
         is_new = any(id(value) not in known for value in found.values())
+        if leaves and loss.requires_grad:
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        elif loss.requires_grad:  # all that was known has stopped learning
+            is_new = True
         loss = loss.detach()
         dtype, device = loss.dtype, leaves[0].device if leaves else loss.device
         for leaf in leaves:

@@ -162,9 +162,7 @@ class _Sampler:
     """Inverts the cumulative probabilities of rows that have few successors each."""
 
     def __init__(self, indices: Tensor | None, probabilities: Tensor) -> None:
-        if indices is None:
-            indices = torch.arange(probabilities.shape[-1], device=probabilities.device).expand_as(probabilities)
-        self.indices = indices.flatten()
+        self.indices = None if indices is None else indices.flatten()
         cumulative = probabilities.cumsum(-1)
         self.cumulative = cumulative / cumulative[..., -1:]
 
@@ -172,6 +170,8 @@ class _Sampler:
         """Returns the successors in rows ``(N,)``, by draws ``(N, 1)``."""
         # index_select takes less than half the time of self.cumulative[row].
         k = invert(self.cumulative.index_select(0, row), uniform)
+        if self.indices is None:  # every state is a successor
+            return k if out is None else out.copy_(k)
         return torch.index_select(self.indices, 0, k.add_(row, alpha=self.cumulative.shape[-1]), out=out)
 
 

@@ -128,6 +128,7 @@ class TabularMDP(MarkovDecisionProcess):
             raise ValueError(f"probabilities must have shape (S, A, K), got {tuple(probabilities.shape)}")
         indices = torch.as_tensor(indices, device=probabilities.device)
         check_successors(indices, probabilities)
+        indices = indices.long()  # as operations want them that gather and scatter
         terminal = as_terminal(terminal, len(probabilities), probabilities.device)
         self = cls.__new__(cls)
         reward = as_floating(reward, "reward").to(probabilities)

@@ -283,6 +283,34 @@ def svi(steps: int = 5) -> dict[str, Any]:
         return {name: pyro.param(name).tolist() for name in ("bias", "sometimes")} | {"losses": losses}
 
 
+class Layered(nn.Module):
+    """A policy in two parts, which may be trained one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList([nn.Parameter(torch.zeros(3, dtype=F64)) for _ in range(2)])
+
+    def forward(self, state: Tensor, t: int) -> Any:
+        return dist.Categorical(logits=(self.parts[0] + self.parts[1]).expand(*state.shape, 3))
+
+
+def staged() -> list[list[float]]:
+    """Trains the parts of a policy in turn, so that at some step all that learns is new; what each was after it."""
+    policy, mdp, found = Layered(), tabular(), []
+    pyro.clear_param_store()
+    objective = rlai.TrajectoryELBO("score", distributed=True)
+    with joined() as ranks:
+        for stage in (0, 1, 0):
+            for number, part in enumerate(policy.parts):
+                part.requires_grad_(number == stage)
+            optimizer = torch.optim.SGD([policy.parts[stage]], lr=0.1)
+            optimizer.zero_grad()
+            objective.differentiable_loss(mdp, rlai.follow(mdp, policy), ranks.share(NUMBER)).backward()
+            optimizer.step()
+            found.append(torch.stack(list(policy.parts)).flatten().tolist())
+    return found
+
+
 def estimates() -> dict[str, Any]:
     """Estimates and comparisons, beside those of one process with the same noise."""
     mdp, plan = tabular(), exact.plan(tabular())

@@ -20,7 +20,7 @@ LONG = os.environ.get("RLAI_SCALE") == "long"
 """Whether what takes its time is tested too, as ``make test-scale`` does."""
 
 CHECKS = [
-    *("gradients", "fits", "particles", "alike", "svi", "estimates", "disagreements", "host"),
+    *("gradients", "fits", "particles", "alike", "svi", "staged", "estimates", "disagreements", "host"),
     *("learners", "saved", "gone_on", "kept"),
     *(("long_alike", "compiled") if LONG else ()),
     *("lost", "killed"),  # last, as rank 1 does not come back
@@ -64,6 +64,13 @@ def test_pyros_own_svi(both: Both) -> None:
     assert both[0]["svi"] == both[1]["svi"]
     assert all(math.isfinite(loss) for loss in both[0]["svi"]["losses"])
     assert both[0]["svi"]["losses"][0] != both[0]["svi"]["losses"][1]
+
+
+def test_parts_of_a_policy_learn_one_after_the_other(both: Both) -> None:
+    assert both[0]["staged"] == both[1]["staged"]
+    first, second, third = both[0]["staged"]
+    assert first[3:] == [0.0] * 3 != first[:3] == second[:3] != third[:3]
+    assert second[3:] == third[3:] != first[3:]
 
 
 def test_estimates_are_pooled(both: Both) -> None:

@@ -308,6 +308,12 @@ def test_time_matters_with_a_horizon_and_not_without():
     assert torch.equal(stationary(states, 0).probs, stationary(states, 5).probs)
 
 
+def test_times_may_be_numbers_of_numpy():
+    policy, states = stirred(CategoricalPolicy(DISCRETE, 3, horizon=6)), torch.arange(5)
+    for t in (np.int64(4), np.array(4), 4.0):
+        assert torch.equal(policy(states, t).probs, policy(states, 4).probs)
+
+
 def test_states_of_any_box_shape_are_flattened():
     """A picture, a vector and a single number are states alike."""
     for shape in ((2, 3), (4,), ()):

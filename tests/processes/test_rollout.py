@@ -769,3 +769,14 @@ def test_rollouts_live_on_the_processs_device(device):
             assert tensor.device.type == device.type
         assert math.isfinite(estimate_elbo(process, policy, 8).mean)
         assert process(4).device.type == device.type
+
+
+def test_successors_may_be_given_in_any_integer_type():
+    successors = torch.tensor([[[1, 2], [0, 0]], [[2, 0], [1, 1]], [[0, 1], [2, 2]]])
+    rows, reward, start = torch.tensor([0.25, 0.75]).expand(3, 2, 2), torch.randn(3, 2), torch.ones(3) / 3
+    seen = []
+    for kind in (torch.int64, torch.int32):
+        mdp = TabularMDP.from_successors(successors.to(kind), rows, reward, start, horizon=5)
+        torch.manual_seed(0)
+        seen.append((mdp.rollout(None, 50).states, mdp.kernel.dense()))
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
