@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from rl_as_inference.checks import check_count
 
 __all__ = ["FitReports"]
@@ -27,4 +29,5 @@ class FitReports:
     def tell(self, step: int, **numbers: float) -> None:
         """Tells of the policy as it was after so many steps, if it is time."""
         if self.told is not None and (step % self.every == 0 or step == self.last):
-            self.told({"step": float(step), **numbers})
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # what is drawn there moves nothing
+                self.told({"step": float(step), **numbers})

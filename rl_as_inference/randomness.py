@@ -75,9 +75,11 @@ class RandomStream:
     def unmoved(self) -> Iterator[None]:
         """Within it draws come from the stream, and afterwards the stream is where it was."""
         before = [state.clone() for state in self.states]
-        with self:
-            yield
-        self.states = before
+        try:
+            with self:
+                yield
+        finally:
+            self.states = before
 
     def _global(self) -> list[Tensor]:
         states = [torch.get_rng_state()]

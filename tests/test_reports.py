@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from small_agents import sac
 
 import rl_as_inference as rlai
@@ -74,6 +76,20 @@ def test_errors_of_a_tracker_come_through(tmp_path: Path) -> None:
     again = sac()
     train(again, 50, tmp_path, evaluate_every=50, evaluate_episodes=1, report_every=25, resume=True)
     assert again.num_steps == 50
+
+
+def test_what_is_drawn_in_a_report_moves_nothing() -> None:
+    def fitted(told: Any) -> list[float]:
+        torch.manual_seed(0)
+        return rlai.fit(MDP, guide(), steps=4, estimator="score", seed=1, on_report=told).elbo.tolist()
+
+    assert fitted(lambda row: rlai.compare(MDP, None, num_trajectories=3)) == fitted(None)
+    found = []
+    for act in (False, True):
+        agent = sac()
+        agent.learn(60, report_every=20, on_report=lambda row, a=agent, act=act: a.act(np.zeros(3)) if act else None)
+        found.append([each.tolist() for each in agent.modules[0]["policy"].parameters()])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])

@@ -214,7 +214,8 @@ class Learner:
                             bar.advance(progress_text(row, self.episodes), by=min(self.num_steps, end) - first)
                             first = self.num_steps
                             if on_report is not None:
-                                on_report(row)
+                                with self._random.unmoved():  # who acts or compares there draws
+                                    on_report(row)
                         if on_step is not None:
                             on_step()
                         if turn.is_wanted:  # by another thread: what is global is put back first
