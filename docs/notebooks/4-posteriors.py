@@ -49,8 +49,8 @@ print(f"the posterior's mean return {believed:.2f} reward")
 #
 # For finite processes the posterior can be drawn from directly: soft values are computed
 # backwards, then states and actions are drawn forwards. What comes back is an ArviZ
-# `InferenceData`, with one array for states, one for actions, one for rewards, and their
-# dimensions named.
+# `InferenceData` (a `DataTree` with ArviZ 1), with one array for states, one for actions, one
+# for rewards, and their dimensions named.
 
 # %%
 torch.manual_seed(0)

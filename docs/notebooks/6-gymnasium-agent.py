@@ -34,8 +34,9 @@ from rl_as_inference.inspect import plots
 #
 # Gymnasium's pendulum hangs from a motor that is too weak to lift it in one go: it has to be
 # swung up, and then held upright. An observation is $(\cos\theta, \sin\theta, \dot\theta)$, an
-# action a torque between -2 and 2. Every step costs: up to 16 for not being upright, a little
-# for speed and torque. An episode has 200 steps. First, what do random torques earn?
+# action a torque between -2 and 2. Every step costs: up to 10 for not being upright, up to 6
+# for speed, and a little for torque. An episode has 200 steps. First, what do random torques
+# earn?
 
 # %%
 env = gymnasium.make("Pendulum-v1")

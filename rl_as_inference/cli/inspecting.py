@@ -1,6 +1,7 @@
 """The command ``inspect``: a run as one HTML page, or two runs side by side."""
 
 import contextlib
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, get_args
@@ -185,19 +186,21 @@ def _shown(run: Run, name: str, method: str | None, num_draws: int | None, bar: 
 
 
 def _training(run: Run) -> Table | None:
-    """Returns the table that ``train`` printed; the last evaluation is played again, which has the same episodes."""
+    """Returns the table that ``train`` printed, but for its speed, which no file tells.
+
+    The last evaluation is played again, which has the same episodes.
+    """
     agent, settings = run.agent, run.record.settings
     if agent is None:
         return None
     curve = run.curve
-    episodes, seconds = settings.get("evaluate_episodes"), settings.get("seconds")
+    episodes = settings.get("evaluate_episodes")
     if not curve or curve[-1].step != agent.num_steps or not isinstance(episodes, int):
         return None
     played = agent.evaluate(episodes, seed=evaluation_seed(agent.seed))
     shape = agent.num_seeds, episodes
-    speed = agent.num_steps / seconds if isinstance(seconds, int | float) and seconds > 0 else float("nan")
     evaluation = Evaluation(played.returns.reshape(shape), played.lengths.reshape(shape))
-    return training_table(agent, Training(curve, evaluation, float(seconds or 0.0), speed))
+    return training_table(agent, Training(curve, evaluation, math.nan, math.nan))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

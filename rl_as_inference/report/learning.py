@@ -88,7 +88,7 @@ def _of_guide(elbo: np.ndarray[Any, Any], best: float | None) -> Curve:
     band: dict[str, Any] = {}
     if width > 1:
         band = {"low": of(np.min), "high": of(np.max), "band": f"least to largest of {width} steps"}
-    ceiling = None if best is None else ("largest ELBO", round(best, 6))
+    ceiling = None if best is None or not np.isfinite(best) else ("largest ELBO", round(best, 6))
     return Curve("ELBO", "nats", "gradient steps", steps, of(np.mean), **band, ceiling=ceiling)
 
 

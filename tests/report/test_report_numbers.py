@@ -9,7 +9,7 @@ import torch
 
 import rl_as_inference as rlai
 from rl_as_inference import models
-from rl_as_inference.report import ShownRun, draw_sources, render_page, render_report
+from rl_as_inference.report import ShownRun, draw_sources, render_page, render_report, value_maps
 
 
 def test_what_is_forbidden_and_what_differs_in_its_sixth_digit(opened: Any, tmp_path: Path) -> None:
@@ -58,3 +58,17 @@ def test_two_runs_can_be_chosen_from_to_the_last_dimension(opened: Any, tmp_path
     page.locator("#axis-y").select_option("2")
     titles = [page.locator(f".panel[data-source=guide][data-run='{r}'] .plot .ytitle").text_content() for r in (0, 1)]
     assert titles == ["state dimension 1", "ω (rad/s)"]
+
+
+def test_long_names_fit_a_telephone(opened: Any, tmp_path: Path) -> None:
+    grid = models.gridworld(3, 3, horizon=5)
+    grid.name, grid.action_names = "y" * 300, ["z" * 90 + str(i) for i in range(4)]
+    grid.layout, grid.legend = [["S", "Q", "F"], ["F", "F", "F"], ["F", "F", "G"]], {"Q": "x" * 200}
+    path = tmp_path / "a.html"
+    plan = rlai.exact.plan(grid)
+    drawn = {"comparison": rlai.compare(grid, plan, num_trajectories=20), "values": value_maps(grid, plan)}
+    path.write_text(render_report(grid, draw_sources(grid, plan, num_draws=9), **drawn), encoding="utf-8")
+    page = opened(path, 390)
+    page.locator("#time").fill("0")
+    assert "z" * 90 in page.locator(".panel[data-source=guide] .picked").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -123,6 +123,7 @@ class TestLearning:
         assert shown["environment steps"][:2] == ["40", "steps"]
         assert float(shown["evaluation return"][0]) == pytest.approx(returns[-1].mean(), rel=1e-3)
         assert "bootstrap over 2 seeds, 2 episodes each" in shown["evaluation return"][2]
+        assert "speed" not in shown  # a clock's, without what compiling took: nothing here knows it
         assert float(shown["seed 1"][0]) == pytest.approx(returns[-1, 1], rel=1e-3)
 
 
