@@ -64,6 +64,9 @@ def test_pyros_own_svi(both: Both) -> None:
     assert both[0]["svi"] == both[1]["svi"]
     assert all(math.isfinite(loss) for loss in both[0]["svi"]["losses"])
     assert both[0]["svi"]["losses"][0] != both[0]["svi"]["losses"][1]
+    first, second = both[0]["svi"]["late"]  # which began at 0 on rank 0; a shift of both alike changes nothing
+    assert first == pytest.approx(-second)
+    assert first != 0
 
 
 def test_parts_of_a_policy_learn_one_after_the_other(both: Both) -> None:
