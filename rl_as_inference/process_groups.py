@@ -84,8 +84,8 @@ def _patience() -> timedelta:
         seconds = float(said)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{PATIENCE} must be a number of seconds > 0, got {said!r}; correct it, or unset it")
+    if not 0 < seconds <= 1e9:  # no clock counts much further
+        raise ValueError(f"{PATIENCE} must be a number of seconds > 0 and <= 1e9, got {said!r}; correct or unset it")
     return timedelta(seconds=seconds)
 
 

@@ -37,7 +37,7 @@ class PooledLoss:
             evaluate: returns this rank's part.
 
         Raises:
-            ValueError: if ranks have other parameters.
+            ValueError: if ranks have other parameters: one that a rank meets must be in Pyro's store on all.
         """
         if ranks.size == 1:
             return evaluate()
@@ -47,7 +47,7 @@ class PooledLoss:
         if not self._leaves and self._adopt(ranks, found, loss):
             loss, found = self._evaluated(ranks, evaluate)
         is_new, total, pooled = self._summed(ranks, loss, found)
-        if is_new:  # a later batch may be the first to meet a parameter, which raises where one rank alone has
+        if is_new:  # a later batch may be the first to meet a parameter, on one rank alone
             self._adopt(ranks, found, loss)
             loss, found = self._evaluated(ranks, evaluate)
             _, total, pooled = self._summed(ranks, loss, found)
@@ -73,7 +73,9 @@ class PooledLoss:
         """Takes in parameters that are new; returns whether this rank's or another's values have changed."""
         held = pyro.get_param_store()._params
         leaves = {name: leaf for name, leaf in self._leaves.items() if held.get(name) is leaf}
-        for name, leaf in (*found.items(), *((f"number {i}", leaf) for i, leaf in enumerate(_leaves_of(loss)))):
+        met = sorted({name for names in ranks.gather_objects([*found]) for name in names})
+        named = {name: leaf for name in met if (leaf := found.get(name, held.get(name))) is not None}
+        for name, leaf in (*named.items(), *((f"number {i}", leaf) for i, leaf in enumerate(_leaves_of(loss)))):
             if not any(leaf is other for other in leaves.values()):
                 leaves[name] = leaf
         ranks.agree("parameters", {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in leaves.items()})

@@ -256,7 +256,7 @@ def alike(steps: int = 30) -> dict[str, Any]:
 def svi(steps: int = 5) -> dict[str, Any]:
     """Pyro's own SVI, on a program whose parameters Pyro makes, beginning with another on each rank.
 
-    One of them is met by one rank alone from the second step on.
+    One of them is met by one rank alone from the second step on, and so is one that nobody met before.
     """
 
     def program(number: int) -> None:
@@ -270,17 +270,20 @@ def svi(steps: int = 5) -> dict[str, Any]:
         logits = pyro.param("bias", lambda: torch.randn(2))
         if t == 2 and (ranks.is_first or not losses):
             logits = logits + pyro.param("sometimes", lambda: torch.zeros(2))
+        if t == 1 and ranks.is_first and losses:
+            logits = logits + pyro.param("late")
         return dist.Categorical(logits=logits.expand(*state.shape, 2))
 
     pyro.clear_param_store()
     losses: list[float] = []
     with joined() as ranks:
         pyro.set_rng_seed(ranks.rank)
+        pyro.param("late", torch.full((2,), float(ranks.rank)))
         objective = rlai.TrajectoryELBO(distributed=True)
         inference = pyro.infer.SVI(program, rlai.follow(program, policy), pyro.optim.Adam({"lr": 0.1}), loss=objective)
         for _ in range(steps):
             losses.append(inference.step(ranks.share(40)))
-        return {name: pyro.param(name).tolist() for name in ("bias", "sometimes")} | {"losses": losses}
+        return {name: pyro.param(name).tolist() for name in ("bias", "sometimes", "late")} | {"losses": losses}
 
 
 class Layered(nn.Module):

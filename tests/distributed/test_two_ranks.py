@@ -12,6 +12,7 @@ from two_processes import results, start
 
 import rl_as_inference as rlai
 from rl_as_inference.distributed import ALONE, Ranks, joined
+from rl_as_inference.process_groups import PATIENCE, _patience
 from rl_as_inference.processes.gymnasium_process import own_episodes
 from rl_as_inference.sharing import parts_of
 from rl_as_inference.whole_noise import whole_noise
@@ -64,6 +65,9 @@ def test_pyros_own_svi(both: Both) -> None:
     assert both[0]["svi"] == both[1]["svi"]
     assert all(math.isfinite(loss) for loss in both[0]["svi"]["losses"])
     assert both[0]["svi"]["losses"][0] != both[0]["svi"]["losses"][1]
+    first, second = both[0]["svi"]["late"]  # which began at 0 on rank 0; a shift of both alike changes nothing
+    assert first == pytest.approx(-second)
+    assert first != 0
 
 
 def test_parts_of_a_policy_learn_one_after_the_other(both: Both) -> None:
@@ -177,7 +181,7 @@ def test_who_hangs_is_said(tmp_path: Path) -> None:
     """By both of those that wait, at different times."""
     for rank, found in enumerate(results(start("rank_checks", ["hung"], tmp_path, 3), tmp_path)[:2]):
         said = found["hung"]
-        assert "RLAI_RANK_SECONDS must be a number of seconds > 0, got 'soon'" in said["refused"], rank
+        assert "RLAI_RANK_SECONDS must be a number of seconds > 0 and <= 1e9, got 'soon'" in said["refused"], rank
         assert said["ranks"] == [2], said
         assert said["said"].endswith("gives no sign: it hangs, or is not to be reached")
         assert said["seconds"] < 29
@@ -223,3 +227,12 @@ def test_whole_noise_is_that_of_torch_where_it_can_be() -> None:
     assert abs(float(counts) - 0.9) < 4 * 0.3 / 28_000**0.5  # z = 4 of 28,000 draws
     with whole_noise(ALONE, 7), pytest.raises(NotImplementedError, match="_standard_gamma"):
         torch.distributions.Gamma(torch.ones(7), torch.ones(7)).sample()
+
+
+@pytest.mark.parametrize("said", ["soon", "nan", "inf", "0", "-1", "1e15"])
+def test_what_is_no_time_to_wait_for_ranks_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv(PATIENCE, said)
+    with pytest.raises(ValueError, match=f"{PATIENCE} must be a number of seconds"):
+        _patience()
+    monkeypatch.setenv(PATIENCE, "1.5")
+    assert _patience().total_seconds() == 1.5
