@@ -87,7 +87,9 @@ def test_what_has_no_exact_answer_has_a_standard_error() -> None:
     assert found["mean_reward"]["args"]["over"] == "50 rollouts"
 
 
-@pytest.mark.parametrize("name", ['a": b\n- c', "</script> | `x` *y*", "Ωmega", "yes", "1e3", "{a: b}", "---", "# no"])
+@pytest.mark.parametrize(
+    "name", ['a": b\n- c', "</script> | `x` *y*", "Ωmega", "🧊\u2028\t", "yes", "1e3", "{a: b}", "---", "# no"]
+)
 def test_names_from_outside_stay_names(name: str) -> None:
     record = RunRecord("train", name, options={"note": f"{name} `` |"}, settings={"num_steps": 3})
     text = model_card(
