@@ -2,4 +2,5 @@
 
 from rl_as_inference.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

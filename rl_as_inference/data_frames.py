@@ -9,7 +9,7 @@ Example:
     >>> from rl_as_inference.models import gridworld
     >>> found = rlai.rationality_curve(gridworld(), [0.1, 1.0]).to_frame()
     >>> found.attrs["units"]["expected_return"], found["bits"].round(2).tolist()
-    ('reward', [13.54, 10.09])
+    ('reward', [10.99, 7.49])
 """
 
 from __future__ import annotations

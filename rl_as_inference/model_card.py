@@ -135,7 +135,7 @@ def _sureness(error: Mapping[str, float | str]) -> str:
 def _scalar(value: str | float) -> str:
     """Returns a scalar as YAML of any version reads it."""
     if isinstance(value, str):
-        # All that is not plain escaped, so that nothing is taken for YAML's own; it has no pairs of surrogates, as JSON.
+        # What is not plain is escaped, so that nothing is taken for YAML's own, which has no pairs of surrogates.
         return '"' + re.sub(r'[^ -~]|["\\]', lambda each: f"\\U{ord(each[0]):08x}", value) + '"'
     text = f"{value:.6g}"
     return text if "e" not in text or "." in text else text.replace("e", ".0e")  # 1e-05 is a word in YAML 1.1

@@ -63,7 +63,9 @@ COMMANDS = {
         "exporting", _of_run, "Write the policy of a run of train as a program that acts without this package."
     ),
     "inspect": _Unloaded(
-        "inspecting", _of_run, "Write a run as one HTML page: the comparison, and trajectories to step through."
+        "inspecting",
+        _of_run,
+        "Write a run, or two side by side, as one HTML page: tables, learning, values, trajectories to step through.",
     ),
     "list": _Unloaded(
         "finding", _of_nothing, "Say which problems, guides and learners there are, with a line about each."

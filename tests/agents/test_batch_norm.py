@@ -312,10 +312,10 @@ def test_a_run_that_ends_before_it_learns_is_warned_of():
 
 
 def test_products_in_bfloat16_are_near_those_in_float32_and_leave_the_setting():
-    """One update of 32 units: parameters within a few steps of Adam's; the sums are float32."""
+    """Parameters within a few steps of Adam's; the sums are float32. Some processors leave small products as they are."""
     made = []
     for precision in ("float32", "bfloat16"):
-        agent = sac(hidden_sizes=(32, 32), precision=precision)
+        agent = sac(hidden_sizes=(256, 256), precision=precision)
         agent.learn(40)
         made.append(agent._update.tensors["parameters"])
         assert torch.get_float32_matmul_precision() == "highest"

@@ -168,7 +168,7 @@ class TestOverwriting:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", stopped)
             assert rlai(*FIT, "--out", out, "--overwrite")[0] == 130
-        assert [path.name for path in files_of(out)] == ["history.json", "training.png"]
+        assert [path.name for path in files_of(out)] == ["history.json", "training.png", "model_card.md"]
         assert not (out / "policy.safetensors").exists()
         assert rlai(*FIT, "--out", out, "--overwrite")[0] == 0
 

@@ -477,7 +477,7 @@ class TestPictures:
     def test_the_gaps_add_up(self) -> None:
         """The information gap lies between the policy's and the dynamics', on paper and on the page."""
         from rl_as_inference.inspect import plots
-        from rl_as_inference.report.figures import gaps_figure
+        from rl_as_inference.report.figures import gaps_of
 
         torch.manual_seed(0)
         found = rlai.compare(small(), lean, num_trajectories=100)
@@ -487,9 +487,9 @@ class TestPictures:
         widths = [bar.get_width() for bar in bars]  # type: ignore[attr-defined]
         assert np.allclose(widths[1:4], [found.policy_gap, found.information_gap, found.dynamics_gap])
         assert np.isclose(sum(widths[:4]), widths[4])
-        page = gaps_figure(found)
+        page = gaps_of(found)
         assert page is not None
-        assert np.allclose(page["data"][0]["x"], widths)
+        assert np.allclose([bar["width"] for bar in page], widths)
 
     def test_training_at_higher_temperatures_is_drawn_apart(self) -> None:
         from rl_as_inference.inspect import plots
