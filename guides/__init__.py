@@ -61,7 +61,8 @@ def amortized_policy(process: Process, *, hidden_sizes: Sequence[int] = (64, 64)
     # Statically: an error inside a program that is asked for its spaces must show as what it is.
     if any(inspect.getattr_static(process, name, None) is None for name in ("state_space", "action_space")):
         raise ValueError(
-            "process must have state_space and action_space for a policy to be chosen; pass a policy of your own"
+            "process must have state_space and action_space for a policy to be chosen; a Pyro program has them through "
+            "rl_as_inference.processes.as_process(program); else pass a policy of your own"
         )
     hidden = isinstance(process, ProgramProcess) and process.sees_history
     state_space: Any = None if hidden else process.state_space

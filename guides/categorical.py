@@ -95,9 +95,21 @@ class TabularPolicy(nn.Module):
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         if self.logits.dim() == 2:
-            return dist.Categorical(logits=self.logits[state])
+            return dist.Categorical(logits=self._rows(state))
         if not holds(torch.as_tensor(t) < len(self.logits)):
             raise ValueError(
                 f"policy: the table has {len(self.logits)} steps, and step {int(torch.as_tensor(t).max())} was asked"
             )
-        return dist.Categorical(logits=self.logits[t, state])
+        return dist.Categorical(logits=self._rows(t, state))
+
+    def _rows(self, *index: int | Tensor) -> Tensor:
+        """Returns rows of the table, ``(*batch, A)``; the state, which comes last, may be none of its own."""
+        try:
+            return self.logits[index]
+        except IndexError as error:  # looking first would make a GPU wait at every step
+            state = torch.as_tensor(index[-1])
+            if state.is_floating_point():
+                told = f"a table has a row for each integer state, got {state.dtype}; use amortized_policy(process)"
+            else:
+                told = f"the table has {self.logits.shape[-2]} states, and state {int(state.max())} was asked"
+            raise ValueError(f"policy: {told}") from error

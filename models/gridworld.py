@@ -1,11 +1,11 @@
-"""A grid of cells with walls, holes and a goal, of any size.
+"""A grid of cells with walls, holes and goals, of any size.
 
 S  F  F  #  F        S start    # wall: cannot be entered
 F  #  F  #  F        F free     H hole: ends the episode
 F  F  F  F  G        G goal: pays 1 a step, and keeps who arrives
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ def gridworld(
     goal: Cell = (-1, -1),
     walls: Iterable[Cell] = (),
     holes: Iterable[Cell] = (),
+    layout: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> TabularMDP:
@@ -61,6 +62,8 @@ def gridworld(
         slip: the probability in [0, 1] that the ice decides.
         start, goal: cells ``(row, column)``; negative numbers count from the end.
         walls, holes: more such cells.
+        layout: a map in place of rows, columns and all cells: a string for each row, of ``S`` start, ``G`` goal,
+            ``#`` wall, ``H`` hole, and ``F`` or ``.`` free. Of several starts each is as likely; every goal pays 1.
         dtype, device: of the tables.
 
     Raises:
@@ -72,6 +75,9 @@ def gridworld(
         S F F # F
         F # F # F
         F F F F G
+        >>> two_goals = gridworld(layout=["S.#G", "...G"])
+        >>> two_goals.num_states, two_goals.expected_reward()[:, 0].tolist()
+        (8, [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
     """
     check_integer("rows", rows, 1)
     check_integer("columns", columns, 1)
@@ -79,8 +85,12 @@ def gridworld(
         raise ValueError("rows and columns must make at least two cells, one to start in and one for the goal")
     check_probability("slip", slip)
     uses = {"S": ("start", [start]), "G": ("goal", [goal]), "#": ("walls", walls), "H": ("holes", holes)}
-    layout = _layout(rows, columns, uses)
-    letters = layout.ravel()
+    if layout is not None and (rows, columns, start, goal, *walls, *holes) != (5, 5, (0, 0), (-1, -1)):
+        raise ValueError("layout says where everything is: leave out rows, columns, start, goal, walls and holes")
+    drawn = _layout(rows, columns, uses) if layout is None else _read(layout)
+    letters = drawn.ravel()
+    rows, columns = drawn.shape
+    starts = torch.as_tensor(letters == "S", device=device)
 
     here = torch.arange(rows * columns, device=device)
     row, column = here // columns, here % columns
@@ -102,13 +112,13 @@ def gridworld(
         successors,
         probabilities,
         arrived.to(chances)[:, None].expand(-1, 4),
-        torch.as_tensor(letters == "S", device=device).to(chances),
+        starts.to(chances) / starts.sum(),
         horizon=horizon,
         discount=discount,
         temperature=temperature,
         terminal=hole if bool(hole.any()) else None,
     )
-    mdp.name, mdp.layout = "gridworld", layout
+    mdp.name, mdp.layout = "gridworld", drawn
     return mdp
 
 
@@ -126,3 +136,17 @@ def _layout(rows: int, columns: int, uses: dict[str, tuple[str, Iterable[Cell]]]
                 raise ValueError(f"{name}: the cell {cell} is taken by {str(layout[row, column])!r} already")
             layout[row, column] = letter
     return layout
+
+
+def _read(layout: Sequence[str]) -> np.ndarray[Any, Any]:
+    """Returns the letters of a map, ``(rows, columns)``."""
+    if len({len(row) for row in layout}) != 1 or not layout[0]:
+        raise ValueError(f"layout must be strings of one length, one a row, got lengths {[len(row) for row in layout]}")
+    letters = np.array([list(row.replace(".", "F")) for row in layout])
+    strange = sorted(set(letters.ravel().tolist()) - set("SFG#H"))
+    if strange:
+        raise ValueError(f"layout: {strange[0]!r} is no cell; there are S start, G goal, # wall, H hole, F or . free")
+    for letter, meaning in (("S", "start"), ("G", "goal")):
+        if letter not in letters:
+            raise ValueError(f"layout needs a {meaning}, {letter!r}, and has none")
+    return letters

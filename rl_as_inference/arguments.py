@@ -135,6 +135,8 @@ def _check_of(kind: _Kind, further: Check | None, *, optional: bool) -> Check:
             else:
                 shown = f"{value!r:.80}"
                 shown = type(value).__name__ if " object at 0x" in shown else shown
+            if kind.words == "a process" and inspect.isfunction(value):
+                shown = f"{shown}; if that is a Pyro program: estimate_elbo, fit, compare and posterior take programs"
             raise ValueError(
                 f"{name} must be {kind.words}{';' if kind.words.startswith('one of') else ','} got {shown}"
             )
@@ -233,10 +235,17 @@ def _several(origin: Any, parts: tuple[Any, ...]) -> _Kind:
     each = [kind.words.removeprefix("a ").removeprefix("an ") for kind in entries if kind is not None]
     if fixed:
         return _Kind(
-            f"{'a pair' if len(parts) == 2 else len(parts)} of {each[0]}s" if each else f"a tuple of {len(parts)}",
+            f"{'a pair' if len(parts) == 2 else len(parts)} of {_plural(each[0])}"
+            if each
+            else f"a tuple of {len(parts)}",
             holds,
         )
-    return _Kind(f"a sequence of {each[0]}s" if each else "a sequence", holds)
+    return _Kind(f"a sequence of {_plural(each[0])}" if each else "a sequence", holds)
+
+
+def _plural(words: str) -> str:
+    head, of, rest = words.partition(" of ")
+    return f"{head}s{of}{rest}"
 
 
 def _instances(kind: type) -> _Kind:

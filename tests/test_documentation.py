@@ -12,6 +12,7 @@ import pytest
 import rl_as_inference
 import rl_as_inference.guides
 import rl_as_inference.models
+from rl_as_inference import models
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -60,3 +61,8 @@ def test_links(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_command_line_page_names_every_model() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    assert [name for name in models.__all__ if f"`{name}`" not in page] == []

@@ -18,7 +18,7 @@ from rl_as_inference.checks import check_at_least
 from rl_as_inference.histories import History
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, Problem, Process, is_process
-from rl_as_inference.processes.recorded_runs import RecordedRun, join_runs, read_run, seen_state
+from rl_as_inference.processes.recorded_runs import NO_ACTIONS, RecordedRun, join_runs, read_run, seen_state
 from rl_as_inference.program.recording import log_prob_of, prior_of, record
 from rl_as_inference.program.sites import ACTION, CONDITION, REWARD, is_action, is_observation, is_reward, step_of
 from rl_as_inference.trajectories import Trajectories
@@ -183,7 +183,7 @@ class ProgramProcess:
     def _sample_run(self) -> list[Any]:
         messages = record(self.in_plate(1), None)
         if not any(is_action(msg) for msg in messages):
-            raise ValueError("the program has no actions: draw them by act(name, state, prior)")
+            raise ValueError(NO_ACTIONS)
         return messages
 
     @property

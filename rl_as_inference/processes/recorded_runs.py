@@ -15,9 +15,11 @@ from rl_as_inference.program.recording import log_prob_of, policy_of, prior_of, 
 from rl_as_inference.program.sites import ACTION, COIN, FIRST, REWARD, both, is_action, is_observation, step_of
 from rl_as_inference.trajectories import Trajectories
 
-__all__ = ["RecordedRun", "join_runs", "read_run", "trajectories_at"]
+__all__ = ["NO_ACTIONS", "RecordedRun", "join_runs", "read_run", "trajectories_at"]
 
 _PER_STEP = ("states", "actions", "rewards", "mask", "log_prior", "log_policy", "log_factors")
+
+NO_ACTIONS = "the program has no actions: draw them by act(name, state, prior); if it makes a program, call it"
 
 
 def trajectories_at(run: Callable[[], Any], values: dict[str, Tensor], count: int) -> Trajectories:
@@ -133,7 +135,7 @@ def read_run(messages: list[Any], batch: tuple[int, ...], state_dims: int | None
             if place["step"] is None or hidden:  # of a hidden state every one, by its name
                 run.latents[msg["name"]] = msg["value"]
     if not run.rows:
-        raise ValueError("the program has no actions: draw them by act(name, state, prior)")
+        raise ValueError(NO_ACTIONS)
     most_seen = max((value.dim() for value in run.observations), default=0)
     rows = (value.reshape((1,) * (most_seen - value.dim()) + value.shape) for value in run.observations)
     # One that is the same for all (conditioned on, say) has fewer dimensions, or one entry in the first.

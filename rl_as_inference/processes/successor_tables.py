@@ -14,6 +14,7 @@ __all__ = [
     "as_terminal",
     "check_one_reward_each",
     "check_successors",
+    "check_transition_shape",
     "checked_rows",
     "sparse_reward",
     "stay_where_terminal",
@@ -57,7 +58,20 @@ def as_terminal(value: Any, num_states: int, device: torch.device) -> Tensor:
             if terminal.shape == (num_states,) and terminal.dtype == torch.bool:
                 return terminal
             told = f"{terminal.dtype} of shape {tuple(terminal.shape)}"
-    raise ValueError(f"terminal must be a bool tensor of shape ({num_states},), got {told}")
+    raise ValueError(
+        f"terminal must be a bool tensor of shape ({num_states},), got {told}; of numbers of states it is "
+        f"torch.isin(torch.arange({num_states}), torch.tensor(numbers))"
+    )
+
+
+def check_transition_shape(transition: Tensor) -> None:
+    """Raises ValueError unless a table of transitions is ``(S, A, S)``."""
+    shape = tuple(transition.shape)
+    if len(shape) == 3 and shape[0] == shape[2] and 0 not in shape:
+        return
+    other = len(shape) == 3 and shape[1] == shape[2]
+    mend = "; a table (A, S, S) becomes one by transition.transpose(0, 1)" if other else ""
+    raise ValueError(f"transition must have shape (S, A, S) with S, A >= 1, got {shape}{mend}")
 
 
 def checked_rows(name: str, probabilities: Tensor) -> Tensor:

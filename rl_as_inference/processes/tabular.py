@@ -21,6 +21,7 @@ from rl_as_inference.processes.successor_tables import (
     as_terminal,
     check_one_reward_each,
     check_successors,
+    check_transition_shape,
     checked_rows,
     sparse_reward,
     stay_where_terminal,
@@ -82,8 +83,7 @@ class TabularMDP(MarkovDecisionProcess):
         transition = as_floating(transition, "transition")
         if transition.layout not in (torch.strided, torch.sparse_coo):
             transition = transition.to_sparse_coo()
-        if transition.dim() != 3 or transition.shape[0] != transition.shape[2] or 0 in transition.shape:
-            raise ValueError(f"transition must have shape (S, A, S) with S, A >= 1, got {tuple(transition.shape)}")
+        check_transition_shape(transition)
         num_states = transition.shape[0]
         options: dict[str, Any] = {"dtype": transition.dtype, "device": transition.device}
         terminal = as_terminal(terminal, num_states, transition.device)

@@ -843,6 +843,9 @@ def good():
         ({"action_prior": torch.ones(3) / 3}, r"action_prior must have shape \(2,\) or \(2, 2\), got \(3,\)"),
         ({"action_prior": torch.tensor([0.5, 0.6])}, r"action_prior must have rows that sum to one; row \(0,\) sums"),
         ({"terminal": torch.tensor([0, 1])}, r"terminal must be a bool tensor of shape \(2,\), got torch.int64"),
+        ({"terminal": [1]}, r"torch.int64 of shape \(1,\); of numbers of states it is torch.isin\(torch.arange\(2\),"),
+        ({"transition": torch.full((3, 2, 2), 0.5)}, r"got \(3, 2, 2\); a table \(A, S, S\) becomes one by .*"),
+        ({"transition": torch.full((2, 3), 0.5)}, r"must have shape \(S, A, S\) with S, A >= 1, got \(2, 3\)$"),
         ({"terminal": torch.tensor([True])}, r"terminal must be a bool tensor of shape \(2,\)"),
         ({"horizon": 0}, r"horizon must be an integer >= 1, or None for no horizon, got 0"),
         ({"horizon": 2.5}, r"horizon must be an integer >= 1, or None for no horizon, got 2.5"),
@@ -904,6 +907,8 @@ def test_bad_questions_are_named():
         exact.plan(mdp, "lucky")
     with pytest.raises(ValueError, match="num_draws must be >= 1, got 0"):
         exact.sample_posterior(mdp, 0)
+    with pytest.raises(ValueError, match=r"got <function .*; if that is a Pyro program: estimate_elbo, fit"):
+        exact.optimal_elbo(lambda: None)
     with pytest.raises(ValueError, match="mdp must be a process, got 3"):
         exact.log_evidence(3)
     with pytest.raises(ValueError, match="mdp must be a TabularMDP, got 'lake'"):

@@ -403,8 +403,19 @@ def test_hidden_sizes_are_passed_on():
 def test_processes_without_a_guide():
     with pytest.raises(ValueError, match="process must have state_space and action_space for a policy to be chosen"):
         amortized_policy(object())
+    with pytest.raises(ValueError, match=r"a Pyro program has them through .*as_process\(program\)"):
+        amortized_policy(lambda: None)
     with pytest.raises(ValueError, match=r"action_space must be .*, got Tuple"):
         amortized_policy(with_space(gymnasium.spaces.Tuple([DISCRETE])))
+
+
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_a_table_that_is_smaller_than_the_problem(horizon):
+    policy = TabularPolicy(3, 2, horizon=horizon)
+    with pytest.raises(ValueError, match="policy: the table has 3 states, and state 4 was asked"):
+        policy(torch.tensor([0, 4]), 1)
+    with pytest.raises(ValueError, match=r"a row for each integer state, got torch\.float32; use amortized_policy"):
+        policy(torch.zeros(2), 1)
 
 
 def test_networks_that_cannot_be_built():

@@ -160,6 +160,13 @@ def test_the_exact_elbo_of_the_prior_is_that_of_its_rollouts(name):
         ("gridworld", {"walls": [(0, 0)]}, "walls: the cell \\(0, 0\\) is taken by 'S'"),
         ("gridworld", {"holes": [(1, 1)], "walls": [(1, 1)]}, "holes: the cell \\(1, 1\\) is taken by '#'"),
         ("gridworld", {"start": 3}, "start must be a pair of integers"),
+        ("gridworld", {"layout": ["SG"], "walls": [(0, 1)]}, "layout says where everything is: leave out"),
+        ("gridworld", {"layout": "SG"}, "layout must be a sequence of"),
+        ("gridworld", {"layout": ["SF", "G"]}, "layout must be strings of one length, one a row, got lengths"),
+        ("gridworld", {"layout": []}, "layout must be strings of one length"),
+        ("gridworld", {"layout": ["SW", "FG"]}, "layout: 'W' is no cell; there are S start"),
+        ("gridworld", {"layout": ["FF", "FG"]}, "layout needs a start, 'S'"),
+        ("gridworld", {"layout": ["SF", "FF"]}, "layout needs a goal, 'G'"),
         ("point_mass", {"num_goals": 0}, "num_goals must be"),
         ("point_mass", {"noise": 0.0}, "noise must be a finite number > 0"),
         ("point_mass", {"width": math.inf}, "width must be a finite number"),
@@ -392,6 +399,18 @@ def test_a_gridworld_moves_as_it_says():
     goal = grid.layout.ravel() == "G"
     torch.testing.assert_close(grid.reward_table, torch.as_tensor(goal, dtype=F64)[:, None].expand(12, 4))
     assert grid.terminal.tolist() == (grid.layout.ravel() == "H").tolist()
+
+
+def test_a_gridworld_is_read_from_a_map():
+    options = {"slip": 0.2, "horizon": 6, "dtype": F64}
+    by_cells = models.gridworld(2, 4, walls=[(0, 2)], holes=[(1, 1)], goal=(0, 3), **options)
+    by_map = models.gridworld(layout=["S.#G", "FH.F"], **options)
+    assert (by_map.layout == by_cells.layout).all()
+    torch.testing.assert_close(exact.plan(by_map).soft_q, exact.plan(by_cells).soft_q)
+    # One step from each of two starts, each beside a goal of its own.
+    two = models.gridworld(layout=["SG#GS"], slip=0.0, horizon=2, temperature=1e-3, dtype=F64)
+    assert two.initial().probs.tolist() == [0.5, 0.0, 0.0, 0.0, 0.5]
+    torch.testing.assert_close(exact.occupancy(two, exact.plan(two))[1, [1, 3]], torch.full((2,), 0.5, dtype=F64))
 
 
 def test_a_gridworld_earns_by_early_arrival_and_never_enters_a_wall():

@@ -721,6 +721,8 @@ def test_a_process_stays_itself_and_a_program_becomes_one():
 def test_programs_that_cannot_be_read():
     with pytest.raises(ValueError, match=r"the program has no actions: draw them by act\(name, state, prior\)"):
         ProgramProcess(lambda: reward("r", 1.0)).rollout(None, 3)
+    with pytest.raises(ValueError, match=r"the program has no actions: .*; if it makes a program, call it"):
+        ProgramProcess(lambda: corridor).rollout(None, 3)
 
     def two_a_step():
         for t in steps(2):

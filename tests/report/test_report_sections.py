@@ -189,7 +189,9 @@ class TestValues:
         assert np.nanargmax(last) == 10
         # The key and the door are drawn, and told in the legend.
         layout = page.evaluate("document.querySelector('.panel[data-source=guide] .plot').layout.shapes")
-        assert len(layout) == 2
+        assert [shape["layer"] for shape in layout] == ["above", "above", "below"]
+        # Walls are striped, three lines each: grey alone is nearly a colour of the scale.
+        assert layout[2]["path"].count("M") == 3 * int(walls.sum())
         assert page.locator("#letters svg").count() == 2
         assert {"key", "door"} <= set(page.locator("#letters").inner_text().split())
         assert "with the key" in page.locator(".panel[data-source=posterior] .picked").inner_text()

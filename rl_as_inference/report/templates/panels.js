@@ -18,6 +18,12 @@ function cells(view, width, values, low, high, hover, custom, drawnOn, corner = 
       signs.push({ type: "path", path: corner ? glyph(letter, c - 0.26, r - 0.26, 0.5) : glyph(letter, c, r), fillcolor: "#ffd84d", line: { color: "#000000", width: 1.2 }, layer: "above" });
     }
   }));
+  // Grey alone would be a colour of the scale, or nearly. All walls are one shape, as a map may have thousands.
+  const stripes = view.letters.flatMap((row, r) => row.flatMap((letter, c) => (letter === "#" ? [
+    `M${c - 0.5},${r}L${c},${r - 0.5}M${c - 0.5},${r + 0.5}L${c + 0.5},${r - 0.5}M${c},${r + 0.5}L${c + 0.5},${r}`] : [])));
+  if (stripes.length) {
+    signs.push({ type: "path", path: stripes.join(""), line: { color: "#000000", width: 1.2 }, layer: "below" });
+  }
   const said = view.letters.map((row) => row.map((letter) => (
     letter === "#" || (letter === "K" && view.meanings.K === "key") || (letter === "D" && view.meanings.D === "door") ? "" : escape(letter))));
   return {
