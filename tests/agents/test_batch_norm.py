@@ -312,7 +312,7 @@ def test_a_run_that_ends_before_it_learns_is_warned_of():
 
 
 def test_products_in_bfloat16_are_near_those_in_float32_and_leave_the_setting():
-    """Parameters within a few steps of Adam's; the sums are float32. Some processors leave small products as they are."""
+    """Parameters within a few steps of Adam's; the sums are float32. Some processors leave small products alone."""
     made = []
     for precision in ("float32", "bfloat16"):
         agent = sac(hidden_sizes=(256, 256), precision=precision)
