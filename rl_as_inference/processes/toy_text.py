@@ -56,7 +56,8 @@ def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
             f"env_id: {env_id!r} has no transition table (attributes P and initial_state_distrib); "
             f"give FrozenLake, CliffWalking, Taxi or the like, or use GymnasiumProcess({env_id!r})"
         )
-    if env_id.startswith("FrozenLake-") and (strange := set(env.desc.astype(str).ravel().tolist()) - set("SFHG")):
+    letters = np.asarray(getattr(env, "desc", "F")).astype(str).ravel().tolist()
+    if env_id.startswith("FrozenLake-") and (strange := set(letters) - set("SFHG")):
         raise ValueError(
             f"desc: FrozenLake takes {min(strange)!r} for free ice; it has S, F, H and G, and no walls: "
             f"models.gridworld(layout=...) has"
