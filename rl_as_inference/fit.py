@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -68,8 +68,8 @@ class FitResult:
     """
 
     policy: nn.Module
-    elbo: Tensor
-    temperature: Tensor
+    elbo: Tensor = field(repr=False)  # a number a step would hide the rest
+    temperature: Tensor = field(repr=False)
     estimator: str
     critic: Any
     seconds: float

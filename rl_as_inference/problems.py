@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from inspect import Parameter
@@ -128,9 +129,10 @@ def _found(problem: str, options: dict[str, Any], own: Sequence[str]) -> Any:
         return problem_in_file(path, problem.partition(":")[2] or "problem", options, own)
     if problem in models.__all__:
         return call(getattr(models, problem), options, problem, own=own)
+    close = difflib.get_close_matches(problem, models.__all__, 1)
     raise ValueError(
         f"PROBLEM: {problem!r} is neither a model ({', '.join(models.__all__)}), nor a Gymnasium id such as "
-        f"FrozenLake-v1, nor a path to a Python file"
+        f"FrozenLake-v1, nor a path to a Python file{f'; did you mean {close[0]}?' if close else ''}"
     )
 
 

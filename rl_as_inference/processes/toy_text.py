@@ -43,7 +43,8 @@ def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
 
     Raises:
         ValueError: if Gymnasium cannot make it, it has no tables, its rewards and endings are not
-            functions of state, action and successor, or it does what its tables do not say.
+            functions of state, action and successor, it does what its tables do not say, or a lake's map has other
+            letters than a lake.
     """
     try:
         env = gymnasium.make(env_id, **make_kwargs).unwrapped
@@ -54,6 +55,12 @@ def read_toy_text(env_id: str, **make_kwargs: Any) -> ToyText:
         raise ValueError(
             f"env_id: {env_id!r} has no transition table (attributes P and initial_state_distrib); "
             f"give FrozenLake, CliffWalking, Taxi or the like, or use GymnasiumProcess({env_id!r})"
+        )
+    letters = np.asarray(getattr(env, "desc", "F")).astype(str).ravel().tolist()
+    if env_id.startswith("FrozenLake-") and (strange := set(letters) - set("SFHG")):
+        raise ValueError(
+            f"desc: FrozenLake takes {min(strange)!r} for free ice; it has S, F, H and G, and no walls: "
+            f"models.gridworld(layout=...) has"
         )
     num_states, num_actions = len(table), len(table[0])
     table = {int(s): {int(a): _merge(env_id, s, a, row[a]) for a in row} for s, row in table.items()}

@@ -112,7 +112,8 @@ class TestProblemNames:
     def test_unknown(self) -> None:
         message = refused("compare", "corridr")
         assert "'corridr' is neither a model (" in message
-        assert "corridor" in message
+        assert message.rstrip().endswith("; did you mean corridor?")
+        assert "did you mean" not in refused("compare", "quite_another")
 
     def test_unknown_gymnasium_id(self) -> None:
         assert "FrozenLak-v1" in refused("compare", "FrozenLak-v1")

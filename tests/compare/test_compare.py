@@ -303,6 +303,8 @@ class TestFit:
         mdp = random_mdp(1, num_states=4, horizon=5, discount=0.9)
         policy = TabularPolicy(4, 2, horizon=5).double()
         result = rlai.fit(mdp, policy, steps=400, learning_rate=0.1, seed=0)
+        assert "estimator='exact'" in repr(result)
+        assert "tensor(" not in repr(result)
         assert result.estimator == "exact"
         assert result.policy is policy
         assert len(result.elbo) == 400

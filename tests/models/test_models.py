@@ -160,6 +160,7 @@ def test_the_exact_elbo_of_the_prior_is_that_of_its_rollouts(name):
         ("gridworld", {"walls": [(0, 0)]}, "walls: the cell \\(0, 0\\) is taken by 'S'"),
         ("gridworld", {"holes": [(1, 1)], "walls": [(1, 1)]}, "holes: the cell \\(1, 1\\) is taken by '#'"),
         ("gridworld", {"start": 3}, "start must be a pair of integers"),
+        ("gridworld", {"walls": (1, 2)}, "walls must be a sequence of pairs of integers, got"),
         ("gridworld", {"layout": ["SG"], "walls": [(0, 1)]}, "layout says where everything is: leave out"),
         ("gridworld", {"layout": "SG"}, "layout must be a sequence of"),
         ("gridworld", {"layout": ["SF", "G"]}, "layout must be strings of one length, one a row, got lengths"),

@@ -9,6 +9,12 @@ from rl_as_inference import TabularMDP
 from rl_as_inference.processes.toy_text import read_toy_text
 
 
+def test_a_lake_has_no_walls():
+    with pytest.raises(ValueError, match=r"desc: FrozenLake takes '#' for free ice; .* models.gridworld\(layout="):
+        TabularMDP.from_gymnasium("FrozenLake-v1", desc=["SF#G", "FFFG"], horizon=5)
+    assert TabularMDP.from_gymnasium("FrozenLake-v1", desc=["SFHG", "FFFG"], horizon=5).terminal.sum() == 3
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"is_rainy": True}, {"fickle_probability": 0.1}], ids=["", "rainy", "fickle by half"]
 )
