@@ -60,8 +60,8 @@ test-versions: $(VERSIONS:%=test-with-%)  ## the quick tests with the lowest dep
 
 # What `make check` runs, and all that is about ArviZ's data.
 test-with-%: $(OTHERS)/%/.installed
-	OMP_NUM_THREADS=1 $(OTHERS)/$*/bin/python -m pytest -q -m "not slow" -p no:cacheprovider
-	OMP_NUM_THREADS=1 $(OTHERS)/$*/bin/python -m pytest -q -m slow -p no:cacheprovider tests/inference tests/inspect
+	OMP_NUM_THREADS=1 $(OTHERS)/$*/bin/python -m pytest -q -m "not slow" -p no:cacheprovider -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(OTHERS)/$*/bin/python -m pytest -q -m slow -p no:cacheprovider -n 2 --dist worksteal tests/inference tests/inspect
 
 soak: $(STAMP)  ## an hour of everything again and again: whether memory grows
 	$(BIN)/python -m benchmarks.soak
