@@ -107,7 +107,9 @@ class TabularPolicy(nn.Module):
         try:
             return self.logits[index]
         except IndexError as error:  # looking first would make a GPU wait at every step
-            state = torch.as_tensor(index[-1])
+            state = index[-1]
+            if not isinstance(state, Tensor):  # a history, say, of which the process tells
+                raise
             if state.is_floating_point():
                 told = f"a table has a row for each integer state, got {state.dtype}; use amortized_policy(process)"
             else:
