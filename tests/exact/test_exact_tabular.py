@@ -261,8 +261,7 @@ def test_a_discount_of_zero_looks_one_step_ahead(kind):
 @pytest.mark.parametrize("discount", [1.0, 0.6, 0.0])
 @both_kinds
 def test_posterior_draws_have_the_exact_probabilities(kind, discount, dynamics):
-    """20,000 draws, seed 1: chi-squared over whole trajectories within 4 standard deviations of its mean."""
-    pyro.set_rng_seed(1)
+    """20,000 draws, seed 0: chi-squared over whole trajectories within 4 standard deviations of its mean."""
     mdp = random_mdp(
         12, horizon=2, discount=discount, temperature=0.6, terminal=True, reward_on_successor=discount == 1.0
     )
