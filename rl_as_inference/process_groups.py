@@ -41,6 +41,10 @@ class _Job:
         Raises:
             ValueError: if ``PATIENCE`` is no number of seconds.
         """
+        # Where it is read first while there is a group, as by a first fit, the defaults of its functions keep that
+        # group; its threads then outlive it, and one that ends its work late aborts a program that is ending.
+        import torch.distributed.nn.functional
+
         patience = _patience()
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self._store is None:

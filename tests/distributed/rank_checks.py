@@ -409,7 +409,22 @@ def host() -> dict[str, Any]:
     stays = dist_.is_initialized()
     dist_.destroy_process_group()
     again = rlai.estimate_elbo(tabular(), None, 10, seed=0, distributed=True)
-    return {"left": left, "stays": stays, "mean": [estimate.mean, again.mean], "ended": not dist_.is_initialized()}
+    with joined() as ranks:
+        ranks.sum(torch.ones(()))
+        during = gloo_threads()
+    return {
+        "left": left,
+        "stays": stays,
+        "mean": [estimate.mean, again.mean],
+        "ended": not dist_.is_initialized(),
+        "threads": [during, gloo_threads()],
+    }
+
+
+def gloo_threads() -> int:
+    """Returns how many threads of gloo's this process has."""
+    tasks = Path("/proc/self/task").glob("*/comm")
+    return sum("gloo" in task.read_text() for task in tasks)
 
 
 LEARNERS: dict[str, Callable[[], Any]] = {
