@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import shlex
@@ -43,7 +44,7 @@ class _Job:
         """
         # Where it is read first while there is a group, as by a first fit, the defaults of its functions keep that
         # group; its threads then outlive it, and one that ends its work late aborts a program that is ending.
-        import torch.distributed.nn.functional
+        importlib.import_module("torch.distributed.nn.functional")
 
         patience = _patience()
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
