@@ -5,19 +5,22 @@
 Starts ``torchrun`` with two ranks of one thread each. They take turns: rank 0 fits alone while rank 1 waits (it sleeps
 in an all-reduce), then both fit together, and so on in short rounds, so that what else the machine does falls on both
 alike. FrozenLake 8x8, 4,096 trajectories of 200 steps (its own time limit) for each gradient, score function, a policy
-of 64x64 units; and 16,384, since what a step takes whatever the number of trajectories is not shared out.
+of 64x64 units; and 16,384, since of what a step takes whatever the number of trajectories only the policy's table is
+shared out.
 
 - ``steps_per_second``: of each way, and the ratio, whose median over rounds is told with the quartiles. By the clock,
   and by processor time (the slower rank's), which is what an idle machine of as many cores comes to.
 - ``larger``: the same with 16,384 trajectories.
-- ``bound``: what compute of ``a + b n`` seconds (see ``model``) allows at most, if waiting took nothing.
-- ``communication``: one all-reduce of the gradient by itself, right after a barrier, as a share of the step; and the
-  time spent in it in the fit, where a rank also waits for the other.
+- ``bound``: what the compute of ``model`` allows two ranks at most, if waiting took nothing.
+- ``communication``: the all-reduces of a step (gradient, table of log probabilities, gradient in the table) by
+  themselves, right after a barrier, as a share of the step; and the time spent in them in the fit, where a rank also
+  waits for the other.
 - ``all_reduce``: seconds by size on loopback; latency and bandwidth are fitted to them.
 - ``model``: no measurement. Steps/s up to 1,024 ranks from ``a + b n`` seconds of compute for ``n`` trajectories
-  (measured at three numbers) and an all-reduce by a ring, ``2 (R-1) (latency + bytes / (R bandwidth))``, or by halving
-  and doubling, ``2 log2(R) latency + 2 bytes (R-1) / (R bandwidth)`` (Thakur, Rabenseifner & Gropp 2005). All ranks are
-  taken for equally fast; with another network's latency and bandwidth say so.
+  (measured at three numbers), of which the table's (measured by itself) are shared out, and all-reduces by a ring,
+  ``2 (R-1) (latency + bytes / (R bandwidth))``, or by halving and doubling,
+  ``2 log2(R) latency + 2 bytes (R-1) / (R bandwidth)`` (Thakur, Rabenseifner & Gropp 2005). All ranks are taken for
+  equally fast; with another network's latency and bandwidth say so.
 """
 
 import argparse
@@ -49,8 +52,10 @@ def _worker(out: Path, quick: bool) -> None:
 
     import rl_as_inference as rlai
     from rl_as_inference.distributed import joined
+    from rl_as_inference.memory import keep_freed_memory
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as ``rlai fit`` does
     lake = rlai.TabularMDP.from_gymnasium(
         "FrozenLake-v1", map_name="8x8", horizon=HORIZON, discount=1.0, temperature=0.1
     )
@@ -86,19 +91,22 @@ def _worker(out: Path, quick: bool) -> None:
 
         alone(NUMBER)
         pairs, larger = [], []
-        spent, plain = [0.0, 0], dist.all_reduce
+        waiting: list[float] = []
+        spent: list[float] = []
+        plain = dist.all_reduce
 
         def timed(*args: Any, **options: Any) -> Any:
             began = time.perf_counter()
             result = plain(*args, **options)
-            spent[0] += time.perf_counter() - began
-            spent[1] += 1
+            spent.append(time.perf_counter() - began)
             return result
 
         for _ in range(rounds):
             one = alone(NUMBER)
             dist.all_reduce = timed
+            spent.clear()
             two = fitted(NUMBER, True)
+            waiting.append(sum(spent) / steps)
             dist.all_reduce = plain
             pairs.append((one, (two[0], max(ranks.gather_objects(two[1])))))
         for _ in range(1 if quick else 5):
@@ -106,20 +114,32 @@ def _worker(out: Path, quick: bool) -> None:
         parts = {n: min(alone(n)[1] for _ in range(1 if quick else 4)) for n in (NUMBER, NUMBER // 2, NUMBER // 4)}
         reduces = {size: _all_reduce_seconds(ranks, size, 20 if quick else 200) for size in SIZES}
         count = sum(p.numel() for p in policy.parameters()) + len(list(policy.parameters())) + 1
-        own = _all_reduce_seconds(ranks, count, 50 if quick else 500)
+        counts = [count, *[HORIZON * lake.num_states * lake.num_actions] * 2]
+        own = sum(_all_reduce_seconds(ranks, each, 50 if quick else 500) for each in counts)
+        table = min(_table_seconds(lake, policy) for _ in range(3 if quick else 20))
         if ranks.is_first:
             found = {
                 "pairs": pairs,
                 "larger": larger,
-                "waiting": spent[0] / spent[1],
+                "waiting": statistics.median(waiting),
+                "table": table,
                 "parts": parts,
                 "reduces": reduces,
-                "numbers": count,
+                "numbers": counts,
                 "own": own,
                 "load": os.getloadavg(),
                 "policy": [int(p.numel()) for p in policy.parameters()],
             }
             out.write_text(json.dumps(found))
+
+
+def _table_seconds(process: Any, policy: Any) -> float:
+    """Returns the processor time of the policy's table of log probabilities and of its gradient."""
+    from rl_as_inference.processes.policy_tables import log_policy_table
+
+    began = time.process_time()
+    log_policy_table(process, policy, NUMBER, HORIZON).sum().backward()
+    return time.process_time() - began
 
 
 def _all_reduce_seconds(ranks: Any, size: int, repeats: int) -> float:
@@ -149,34 +169,36 @@ def _line(points: dict[float, float]) -> tuple[float, float]:
 
 
 def modelled(
-    compute: tuple[float, float], size: float, latency: float, bandwidth: float, ranks: int, number: int
+    compute: tuple[float, float, float], sizes: list[float], latency: float, bandwidth: float, ranks: int, number: int
 ) -> dict[str, float]:
     """Returns steps/s by the model, for ``number`` trajectories shared out among ``ranks``.
 
     Args:
-        compute: ``a`` and ``b`` of the seconds that a gradient takes.
-        size: bytes of an all-reduce.
+        compute: ``a`` and ``b`` of the seconds that a gradient takes, and which part of ``a`` is shared out.
+        sizes: bytes of each all-reduce.
         latency: seconds of a message.
         bandwidth: bytes a second.
         ranks: how many.
         number: trajectories of a gradient, of all ranks.
     """
-    step = compute[0] + compute[1] * math.ceil(number / ranks)
-    ring = 2 * (ranks - 1) * (latency + size / (ranks * bandwidth))
-    halving = 2 * math.log2(ranks) * latency + 2 * size * (ranks - 1) / (ranks * bandwidth)
+    step = compute[0] - compute[2] * (1 - 1 / ranks) + compute[1] * math.ceil(number / ranks)
+    ring = sum(2 * (ranks - 1) * (latency + size / (ranks * bandwidth)) for size in sizes)
+    halving = sum(2 * math.log2(ranks) * latency + 2 * size * (ranks - 1) / (ranks * bandwidth) for size in sizes)
     return {"ring": 1 / (step + ring), "halving_doubling": 1 / (step + halving)}
 
 
-def _curves(compute: tuple[float, float], size: float, latency: float, bandwidth: float) -> list[dict[str, Any]]:
+def _curves(
+    compute: tuple[float, float, float], sizes: list[float], latency: float, bandwidth: float
+) -> list[dict[str, Any]]:
     rows = []
     of: dict[str, Callable[[int], int]] = {
         "one gradient shared out": lambda _: NUMBER,
         "as much a rank": lambda ranks: NUMBER * ranks,
     }
     for name, number in of.items():
-        alone = modelled(compute, size, latency, bandwidth, 1, NUMBER)["ring"]
+        alone = modelled(compute, sizes, latency, bandwidth, 1, NUMBER)["ring"]
         for ranks in RANKS:
-            found = modelled(compute, size, latency, bandwidth, ranks, number(ranks))
+            found = modelled(compute, sizes, latency, bandwidth, ranks, number(ranks))
             trajectories = {how: rate * number(ranks) / (alone * NUMBER) for how, rate in found.items()}
             rows.append({"scaling": name, "ranks": ranks, "steps_per_second": found, "speedup": trajectories})
     return rows
@@ -197,7 +219,10 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
     # Two ranks exchange two messages of half the bytes: t = 2 (latency + bytes / (2 bandwidth)).
     fitted = {"latency": intercept / 2, "bandwidth": 1 / slope}
     used = {"latency": latency or fitted["latency"], "bandwidth": bandwidth or fitted["bandwidth"]}
-    compute = _line({float(n): seconds for n, seconds in found["parts"].items()})
+    compute = (*_line({float(n): seconds for n, seconds in found["parts"].items()}), found["table"])
+    seconds = {
+        n: [compute[0] - compute[2] * (1 - 1 / r) + compute[1] * n / r for r in (1, 2)] for n in (NUMBER, LARGER)
+    }
     step = statistics.median(pair[0] for pair in two)
     processor = statistics.median(pair[1] for pair in two)
     return {
@@ -209,7 +234,7 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
         "what": f"FrozenLake-v1 8x8, horizon {HORIZON}, {NUMBER} trajectories a gradient, score, 64x64",
         "steps_per_second": _rates(found["pairs"]),
         "larger": {"trajectories": LARGER, **_rates(found["larger"])},
-        "bound": {str(n): (compute[0] + compute[1] * n) / (compute[0] + compute[1] * n / 2) for n in (NUMBER, LARGER)},
+        "bound": {str(n): one / two for n, (one, two) in seconds.items()},
         "communication": {
             "numbers": found["numbers"],
             "seconds": found["own"],
@@ -220,8 +245,17 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
         },
         "all_reduce": [{"bytes": size, "seconds": seconds} for size, seconds in reduces.items()],
         "loopback": fitted,
-        "compute": {"seconds": compute[0], "seconds_a_trajectory": compute[1], "measured": found["parts"]},
-        "model": {"is": "a model, no measurement", **used, "rows": _curves(compute, 4.0 * found["numbers"], **used)},
+        "compute": {
+            "seconds": compute[0],
+            "of_the_table": compute[2],
+            "seconds_a_trajectory": compute[1],
+            "measured": found["parts"],
+        },
+        "model": {
+            "is": "a model, no measurement",
+            **used,
+            "rows": _curves(compute, [4.0 * each for each in found["numbers"]], **used),
+        },
     }
 
 
@@ -262,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{rates['ratio']['median']:.2f} times by the clock, {rates['ratio_by_processor_time']['median']:.2f} by "
             f"processor time, {results['bound'][str(number)]:.2f} if waiting took nothing"
         )
-    print(f"an all-reduce takes {1e6 * spoken['seconds']:.0f} µs, {100 * spoken['share_of_step']:.2f} % of a step;")
+    print(f"all-reduces take {1e6 * spoken['seconds']:.0f} µs, {100 * spoken['share_of_step']:.2f} % of a step;")
     print(f"with waiting for the other rank {100 * spoken['share_with_waiting']:.1f} %")
     for row in results["model"]["rows"]:
         shown = ", ".join(f"{how} {value:.1f}x" for how, value in row["speedup"].items())

@@ -63,6 +63,7 @@ class CategoricalPolicy(nn.Module):
             architecture=architecture,
         )
         self.prior = prior
+        self.row_by_row = horizon is not None and architecture != "batch_norm"
 
     def forward(self, state: Tensor, t: int | Tensor) -> Any:
         logits = self.network(state, t)

@@ -1,7 +1,7 @@
 """Several processes that do one computation together: the ranks of a ``torchrun`` job.
 
 Data parallelism by ``torch.distributed``: gloo between CPUs, NCCL between GPUs, one rank a GPU. Every rank runs the
-same program on its share of the draws; what belongs to all of them is summed over the ranks.
+program on its share of the draws; what belongs to all is summed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,7 @@ _TOLD_WITHIN = 10.0
 
 
 class RankError(ConnectionError):
-    """Another rank has ended, or let this one wait for ``RLAI_RANK_SECONDS``, so that this one cannot go on.
-
-    Attributes:
-        ranks: which ones; empty if that could not be found out.
-    """
+    """Another rank has ended, or let this one wait for ``RLAI_RANK_SECONDS``; ``ranks`` says which, if known."""
 
     def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message)
@@ -56,6 +52,7 @@ class Ranks:
         size: how many there are.
         owners: their processes.
         draws_apart: whether :meth:`own_stream` is entered.
+        alike: a policy that all ranks hold alike and ask together, :func:`rl_as_inference.sharing.held_alike`.
 
     Example:
         >>> alone = Ranks()
@@ -67,6 +64,7 @@ class Ranks:
         self.rank, self.size = rank, size
         self.owners: tuple[Owner, ...] = (Owner.here(),)
         self.draws_apart = False
+        self.alike: Any = None
 
     @property
     def is_first(self) -> bool:

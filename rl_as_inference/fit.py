@@ -25,7 +25,7 @@ from rl_as_inference.fit_checkpoint import FitCheckpoint
 from rl_as_inference.fit_critics import new_critic, spread_of_returns
 from rl_as_inference.fit_reports import FitReports
 from rl_as_inference.host import in_turn, levels_to_the_user
-from rl_as_inference.nouns import Policy, Problem, Process
+from rl_as_inference.nouns import Policy, Problem, Process, answers_row_by_row
 from rl_as_inference.objectives.luck import luck_of_process, luck_of_program
 from rl_as_inference.objectives.pooled_loss import PooledLoss, take_first
 from rl_as_inference.objectives.trajectory_elbo import Estimator, TrajectoryELBO
@@ -37,6 +37,7 @@ from rl_as_inference.processes import (
     TabularMDP,
 )
 from rl_as_inference.processes.point_masses import check_density
+from rl_as_inference.processes.policy_tables import is_asked_at_once
 from rl_as_inference.processes.programs import ProgramProcess, as_process
 from rl_as_inference.program.readings import follow
 from rl_as_inference.progress import progress_bar
@@ -240,7 +241,8 @@ def fit(
         if behavior is not None:
             options["behavior"] = behavior
 
-        alike, pooled = estimator == "exact" or by_messages, PooledLoss()
+        alike = estimator == "exact" or by_messages
+        pooled = PooledLoss(policy if _has_table_to_share(process, policy, num_trajectories // ranks.size) else None)
 
         def loss_of(process: Process) -> Callable[[], Tensor]:
             if by_messages:
@@ -365,6 +367,11 @@ def _has_cheap_exact_gradient(process: Process) -> bool:
         return False
     size: int = process.kernel.probabilities.numel()
     return (process.horizon or 1) * size <= _EXACT_LIMIT
+
+
+def _has_table_to_share(process: Process, policy: nn.Module, least: int) -> bool:
+    """Returns whether every rank, of at least so many rollouts, would compute the same table of log probabilities."""
+    return isinstance(process, TabularMDP) and answers_row_by_row(policy) and is_asked_at_once(process, policy, least)
 
 
 def _minus_elbo(process: Process, policy: nn.Module) -> Tensor:

@@ -1,12 +1,29 @@
-"""How much memory is free, and whether something will fit beside what is there."""
+"""How much memory is free, whether something will fit beside what is there, and whether it is given back at once."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["check_fits", "free_memory"]
+__all__ = ["check_fits", "free_memory", "keep_freed_memory"]
+
+_KEPT, _BLOCK = 512 << 20, 32 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep up to half a GiB of what it frees, where the C library is glibc; returns whether it does.
+
+    A step of a fit asks for tens of megabytes and frees them again. glibc gives them back to the system each time, and
+    the next step waits for the same pages, filled with zeros: of 4,096 trajectories that is a tenth of the time. It is
+    for programs of the library's own; who says ``MALLOC_TRIM_THRESHOLD_`` or the like (``mallopt(3)``) is left alone.
+    """
+    said = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if sys.platform != "linux" or said or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _BLOCK)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
 def free_memory(device: torch.device | str = "cpu", *, root: str | Path = "/") -> int:

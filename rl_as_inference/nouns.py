@@ -150,6 +150,11 @@ class _TakesAllSteps(Protocol):
 
 
 @runtime_checkable
+class _AnswersRowByRow(Protocol):
+    row_by_row: bool
+
+
+@runtime_checkable
 class _MayBeStationary(Protocol):
     stationary: bool
 
@@ -190,6 +195,14 @@ def takes_all_steps(asked: object) -> bool:
         False
     """
     return isinstance(asked, _TakesAllSteps) and asked.batch_steps
+
+
+def answers_row_by_row(policy: object) -> bool:
+    """Returns whether each of many answers at once depends on its own state and time alone, and is worth sharing out.
+
+    Such a policy says so by ``row_by_row = True``. One that normalises over a batch is none.
+    """
+    return isinstance(policy, _AnswersRowByRow) and policy.row_by_row
 
 
 def answers_by_drawing(policy: object) -> bool:

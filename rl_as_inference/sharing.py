@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import types
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.distributed import Ranks, joined
+from rl_as_inference.distributed import Ranks, joined, present
 
-__all__ = ["agree_on", "failing_together", "parts_of", "sharing"]
+__all__ = ["agree_on", "failing_together", "held_alike", "in_shares", "parts_of", "sharing"]
 
 _DEPTH = 6
 """How far objects are looked into."""
@@ -66,6 +66,52 @@ def agree_on(ranks: Ranks, **objects: Any) -> None:
     if ranks.size > 1:
         for name, value in objects.items():
             ranks.agree(name, parts_of(value))
+
+
+@contextmanager
+def held_alike(ranks: Ranks, policy: Any) -> Iterator[None]:
+    """Within it all ranks have the same parameters of a policy, and ask it for the same tables in the same order."""
+    ranks.alike, before = policy, ranks.alike
+    try:
+        yield
+    finally:
+        ranks.alike = before
+
+
+def in_shares(policy: Any, number: int, ask: Callable[[slice], Tensor]) -> Tensor:
+    """Returns what a policy answers to ``number`` questions; of one that is :func:`held_alike` each rank asks a part.
+
+    Args:
+        policy: who is asked.
+        number: of questions.
+        ask: returns the answers to a part of them, ``(size of the part, ...)``.
+
+    Returns:
+        ``(number, ...)``, bit for bit the same on every rank. Its gradient is passed on by the rank that asked, so that
+        the ranks' gradients sum to that of the sum of their losses.
+    """
+    ranks = present()
+    if ranks.size == 1 or ranks.alike is None or ranks.alike is not policy or number < ranks.size:
+        return ask(slice(number))
+    part = slice(*ranks.bounds(number))
+    answers: Tensor = _OfAllRanks.apply(ask(part), ranks, part, number)  # type: ignore[no-untyped-call]
+    return answers
+
+
+class _OfAllRanks(torch.autograd.Function):
+    """The rows of all ranks, of which each has computed some: by two sums, where gathering would need equal parts."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks, part: slice, number: int) -> Tensor:
+        ctx.ranks, ctx.part = ranks, part
+        of_all = rows.new_zeros(number, *rows.shape[1:])
+        of_all[part] = rows
+        ranks.add_up(of_all)
+        return of_all
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        return ctx.ranks.sum(upstream[0])[ctx.part], None, None, None
 
 
 def parts_of(value: Any) -> dict[str, str]:

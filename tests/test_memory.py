@@ -1,6 +1,9 @@
 """What memory is free, what does not fit in it, and tensors that are read into their place."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +185,32 @@ def test_measured_peaks_are_within_their_bounds() -> None:
     assert found["smc"]["peak"] <= 3 * found["smc"]["data"]
     assert found["checkpoint"]["above_start"] <= 1.3 * found["checkpoint"]["data"]
     assert np.isfinite([number for row in found.values() for number in row.values()]).all()
+
+
+_FREES = """
+import sys, torch
+from rl_as_inference.memory import keep_freed_memory
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+before, blocks = held(), [torch.ones(2**18) for _ in range(100)]
+during = held()
+del blocks
+print(kept, during - before, during - held())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told")
+@pytest.mark.parametrize(("how", "environment"), [("keep", {}), ("leave", {}), ("keep", {"MALLOC_TOP_PAD_": "65536"})])
+def test_freed_memory_is_kept_unless_the_user_has_said_how(how: str, environment: dict[str, str]) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    words = [sys.executable, "-c", _FREES, how]
+    kept, taken, given_back = subprocess.run(
+        words, env=own | environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    is_kept = how == "keep" and not environment
+    assert kept == ("None" if how == "leave" else str(is_kept))
+    assert float(taken) > 90  # MiB
+    assert float(given_back) < 5 if is_kept else float(given_back) > 90

@@ -94,7 +94,10 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         # Not sooner: they import PyTorch, and who asks for help or the version need not wait for that.
         from rl_as_inference.cli.blame import is_of_users_code
         from rl_as_inference.distributed import RankError, joined
+        from rl_as_inference.memory import keep_freed_memory
 
+        if is_main:
+            keep_freed_memory()
         speaks = True
         try:
             with stoppable(), joined(bool(kwargs.get("distributed"))) as ranks:

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from rl_as_inference.distributed import Ranks
+from rl_as_inference.sharing import held_alike
 
 __all__ = ["PooledLoss"]
 
@@ -24,10 +25,14 @@ class PooledLoss:
 
     Parameters are those that the program registers with Pyro, and others that the loss depends on when it is first
     evaluated. Whenever new ones come up, all ranks take rank 0's values of them.
+
+    Args:
+        policy: whose tables ranks compute in parts, as they all hold it alike; None for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Any = None) -> None:
         self._leaves: dict[str, Tensor] = {}
+        self._policy = policy
 
     def __call__(self, ranks: Ranks, evaluate: Callable[[], Tensor]) -> Tensor:
         """Returns the sum, a number whose gradient is that of the sum.
@@ -58,10 +63,9 @@ class PooledLoss:
                 pyro.param(name)
         return _WithGradients.apply(total, pooled, *learning.values())  # type: ignore[no-untyped-call]
 
-    @staticmethod
-    def _evaluated(ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluated(self, ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, and the parameters that Pyro saw, by name."""
-        with ranks.next_of_own_stream(), poutine.trace(param_only=True) as captured:
+        with held_alike(ranks, self._policy), ranks.next_of_own_stream(), poutine.trace(param_only=True) as captured:
             loss = evaluate()
         sites = {name: site["value"].unconstrained() for name, site in sorted(captured.trace.nodes.items())}
         return loss, {name: value for name, value in sites.items() if value.requires_grad}

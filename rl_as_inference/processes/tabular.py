@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import holds, is_deferred
-from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, unclamped
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
+from rl_as_inference.processes.policy_tables import log_policy_table
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
@@ -261,7 +262,7 @@ class TabularMDP(MarkovDecisionProcess):
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         if pathwise:  # to be told why not
             return super()._rollout(policy, num_trajectories, horizon, pathwise)
-        table = self._log_policy_table(policy, num_trajectories, horizon)
+        table = log_policy_table(self, policy, num_trajectories, horizon)
         kernel, num_actions = self.kernel, self.num_actions
         shape = (horizon, 2, num_trajectories, 1)
         uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device)
@@ -314,18 +315,6 @@ class TabularMDP(MarkovDecisionProcess):
             temperature=self.temperature,
             discount=self.discount,
         )
-
-    def _log_policy_table(self, policy: Policy | None, num_trajectories: int, horizon: int) -> Tensor | None:
-        """Returns ``log π`` in all states, ``(T or 1, S, A)``, where that costs no more than asking on the way."""
-        if policy is None:
-            return self.log_action_prior[None]
-        if not takes_all_steps(policy) or self.num_states > 2 * num_trajectories:
-            return None
-        shape = (horizon, self.num_states)
-        states = torch.arange(self.num_states, device=self.terminal.device)
-        times = torch.arange(horizon, device=self.terminal.device)[:, None]
-        states, times = states.expand(shape), times.expand(shape)
-        return self.log_probabilities(policy(states, times), states, "for all steps")
 
     def log_probabilities(self, answer: Any, state: Tensor, where: str) -> Tensor:
         """Returns the log probabilities of a policy's answer in ``state``, ``(*batch, A)``.

@@ -187,6 +187,7 @@ def fits() -> dict[str, list[float]]:
     found = {}
     for name, make in {
         "a process": lambda: (tabular(), "baseline"),
+        **{f"a process, {each}": lambda each=each: (tabular(), each) for each in TABLES},
         **({"a hidden state": lambda: (rlai.models.tiger(horizon=3), "baseline")} if LONG else {}),
         "a program": lambda: (coins, "score"),
     }.items():
@@ -212,6 +213,23 @@ def fits() -> dict[str, list[float]]:
                 answers.append((fitted.elbo, torch.cat([p.detach().flatten() for p in policy.parameters()])))
         (ours, mine), (theirs, whole) = answers
         found[name] = [float((ours - theirs).abs().max()), float((mine - whole).abs().max())]
+    return found
+
+
+TABLES = ("full_return", "score", "advantage", "n_step", "path_consistency")
+"""Estimators of rollouts whose policy is asked once, in all states at all times: each rank asks it a part."""
+
+
+def tables() -> dict[str, list[int]]:
+    """How many times a network's table has at each call of a fit, on this rank and in one process; S are its states."""
+    found = {}
+    for name, distributed in (("shared", True), ("alone", False), ("normalised", True)):
+        policy = CategoricalPolicy(
+            tabular().state_space, 3, horizon=5, architecture="batch_norm" if name == "normalised" else "plain"
+        )
+        found[name] = rows = []  # type: ignore[var-annotated]
+        policy.network.register_forward_hook(lambda _, __, out, rows=rows: rows.append(list(out.shape[:-1])))
+        rlai.fit(tabular(), policy, steps=2, estimator="score", num_trajectories=NUMBER, distributed=distributed)
     return found
 
 

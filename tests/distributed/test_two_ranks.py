@@ -22,7 +22,7 @@ LONG = os.environ.get("RLAI_SCALE") == "long"
 """Whether what takes its time is tested too, as ``make test-scale`` does."""
 
 CHECKS = [
-    *("gradients", "fits", "particles", "alike", "svi", "staged", "estimates", "disagreements", "host"),
+    *("gradients", "fits", "tables", "particles", "alike", "svi", "staged", "estimates", "disagreements", "host"),
     *("learners", "saved", "gone_on", "kept"),
     *(("long_alike", "compiled") if LONG else ()),
     *("lost", "killed"),  # last, as rank 1 does not come back
@@ -54,7 +54,16 @@ def test_gradients_of_every_estimator_are_those_of_one_process(both: Both) -> No
 def test_fits_are_those_of_one_process(both: Both) -> None:
     for rank in both:
         for name, (history, policy) in rank["fits"].items():  # the last two are in float32
-            assert max(history, policy) < (1e-12 if name == "a process" else 2e-6), name
+            assert max(history, policy) < (1e-12 if name.startswith("a process") else 2e-6), name
+
+
+def test_ranks_ask_a_policy_for_a_part_of_its_table_each(both: Both) -> None:
+    for rank, found in enumerate(both):
+        first, *steps = found["tables"]["alone"]
+        states = steps[0][1]
+        assert [first, *steps] == [first, [5, states], [5, states]]
+        assert found["tables"]["shared"] == [first, [3 - rank, states], [3 - rank, states]]
+        assert found["tables"]["normalised"][1:] == steps  # which depends on all that it is asked at once
 
 
 def test_policies_are_bit_for_bit_alike(both: Both) -> None:

@@ -1,0 +1,36 @@
+"""The table of a policy over finite states: asked once for all of them at all times, where that costs no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rl_as_inference.nouns import Policy, takes_all_steps
+from rl_as_inference.sharing import in_shares
+
+if TYPE_CHECKING:
+    from rl_as_inference.processes.tabular import TabularMDP
+
+__all__ = ["is_asked_at_once", "log_policy_table"]
+
+
+def is_asked_at_once(process: TabularMDP, policy: Policy, num_trajectories: int) -> bool:
+    """Returns whether so many rollouts ask a policy once, and not on the way."""
+    return takes_all_steps(policy) and process.num_states <= 2 * num_trajectories
+
+
+def log_policy_table(process: TabularMDP, policy: Policy | None, num_trajectories: int, horizon: int) -> Tensor | None:
+    """Returns ``log π`` in all states, ``(T or 1, S, A)``, in nats; None where a policy is better asked on the way."""
+    if policy is None:
+        return process.log_action_prior[None]
+    if not is_asked_at_once(process, policy, num_trajectories):
+        return None
+    states = torch.arange(process.num_states, device=process.terminal.device).expand(horizon, -1)
+    times = torch.arange(horizon, device=process.terminal.device)[:, None].expand_as(states)
+
+    def rows(part: slice) -> Tensor:
+        return process.log_probabilities(policy(states[part], times[part]), states[part], "for all steps")
+
+    return in_shares(policy, horizon, rows)
