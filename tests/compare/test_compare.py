@@ -297,6 +297,14 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="process must be a process or a Pyro program"):
         rlai.compare(3, None)
 
+    class Odd:
+        def shape(self) -> int:
+            return 3
+
+    for answer, name in ((Odd(), "Odd"), (3.0, "float")):
+        with pytest.raises(ValueError, match=rf"critic must answer .* of shape \(2,\) for .*; it gave {name}"):
+            rlai.compare(mdp, None, num_trajectories=2, critic=lambda state, t, answer=answer: answer)
+
 
 class TestFit:
     def test_exact_gradient_reaches_the_ceiling(self) -> None:
