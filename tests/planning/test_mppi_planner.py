@@ -138,6 +138,7 @@ def test_states_may_be_arrays():
         (SMCPlanner(models.frozen_lake("4x4"), look_ahead=3, num_particles=8), np.array([3, 5], np.int32)),
     ):
         start = planner.process.begin(1)
+        planner(start, 0)  # the first plan draws once more than others, to see of which type log probabilities are
         for given in (states, states[0], states.tolist()):
             answers = []
             for state in (given, torch.as_tensor(np.asarray(given)).to(start)):
