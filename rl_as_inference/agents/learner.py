@@ -30,7 +30,7 @@ from rl_as_inference.agents.shared_update import SharedUpdate
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked, checked_but
 from rl_as_inference.checks import check_count
 from rl_as_inference.data_frames import Frame, history_frame
 from rl_as_inference.host import in_turn
@@ -157,7 +157,7 @@ class Learner:
         """α of every seed."""
         return [float(modules["temperature"]().detach()) for modules in self.modules]
 
-    @checked
+    @checked_but("num_steps", "report_every")
     def learn(
         self,
         num_steps: int,
