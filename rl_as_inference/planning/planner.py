@@ -96,6 +96,11 @@ class Planner(ABC):
                 self._like = self.process.begin(1)
         if given.is_floating_point() and not self._like.is_floating_point():
             raise ValueError(f"state must hold integers, as the process's states are, got {given.dtype}")
+        own = tuple(self._like.shape[1:])
+        if tuple(given.shape[max(given.dim() - len(own), 0) :]) != own:
+            raise ValueError(
+                f"state must have shape (*batch, *state) with states of shape {own}, got {(*given.shape,)}"
+            )
         return given.to(self._like)
 
     def num_steps(self, t: int) -> int:

@@ -147,6 +147,8 @@ def test_states_may_be_arrays():
             assert torch.equal(*answers)
     with pytest.raises(ValueError, match=r"state must hold integers, .* got torch.float64"):
         planner(np.array([0.5]), 0)
+    with pytest.raises(ValueError, match=r"with states of shape \(3,\), got .*2"):
+        MPPIPlanner(models.pendulum(), look_ahead=3, num_samples=64)(np.zeros(2), 0)
     with pytest.raises(ValueError, match="state must be a tensor or an array of numbers, got 'upright'"):
         planner("upright", 0)
 
