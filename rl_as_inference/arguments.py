@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_discount, check_horizon, check_temperature, is_deferred
 
-__all__ = ["checked", "checked_but", "standing_for"]
+__all__ = ["checked", "checked_but", "standing_for", "still_wanted"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,6 +102,24 @@ def standing_for(function: Callable[P, R], wrapper: Any) -> Callable[P, R]:
     own = getattr(inspect.unwrap(function), "__globals__", wrapper.__globals__)
     twin = types.FunctionType(wrapper.__code__, own, wrapper.__name__, None, wrapper.__closure__)
     return cast("Callable[P, R]", functools.update_wrapper(twin, function))
+
+
+def still_wanted(function: Callable[..., Any], num_given: int = 0, names: Iterable[str] = ()) -> list[str]:
+    """Returns the names of the arguments that a call must have beside so many in their places, and some by name.
+
+    Of what has no signature, as some of C's functions, none are known.
+
+    Example:
+        >>> still_wanted(lambda state, t, noise=0.0: None), still_wanted(lambda state, t: None, 1)
+        (['state', 't'], ['t'])
+    """
+    called = function.forward if isinstance(function, torch.nn.Module) else function  # whose own says *args
+    try:
+        parameters = inspect.signature(called).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [p.name for p in by_place[num_given:] if p.default is p.empty and p.name not in names]
 
 
 def _read(parameters: Sequence[inspect.Parameter], function: Any, without: set[str]) -> dict[str, Check]:

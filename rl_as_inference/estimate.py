@@ -1,5 +1,6 @@
 """Monte Carlo estimates with their standard errors."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from rl_as_inference.distributed import ALONE, Ranks
 
-__all__ = ["Estimate"]
+__all__ = ["Estimate", "plus_minus"]
 
 
 @dataclass(frozen=True)
@@ -30,4 +31,25 @@ class Estimate:
         return cls(float(mean), float((variance / number).sqrt()))
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.standard_error:.2g}"
+        return f"{self.mean:.4g} {plus_minus(self.standard_error, self.mean)}".rstrip()
+
+
+def plus_minus(error: float | None, *terms: float | None, digits: int = 2) -> str:
+    """Returns ``± 0.031`` for people; nothing where there is no standard error, or it is rounding and no luck.
+
+    A float32 has seven digits, and sums over steps lose about one: what is within a millionth of the largest term
+    says how numbers are added, and not how far the draws are from the truth.
+
+    Args:
+        error: the standard error; None or not finite where there is none.
+        terms: the value that it is of, and what else that is a sum of.
+        digits: significant ones.
+
+    Example:
+        >>> plus_minus(0.0312, 27.73), plus_minus(7.7e-8, 27.73), plus_minus(7.7e-8, 1e-7)
+        ('± 0.031', '', '± 7.7e-08')
+    """
+    scale = max((abs(term) for term in terms if term is not None and math.isfinite(term)), default=0.0)
+    if error is None or not math.isfinite(error) or error <= 8 * torch.finfo(torch.float32).eps * scale:
+        return ""
+    return f"± {error:.{digits}g}"

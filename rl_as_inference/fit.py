@@ -174,6 +174,7 @@ def fit(
     reports = FitReports(on_report, report_every, steps)
     if estimator not in (*get_args(Estimator), "exact"):
         raise ValueError(f"estimator must be exact or one of {', '.join(get_args(Estimator))}; got {estimator!r}")
+    process = as_process(process)
     parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         raise ValueError(
@@ -184,7 +185,6 @@ def fit(
             "policy has no parameters to train; pass a module such as those of rl_as_inference.guides (a policy that "
             "uses pyro.param trains with Pyro's SVI and TrajectoryELBO)"
         )
-    process = as_process(process)
     with joined(distributed) as ranks:
         given = {
             "steps": steps,

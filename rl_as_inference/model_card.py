@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rl_as_inference.estimate import plus_minus
 from rl_as_inference.records import RunRecord, path_of
 
 __all__ = ["CARD", "Measure", "model_card"]
@@ -85,7 +86,7 @@ def model_card(record: RunRecord, *, trained: str, problem: str, measures: Seque
         "",
         "| quantity | value | unit | how sure |",
         "|---|---:|---|---|",
-        *(f"| {_text(each.label)} | {each.value:.6g} | {each.unit} | {_sureness(each.error)} |" for each in measures),
+        *(f"| {_text(each.label)} | {each.value:.6g} | {each.unit} | {_sureness(each)} |" for each in measures),
         "",
         "## Loading it",
         "",
@@ -123,12 +124,13 @@ def _without_folders(problem: str) -> str:
     return problem if path is None else path.name + problem[len(problem.partition(":")[0]) :]
 
 
-def _sureness(error: Mapping[str, float | str]) -> str:
+def _sureness(measure: Measure) -> str:
+    error = measure.error
     over = f", {error['over']}" if "over" in error else ""
     if "low" in error and "high" in error:
         return f"{error['low']:.6g} … {error['high']:.6g} ({100 * float(error['level']):.0f} %{over})"
-    if "standard_error" in error:
-        return f"± {error['standard_error']:.2g} (standard error{over})"
+    if spread := plus_minus(float(error.get("standard_error", math.nan)), measure.value):
+        return f"{spread} (standard error{over})"
     return _text(str(error.get("over", "")))
 
 

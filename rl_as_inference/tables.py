@@ -8,7 +8,18 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["Table", "render"]
+__all__ = ["Table", "counted", "render"]
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, named in the plural, for people.
+
+    Example:
+        >>> counted(4096, "episodes"), counted(1, "episodes"), counted(1, "trajectories")
+        ('4,096 episodes', '1 episode', '1 trajectory')
+    """
+    one = f"{what[:-3]}y" if what.endswith("ies") else what[:-1]
+    return f"{number:,} {one if number == 1 else what}"
 
 
 @dataclasses.dataclass(frozen=True)

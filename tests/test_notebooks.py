@@ -81,6 +81,19 @@ def test_links_lead_somewhere(script):
 
 
 @each
+def test_the_solution_is_folded_away(script):
+    """It is the end of a notebook, from one cell on, and nobody sees it by scrolling down."""
+    tagged = ["solution" in cell.metadata.get("tags", ()) for cell in stored(script).cells]
+    first = tagged.index(True)
+    assert all(tagged[first:])
+    assert "solution is folded away" in "".join(cell.source for cell in stored(script).cells[:first])
+    for cell in stored(script).cells[first:]:
+        hidden = cell.metadata["jupyter"]
+        assert hidden["source_hidden"]
+        assert hidden.get("outputs_hidden") == (True if cell.cell_type == "code" else None)
+
+
+@each
 def test_nothing_but_what_is_meant_is_shown(script):
     """No warnings, no escape codes of a terminal, and pictures as pictures."""
     for cell in stored(script).cells:

@@ -92,6 +92,19 @@ def test_what_is_drawn_in_a_report_moves_nothing() -> None:
     assert found[0] == found[1]
 
 
+def test_who_cannot_be_told_is_refused_at_once(tmp_path: Path) -> None:
+    agent, calls = sac(), list[Any]()
+    calls.append(lambda wrong: rlai.fit(MDP, guide(), steps=3, on_report=wrong))
+    calls.append(lambda wrong: train(agent, 50, tmp_path, on_report=wrong))
+    calls.append(lambda wrong: agent.learn(50, on_report=wrong))
+    for call in calls:
+        for wrong in (True, "print"):
+            with pytest.raises(ValueError, match="on_report must be a callable or None, got"):
+                call(wrong)
+    assert agent.num_steps == 0
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
 def test_the_pace_is_a_count(every: Any) -> None:
     with pytest.raises(ValueError, match="report_every"):

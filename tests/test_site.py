@@ -61,4 +61,7 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
         text = page.read_text()
         assert not re.findall(r'(?:<script[^>]*src|<img[^>]*src|<link[^>]*href)="?(?:https?:)?//[^"\s>]*', text), page
         assert "\\(" not in re.sub(r"<(pre|code|script).*?</\1>", "", text, flags=re.S), f"{page} has a bare formula"
+        if page.parent.name == "notebooks":
+            (solution,) = re.findall(r'<details class="solution">(.*?)</details>', text, flags=re.S)
+            assert '<div class="language-python highlight">' in solution, f"{page}: its code is not shown as code"
     assert "<math" in (tmp_path / "site" / "mathematics.html").read_text()

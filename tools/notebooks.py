@@ -35,8 +35,7 @@ def executed(notebook: NotebookNode) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: if a cell raises, with the cell and its traceback.
     """
     copy = deepcopy(notebook)
-    # Bars move by the clock. tqdm, which comes with Pyro, asks for widgets that nothing here needs.
-    environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+    environment = os.environ | {"TQDM_DISABLE": "1"}  # bars move by the clock
     with TemporaryDirectory() as folder:
         client = NotebookClient(
             copy,
@@ -46,6 +45,7 @@ def executed(notebook: NotebookNode) -> NotebookNode:
             startup_timeout=300,  # seconds, on a busy machine
             timeout=600,  # for each cell
             record_timing=False,
+            coalesce_streams=True,  # what was printed together stays together
         )
         client.execute(env=environment)
     return copy

@@ -30,6 +30,10 @@
 
 # %%
 # %matplotlib inline
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # by Pyro, without ipywidgets
+
 import itertools
 import math
 
@@ -151,6 +155,7 @@ print(f"ELBO after training   {after.mean:6.2f} ± {after.standard_error:.2f} na
 print(f"log evidence          {log_evidence:6.2f} nats")
 
 # %%
+# The library's pictures are Matplotlib axes. A notebook shows what a cell ends with: their figure.
 plots.plot_elbo_history(result.elbo, optimal_elbo=log_evidence).figure
 
 # %% [markdown]
@@ -249,9 +254,9 @@ plt.show()
 # posterior's trajectories stays at home all the time (all eight actions are 0)? And at α = 1?
 # Work it out from the list of sequences, then train a policy and see whether it agrees.
 #
-# The solution is the last cell.
+# The solution is folded away below.
 
-# %% tags=["solution"]
+# %% jupyter={"source_hidden": true, "outputs_hidden": true} tags=["solution"]
 PAYOFF[0, 0] = 0.7
 returns = torch.tensor([earned(actions) for actions in sequences])
 for alpha in (0.5, 1.0):

@@ -22,6 +22,10 @@
 
 # %%
 # %matplotlib inline
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # by Pyro, without ipywidgets
+
 import math
 
 import gymnasium
@@ -274,9 +278,9 @@ plt.show()
 # `lake.kernel.probabilities`, `lake.reward_table`, `lake.initial_probabilities` and
 # `lake.terminal`.)
 #
-# The solution is the last cell.
+# The solution is folded away below.
 
-# %% tags=["solution"]
+# %% jupyter={"source_hidden": true, "outputs_hidden": true} tags=["solution"]
 firm = rlai.TabularMDP.from_gymnasium(
     "FrozenLake-v1", map_name="4x4", is_slippery=False, horizon=30, temperature=0.005
 )

@@ -22,6 +22,10 @@
 
 # %%
 # %matplotlib inline
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # by Pyro, without ipywidgets
+
 import math
 
 import matplotlib.pyplot as plt
@@ -254,20 +258,20 @@ plt.show()
 # (`policy=None`). Are they the same? What follows for an agent that maximizes $J_\text{SAC}$ in
 # place of the ELBO: does it like long episodes or short ones?
 #
-# The solution is the last cell.
+# The solution is folded away below.
 
 # %%
 lake = rlai.TabularMDP.from_gymnasium(
     "FrozenLake-v1", map_name="4x4", horizon=30, temperature=0.02, dtype=torch.float64
 )
 
-# %% tags=["solution"]
+# %% jupyter={"source_hidden": true, "outputs_hidden": true} tags=["solution"]
 for name, policy in (("best policy", exact.plan(lake)), ("action prior", None)):
     found = rlai.compare(lake, policy, num_trajectories=100)
     steps = found.prior_term_exact / (lake.temperature * math.log(4))
     print(f"{name:<12}  prior term {found.prior_term_exact:.3f} reward, {steps:.1f} steps alive")
 
-# %% [markdown]
+# %% [markdown] jupyter={"source_hidden": true} tags=["solution"]
 # They differ: the term is α log 4 for each step that an episode lasts. So $J_\text{SAC}$ pays α
 # log 4 for every further step, on top of the rewards, and an agent that maximizes it likes to
 # stay alive. That is why the learners here count entropy relative to the prior unless told

@@ -22,6 +22,10 @@
 
 # %%
 # %matplotlib inline
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # by Pyro, without ipywidgets
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -226,9 +230,9 @@ print(again.posterior.equals(filtered.posterior), again.posterior.attrs["method"
 # `exact.plan(grid, "posterior")`; as a policy it is worse than ours. Say what you expect of it
 # as a proposal, then compare the two: expected return, effective sample size, verdict.
 #
-# The solution is the last cell.
+# The solution is folded away below.
 
-# %% tags=["solution"]
+# %% jupyter={"source_hidden": true, "outputs_hidden": true} tags=["solution"]
 torch.manual_seed(0)
 for name, rule in (("our policy", policy), ("posterior's rule", exact.plan(grid, "posterior"))):
     data = rlai.posterior(grid, rule, method="importance", num_draws=4000)

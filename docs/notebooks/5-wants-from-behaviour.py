@@ -21,8 +21,11 @@
 
 # %%
 # %matplotlib inline
-import textwrap
 import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # by Pyro, without ipywidgets
+
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -231,9 +234,9 @@ plt.show()
 # of 10 again, but in 10, 40, 160 and 640 choices, and look at the posterior's standard
 # deviation (use the grid, or `infer_agent`). By which factor does it shrink each time?
 #
-# The solution is the last cell.
+# The solution is folded away below.
 
-# %% tags=["solution"]
+# %% jupyter={"source_hidden": true, "outputs_hidden": true} tags=["solution"]
 sure, gamble = torch.stack([exact.plan(game(prize)).policy[0, 0].log() for prize in grid], -1)
 for count in (10, 40, 160, 640):
     log_density = dist.Normal(2.0, 1.0).log_prob(grid) + count * (0.8 * gamble + 0.2 * sure)
@@ -242,6 +245,6 @@ for count in (10, 40, 160, 640):
     spread = ((grid - mean).square() * weights).sum().sqrt()
     print(f"{count:>4} choices: {mean:.2f} ± {spread:.3f}")
 
-# %% [markdown]
+# %% [markdown] jupyter={"source_hidden": true} tags=["solution"]
 # Four times as many choices halve the error, once the data say more than the prior. It takes
 # about 160 to know the prize within ± 0.1.

@@ -20,6 +20,10 @@
 
 # %%
 # %matplotlib inline
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # by Pyro, without ipywidgets
+
 import gymnasium
 import matplotlib.pyplot as plt
 import numpy as np
@@ -239,9 +243,9 @@ print(f"by the agent {by_agent.mean():.1f}, by the file {by_file.mean():.1f} rew
 # and 18 without further training (`play(..., g=14.0)`), and draw the return over g. Is weaker
 # gravity easier?
 #
-# The solution is the last cell.
+# The solution is folded away below.
 
-# %% tags=["varies", "solution"]
+# %% jupyter={"source_hidden": true, "outputs_hidden": true} tags=["varies", "solution"]
 gravities = [2.0, 6.0, 10.0, 14.0, 18.0]
 found = [play(exported, g=gravity) for gravity in gravities]
 for gravity, returns in zip(gravities, found, strict=True):
@@ -253,7 +257,7 @@ ax.errorbar(
 ax.set(xlabel="gravity g (m/s²)", ylabel="return (reward)")
 plt.show()
 
-# %% [markdown]
+# %% [markdown] jupyter={"source_hidden": true} tags=["solution"]
 # A policy knows the pendulum that it learned on. Under stronger gravity it fails, and weaker
 # gravity does not simply make things easier. To be good at all of them it would have to learn
 # on all of them.

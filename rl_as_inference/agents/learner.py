@@ -30,7 +30,7 @@ from rl_as_inference.agents.shared_update import SharedUpdate
 from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.agents.values import SoftValue
 from rl_as_inference.agents.windows import EpisodeWindow
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked, checked_but
 from rl_as_inference.checks import check_count
 from rl_as_inference.data_frames import Frame, history_frame
 from rl_as_inference.host import in_turn
@@ -157,6 +157,7 @@ class Learner:
         """α of every seed."""
         return [float(modules["temperature"]().detach()) for modules in self.modules]
 
+    @checked_but("num_steps", "report_every")
     def learn(
         self,
         num_steps: int,
@@ -176,9 +177,9 @@ class Learner:
             num_steps: ≥ 1.
             progress: show a progress bar; None shows it on a terminal. Or a running bar to move on.
             report_every: steps between rows of ``history``.
-            on_report: called with each new row; losses in it are means since the last row, ``return`` is
+            on_report: called with each new row, on rank 0; losses in it are means since the last row, ``return`` is
                 the mean undiscounted return of the episodes that ended since then (NaN if none did).
-            on_step: called after every step, when the agent can be saved.
+            on_step: called after every step, when the agent can be saved; on every rank.
 
         Raises:
             NonFiniteError: if the environment gives NaN or an infinity (before it enters replay).
@@ -213,7 +214,7 @@ class Learner:
                             self._look_at_temperatures()
                             bar.advance(progress_text(row, self.episodes), by=min(self.num_steps, end) - first)
                             first = self.num_steps
-                            if on_report is not None:
+                            if on_report is not None and ranks.is_first:
                                 with self._random.unmoved():  # who acts or compares there draws
                                     on_report(row)
                         if on_step is not None:

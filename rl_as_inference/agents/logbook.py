@@ -24,6 +24,7 @@ from rl_as_inference.progress import ProgressBar
 from rl_as_inference.records import OF_RANKS, RunRecord, files_of, has_begun
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.sharing import failing_together
+from rl_as_inference.tables import counted
 
 __all__ = ["BEST", "CHECKPOINT", "RUN_FILES", "VIDEOS", "VIDEO_FILES", "Logbook", "evaluation_seed"]
 
@@ -145,7 +146,8 @@ class Logbook:
         assert self.folder.record is not None
         agent = self.agent
         seeds, episodes = agent.num_seeds, self.num_episodes
-        over = f"{seeds} seeds, {episodes} episodes each" if seeds > 1 else f"{episodes} episodes"
+        played = counted(episodes, "episodes")
+        over = f"{seeds} seeds, {played} each" if seeds > 1 else played
         sure: dict[str, float | str] = {"over": f"{over}, deterministic policy"}
         if (interval := mean_interval(last.returns)) is not None:
             sure = {"low": interval[0], "high": interval[1], "level": 0.95, "over": f"bootstrap over {sure['over']}"}

@@ -32,6 +32,7 @@ from rl_as_inference.checkpoints import under
 from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.processes.environments import NonFiniteError, Step
 from rl_as_inference.randomness import RandomStream
+from rl_as_inference.tables import counted
 
 __all__ = ["Loop"]
 
@@ -222,7 +223,7 @@ class Loop:
     def start_actors(self, say: Callable[[str], None]) -> None:
         """Begins the actors, where there are to be any."""
         if self.actors is not None and not self.actors.pool.is_running:
-            say(f"beginning {self.num_envs} actors")
+            say(f"beginning {counted(self.num_envs, 'actors')}")
             self.actors.pool.start()
 
     def stop_actors(self) -> None:

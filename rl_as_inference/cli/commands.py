@@ -48,6 +48,7 @@ from rl_as_inference.problems import load_problem
 from rl_as_inference.processes import TabularMDP
 from rl_as_inference.records import RunRecord
 from rl_as_inference.run_folders import RunFolder
+from rl_as_inference.tables import counted
 
 __all__ = ["bench_command", "compare_command", "fit_command"]
 
@@ -130,7 +131,7 @@ def compare_command(
         run.write_draws(fitted, comparison, num_draws)
         run.finish(comparison.measures())
     print(comparison.table())
-    print(f"trained {steps} steps ({fitted.estimator}) in {fitted.seconds:.1f} s")
+    print(f"trained {counted(steps, 'steps')} ({fitted.estimator}) in {fitted.seconds:.1f} s")
     if measured is not None:
         print(measured.table())
     run.show()
@@ -168,7 +169,8 @@ def fit_command(
             with contextlib.suppress(ValueError):  # too many beliefs, say
                 best = float(exact.optimal_elbo(run.process))
         run.write_training(fitted, best)
-        how = "exact" if fitted.estimator == "exact" else f"one estimate, from {num_trajectories} trajectories"
+        drawn = counted(num_trajectories, "trajectories")
+        how = "exact" if fitted.estimator == "exact" else f"one estimate, from {drawn}"
         run.finish([Measure("elbo", "ELBO at the last step", float(fitted.elbo[-1]), "nats", {"over": how})])
     print(f"ELBO {float(fitted.elbo[-1]):.4g} nats at step {steps} ({fitted.estimator}), {fitted.seconds:.1f} s")
     run.show()

@@ -16,6 +16,8 @@ from rl_as_inference.agents.made_again import ALGORITHMS
 from rl_as_inference.cli.common import Progress, app, plain_errors
 from rl_as_inference.cli.inspecting import REPORT, write_report
 from rl_as_inference.cli.opening import Trust
+from rl_as_inference.problems import load_environment
+from rl_as_inference.processes import Environments
 from rl_as_inference.records import RunRecord
 from rl_as_inference.report import is_report
 
@@ -25,8 +27,19 @@ _SWEEP = "sweep.html"
 
 
 def _problems() -> Iterator[tuple[str, str]]:
+    width = max(map(len, models.__all__))
     for name in models.__all__:
-        yield name, _told(importlib.import_module(f"{models.__name__}.{name}"))
+        takes = "compare, fit, train" if _has_steps(name) else "compare, fit"
+        yield f"{name:<{width}}  {takes}", _told(importlib.import_module(f"{models.__name__}.{name}"))
+
+
+def _has_steps(model: str) -> bool:
+    """Returns whether a learner can learn in a model as it is by default: it is looked at as rlai train does."""
+    try:
+        Environments.make(load_environment(model, {}).env).close()
+    except ValueError:  # a Pyro program, or actions that no learner has
+        return False
+    return True
 
 
 def _guides() -> Iterator[tuple[str, str]]:
@@ -42,7 +55,7 @@ def _learners() -> Iterator[tuple[str, str]]:
 
 
 _KINDS = {
-    "problems": ("a PROBLEM of rlai compare, fit and train, beside Gymnasium ids and your own Python files", _problems),
+    "problems": ("a PROBLEM of these commands of rlai, beside Gymnasium ids and your own Python files", _problems),
     "guides": ("classes of rl_as_inference.guides, for fit and compare in Python", _guides),
     "learners": ("rlai train --algorithm NAME", _learners),
 }
@@ -64,7 +77,7 @@ def list_command(
             width = max(len(each) for each, _ in rows)
             print(f"{name} ({about}):")
             for each, told in rows:
-                print(f"  {each:<{width}}  {textwrap.shorten(told, 110, placeholder=' …')}")
+                print(f"  {each:<{width}}  {textwrap.shorten(told, 136 - width, placeholder=' …')}")
 
 
 @app.command("open")

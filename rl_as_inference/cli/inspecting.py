@@ -26,7 +26,7 @@ from rl_as_inference.report.foresight import foresight_picture
 from rl_as_inference.report.learning import curves_of
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.runs import Run
-from rl_as_inference.tables import Table
+from rl_as_inference.tables import Table, counted
 from rl_as_inference.whole_files import written_whole
 
 __all__ = ["REPORT", "inspect_command", "write_report"]
@@ -227,7 +227,7 @@ def _facts(run: Run, count: int) -> list[tuple[str, str]]:
     steps = record.settings.get("num_steps" if record.command == "train" else "steps")
     facts.append(("training steps", f"{steps:,}" if isinstance(steps, int) else "?"))
     if process.horizon is not None:
-        facts.append(("horizon", f"{process.horizon} steps"))
+        facts.append(("horizon", counted(process.horizon, "steps")))
     facts.append(("discount γ", f"{float(process.discount):.6g}"))
     facts.append(("temperature α", f"{float(process.temperature):.6g} reward units per nat"))
     return [*facts, ("draws", f"{count:,} of each distribution")]

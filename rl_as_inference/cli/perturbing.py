@@ -16,7 +16,7 @@ from rl_as_inference.inspect import plots
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.records import RunRecord
 from rl_as_inference.run_folders import RunFolder
-from rl_as_inference.tables import render
+from rl_as_inference.tables import counted, render
 
 __all__ = ["robustness_command"]
 
@@ -74,7 +74,7 @@ def robustness_command(
         total = sum(len(set(sizes)) for _, sizes in wanted)
         with progress_bar(f"Perturbing {agent.envs.name}", total, show=progress) as bar:
             answers = [perturb(agent, what, sizes, progress=bar, **options) for what, sizes in wanted]
-        title = f"{type(agent).__name__} on {agent.envs.name}, {agent.num_steps:,} steps"
+        title = f"{type(agent).__name__} on {agent.envs.name}, {counted(agent.num_steps, 'steps')}"
         rows = [_summary(answer) for answer in answers]
         settings = {**options, "run": str(run), "environment": agent.envs.name}
         if folder is None:

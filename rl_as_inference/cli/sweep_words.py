@@ -19,7 +19,7 @@ from rl_as_inference.sweeps.looking import State
 from rl_as_inference.sweeps.plan import COMMANDS, Command, Plan, Task
 from rl_as_inference.sweeps.space import Values, written
 
-__all__ = ["absolute", "checked_plan", "perform", "words_of"]
+__all__ = ["absolute", "checked_plan", "perform", "refusal", "words_of"]
 
 _NOT_SWEPT = {
     "seed": "say --seeds K for the seeds 0 … K - 1",
@@ -65,7 +65,7 @@ def checked_plan(problem: str, command: Command | None, options: Values, corners
     first = dict(corners[0])
     for values in corners:
         differs = [name for name in values if values[name] != first.get(name)]
-        if (told := _refusal(command, problem, {**options, **values})) is not None:
+        if (told := refusal(command, problem, {**options, **values})) is not None:
             where = f"--set {differs[0]}={written(values[differs[0]])}: " if differs else ""
             raise ValueError(f"{where}{told}")
     return command
@@ -107,7 +107,7 @@ def _command_for(problem: str, options: dict[str, Any]) -> Command:
     return "train" if isinstance(found.env, EnvironmentFactory) else "fit"
 
 
-def _refusal(command: Command, problem: str, options: Values) -> str | None:
+def refusal(command: Command, problem: str, options: Values) -> str | None:
     """Returns what a command says against its options; None if nothing."""
     known = _commands()[command]
     words = [problem, *_option_words(known, options), "--seed=0", "--no-progress"]

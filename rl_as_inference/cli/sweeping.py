@@ -102,6 +102,11 @@ def sweep_command(
             raise ValueError(f"--set {name} is said twice; give all its values at once, {name}=v1,v2")
         axes[name] = axis
     said = [name for name in ("set_", "seeds", "command", "search", "trials") if _is_said(context, name)]
+    if problem is not None and not axes and not {"seeds", "search"} & {*said}:
+        raise ValueError(
+            "--set is missing, which says what differs between runs: --set learning_rate=1e-3,3e-4; for runs that "
+            "differ in their seed alone say --seeds K"
+        )
     if problem is None and (said or options):
         raise ValueError("PROBLEM is missing; name it first (or say --out alone, and the sweep there goes on)")
     # Nothing but imports has happened in this process, and on Linux it can be forked.
@@ -229,8 +234,8 @@ def _planned(
             )
         if name in options:
             raise ValueError(f"--set {name}: said once for all runs, too, as --{name.replace('_', '-')}; leave one out")
-    if search == "optuna" and not axes:
-        raise ValueError("--search optuna has nothing to choose; say --set KEY=LOW..HIGH")
+    if search != "grid" and not axes:
+        raise ValueError(f"--search {search} has nothing to choose; say --set learning_rate=1e-4..1e-2:log")
     plan = Plan("train", problem, options, axes, seeds, search, trials)  # type: ignore[arg-type]
     found = answer_of(nursery, checked_plan, problem, command, dict(options), plan.corners())
     return Plan(found, problem, options, axes, seeds, search, trials)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import statistics
 import torch
 
 from rl_as_inference.agents import MPO, Learner, Training
-from rl_as_inference.tables import Table, render
+from rl_as_inference.tables import Table, counted, render
 
 __all__ = ["evaluation_table", "training_table"]
 
@@ -16,7 +16,8 @@ def training_table(agent: Learner, training: Training) -> Table:
     returns, last = training.evaluation.returns, training.curve[-agent.num_seeds :]
     several, count = agent.num_seeds > 1, returns.shape[1]
     interval = training.interval
-    over = f"{agent.num_seeds} seeds, {count} episodes each" if several else f"{count} episodes"
+    played = counted(count, "episodes")
+    over = f"{agent.num_seeds} seeds, {played} each" if several else played
     note = over if interval is None else f"{interval[0]:.4g} … {interval[1]:.4g} (95 %, bootstrap over {over})"
     rows: list[list[str]] = [
         ["environment steps", f"{agent.num_steps:,}", "steps", "of each seed" if several else ""],
@@ -85,6 +86,6 @@ def evaluation_table(agent: Learner, returns: torch.Tensor, lengths: torch.Tenso
     if len(returns) > 1:
         rows += [None, row("all seeds", returns, lengths)]
     acts = ", actions drawn" if stochastic else ""
-    title = f"{type(agent).__name__} on {agent.envs.name}, {agent.num_steps:,} steps{acts}"
+    title = f"{type(agent).__name__} on {agent.envs.name}, {counted(agent.num_steps, 'steps')}{acts}"
     header = ["return (reward)", "episodes", "mean", "std", "min", "max", "length (steps)"]
     return render(title, header, rows, right=range(1, 7))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from rl_as_inference.compare.identities import Identity
 from rl_as_inference.data_frames import UNITS, Frame, frame, units_of
+from rl_as_inference.estimate import plus_minus
 from rl_as_inference.model_card import Measure
 from rl_as_inference.tables import render
 
@@ -217,13 +218,14 @@ class Comparison:
         The one list of them; the terminal's table and the report's page both show it.
         """
         alpha, row = self.temperature, ComparisonRow
+        earned = plus_minus(self.expected_return_standard_error, self.expected_return)
         evidence = (
             row(
                 "elbo",
                 "ELBO of the guide, by rollouts",
                 self.elbo,
                 "nats",
-                _note(self.elbo_standard_error),
+                plus_minus(self.elbo_standard_error, self.elbo),
             ),
             row("elbo_exact", "ELBO of the guide, exact", self.elbo_exact, "nats"),
             row(
@@ -231,14 +233,17 @@ class Comparison:
                 "ELBO of the guide, by its critic",
                 self.elbo_critic,
                 "nats",
-                _note(self.elbo_critic_standard_error),
+                plus_minus(self.elbo_critic_standard_error, self.elbo_critic),
             ),
             row(
                 "critic_difference",
                 "  critic - rollouts",
                 self.critic_difference,
                 "nats",
-                _note(self.critic_difference_standard_error, "what the critic believes too much"),
+                _noted(
+                    plus_minus(self.critic_difference_standard_error, self.elbo_critic, self.elbo),
+                    "what the critic believes too much",
+                ),
             ),
             row(
                 "optimal_elbo",
@@ -261,7 +266,13 @@ class Comparison:
             row("training_gap", "  of training", self.training_gap, "nats", "best of the family - ELBO of the guide"),
         )
         rewards = (
-            row("sac_objective", "SAC objective", self.sac_objective, "reward", _note(self.sac_standard_error)),
+            row(
+                "sac_objective",
+                "SAC objective",
+                self.sac_objective,
+                "reward",
+                plus_minus(self.sac_standard_error, self.sac_objective),
+            ),
             row("scaled_elbo", "  = α · ELBO", alpha * self.elbo, "reward", f"α = {alpha:.6g}"),
             row("prior_term", "  + action-prior term", self.prior_term, "reward", "-α E Σ γ^t log p(a|s)"),
             row("sac_exact", "SAC objective, exact", self.sac_exact, "reward"),
@@ -271,13 +282,15 @@ class Comparison:
                 "expected return",
                 self.expected_return,
                 "reward",
-                _note(self.expected_return_standard_error, f"γ = {self.discount:.6g}"),
+                _noted(earned, f"γ = {self.discount:.6g}"),
             ),
             row("expected_return_exact", "expected return, exact", self.expected_return_exact, "reward"),
         )
         cost, cost_exact = self.action_cost, self.action_cost_exact
-        entropy_note = _note(self.entropy_standard_error, f"{_bits(self.entropy)}, -E Σ γ^t log π(a|s)")
-        cost_note = _note(self.action_cost_standard_error, f"{_bits(cost)}, (return - α ELBO)/α")
+        spread = plus_minus(self.entropy_standard_error, self.entropy)
+        entropy_note = _noted(spread, _bits(self.entropy), "-E Σ γ^t log π(a|s)")
+        spread = plus_minus(self.action_cost_standard_error, cost, self.entropy)
+        cost_note = _noted(spread, _bits(cost), "(return - α ELBO)/α")
         information = (
             row("entropy", "policy entropy", self.entropy, "nats", entropy_note),
             row("entropy_exact", "policy entropy, exact", self.entropy_exact, "nats", _bits(self.entropy_exact)),
@@ -298,10 +311,10 @@ class Comparison:
         return tuple(found)
 
     def __repr__(self) -> str:
-        error = f" ± {self.elbo_standard_error:.2g}" if math.isfinite(self.elbo_standard_error) else ""
+        elbo = f"{number(self.elbo)} {plus_minus(self.elbo_standard_error, self.elbo)}".rstrip()
         known = (("largest", self.optimal_elbo), ("log p(O)", self.log_evidence))
         ceilings = "".join(f", {name} {number(value)}" for name, value in known if value is not None)
-        return f"<Comparison {self.problem}: ELBO {number(self.elbo)}{error}{ceilings} nats; table() shows the rest>"
+        return f"<Comparison {self.problem}: ELBO {elbo}{ceilings} nats; table() shows the rest>"
 
     def __str__(self) -> str:
         return self.table()
@@ -327,10 +340,8 @@ class Comparison:
 Comparison.units = units_of((*Comparison.__dataclass_fields__, *ActionRule.__dataclass_fields__))
 
 
-def _note(error: float | None, meaning: str = "") -> str:
-    """Returns a note that begins with a standard error, where there is one."""
-    spread = f"± {error:.2g}" if error is not None and math.isfinite(error) else ""
-    return ", ".join(part for part in (spread, meaning) if part)
+def _noted(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def _bits(nats: float | None) -> str:

@@ -87,7 +87,12 @@ def _soft_value(
     process: Process, policy: Policy | None, critic: SoftValue, state: Tensor, draws: Trajectories
 ) -> Tensor:
     """Returns ``V(s)``, or ``E Σ_a π (Q + α (log p - log π))`` where the critic values actions, reward units."""
-    value: Tensor = critic(state, 0)
+    value = critic(state, 0)
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"critic must answer (state, t) with a tensor of soft values, of shape {tuple(draws.rewards.shape[1:])} "
+            f"for one a state; it gave {type(value).__name__}"
+        )
     if value.shape == draws.rewards.shape[1:]:
         return value
     prior = process.prior_at(state) if isinstance(process, MarkovDecisionProcess | GymnasiumProcess) else None

@@ -80,7 +80,7 @@ def estimate_log_evidence(
         >>> mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4)
         >>> _ = torch.manual_seed(0)
         >>> print(estimate_log_evidence(mdp), "|", estimate_log_evidence(mdp, method="importance"))
-        2.48 ± 0 | 2.485 ± 0.0038
+        2.48 | 2.485 ± 0.0038
     """
     if method is not None and method not in get_args(EvidenceMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(EvidenceMethod))}, or None; got {method!r}")

@@ -29,6 +29,7 @@ from rl_as_inference.inspect.verdicts import (
     verdict_on_weights,
 )
 from rl_as_inference.sampling.importance import effective_sample_size
+from rl_as_inference.tables import counted
 from rl_as_inference.turns import silenced
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -116,7 +117,7 @@ def diagnose(data: PosteriorData) -> Diagnosis:
 
 def _exact(data: Any, num_draws: int) -> Diagnosis:
     which = "causal" if data.posterior.attrs.get("dynamics") == "causal" else "exact"
-    text = f"{num_draws:,} independent draws from the {which} posterior: nothing to doubt."
+    text = f"{counted(num_draws, 'independent draws')} from the {which} posterior: nothing to doubt."
     return Diagnosis(text, True, None, float(num_draws), num_draws, None)
 
 
@@ -178,7 +179,8 @@ def _smc(data: Any, num_draws: int) -> Diagnosis:
     doubt = too_small(size) if size < LEAST_EFFECTIVE_SIZE else doubt_about_ancestors(notes)
     starts = _distinct_first_actions(data)
     if not doubt and starts is not None and starts < LEAST_EFFECTIVE_SIZE:
-        doubt = f"The {num_draws:,} draws descend from {starts} first actions (below {LEAST_EFFECTIVE_SIZE})"
+        roots = counted(starts, "first actions")
+        doubt = f"The {num_draws:,} draws descend from {roots} (below {LEAST_EFFECTIVE_SIZE})"
     doubt = doubt or doubt_about_evidence(notes, weights) or _refuted(notes)
     if doubt:
         text = f"{doubt}: do not trust these particles; {advice_for_filters(notes)}."

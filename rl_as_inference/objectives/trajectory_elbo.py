@@ -14,7 +14,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from rl_as_inference.arguments import checked_but
+from rl_as_inference.arguments import checked_but, still_wanted
 from rl_as_inference.checks import check_share
 from rl_as_inference.distributed import ALONE, Ranks, stay_joined
 from rl_as_inference.nouns import Policy
@@ -214,6 +214,13 @@ class TrajectoryELBO(ELBO):
         if isinstance(self.critic, torch.nn.Module):
             register_module("critic", self.critic)
         own = isinstance(guide, Guide) and guide.program is model
+        for name, given in () if own else (("model", model), ("guide", guide)):
+            if wanted := still_wanted(given, len(args), kwargs):
+                raise ValueError(
+                    f"{name} wants {' and '.join(wanted)}, which it is not given; of a policy (state, t) the guide is "
+                    f"follow(program, policy), as in SVI(program, follow(program, policy), ...); a program's own "
+                    f"arguments are given to step()"
+                )
         vectorized = self.vectorize_particles and self.num_particles > 1
         if vectorized and self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from rl_as_inference import exact
 from rl_as_inference.agents.task import Task
 from rl_as_inference.agents.values import SoftValue
+from rl_as_inference.estimate import plus_minus
 from rl_as_inference.inference.pareto import pareto_k, pareto_k_threshold
 from rl_as_inference.nouns import EnvironmentLike, Policy
 from rl_as_inference.offline.algorithms import StateValue
@@ -55,8 +56,8 @@ class ReturnEstimate:
             tail = "no tail to fit" if self.pareto_k is None else f"k̂ {self.pareto_k:.2f}"
             verdict = "trust it" if self.trusted else "do not trust it"
             words += f", {tail}, {self.effective_episodes:.1f} episodes count: {verdict}"
-        error = "" if self.standard_error is None else f" ± {self.standard_error:.3g}"
-        return f"discounted return {self.mean:.4g}{error} ({words})"
+        mean = f"{self.mean:.4g} {plus_minus(self.standard_error, self.mean, digits=3)}".rstrip()
+        return f"discounted return {mean} ({words})"
 
 
 def exact_estimate(process: EnvironmentLike | None, policy: Policy) -> ReturnEstimate | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,19 +61,21 @@ class Planner(ABC):
         _check_critic(critic, self.process)
         self.critic, self.proposal = critic, proposal
         self._dtype: torch.dtype | None = None
+        self._like: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, state: Tensor, t: int | Tensor) -> Any:
+    def __call__(self, state: Any, t: int | Tensor) -> Any:
         """Returns the plan's distribution over the first action, of the batch shape of ``state``.
 
         Args:
-            state: ``(*batch, *state)``.
+            state: ``(*batch, *state)``, a tensor; or an array, as environments give it, or nested lists.
             t: the step, one for all.
 
         Raises:
-            ValueError: if no plan from a state has any weight, or the critic's answer has another shape or is NaN.
+            ValueError: if ``state`` holds no numbers, no plan from a state has any weight, or the critic's answer has
+                another shape or is NaN.
         """
-        step = _one_step(t)
+        step, state = _one_step(t), state if isinstance(state, Tensor) else self._as_state(state)
         batch = self.process.batch_shape(state)
         states = state.reshape(-1, *state.shape[len(batch) :])
         with unvalidated():
@@ -81,6 +84,24 @@ class Planner(ABC):
                 return self.process.prior_at(state)
             make, tensors = self.plan(states, step, steps)
             return make(*(tensor.reshape(*batch, *tensor.shape[1:]) for tensor in tensors))
+
+    def _as_state(self, state: Any) -> Tensor:
+        """Returns numbers as a tensor of the type and on the device of the states that the process begins in."""
+        try:
+            given = torch.as_tensor(np.asarray(state))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state must be a tensor or an array of numbers, got {state!r:.80}") from error
+        if self._like is None:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # what is drawn here moves nothing
+                self._like = self.process.begin(1)
+        if given.is_floating_point() and not self._like.is_floating_point():
+            raise ValueError(f"state must hold integers, as the process's states are, got {given.dtype}")
+        own = tuple(self._like.shape[1:])
+        if tuple(given.shape[max(given.dim() - len(own), 0) :]) != own:
+            raise ValueError(
+                f"state must have shape (*batch, *state) with states of shape {own}, got {(*given.shape,)}"
+            )
+        return given.to(self._like)
 
     def num_steps(self, t: int) -> int:
         """Returns how many steps a plan made at step ``t`` has."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -367,26 +366,6 @@ class Environments(Replayed):
         for env in self._envs if self._vector is None else [self._vector]:
             env.close()
 
-    @contextmanager
-    def episodes_of(self, seed: int, *, goes_on: bool = False) -> Iterator[None]:
-        """Within it episodes are those of another seed; afterwards they are its own again.
-
-        Args:
-            seed: of these episodes.
-            goes_on: count them with its own, so that none comes again the next time; else begin with the second one of
-                the seed each time, and go on with its own where these stood.
-        """
-        own = self.seed, self._episodes
-        self.seed = seed
-        if not goes_on:
-            self._episodes = [0] * self.num_envs  # the first of its own may have begun when it was made
-        try:
-            yield
-        finally:
-            self.seed = own[0]
-            if not goes_on:
-                self._episodes = own[1]
-
     def _begin(self, which: Array | None = None) -> Any:
         """Returns a vector environment's observations after new episodes began, in all environments or in ``which``."""
         vector: Any = self._vector
@@ -412,9 +391,6 @@ class Environments(Replayed):
         self._fill(states, index, observation)
         if self.masks is not None:
             self.masks.check(states, self._none, self._checks, self.num_steps, at_reset=True, only=index)
-
-    def _seed_of(self, index: int) -> int:
-        return episode_seed(self.seed, index, self._episodes[index])
 
     def _fill(self, states: Array, index: int, observation: Any, step: int | None = None) -> None:
         """Writes an observation into a batch of states; without a step it came at a reset."""

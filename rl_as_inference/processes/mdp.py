@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
-import gymnasium
 import pyro
 import torch
 from torch import Tensor
@@ -17,23 +16,20 @@ from rl_as_inference.checks import (
     check_temperature,
     has_no_nan,
     holds,
-    is_deferred,
     unvalidated,
 )
 from rl_as_inference.histories import Histories, History
 from rl_as_inference.host import in_turn
 from rl_as_inference.nouns import Policy, takes_all_steps
-from rl_as_inference.processes.in_spaces import InSpaces
+from rl_as_inference.processes.first_look import FirstLook
 from rl_as_inference.processes.kernels import check_distribution, drawn, unclamped
-from rl_as_inference.processes.membership import check_actions, check_states, uniform_prior
+from rl_as_inference.processes.membership import uniform_prior
 from rl_as_inference.processes.point_masses import log_density
 from rl_as_inference.processes.reparameterized import check_reparameterized, reparameterized
 from rl_as_inference.processes.reward_shapes import check_weighable, checked_reward
-from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.program import act, reward, steps, terminate
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.program.sites import FIRST
-from rl_as_inference.randomness import seeded
 from rl_as_inference.trajectories import Decision, Rows, Trajectories, Transition
 
 __all__ = ["MarkovDecisionProcess", "unvalidated"]
@@ -42,7 +38,7 @@ _UNSET: Any = object()
 _NAN = "policy gives NaN as a log probability at step {}; check its parameters"
 
 
-class MarkovDecisionProcess(InSpaces):
+class MarkovDecisionProcess(FirstLook):
     """A reinforcement-learning problem given by its parts.
 
     Override :meth:`initial`, :meth:`transition` and :meth:`reward`, and optionally :meth:`prior`
@@ -59,6 +55,7 @@ class MarkovDecisionProcess(InSpaces):
         ValueError: if one of them is out of range.
 
     Example:
+        >>> import gymnasium
         >>> import pyro.distributions as dist
         >>> class Bandit(MarkovDecisionProcess):
         ...     state_space, action_space = gymnasium.spaces.Discrete(1), gymnasium.spaces.Discrete(3)
@@ -76,8 +73,6 @@ class MarkovDecisionProcess(InSpaces):
     horizon: int | None = None
     discount: float | Tensor = 1.0
     temperature: float | Tensor = 1.0
-    _asked_of_silence = _asked_of_prior = False
-    _steps_asked = -1  # of whether their states are in the state space; -1 before the first state
     absorbing = False
     """Whether the transition itself keeps terminal states where they are."""
     has_exact_answers = False
@@ -381,9 +376,7 @@ class MarkovDecisionProcess(InSpaces):
             rows.add(state, action, step.reward, step.alive, *logs)
             state, alive = step.next_state, step.alive
             seen = self.view(state, action, seen, pathwise=pathwise)
-        if not self._asked_of_silence and not bool(rows.mask[-1].all()):
-            self._asked_of_silence = True
-            self._ask_of_silence(rows)
+        self._ask_of_silence(rows, self.reward)
         if batched and policy is not None:
             every: Any = Histories(seen) if isinstance(seen, History) else torch.stack(rows.states)
             actions = torch.stack(rows.actions)
@@ -391,31 +384,6 @@ class MarkovDecisionProcess(InSpaces):
             rows.log_prior = list(self.prior_at(every).log_prob(actions))
             rows.log_policy = list(unclamped(self._ask(policy, every, times)).log_prob(actions))
         return self.told(rows.trajectories(state, self.temperature, self.discount, seen=seen))
-
-    def _ask_of_silence(self, rows: Rows) -> None:
-        """Asks, of the first trajectories that ended, whether the process rewards what is over."""
-        if isinstance(self.state_space, gymnasium.spaces.Discrete):  # elsewhere every reward may be one of a kind
-            own, ended = self._own_state(rows.states[-1]), ~rows.mask[-1]
-            with torch.no_grad(), seeded(0):  # should it draw, later numbers are as they would have been
-                value = torch.as_tensor(self.reward(own, self._own_action(rows.actions[-1]), own)).expand(own.shape)
-            earned = torch.stack(rows.rewards)[torch.stack(rows.mask)]
-            warn_of_silent_rewards(self.name, value[ended], earned.detach(), own[ended])
-
-    def _held(self, after: Tensor, t: int) -> Tensor:
-        """Returns the states after a step (-1: the first), which on the first walk are held to the state space."""
-        if t >= self._steps_asked and not is_deferred():
-            self._first("state_space")  # which says so where there is none
-            place = f"transition(state, action) of {self.name} at step {t}" if t >= 0 else f"initial() of {self.name}"
-            check_states(after, self.state_space, place)
-            self._steps_asked = t + 1
-        return after
-
-    def _ask_of_prior(self, prior: Any) -> Any:
-        """Returns an action prior, the first of which is held to the action space."""
-        if not self._asked_of_prior and isinstance(prior, torch.distributions.Distribution):
-            check_actions(prior, self.action_space, self.name)
-            self._asked_of_prior = True
-        return prior
 
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         """Returns a draw from the transition; a process with a faster way than its distribution has it here.

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from rl_as_inference.arguments import still_wanted
 from rl_as_inference.checks import check_at_least
 from rl_as_inference.histories import History
 from rl_as_inference.host import in_turn
@@ -36,12 +37,18 @@ def as_process(problem: Problem) -> Process:
     """Returns a process as it is, and a Pyro program as a :class:`ProgramProcess`.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is neither, or wants arguments, as a policy does.
     """
     if is_process(problem):
         return problem
     if not callable(problem):
         raise ValueError(f"process must be a process or a Pyro program (a callable), got {type(problem).__name__}")
+    if wanted := still_wanted(problem):
+        raise ValueError(
+            f"process must be a process or a Pyro program without arguments, and {_name_of(problem)} wants "
+            f"{' and '.join(wanted)}; a policy (state, t) comes second, after the process, and a program has its "
+            f"arguments bound by functools.partial"
+        )
     return ProgramProcess(problem)
 
 

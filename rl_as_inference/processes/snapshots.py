@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,29 @@ class Replayed(ABC):
 
     @abstractmethod
     def _fill(self, states: Array, index: int, observation: Any, step: int | None = None) -> None: ...
+
+    def _seed_of(self, index: int) -> int:
+        return episode_seed(self.seed, index, self._episodes[index])
+
+    @contextmanager
+    def episodes_of(self, seed: int, *, goes_on: bool = False) -> Iterator[None]:
+        """Within it episodes are those of another seed; afterwards they are its own again.
+
+        Args:
+            seed: of these episodes.
+            goes_on: count them with its own, so that none comes again the next time; else begin with the second one of
+                the seed each time, and go on with its own where these stood.
+        """
+        own = self.seed, self._episodes
+        self.seed = seed
+        if not goes_on:
+            self._episodes = [0] * self.num_envs  # the first of its own may have begun when it was made
+        try:
+            yield
+        finally:
+            self.seed = own[0]
+            if not goes_on:
+                self._episodes = own[1]
 
     def snapshot(self) -> dict[str, Any]:
         """Returns what :meth:`restore` needs: ``"json"``, plain data, and ``"arrays"``, NumPy arrays by name."""

@@ -13,6 +13,7 @@ __all__ = [
     "as_floating",
     "as_terminal",
     "check_one_reward_each",
+    "check_reward_shape",
     "check_successors",
     "check_transition_shape",
     "checked_rows",
@@ -164,6 +165,26 @@ def check_one_reward_each(indices: Tensor, probabilities: Tensor, reward: Tensor
         )
 
 
+def check_reward_shape(reward: Tensor, shape: Any, on_arrival: str | None = None) -> None:
+    """Raises ValueError unless a reward is ``(S, A)`` or of the whole shape, ``(S, A, S)`` or ``(S, A, K)``.
+
+    Args:
+        reward: as given.
+        shape: the whole shape.
+        on_arrival: what makes the whole shape of one number a next state; None where they are in order.
+    """
+    by_action = tuple(shape[:2])
+    if reward.shape in (by_action, tuple(shape)):
+        return
+    mend = ""
+    if reward.shape == shape[:1]:
+        whole = on_arrival or f"reward.expand{tuple(shape)}"
+        mend = f"; if a state earns it, give reward[:, None].expand{by_action}, and if arriving there does, {whole}"
+    elif reward.shape == shape[1:2]:
+        mend = f"; if an action earns it in every state, give reward.expand{by_action}"
+    raise ValueError(f"reward must have shape {by_action} or {tuple(shape)}, got {tuple(reward.shape)}{mend}")
+
+
 def sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, options: Any) -> Tensor:
     """Returns rewards on the slots of a sparse transition's successors, or ``(S, A)`` as given."""
     transition = transition.coalesce()
@@ -173,7 +194,7 @@ def sparse_reward(reward: Any, transition: Tensor, slots: Tensor, shape: Any, op
         if reward.shape == transition.shape:
             return flat.index_copy(0, slots, reward[tuple(transition.indices())]).view(shape)
         if reward.dim() != 2:
-            raise ValueError(f"reward must be (S, A) or (S, A, S), dense or sparse, got {tuple(reward.shape)}")
+            check_reward_shape(reward, transition.shape)
         return reward
     if reward.shape != transition.shape:
         raise ValueError(

@@ -21,6 +21,7 @@ from rl_as_inference.processes.successor_tables import (
     as_floating,
     as_terminal,
     check_one_reward_each,
+    check_reward_shape,
     check_successors,
     check_transition_shape,
     checked_rows,
@@ -167,11 +168,7 @@ class TabularMDP(MarkovDecisionProcess):
         self.legend: Mapping[str, str] = {}
         """What letters mean that are none of the usual ones."""
 
-        if reward.shape not in ((num_states, num_actions), probabilities.shape):
-            raise ValueError(
-                f"reward must have shape ({num_states}, {num_actions}) or {tuple(probabilities.shape)}, got "
-                f"{tuple(reward.shape)}"
-            )
+        check_reward_shape(reward, probabilities.shape, "reward[indices]" if indices is not None else None)
         if not holds(reward.isfinite()):
             where = tuple(int(i) for i in (~reward.isfinite()).nonzero()[0])
             raise ValueError(f"reward must be finite; it is {float(reward[where])} at index {where}")

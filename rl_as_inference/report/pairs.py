@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rl_as_inference.compare import Comparison
 from rl_as_inference.compare.comparison_table import ComparisonRow, number
+from rl_as_inference.estimate import plus_minus
 
 __all__ = ["PairedRow", "paired_blocks", "paired_notes"]
 
@@ -69,7 +70,7 @@ def _paired(field: str, found: tuple[dict[str, ComparisonRow], ...], errors: tup
     values = [None if row is None else row.value for row in rows]
     own = [each.get(field) for each in errors]
     shown = [
-        "" if value is None else number(value) + ("" if error is None else f" ± {error:.2g}")
+        "" if value is None else f"{number(value)} {plus_minus(error, value)}".rstrip()
         for value, error in zip(values, own, strict=True)
     ]
     difference = ""
@@ -77,5 +78,5 @@ def _paired(field: str, found: tuple[dict[str, ComparisonRow], ...], errors: tup
         between = values[1] - values[0]
         difference = ("+" if between > 0 and abs(between) >= 1e-9 else "") + number(between)
         if own[0] is not None and own[1] is not None:
-            difference += f" ± {math.hypot(own[0], own[1]):.2g}"
+            difference = f"{difference} {plus_minus(math.hypot(own[0], own[1]), *values)}".rstrip()
     return PairedRow(field, there.label, there.unit, (shown[0], shown[1]), difference)

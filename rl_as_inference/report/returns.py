@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rl_as_inference.estimate import plus_minus
 from rl_as_inference.report.sources import Source
 from rl_as_inference.tables import Table
 
@@ -21,8 +22,10 @@ def returns_table(sources: Sequence[tuple[str, Source]], named: bool) -> Table:
     for run, source in sources:
         values = source.returns
         spreads = len(values) > 1 and bool(np.isfinite(values).all())  # a return of -inf has no deviation from its mean
-        error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if spreads else ""
+        error = plus_minus(values.std(ddof=1) / np.sqrt(len(values)) if spreads else None, values.mean())
         spread = f"{values.std(ddof=1):.4g}" if spreads else ""
         label = f"{run}, {source.label}" if named else source.label
-        rows.append((label, f"{values.mean():.4g}{error}", spread, f"{values.min():.4g} … {values.max():.4g}"))
+        rows.append(
+            (label, f"{values.mean():.4g} {error}".rstrip(), spread, f"{values.min():.4g} … {values.max():.4g}")
+        )
     return Table("Returns of the draws", ("draws of", "mean", "std", "range"), tuple(rows), right=(1, 2, 3))

@@ -3,6 +3,8 @@
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rl_as_inference.tables import counted
+
 __all__ = ["page_environment", "trusted_parts"]
 
 
@@ -12,6 +14,7 @@ def page_environment() -> Environment:
         loader=PackageLoader("rl_as_inference.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
+    environment.globals["counted"] = counted
     return environment
 
 

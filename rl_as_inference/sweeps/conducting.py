@@ -15,6 +15,7 @@ from rl_as_inference.sweeps.looking import METRICS, Outcome, State, look, outcom
 from rl_as_inference.sweeps.plan import Plan, Task
 from rl_as_inference.sweeps.sources import Source
 from rl_as_inference.sweeps.workers import Ended, Workers, last_words, starts_in
+from rl_as_inference.tables import counted
 
 __all__ = ["Report", "conduct"]
 
@@ -72,7 +73,7 @@ class _Conductor:
                 self.display.look()
             if asked:
                 if self.running:
-                    self.display.say(f"stopping: {len(self.running)} runs make their checkpoints")
+                    self.display.say(f"stopping: checkpoints of {counted(len(self.running), 'runs')} are made")
                 self.workers.stop()
                 raise stop_of(asked[0])
 

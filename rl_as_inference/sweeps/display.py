@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rl_as_inference.sweeps.plan import Task
+from rl_as_inference.tables import counted
 
 __all__ = ["Display"]
 
@@ -50,7 +51,7 @@ class Display:
             self._whole = self._progress.add_task(escape(title), total=total())
             self._progress.start()
         elif show:
-            print(f"{title}: {total()} runs", file=sys.stderr)
+            print(f"{title}: {counted(total(), 'runs')}", file=sys.stderr)
 
     def begin(self, task: Task, how: str) -> None:
         """Says that a run begins; ``how`` says how, where that is not from its start."""

@@ -18,7 +18,7 @@ from rl_as_inference.sweeps.conducting import Report, starts_of
 from rl_as_inference.sweeps.looking import METRICS, Metric
 from rl_as_inference.sweeps.plan import RUNS, Plan, Task
 from rl_as_inference.sweeps.space import Values, written
-from rl_as_inference.tables import render
+from rl_as_inference.tables import counted, render
 
 if TYPE_CHECKING:
     import pandas
@@ -86,7 +86,7 @@ class Sweep:
     def title(self) -> str:
         """What was swept, in a few words."""
         count = int((self.runs["status"] == "finished").sum())
-        return f"rlai {self.plan.command} {self.plan.problem}, {count} of {len(self.runs)} runs"
+        return f"rlai {self.plan.command} {self.plan.problem}, {count} of {counted(len(self.runs), 'runs')}"
 
     def rows(self) -> list[tuple[list[str], str, str, str, str]]:
         """Returns the rows of the table as text: values, seeds, mean, and the interval's ends."""

@@ -8,6 +8,7 @@ from command_line import refused, rlai
 
 from rl_as_inference import guides, models
 from rl_as_inference.agents.made_again import ALGORITHMS
+from rl_as_inference.cli.sweep_words import refusal
 from rl_as_inference.records import RunRecord
 from rl_as_inference.report import is_report
 
@@ -30,6 +31,13 @@ class TestList:
         assert set(lines) <= {*models.__all__, *guides.__all__, *ALGORITHMS}
         assert "two doors" in lines["hidden_goal"]
         assert all(len(line.split(maxsplit=1)) == 2 and len(line) <= 140 for line in lines.values())
+
+    def test_tells_which_commands_take_a_problem(self) -> None:
+        """Those that do not refuse it, each asked as a sweep asks them."""
+        for line in rlai("list", "problems")[1].splitlines()[1:]:
+            name, told = line.split(maxsplit=1)
+            takes = ", ".join(each for each in ("compare", "fit", "train") if refusal(each, name, {}) is None)
+            assert told.startswith(f"{takes}  "), line
 
     def test_one_kind(self) -> None:
         code, said, _ = rlai("list", "problems")

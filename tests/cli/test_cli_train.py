@@ -173,6 +173,7 @@ class TestTrain:
         )
         assert code == 0
         assert "ModelBasedAgent on Pendulum-v1" in text
+        assert re.search(r"evaluation return .* 1 episode +│", text)  # and not "1 episodes"
         settings = RunRecord.read(folder).settings
         assert (settings["algorithm"], settings["model_hidden_sizes"]) == ("model-based", [8])
         assert rlai("inspect", folder, "--num-draws", "2")[0] == 0

@@ -7,8 +7,9 @@ import torch
 from problems import random_mdp
 
 import rl_as_inference as rlai
-from rl_as_inference import exact
+from rl_as_inference import exact, models
 from rl_as_inference.critics import TableCritic
+from rl_as_inference.estimate import Estimate
 from rl_as_inference.guides import LinearGaussianPolicy, TabularPolicy
 from rl_as_inference.models import corridor, double_integrator
 
@@ -73,6 +74,21 @@ def test_expected_and_posterior_returns() -> None:
     assert float(exact.posterior_return(mdp)) == pytest.approx(believed, abs=1e-12)
     gets = sum(p.dynamics * p.prior * p.return_ for p in brute_force.paths(mdp))
     assert float(exact.expected_return(mdp, None)) == pytest.approx(gets, abs=1e-12)
+
+
+def test_rounding_is_no_standard_error() -> None:
+    """Where each trajectory gives the same number, whatever sums of float32 make of it; and nowhere else."""
+    world = models.deep_sea(10)
+    for policy, constant in ((exact.plan(world), {"elbo", "sac_objective"}), (None, {"entropy"})):
+        found = rlai.compare(world, policy, num_trajectories=300, seed=0)
+        notes = {row.field: row.note for block in found.blocks() for row in block}
+        with_error = {"elbo", "sac_objective", "expected_return", "entropy"}
+        assert {name for name in with_error if "±" not in notes[name]} == constant
+        assert ("±" in repr(found)) == ("elbo" not in constant)
+        assert all(0 < getattr(found, f"{name.removesuffix('_objective')}_standard_error") < 1e-6 for name in constant)
+    assert str(Estimate(2.0, 3e-6)) == "2 ± 3e-06"  # a true one, however small, that float32 resolves
+    assert [str(Estimate(2.0, error)) for error in (1e-6, 0.0, math.nan)] == ["2", "2", "2"]
+    assert str(Estimate(0.0, 1e-12)) == "0 ± 1e-12"
 
 
 def test_critics() -> None:
@@ -296,6 +312,14 @@ def test_bad_arguments() -> None:
         rlai.compare(mdp, None, num_trajectories=1)
     with pytest.raises(ValueError, match="process must be a process or a Pyro program"):
         rlai.compare(3, None)
+
+    class Odd:
+        def shape(self) -> int:
+            return 3
+
+    for answer, name in ((Odd(), "Odd"), (3.0, "float")):
+        with pytest.raises(ValueError, match=rf"critic must answer .* of shape \(2,\) for .*; it gave {name}"):
+            rlai.compare(mdp, None, num_trajectories=2, critic=lambda state, t, answer=answer: answer)
 
 
 class TestFit:

@@ -474,8 +474,11 @@ def learners(steps: int = 40) -> dict[str, Any]:
     with joined():
         for name, make in LEARNERS.items() if LONG else list(LEARNERS.items())[:2]:
             agent = make()
-            agent.learn(steps)
+            rows: list[Any] = []
+            agent.learn(steps, report_every=20, on_report=rows.append)
             found[name] = {
+                "told": [row["step"] for row in rows],
+                "kept": [row["step"] for row in agent.history],
                 "learned": digest(*(module for modules in agent.modules for module in modules.values())),
                 "moments": float(agent._update.tensors["second_moment"].sum()),
                 "replay": float(agent.replay.storage[:, :steps].double().sum()),

@@ -138,7 +138,10 @@ def test_learners_are_bit_for_bit_alike_on_replays_of_their_own(both: Both) -> N
     assert both[0]["learners"].keys() == both[1]["learners"].keys()
     for name, first in both[0]["learners"].items():
         second = both[1]["learners"][name]
-        assert {**first, "replay": 0} == {**second, "replay": 0}, name
+        own = {"replay": 0, "told": []}
+        assert {**first, **own} == {**second, **own}, name
+        assert first["told"] == first["kept"] == [20, 40], name
+        assert second["told"] == [], name  # a tracker hears of a run once
         assert first["replay"] != second["replay"], name
         assert first["updates"] == 35
         assert first["moments"] > 0

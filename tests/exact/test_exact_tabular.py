@@ -863,6 +863,29 @@ def test_bad_tables_are_named(change, message):
         TabularMDP(**{**good(), **change})
 
 
+def test_rewards_of_states_or_actions_are_told_how_they_become_tables():
+    """The mend that the message names is taken, and means what it says."""
+    transition = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]] * 3)  # to the second state, or to the third
+    reward, initial = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3) / 3
+    acted, arrived = reward[:, None].expand(3, 2), reward.expand(3, 2, 3)
+    for table in (transition, transition.to_sparse()):
+        with pytest.raises(
+            ValueError,
+            match=r"got \(3,\); if a state earns it, give reward\[:, None\].expand\(3, 2\), "
+            r"and if arriving there does, reward.expand\(3, 2, 3\)$",
+        ):
+            TabularMDP(table, reward, initial, horizon=1)
+        with pytest.raises(ValueError, match=r"got \(2,\); .* in every state, give reward.expand\(3, 2\)$"):
+            TabularMDP(table, reward[:2], initial, horizon=1)
+        assert float(exact.expected_return(TabularMDP(table, acted, initial, horizon=1), None)) == pytest.approx(2.0)
+        assert float(exact.expected_return(TabularMDP(table, arrived, initial, horizon=1), None)) == pytest.approx(2.5)
+    indices, certain = torch.tensor([[[1], [2]]] * 3), torch.ones(3, 2, 1)
+    with pytest.raises(ValueError, match=r"and if arriving there does, reward\[indices\]$"):
+        TabularMDP.from_successors(indices, certain, reward, initial, horizon=1)
+    mdp = TabularMDP.from_successors(indices, certain, reward[indices], initial, horizon=1)
+    assert float(exact.expected_return(mdp, None)) == pytest.approx(2.5)
+
+
 def test_bad_sparse_tables_are_named():
     parts = good()
     empty = parts["transition"].clone()
@@ -870,7 +893,7 @@ def test_bad_sparse_tables_are_named():
     with pytest.raises(ValueError, match=r"row \(1, 0\) has no entries"):
         TabularMDP(**{**parts, "transition": empty.to_sparse()})
     sparse = parts["transition"].to_sparse()
-    with pytest.raises(ValueError, match=r"reward must be \(S, A\) or \(S, A, S\), dense or sparse, got \(2, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"reward must have shape \(2, 2\) or \(2, 2, 2\), got \(2, 2, 3\)$"):
         TabularMDP(**{**parts, "transition": sparse, "reward": torch.zeros(2, 2, 3)})
     with pytest.raises(ValueError, match=r"reward must have the shape of transition, \(2, 2, 2\)"):
         TabularMDP(**{**parts, "transition": sparse, "reward": torch.ones(2, 2, 3).to_sparse()})

@@ -833,6 +833,21 @@ def test_unknown_options_are_named():
             TrajectoryELBO(estimator)
 
 
+@pytest.mark.parametrize("estimator", ["auto", "score"])
+def test_a_policy_in_place_of_a_guide_is_named(estimator):
+    mdp = problem()
+    policy = random_policy(mdp)
+    optim = pyro.optim.Adam({"lr": 0.1})
+    for args in ((), (5,)):
+        for guide in (policy, lambda state, t: policy(state, t)):
+            with pytest.raises(
+                ValueError, match=r"guide wants (state and )?t, .* the guide is follow\(program, policy\)"
+            ):
+                SVI(mdp, guide, optim, loss=TrajectoryELBO(estimator)).step(*args)
+    with pytest.raises(ValueError, match=r"model wants state and t, .* follow"):
+        SVI(policy, mdp, optim, loss=TrajectoryELBO(estimator)).step()
+
+
 @pytest.mark.parametrize("reading", ["one run", "two runs"])
 def test_pathwise_names_the_site_without_a_path(reading):
     mdp = problem()

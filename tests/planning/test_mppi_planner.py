@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_smc_planner import F64, Slope, linear_gaussian
 
 import rl_as_inference as rlai
-from rl_as_inference import MPPIPlanner, exact, models
+from rl_as_inference import MPPIPlanner, SMCPlanner, exact, models
 from rl_as_inference.guides.modes import mode_of
 
 
@@ -127,6 +128,29 @@ def test_readings_take_it():
     found = rlai.compare(process, MPPIPlanner(process, look_ahead=4, num_samples=64), num_trajectories=50)
     assert math.isfinite(found.elbo)
     assert found.elbo > rlai.compare(process, None, num_trajectories=500).elbo
+
+
+def test_states_may_be_arrays():
+    """As environments give them, of whichever type and one or many; the plan is the tensor's, draw by draw."""
+    for planner, states in (
+        (MPPIPlanner(models.pendulum(), look_ahead=3, num_samples=64), np.array([[0.6, 0.8, 0.1], [1.0, 0.0, -0.2]])),
+        (MPPIPlanner(quiet(), look_ahead=2, num_samples=64), np.array([[1.5], [-0.5]], np.float32)),
+        (SMCPlanner(models.frozen_lake("4x4"), look_ahead=3, num_particles=8), np.array([3, 5], np.int32)),
+    ):
+        start = planner.process.begin(1)
+        planner(start, 0)  # the first plan draws once more than others, to see of which type log probabilities are
+        for given in (states, states[0], states.tolist()):
+            answers = []
+            for state in (given, torch.as_tensor(np.asarray(given)).to(start)):
+                torch.manual_seed(0)
+                answers.append(mode_of(planner(state, 0)))
+            assert torch.equal(*answers)
+    with pytest.raises(ValueError, match=r"state must hold integers, .* got torch.float64"):
+        planner(np.array([0.5]), 0)
+    with pytest.raises(ValueError, match=r"with states of shape \(3,\), got .*2"):
+        MPPIPlanner(models.pendulum(), look_ahead=3, num_samples=64)(np.zeros(2), 0)
+    with pytest.raises(ValueError, match="state must be a tensor or an array of numbers, got 'upright'"):
+        planner("upright", 0)
 
 
 def test_mistakes_are_named():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -23,6 +24,27 @@ def walk() -> None:
         action = rlai.act(f"action_{t}", state, dist.Categorical(torch.tensor([0.5, 0.5, 0.0])))
         state = pyro.sample(f"state_{t + 1}", dist.Bernoulli(torch.where(action == 1, 1.0, 0.25))).long()
         rlai.reward(f"reward_{t}", state.float())
+
+
+def test_arguments_in_the_wrong_order_are_named() -> None:
+    """A policy is callable, and so is a program; what asks for a state is no program."""
+    policy = rlai.guides.TabularPolicy(2, 3, horizon=2)
+    told = (
+        r"process must be a process or a Pyro program without arguments, and \w+ wants state and t; a policy .* second"
+    )
+    for first in (policy, lambda state, t: policy(state, t)):
+        for read in (rlai.compare, rlai.estimate_elbo, rlai.posterior, lambda *pair: rlai.fit(*pair, steps=2)):
+            for process in (walk, gridworld()):
+                with pytest.raises(ValueError, match=told):
+                    read(first, process)
+    with pytest.raises(ValueError, match=r"_argument wants scale; .* bound by functools.partial"):
+        rlai.compare(_with_an_argument, None)
+    assert rlai.estimate_elbo(partial(_with_an_argument, 2.0), None, 10).mean == 2.0
+
+
+def _with_an_argument(scale: float) -> None:
+    rlai.act("action_0", torch.tensor(0), dist.Bernoulli(0.5))
+    rlai.reward("reward_0", torch.tensor(scale))
 
 
 METHODS = (

@@ -63,13 +63,25 @@ WORDS = {
     ("--command", "learn"): "--command must be one of train, fit, compare",
     ("--trials", "3"): "--trials: a grid has all combinations",
     ("--jobs", "0"): "--jobs must be >= 1, got 0",
+    ("--search", "random", "--trials", "3"): "--search random has nothing to choose; say --set learning_rate=",
 }
 
 
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
-def test_words_that_cannot_be_are_refused(words: tuple[str, str], tmp_path: Path) -> None:
-    assert WORDS[words] in refused(*FIT, *words, "--out", tmp_path / "sweep")
+def test_words_that_cannot_be_are_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    assert WORDS[words] in refused(*FIT, "--seeds", "2", *words, "--out", tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_over_nothing_is_refused(tmp_path: Path) -> None:
+    """It would be one run as everything is by default, which takes its time; one of seeds alone has to say so."""
+    for words in ([], ["--command", "fit", "--jobs", "1"]):
+        told = refused(*FIT, *words, "--out", tmp_path / "sweep")
+        assert told.startswith("rlai: error: --set is missing")
+        assert "--set learning_rate=1e-3,3e-4" in told
+    assert not (tmp_path / "sweep").exists()
+    ended = Apart(*FIT, "--seeds", "1", "--jobs", "1", "--out", tmp_path / "sweep", scratch=tmp_path).ends()
+    assert (ended.code, ended.err.count("seed 0: ELBO")) == (0, 1)
 
 
 VALUES: list[tuple[dict[str, Any], str]] = [

@@ -183,24 +183,27 @@ def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     """Returns a notebook as Markdown, with the outputs it was saved with, and its pictures by name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
+    folds = False
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
+        if "solution" in cell["metadata"].get("tags", ()) and not folds:  # it is the end of the notebook
+            folds = True
+            parts.append('<details class="solution" markdown="1">\n<summary>Solution</summary>')
         if cell["cell_type"] == "markdown":
             parts.append(source)
         elif cell["cell_type"] == "code" and source.strip():
             parts.append(f"```python\n{source}\n```")
             for output in cell["outputs"]:
-                if output.get("name") == "stderr":  # progress and warnings of the machine that ran it
-                    continue
-                data = output.get("data", {})
-                text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
-                if "image/png" in data:
-                    name = f"{path.stem}-{len(pictures) + 1}.png"
-                    pictures[name] = base64.b64decode("".join(data["image/png"]))
-                    parts.append(f"![]({name})")
-                elif "text/html" in data:
-                    parts.append("".join(data["text/html"]))
-                elif text:
+                if "text" in output:
+                    text = "".join(output["text"]).rstrip()
                     parts.append(f"```text\n{text}\n```")
+                    continue
+                number = len(pictures) + 1
+                name = f"{path.stem}-{number}.png"
+                pictures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+                # On a phone it is small: a tap shows it alone.
+                parts.append(f"[![Picture {number} of this page]({name})]({name})")
+    if folds:
+        parts.append("</details>")
     parts.append(f'<a href="{path.name}" download>This page as a notebook</a>\n')
     return "\n\n".join(parts), pictures

@@ -8,6 +8,7 @@ from rl_as_inference.arguments import checked
 from rl_as_inference.arviz_data import PosteriorData, groups_of
 from rl_as_inference.inspect.plots.from_data import label_of, over_time, state_paths
 from rl_as_inference.style import BLUE, GREY, ORANGE, new_axes, tidy, whole_numbers
+from rl_as_inference.tables import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,8 @@ def plot_paths(data: PosteriorData, dimension: int = 0, ax: "Axes | None" = None
     groups = [(group, state_paths(data, group, dimension)) for group in _present(data)]
     ax = new_axes(ax)
     for group, paths in groups:
-        _paths(ax, paths, _COLOURS[group], num_paths, f"{min(num_paths, len(paths))} draws of the {_name(data, group)}")
+        label = f"{counted(min(num_paths, len(paths)), 'draws')} of the {_name(data, group)}"
+        _paths(ax, paths, _COLOURS[group], num_paths, label)
     ax.legend(frameon=False, fontsize=8)
     whole_numbers(ax.xaxis)
     return tidy(ax, "time (steps)", label_of(data, "state", dimension))

@@ -29,21 +29,21 @@ function keep(panel) {
   }
 }
 
-const steps = (count) => `${count} step${count === 1 ? "" : "s"}`;
+const counted = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 
 function describe(panel) {
   const i = picked(panel), { draws } = panel;
-  panel.element.querySelector(".count").textContent = `${panel.kept.length} of ${draws.return.length} draws shown`;
+  panel.element.querySelector(".count").textContent = `${panel.kept.length} of ${counted(draws.return.length, "draw")} shown`;
   const caption = panel.element.querySelector(".picked");
   if (i === undefined) { caption.textContent = "No draw is left; widen the range."; return; }
   const t = choice.time, length = draws.length[i], position = Math.min(choice.rank, panel.kept.length - 1) + 1;
   const latents = Object.entries(draws.latents).map(([name, values]) => `, ${name} ${[values[i]].flat().map(text).join(" ")}`);
   const whole = `Draw ${position} of ${panel.kept.length}: return ${text(draws.return[i])}, log weight ` +
-    `${text(draws.log_weight[i])} nats, ${steps(length)}${latents.join("")}.`;
+    `${text(draws.log_weight[i])} nats, ${counted(length, "step")}${latents.join("")}.`;
   const earned = draws.reward[i].slice(0, t).reduce((sum, reward) => sum + reward, 0);
   const act = t < length
     ? `, ${action(panel.view, draws.action[i][t])}, reward ${text(draws.reward[i][t])}`
-    : t > length || length < panel.view.horizon ? `, ended after ${steps(length)}` : "";
+    : t > length || length < panel.view.horizon ? `, ended after ${counted(length, "step")}` : "";
   caption.textContent = `${whole} Step ${t}: ${place(panel, i, t)}${act}; return before it ${text(earned)}.`;
 }
 
