@@ -190,11 +190,11 @@ class Learner:
         check_whole(self.is_whole)
         self._steps_asked += num_steps
         ranks, begun = self.arena.ranks, self.num_steps
-        ranks.agree("learn", {"num_steps": num_steps, "what was learned": begun})
         first, end = begun, begun + num_steps
         title = f"{type(self).__name__} on {self.envs.name}"
         shown = progress if ranks.is_first else False
         with asked_to_stop() as asked, progress_bar(title, num_steps, show=shown) as bar:
+            ranks.agree("learn", {"num_steps": num_steps, "what was learned": begun})
             with self._random, self.threads(), torch.no_grad():
                 self._prepare(bar.say, self._steps_asked)
                 self._loop.start_actors(bar.say)

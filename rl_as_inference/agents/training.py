@@ -13,6 +13,7 @@ from rl_as_inference.agents.curves import CurveRow, curve_frame
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.logbook import BEST, Logbook
+from rl_as_inference.agents.shared_learning import stopping_together
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.data_frames import Frame
@@ -195,10 +196,11 @@ def train(
             ) as bar:
                 while True:
                     ended = agent.num_steps >= num_steps
-                    if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
-                        run.evaluate(bar)
-                    if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
-                        run.checkpoint()
+                    with stopping_together(agent.arena.ranks):
+                        if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
+                            run.evaluate(bar)
+                        if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
+                            run.checkpoint()
                     if ended:
                         break
                     end = min(num_steps, next_multiple(evaluate_every), next_multiple(checkpoint_every))

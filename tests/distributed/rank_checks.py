@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import rl_as_inference as rlai
 from rl_as_inference import exact
+from rl_as_inference.agents import train
 from rl_as_inference.critics import LearnedTable, QEnsemble, SoftQ, SoftV, TableCritic
 from rl_as_inference.distributed import ALONE, RankError, Ranks, joined
 from rl_as_inference.guides import CategoricalPolicy, amortized_policy
@@ -537,6 +538,24 @@ def gone_on(folder: str) -> dict[str, Any]:
         agent.learn(20)
         rows = float(agent.replay.storage[:, 40:60].double().sum())
         return {"began": began, "learned": digest(*agent.modules[0].values()), "rows": rows}
+
+
+def stopped(folder: str) -> dict[str, Any]:
+    """Where two ranks stop when one is told to while it writes its checkpoint, and the other has written its own."""
+    with joined() as ranks:
+
+        class Told(rlai.SoftActorCritic):
+            def save(self, path: Any, **options: Any) -> None:
+                super().save(path, **options)
+                if not ranks.is_first:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        agent = Told("Pendulum-v1", **SMALL)
+        try:
+            train(agent, 90, folder=f"{folder}/told", evaluate_every=90, evaluate_episodes=1, checkpoint_every=30)
+        except KeyboardInterrupt as stop:
+            return {"by": type(stop).__name__, "steps": agent.num_steps, "notes": stop.__notes__}
+        return {"by": None, "steps": agent.num_steps, "notes": []}
 
 
 def kept(folder: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ LONG = os.environ.get("RLAI_SCALE") == "long"
 
 CHECKS = [
     *("gradients", "fits", "tables", "particles", "alike", "svi", "staged", "estimates", "disagreements", "host"),
-    *("learners", "saved", "gone_on", "kept"),
+    *("learners", "saved", "gone_on", "stopped", "kept"),
     *(("long_alike", "compiled") if LONG else ()),
     *("lost", "killed"),  # last, as rank 1 does not come back
 ]
@@ -158,6 +158,12 @@ def test_learners_go_on_from_their_files(both: Both) -> None:
         assert rank["saved"]["steps"] == 40
     assert both[0]["saved"]["ends"] == both[1]["saved"]["ends"]
     assert both[0]["saved"]["rows"] != both[1]["saved"]["rows"]
+
+
+def test_ranks_stop_together_when_one_is_told_to_between_steps(both: Both) -> None:
+    for rank in both:
+        assert (rank["stopped"]["by"], rank["stopped"]["steps"]) == ("Terminated", 30)
+        assert rank["stopped"]["notes"] == ["at step 30, of which there is a checkpoint"]
 
 
 def test_another_number_of_ranks_goes_on(both: Both) -> None:
