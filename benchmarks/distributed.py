@@ -135,10 +135,10 @@ def _worker(out: Path, quick: bool) -> None:
 
 def _table_seconds(process: Any, policy: Any) -> float:
     """Returns the processor time of the policy's table of log probabilities and of its gradient."""
-    from rl_as_inference.processes.policy_tables import log_policy_table
+    from rl_as_inference.processes.policy_tables import table_for_rollouts
 
     began = time.process_time()
-    log_policy_table(process, policy, NUMBER, HORIZON).sum().backward()
+    table_for_rollouts(process, policy, NUMBER, HORIZON).sum().backward()
     return time.process_time() - began
 
 

@@ -10,8 +10,9 @@ Example:
     >>> import gymnasium
     >>> env = gymnasium.make("rlai/Tiger-v0", horizon=2)
     >>> _ = env.reset(seed=0)
-    >>> env.step(0)  # listens
-    (np.int64(0), -1.0, False, False, {})
+    >>> heard, reward, *_ = env.step(0)  # listens
+    >>> int(heard), reward
+    (0, -1.0)
 """
 
 import gymnasium  # noqa: F401 - before its own module: of threads that import both at once, one would fail

@@ -3,10 +3,20 @@
 import warnings
 from typing import Any
 
+import gymnasium
 import torch
 from hypothesis import strategies as st
 
 from rl_as_inference import TabularMDP
+
+
+def newest(name: str) -> str:
+    """The newest version of a Gymnasium environment that is installed."""
+    versions = [key for key in gymnasium.registry if key.startswith(f"{name}-v")]
+    return max(versions, key=lambda key: int(key.rsplit("-v", 1)[1]))
+
+
+TAXI = newest("Taxi")
 
 
 def random_mdp(

@@ -18,13 +18,13 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
-from problems import random_mdp
+from problems import TAXI, random_mdp
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 import rl_as_inference as rlai
 from rl_as_inference import MarkovDecisionProcess, TabularMDP, TrajectoryELBO, exact, follow
-from rl_as_inference.processes import mdp as mdp_module
+from rl_as_inference.processes import first_look
 
 N = 4000
 
@@ -501,7 +501,7 @@ def test_every_reading_refuses_what_lies_outside_the_spaces(reading: str, what: 
 def test_what_lies_outside_is_asked_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps and the start, on the first walk; boxes by the prior's bounds, a rounding beyond which passes."""
     asked = []
-    monkeypatch.setattr(mdp_module, "check_states", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(first_look, "check_states", lambda *given: asked.append(given[-1]))
     process = InParts(_PLAIN["plain"])
     for _ in range(3):
         process.rollout(None, 5)
@@ -673,5 +673,5 @@ def test_a_reward_on_a_terminal_state_is_told_to_be_silent() -> None:
         warnings.simplefilter("error")
         TabularMDP(move, torch.full((2, 1), -1.0), torch.tensor([1.0, 0.0]), horizon=3, terminal=ends)
         TabularMDP.from_gymnasium("CliffWalking-v1", horizon=10)
-        TabularMDP.from_gymnasium("Taxi-v4", horizon=10)
+        TabularMDP.from_gymnasium(TAXI, horizon=10)
         mdp.at_temperature(0.5).replace(horizon=2).to(torch.float64)

@@ -9,6 +9,7 @@ import gymnasium
 import pytest
 import torch
 from command_line import refused, rlai
+from problems import TAXI
 
 from rl_as_inference import compare, exact, load_run
 from rl_as_inference.agents import SoftActorCritic, SoftQLearning, record_videos, train
@@ -217,7 +218,7 @@ class TestPython:
             load_run(3)  # type: ignore[arg-type]
 
     def test_the_process_of_a_masked_run_keeps_to_its_masks(self, tmp_path: Path) -> None:
-        train(SoftActorCritic("Taxi-v4", **TINY), 30, tmp_path, evaluate_episodes=1)
+        train(SoftActorCritic(TAXI, **TINY), 30, tmp_path, evaluate_episodes=1)
         run = load_run(tmp_path)
         assert run.agent is not None
         assert run.process.state_space == run.agent.task.state_space

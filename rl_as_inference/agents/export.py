@@ -91,6 +91,7 @@ class _Deployed(nn.Module):
     ) -> None:
         super().__init__()
         self.task, self.policy, self.first, self.own = task, policy, first, actions
+        self.kind = _dtype_of(actions)  # not in the forward pass, where PyTorch before 2.10 trips over its tensor
         self.scales = normalizer is not None
         if normalizer is not None:
             self.register_buffer("mean", torch.as_tensor(normalizer.mean, dtype=torch.float64))
@@ -107,12 +108,11 @@ class _Deployed(nn.Module):
         chosen = self.policy(state, 0 if t is None else t)
         if isinstance(self.own, Discrete):
             action = log_probabilities(chosen, self.task.num_actions).argmax(-1) + int(self.own.start)
-            return action.to(_dtype_of(self.own))
+            return action.to(self.kind)
         share = mode_of(chosen).double()
         action = self.low * (0.5 - 0.5 * share) + self.high * (0.5 + 0.5 * share)
-        kind = _dtype_of(self.own)
-        action = action if kind.is_floating_point else action.round()
-        return action.to(kind).unflatten(-1, self.own.shape)
+        action = action if self.kind.is_floating_point else action.round()
+        return action.to(self.kind).unflatten(-1, self.own.shape)
 
 
 def export_policy(

@@ -301,7 +301,7 @@ class Replay:
         """Returns states of their columns; images as bytes if asked for, which is how they are kept."""
         if self._pixels:
             packed = columns[..., self._numbers :].contiguous()
-            pixels = packed.view(torch.uint8)[..., : self._pixels]
+            pixels = _bytes_of(packed)[..., : self._pixels]
             if as_bytes and is_image(self.state_space):
                 return pixels.reshape(*columns.shape[:-1], *self.state_shape)
             columns = torch.cat([columns[..., : self._numbers], pixels.to(columns.dtype)], -1)
@@ -439,3 +439,27 @@ class Replay:
         self.position.fill_(self._position)
         if self.priorities is not None:
             self.priorities.load_state_dict(tensors, turn)
+
+
+class _Bytes(torch.autograd.Function):
+    """The bytes that numbers are made of, for :func:`torch.vmap`, which has no rule for that before PyTorch 2.12."""
+
+    @staticmethod
+    def forward(numbers: Tensor) -> Tensor:
+        return numbers.view(torch.uint8)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int | None], numbers: Tensor) -> tuple[Tensor, int | None]:
+        if in_dims[0] is None:
+            return _bytes_of(numbers), None
+        return _bytes_of(numbers.movedim(in_dims[0], 0).contiguous()), 0
+
+
+def _bytes_of(numbers: Tensor) -> Tensor:
+    """Returns ``(..., 4 n)`` bytes of ``(..., n)`` float32."""
+    found: Tensor = _Bytes.apply(numbers)  # type: ignore[no-untyped-call]
+    return found

@@ -13,7 +13,7 @@ from rl_as_inference.sharing import in_shares
 if TYPE_CHECKING:
     from rl_as_inference.processes.tabular import TabularMDP
 
-__all__ = ["is_asked_at_once", "log_policy_table"]
+__all__ = ["is_asked_at_once", "table_for_rollouts"]
 
 
 def is_asked_at_once(process: TabularMDP, policy: Policy, num_trajectories: int) -> bool:
@@ -21,7 +21,9 @@ def is_asked_at_once(process: TabularMDP, policy: Policy, num_trajectories: int)
     return takes_all_steps(policy) and process.num_states <= 2 * num_trajectories
 
 
-def log_policy_table(process: TabularMDP, policy: Policy | None, num_trajectories: int, horizon: int) -> Tensor | None:
+def table_for_rollouts(
+    process: TabularMDP, policy: Policy | None, num_trajectories: int, horizon: int
+) -> Tensor | None:
     """Returns ``log π`` in all states, ``(T or 1, S, A)``, in nats; None where a policy is better asked on the way."""
     if policy is None:
         return process.log_action_prior[None]

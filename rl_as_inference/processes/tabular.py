@@ -15,7 +15,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, unclamped
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
-from rl_as_inference.processes.policy_tables import log_policy_table
+from rl_as_inference.processes.policy_tables import table_for_rollouts
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
@@ -259,7 +259,7 @@ class TabularMDP(MarkovDecisionProcess):
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         if pathwise:  # to be told why not
             return super()._rollout(policy, num_trajectories, horizon, pathwise)
-        table = log_policy_table(self, policy, num_trajectories, horizon)
+        table = table_for_rollouts(self, policy, num_trajectories, horizon)
         kernel, num_actions = self.kernel, self.num_actions
         shape = (horizon, 2, num_trajectories, 1)
         uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device)

@@ -43,10 +43,10 @@ def to_gymnasium(process: MarkovDecisionProcess) -> ProcessEnv:
     Example:
         >>> from rl_as_inference.processes import TabularMDP
         >>> env = to_gymnasium(TabularMDP(torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]), torch.ones(1), horizon=4))
-        >>> env.reset(seed=0)
-        (np.int64(0), {})
-        >>> env.step(1)
-        (np.int64(0), 1.0, False, False, {})
+        >>> _ = env.reset(seed=0)
+        >>> state, *rest = env.step(1)
+        >>> int(state), rest
+        (0, [1.0, False, False, {}])
     """
     return ProcessEnv(process)
 

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from problems import TAXI
 from small_agents import F64, batch_of, mpo, networks, sac, small_mdp, sql, stirred, targets
 from torch import nn
 
@@ -232,7 +233,7 @@ def test_a_target_that_masks_put_out_of_reach_is_told():
 
 def test_taxi_gives_masks_and_a_saved_agent_keeps_to_them(tmp_path):
     """Gymnasium's own environment with masks; the agent is made anew from its file."""
-    agent = sql("Taxi-v4", num_envs=4)
+    agent = sql(TAXI, num_envs=4)
     agent.learn(48)
     row = agent.replay.state[0]
     assert agent.envs.mask_size == 6
@@ -255,9 +256,9 @@ def test_a_model_of_the_world_knows_no_masks():
 
 def test_what_was_learned_under_masks_is_compared_with_its_simulator():
     """Rollouts keep to the masks, of the prior and of the policy; both hold the masks' prior in their logs."""
-    agent = sql("Taxi-v4", num_envs=2, temperature=0.5)
+    agent = sql(TAXI, num_envs=2, temperature=0.5)
     agent.learn(40)
-    process = GymnasiumProcess("Taxi-v4", num_envs=4, horizon=8, action_masks=True)
+    process = GymnasiumProcess(TAXI, num_envs=4, horizon=8, action_masks=True)
     for policy in (None, agent.policy):
         drawn = process.rollout(policy, 8)
         allowed = drawn.states[:-1][..., agent.envs.masks.columns]

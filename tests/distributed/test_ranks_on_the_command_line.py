@@ -25,7 +25,8 @@ def test_rank_0_alone_prints_and_writes(tmp_path: Path) -> None:
     first, second = ended(start_rlai([words, words], tmp_path), tmp_path)
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert "nats at step 6 (score)" in first.out
-    assert second.out == ""
+    said = [line for line in second.out.splitlines() if not line.startswith("[Gloo]")]  # PyTorch 2.8's own word
+    assert said == []
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["finished"]
     assert record["ranks"] == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import random_mdp, small_mdps
+from problems import TAXI, newest, random_mdp, small_mdps
 
 from rl_as_inference import TabularMDP, exact
 from rl_as_inference.exact.tabular import log_policy_table
@@ -27,12 +27,6 @@ def close(actual, expected, tolerance=1e-9):
     torch.testing.assert_close(
         torch.as_tensor(actual, dtype=F64), torch.as_tensor(expected, dtype=F64), rtol=tolerance, atol=tolerance
     )
-
-
-def newest(name):
-    """The newest version of a Gymnasium environment that is installed."""
-    versions = [key for key in gymnasium.registry if key.startswith(f"{name}-v")]
-    return max(versions, key=lambda key: int(key.rsplit("-v", 1)[1]))
 
 
 def tables(mdp):
@@ -594,7 +588,7 @@ def test_the_frozen_lake_of_the_main_job():
         ("FrozenLake-v1", {"map_name": "4x4"}),
         ("FrozenLake-v1", {"map_name": "8x8", "is_slippery": False}),
         (newest("CliffWalking"), {}),
-        (newest("Taxi"), {}),
+        (TAXI, {}),
     ],
 )
 def test_tables_of_environments_are_read_entry_by_entry(env_id, options):

@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from problems import TAXI
 
 from rl_as_inference import TabularMDP
 from rl_as_inference.processes.toy_text import read_toy_text
@@ -20,10 +21,10 @@ def test_a_lake_has_no_walls():
 )
 def test_an_option_that_acts_in_steps_only_is_refused(options):
     """The table with it is the table without it: 7.55 promised, 8.95 earned."""
-    tables = [gymnasium.make("Taxi-v4", fickle_passenger=fickle).unwrapped.P for fickle in (False, True)]
+    tables = [gymnasium.make(TAXI, fickle_passenger=fickle).unwrapped.P for fickle in (False, True)]
     assert tables[0] == tables[1]
-    with pytest.raises(ValueError, match=r"'Taxi-v4' \(options .*'fickle_passenger': True.* went from state \d+"):
-        TabularMDP.from_gymnasium("Taxi-v4", fickle_passenger=True, **options)
+    with pytest.raises(ValueError, match=rf"'{TAXI}' \(options .*'fickle_passenger': True.* went from state \d+"):
+        TabularMDP.from_gymnasium(TAXI, fickle_passenger=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,8 @@ def test_an_option_that_acts_in_steps_only_is_refused(options):
         ("FrozenLake-v1", {"success_rate": 0.6}),
         ("FrozenLake8x8-v1", {}),
         ("CliffWalking-v1", {}),
-        ("Taxi-v4", {"is_rainy": True, "rainy_probability": 0.5}),
-        ("Taxi-v4", {"fickle_passenger": False}),
+        (TAXI, {"is_rainy": True, "rainy_probability": 0.5}),
+        (TAXI, {"fickle_passenger": False}),
     ],
 )
 def test_ordinary_options_pass_and_no_random_numbers_of_others_are_taken(env_id, options):

@@ -320,7 +320,9 @@ def test_the_committed_calibration_covers() -> None:
     results = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "inverse.json").read_text())
     table = judged(np.array(results["ranks"]))
     assert results["sets"] == len(results["ranks"]) == 100
-    assert results["table"] == table
+    for label in LABELS:  # SciPy's versions differ in the last digit
+        assert results["table"][label] == pytest.approx(table[label], rel=1e-12)
+    assert results["table"].keys() == table.keys()
     for label in LABELS:
         assert table[label]["chi_square_p_value"] > 1e-3
         assert table[label]["coverage_p_value"] > 1e-2

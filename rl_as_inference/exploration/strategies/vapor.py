@@ -114,9 +114,9 @@ class _Program:
         acting = np.asarray(out.sum(1)).ravel() > 0
 
         self.mean, self.spread = cp.Parameter(self.size), cp.Parameter(self.size, nonneg=True)
-        self.chance = cp.Parameter(len(source), nonneg=True)
+        self.chance = cp.Parameter(len(source), nonneg=True) if len(source) else None  # of a single decision
         flow, u, h = cp.Variable(self.size), cp.Variable(self.size), cp.Variable(self.size)
-        arriving = begin + into @ cp.multiply(self.chance, flow[source]) if len(source) else begin
+        arriving = begin if self.chance is None else begin + into @ cp.multiply(self.chance, flow[source])
         constraints: list[Any] = [
             out[acting] @ flow == arriving[acting],
             h <= cp.entr(flow),
@@ -134,8 +134,9 @@ class _Program:
         self.mean.value = self._flat([mean[s] * g for s, g in zip(layers.states, discounts, strict=False)])
         spread = [deviation[s] * g * 2**0.5 for s, g in zip(layers.states, discounts, strict=False)]
         self.spread.value = self._flat(spread)
-        chance = [transition[s][e] for s, e in zip(layers.states, self.edges, strict=False)]
-        self.chance.value = torch.cat(chance).numpy()
+        if self.chance is not None:
+            chance = [transition[s][e] for s, e in zip(layers.states, self.edges, strict=False)]
+            self.chance.value = torch.cat(chance).numpy()
         nearly = None
         for step in _SWITCH:
             with contextlib.suppress(cp.SolverError), silenced("Solution may be inaccurate"):
