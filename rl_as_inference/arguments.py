@@ -115,7 +115,7 @@ def still_wanted(function: Callable[..., Any], num_given: int = 0, names: Iterab
     """
     called = function.forward if isinstance(function, torch.nn.Module) else function  # whose own says *args
     try:
-        parameters = inspect.signature(called).parameters.values()
+        parameters = inspect.signature(called, follow_wrapped=False).parameters.values()  # a wrapper may give some
     except (TypeError, ValueError):
         return []
     by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

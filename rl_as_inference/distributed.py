@@ -299,7 +299,7 @@ class Ranks:
 
     def _ended(self) -> RankError:
         """Returns which rank has ended, as its own last words, its process, its silence, or another rank tell."""
-        with asked_to_stop():  # torchrun, which saw it too, ends the others by SIGTERM
+        with asked_to_stop(afresh=True):  # torchrun, which saw it too, ends the others by SIGTERM
             silent: list[int] = []
             try:
                 store = JOB.keys()

@@ -34,15 +34,16 @@ class Estimate:
         return f"{self.mean:.4g} {plus_minus(self.standard_error, self.mean)}".rstrip()
 
 
-def plus_minus(error: float | None, *terms: float | None, digits: int = 2) -> str:
+def plus_minus(error: float | None, *terms: float | None, draws: int = 4096, digits: int = 2) -> str:
     """Returns ``± 0.031`` for people; nothing where there is no standard error, or it is rounding and no luck.
 
-    A float32 has seven digits, and sums over steps lose about one: what is within a millionth of the largest term
-    says how numbers are added, and not how far the draws are from the truth.
+    A float32 has seven digits, and sums over steps lose about one: where single draws differ by a millionth of the
+    largest term, that says how numbers are added, and not how far their mean is from the truth.
 
     Args:
         error: the standard error; None or not finite where there is none.
         terms: the value that it is of, and what else that is a sum of.
+        draws: how many it is of; as many as readings take by default, where nobody knows.
         digits: significant ones.
 
     Example:
@@ -50,6 +51,7 @@ def plus_minus(error: float | None, *terms: float | None, digits: int = 2) -> st
         ('± 0.031', '', '± 7.7e-08')
     """
     scale = max((abs(term) for term in terms if term is not None and math.isfinite(term)), default=0.0)
-    if error is None or not math.isfinite(error) or error <= 8 * torch.finfo(torch.float32).eps * scale:
+    rounding = 8 * torch.finfo(torch.float32).eps * scale / draws**0.5
+    if error is None or not math.isfinite(error) or error <= rounding:
         return ""
     return f"± {error:.{digits}g}"

@@ -66,10 +66,11 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
+def asked_to_stop(*, afresh: bool = False) -> Iterator[list[int]]:
     """Yields a list that Ctrl-C and SIGTERM fill with their number, so that a loop can end where it is consistent.
 
-    A second one interrupts at once. SIGTERM is left to whoever handles it already.
+    A second one interrupts at once. SIGTERM is left to whoever handles it already. Within another of these the list
+    begins with what that one's has, unless it is to begin ``afresh``, and what the loop does not heed is left to it.
 
     Example:
         >>> import os, signal
@@ -80,9 +81,14 @@ def asked_to_stop() -> Iterator[list[int]]:
         >>> asked == [signal.SIGTERM]
         True
     """
-    asked: list[int] = []
+    now, outer = signal.getsignal(signal.SIGINT), []
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and isinstance(now, _Handler) and now.defers and not afresh:
+        outer = now.asked
+    asked = list(outer)
     with _handling(_Handler(asked, defers=True)):
         yield asked
+    outer[:] = asked
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -139,8 +140,9 @@ def takes_options(declaration: type) -> Callable[[Learning], Learning]:
         env = inspect.signature(learner.__init__).parameters["env"]  # type: ignore[misc]
         parameters = [inspect.Parameter("env", plain, annotation=env.annotation), *keywords]
         learner.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        lines = "\n".join(f"        {option.name}: {option.help}." for option in rows)
-        learner.__doc__ = (learner.__doc__ or "").replace("        OPTIONS\n", f"{lines}\n")
+        # As far in as the word is: from Python 3.13 on docstrings come without the indentation of their place.
+        before, indent, after = re.split(r"^( *)OPTIONS\n", learner.__doc__ or "", maxsplit=1, flags=re.MULTILINE)
+        learner.__doc__ = "".join([before, *(f"{indent}{option.name}: {option.help}.\n" for option in rows), after])
         return learner
 
     return told

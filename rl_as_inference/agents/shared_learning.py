@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,8 @@ from rl_as_inference.agents.snapshots_alike import Snapshot
 from rl_as_inference.distributed import ALONE, Ranks, stay_joined
 from rl_as_inference.processes import MarkovDecisionProcess
 from rl_as_inference.sharing import agree_on, failing_together
-from rl_as_inference.stops import asked_to_stop, stop_of
 
-__all__ = [
-    "agree_on_environments",
-    "device_of",
-    "file_of_rank",
-    "of_this_rank",
-    "ranks_of",
-    "signal_to_stop",
-    "stopping_together",
-]
+__all__ = ["agree_on_environments", "device_of", "file_of_rank", "of_this_rank", "ranks_of", "signal_to_stop"]
 
 _EVERY = 16
 """Steps between those at which ranks ask each other whether one is to stop; each asks the same number of times."""
@@ -106,24 +96,6 @@ def signal_to_stop(ranks: Ranks, asked: Sequence[int], step: int, *, now: bool =
     ranks.add_up(flags)
     interrupted, terminated = (flags > 0).tolist()
     return signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
-
-
-@contextmanager
-def stopping_together(ranks: Ranks) -> Iterator[None]:
-    """Has several ranks, of which some are asked to stop within it, stop at its end, all of them.
-
-    Who stopped within it would end the others, which wait for it, in an error.
-
-    Raises:
-        KeyboardInterrupt: at the end, on all ranks; a second signal raises it at once.
-    """
-    if ranks.size == 1:
-        yield
-        return
-    with asked_to_stop() as asked:
-        yield
-        if stop := signal_to_stop(ranks, asked, 0):
-            raise stop_of(stop)
 
 
 def file_of_rank(path: str | Path, rank: int) -> Path:

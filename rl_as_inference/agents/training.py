@@ -13,7 +13,7 @@ from rl_as_inference.agents.curves import CurveRow, curve_frame
 from rl_as_inference.agents.evaluation import Evaluation, mean_interval
 from rl_as_inference.agents.learner import Learner
 from rl_as_inference.agents.logbook import BEST, Logbook
-from rl_as_inference.agents.shared_learning import stopping_together
+from rl_as_inference.agents.shared_learning import signal_to_stop
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import check_count, check_positive
 from rl_as_inference.data_frames import Frame
@@ -21,7 +21,7 @@ from rl_as_inference.host import levels_to_the_user
 from rl_as_inference.progress import progress_bar
 from rl_as_inference.run_folders import RunFolder
 from rl_as_inference.sharing import failing_together
-from rl_as_inference.stops import stoppable
+from rl_as_inference.stops import asked_to_stop, stop_of, stoppable
 
 __all__ = ["Training", "train"]
 
@@ -165,11 +165,12 @@ def train(
         raise ValueError("resume=True goes on in a folder; name it")
     with contextlib.ExitStack() as stack:
         stack.enter_context(stoppable())
-        first = agent.arena.ranks.is_first
+        ranks = agent.arena.ranks
+        first = ranks.is_first
         path = folder.path if isinstance(folder, RunFolder) else None if folder is None else Path(folder)
         if not first:
             folder = None
-        with failing_together(agent.arena.ranks):
+        with failing_together(ranks):
             if first and path is not None and not isinstance(folder, RunFolder):
                 folder = stack.enter_context(RunFolder(path, "folder"))
         assert folder is None or isinstance(folder, RunFolder)
@@ -182,13 +183,14 @@ def train(
             "checkpoint_minutes": checkpoint_minutes,
             "keep_best": keep_best,
         }
-        with failing_together(agent.arena.ranks):
+        with failing_together(ranks):
             run.begin(problem, options, **lengths)
         learned = run.clock
 
         def next_multiple(every: int) -> int:
             return (agent.num_steps // every + 1) * every
 
+        asked: list[int] = stack.enter_context(asked_to_stop()) if ranks.size > 1 else []
         try:
             title = f"{type(agent).__name__} on {agent.envs.name}"
             with progress_bar(
@@ -196,11 +198,13 @@ def train(
             ) as bar:
                 while True:
                     ended = agent.num_steps >= num_steps
-                    with stopping_together(agent.arena.ranks):
-                        if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
-                            run.evaluate(bar)
-                        if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
-                            run.checkpoint()
+                    if run.evaluated is None or _passed(evaluate_every, run.evaluated, agent.num_steps, ended):
+                        run.evaluate(bar)
+                    if _passed(checkpoint_every, run.saved, agent.num_steps, ended):
+                        run.checkpoint()
+                    # Of several ranks one that stopped meanwhile would end the others, which wait for it, in an error.
+                    if ranks.size > 1 and (stop := signal_to_stop(ranks, asked, 0)):
+                        raise stop_of(stop)
                     if ended:
                         break
                     end = min(num_steps, next_multiple(evaluate_every), next_multiple(checkpoint_every))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from rl_as_inference.compare.identities import Identity
@@ -218,14 +219,15 @@ class Comparison:
         The one list of them; the terminal's table and the report's page both show it.
         """
         alpha, row = self.temperature, ComparisonRow
-        earned = plus_minus(self.expected_return_standard_error, self.expected_return)
+        spread_of = partial(plus_minus, draws=self.num_trajectories)
+        earned = spread_of(self.expected_return_standard_error, self.expected_return)
         evidence = (
             row(
                 "elbo",
                 "ELBO of the guide, by rollouts",
                 self.elbo,
                 "nats",
-                plus_minus(self.elbo_standard_error, self.elbo),
+                spread_of(self.elbo_standard_error, self.elbo),
             ),
             row("elbo_exact", "ELBO of the guide, exact", self.elbo_exact, "nats"),
             row(
@@ -233,7 +235,7 @@ class Comparison:
                 "ELBO of the guide, by its critic",
                 self.elbo_critic,
                 "nats",
-                plus_minus(self.elbo_critic_standard_error, self.elbo_critic),
+                spread_of(self.elbo_critic_standard_error, self.elbo_critic),
             ),
             row(
                 "critic_difference",
@@ -241,7 +243,7 @@ class Comparison:
                 self.critic_difference,
                 "nats",
                 _noted(
-                    plus_minus(self.critic_difference_standard_error, self.elbo_critic, self.elbo),
+                    spread_of(self.critic_difference_standard_error, self.elbo_critic, self.elbo),
                     "what the critic believes too much",
                 ),
             ),
@@ -271,7 +273,7 @@ class Comparison:
                 "SAC objective",
                 self.sac_objective,
                 "reward",
-                plus_minus(self.sac_standard_error, self.sac_objective),
+                spread_of(self.sac_standard_error, self.sac_objective),
             ),
             row("scaled_elbo", "  = α · ELBO", alpha * self.elbo, "reward", f"α = {alpha:.6g}"),
             row("prior_term", "  + action-prior term", self.prior_term, "reward", "-α E Σ γ^t log p(a|s)"),
@@ -287,9 +289,9 @@ class Comparison:
             row("expected_return_exact", "expected return, exact", self.expected_return_exact, "reward"),
         )
         cost, cost_exact = self.action_cost, self.action_cost_exact
-        spread = plus_minus(self.entropy_standard_error, self.entropy)
+        spread = spread_of(self.entropy_standard_error, self.entropy)
         entropy_note = _noted(spread, _bits(self.entropy), "-E Σ γ^t log π(a|s)")
-        spread = plus_minus(self.action_cost_standard_error, cost, self.entropy)
+        spread = spread_of(self.action_cost_standard_error, cost, self.entropy)
         cost_note = _noted(spread, _bits(cost), "(return - α ELBO)/α")
         information = (
             row("entropy", "policy entropy", self.entropy, "nats", entropy_note),
@@ -311,7 +313,8 @@ class Comparison:
         return tuple(found)
 
     def __repr__(self) -> str:
-        elbo = f"{number(self.elbo)} {plus_minus(self.elbo_standard_error, self.elbo)}".rstrip()
+        spread = plus_minus(self.elbo_standard_error, self.elbo, draws=self.num_trajectories)
+        elbo = f"{number(self.elbo)} {spread}".rstrip()
         known = (("largest", self.optimal_elbo), ("log p(O)", self.log_evidence))
         ceilings = "".join(f", {name} {number(value)}" for name, value in known if value is not None)
         return f"<Comparison {self.problem}: ELBO {elbo}{ceilings} nats; table() shows the rest>"

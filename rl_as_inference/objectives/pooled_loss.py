@@ -65,7 +65,10 @@ class PooledLoss:
 
     def _evaluated(self, ranks: Ranks, evaluate: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, and the parameters that Pyro saw, by name."""
-        with held_alike(ranks, self._policy), ranks.next_of_own_stream(), poutine.trace(param_only=True) as captured:
+        # At first each asks for all of it: a policy that cannot answer at some steps then fails on every rank, and not
+        # on one for which others wait.
+        policy = self._policy if self._leaves else None
+        with held_alike(ranks, policy), ranks.next_of_own_stream(), poutine.trace(param_only=True) as captured:
             loss = evaluate()
         sites = {name: site["value"].unconstrained() for name, site in sorted(captured.trace.nodes.items())}
         return loss, {name: value for name, value in sites.items() if value.requires_grad}

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import holds
 from rl_as_inference.nouns import Policy, takes_all_steps
 from rl_as_inference.sharing import in_shares
 
 if TYPE_CHECKING:
     from rl_as_inference.processes.tabular import TabularMDP
 
-__all__ = ["is_asked_at_once", "table_for_rollouts"]
+__all__ = ["check_no_nan", "is_asked_at_once", "table_for_rollouts"]
 
 
 def is_asked_at_once(process: TabularMDP, policy: Policy, num_trajectories: int) -> bool:
@@ -33,6 +34,19 @@ def table_for_rollouts(
     times = torch.arange(horizon, device=process.terminal.device)[:, None].expand_as(states)
 
     def rows(part: slice) -> Tensor:
-        return process.log_probabilities(policy(states[part], times[part]), states[part], "for all steps")
+        answer = policy(states[part], times[part])
+        return process.log_probabilities(answer, states[part], "for all steps", checks_nan=False)
 
-    return in_shares(policy, horizon, rows)
+    # Looked at once all of it is there: the others would wait for a rank that fails at its part.
+    return check_no_nan(in_shares(policy, horizon, rows), "for all steps")
+
+
+def check_no_nan(logits: Tensor, where: str) -> Tensor:
+    """Returns a policy's log probabilities as they are.
+
+    Raises:
+        ValueError: if one is NaN.
+    """
+    if not holds(~logits.detach().isnan()):
+        raise ValueError(f"policy gives NaN as a log probability {where}; check its parameters")
+    return logits

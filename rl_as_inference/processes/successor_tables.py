@@ -176,12 +176,15 @@ def check_reward_shape(reward: Tensor, shape: Any, on_arrival: str | None = None
     by_action = tuple(shape[:2])
     if reward.shape in (by_action, tuple(shape)):
         return
-    mend = ""
+    mends = []  # where there are as many actions as states, either may be meant
     if reward.shape == shape[:1]:
         whole = on_arrival or f"reward.expand{tuple(shape)}"
-        mend = f"; if a state earns it, give reward[:, None].expand{by_action}, and if arriving there does, {whole}"
-    elif reward.shape == shape[1:2]:
-        mend = f"; if an action earns it in every state, give reward.expand{by_action}"
+        mends.append(
+            f"if a state earns it, give reward[:, None].expand{by_action}, and if arriving there does, {whole}"
+        )
+    if reward.shape == shape[1:2]:
+        mends.append(f"if an action earns it in every state, give reward.expand{by_action}")
+    mend = "".join(f"; {each}" for each in mends)
     raise ValueError(f"reward must have shape {by_action} or {tuple(shape)}, got {tuple(reward.shape)}{mend}")
 
 

@@ -15,7 +15,7 @@ from rl_as_inference.nouns import Policy
 from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, unclamped
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
-from rl_as_inference.processes.policy_tables import table_for_rollouts
+from rl_as_inference.processes.policy_tables import check_no_nan, table_for_rollouts
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
@@ -313,12 +313,12 @@ class TabularMDP(MarkovDecisionProcess):
             discount=self.discount,
         )
 
-    def log_probabilities(self, answer: Any, state: Tensor, where: str) -> Tensor:
+    def log_probabilities(self, answer: Any, state: Tensor, where: str, *, checks_nan: bool = True) -> Tensor:
         """Returns the log probabilities of a policy's answer in ``state``, ``(*batch, A)``.
 
         Raises:
-            ValueError: if the answer is no Categorical over the process's actions, or NaN; ``where`` it
-                was given is said.
+            ValueError: if the answer is no Categorical over the process's actions, or NaN (unless it is asked not to
+                look); ``where`` it was given is said.
         """
         is_categorical = isinstance(answer, torch.distributions.Categorical)
         if is_categorical and (answer.batch_shape != state.shape or answer._param.shape[-1] != self.num_actions):
@@ -330,10 +330,7 @@ class TabularMDP(MarkovDecisionProcess):
                 f"policy must answer with a Categorical over {self.num_actions} actions, got "
                 f"{type(answer).__name__} {where}"
             )
-        logits = unclamped(answer).logits
-        if not holds(~logits.detach().isnan()):
-            raise ValueError(f"policy gives NaN as a log probability {where}; check its parameters")
-        return logits
+        return check_no_nan(unclamped(answer).logits, where) if checks_nan else unclamped(answer).logits
 
     @property
     def _like_dtype(self) -> torch.dtype:

@@ -30,6 +30,7 @@ class PairedRow:
 def paired_blocks(first: Comparison, second: Comparison) -> tuple[tuple[PairedRow, ...], ...]:
     """Returns the rows of two comparisons in the order of :meth:`Comparison.blocks`, those that either has."""
     blocks = []
+    errors, draws = (_errors(first), _errors(second)), min(first.num_trajectories, second.num_trajectories)
     for ours, theirs in zip(first.blocks(), second.blocks(), strict=True):
         found = {row.field: row for row in ours}, {row.field: row for row in theirs}
         # In the order of the one, with what the other alone has where it stands there.
@@ -37,7 +38,7 @@ def paired_blocks(first: Comparison, second: Comparison) -> tuple[tuple[PairedRo
         for before, field in zip([None, *found[1]], found[1], strict=False):
             if field not in found[0]:
                 fields.insert(0 if before is None else fields.index(before) + 1, field)
-        blocks.append(tuple(_paired(field, found, (_errors(first), _errors(second))) for field in fields))
+        blocks.append(tuple(_paired(field, found, errors, draws) for field in fields))
     return tuple(blocks)
 
 
@@ -64,13 +65,15 @@ def _errors(comparison: Comparison) -> dict[str, float]:
     return {field: error for field, error in named.items() if error is not None and math.isfinite(error)}
 
 
-def _paired(field: str, found: tuple[dict[str, ComparisonRow], ...], errors: tuple[dict[str, float], ...]) -> PairedRow:
+def _paired(
+    field: str, found: tuple[dict[str, ComparisonRow], ...], errors: tuple[dict[str, float], ...], draws: int
+) -> PairedRow:
     rows = [each.get(field) for each in found]
     there = next(row for row in rows if row is not None)
     values = [None if row is None else row.value for row in rows]
     own = [each.get(field) for each in errors]
     shown = [
-        "" if value is None else f"{number(value)} {plus_minus(error, value)}".rstrip()
+        "" if value is None else f"{number(value)} {plus_minus(error, value, draws=draws)}".rstrip()
         for value, error in zip(values, own, strict=True)
     ]
     difference = ""
@@ -78,5 +81,5 @@ def _paired(field: str, found: tuple[dict[str, ComparisonRow], ...], errors: tup
         between = values[1] - values[0]
         difference = ("+" if between > 0 and abs(between) >= 1e-9 else "") + number(between)
         if own[0] is not None and own[1] is not None:
-            difference = f"{difference} {plus_minus(math.hypot(own[0], own[1]), *values)}".rstrip()
+            difference = f"{difference} {plus_minus(math.hypot(own[0], own[1]), *values, draws=draws)}".rstrip()
     return PairedRow(field, there.label, there.unit, (shown[0], shown[1]), difference)

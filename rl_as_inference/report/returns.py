@@ -22,7 +22,8 @@ def returns_table(sources: Sequence[tuple[str, Source]], named: bool) -> Table:
     for run, source in sources:
         values = source.returns
         spreads = len(values) > 1 and bool(np.isfinite(values).all())  # a return of -inf has no deviation from its mean
-        error = plus_minus(values.std(ddof=1) / np.sqrt(len(values)) if spreads else None, values.mean())
+        of_mean = values.std(ddof=1) / np.sqrt(len(values)) if spreads else None
+        error = plus_minus(of_mean, values.mean(), draws=len(values))
         spread = f"{values.std(ddof=1):.4g}" if spreads else ""
         label = f"{run}, {source.label}" if named else source.label
         rows.append(

@@ -12,6 +12,7 @@ from rl_as_inference.critics import TableCritic
 from rl_as_inference.estimate import Estimate
 from rl_as_inference.guides import LinearGaussianPolicy, TabularPolicy
 from rl_as_inference.models import corridor, double_integrator
+from rl_as_inference.report.pairs import paired_blocks
 
 
 def some_policy(mdp: rlai.TabularMDP, seed: int = 0) -> TabularPolicy:
@@ -87,8 +88,24 @@ def test_rounding_is_no_standard_error() -> None:
         assert ("±" in repr(found)) == ("elbo" not in constant)
         assert all(0 < getattr(found, f"{name.removesuffix('_objective')}_standard_error") < 1e-6 for name in constant)
     assert str(Estimate(2.0, 3e-6)) == "2 ± 3e-06"  # a true one, however small, that float32 resolves
-    assert [str(Estimate(2.0, error)) for error in (1e-6, 0.0, math.nan)] == ["2", "2", "2"]
+    assert [str(Estimate(2.0, error)) for error in (1e-8, 0.0, math.nan)] == ["2", "2", "2"]
     assert str(Estimate(0.0, 1e-12)) == "0 ± 1e-12"
+
+
+def test_luck_about_a_large_constant_keeps_its_error() -> None:
+    """A millionth of a return of a million is a whole reward; without it a row seems wrong beside the exact one."""
+    reward = torch.tensor([[1e6, 1e6 + 10]], dtype=torch.float64)
+    world = rlai.TabularMDP(torch.ones(1, 2, 1), reward, torch.ones(1, dtype=torch.float64), horizon=1)
+    found = [rlai.compare(world, None, num_trajectories=number, seed=0) for number in (4096, 1000)]
+    for each in found:
+        assert each.elbo_standard_error > 0.05
+        notes = {row.field: row.note for block in each.blocks() for row in block}
+        assert notes["elbo"] == f"± {each.elbo_standard_error:.2g}"
+        assert notes["elbo"] in repr(each)
+        assert "±" not in notes["entropy"]
+    differences = {row.field: row.difference for block in paired_blocks(*found) for row in block}
+    assert differences["elbo"].endswith(f"± {math.hypot(*(each.elbo_standard_error for each in found)):.2g}")
+    assert str(rlai.estimate_elbo(world, None, 4096, seed=0)).endswith("± 0.078")
 
 
 def test_critics() -> None:

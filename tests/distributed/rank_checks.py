@@ -4,6 +4,7 @@ A single process's answers are taken by each rank beside, with the same noise.
 """
 
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -222,7 +223,7 @@ TABLES = ("full_return", "score", "advantage", "n_step", "path_consistency")
 
 
 def tables() -> dict[str, list[int]]:
-    """How many times a network's table has at each call of a fit, on this rank and in one process; S are its states."""
+    """Times and states of a network's table at each call of a fit, on this rank and in one process."""
     found = {}
     for name, distributed in (("shared", True), ("alone", False), ("normalised", True)):
         policy = CategoricalPolicy(
@@ -230,7 +231,7 @@ def tables() -> dict[str, list[int]]:
         )
         found[name] = rows = []  # type: ignore[var-annotated]
         policy.network.register_forward_hook(lambda _, __, out, rows=rows: rows.append(list(out.shape[:-1])))
-        rlai.fit(tabular(), policy, steps=2, estimator="score", num_trajectories=NUMBER, distributed=distributed)
+        rlai.fit(tabular(), policy, steps=3, estimator="score", num_trajectories=NUMBER, distributed=distributed)
     return found
 
 
@@ -402,6 +403,8 @@ def disagreements(folder: str) -> dict[str, str]:
                 checkpoint=damaged,
                 distributed=True,
             ),
+            "spoiled": lambda: _fit_of_halves(spoiled=True),
+            "short": lambda: _fit_of_halves(steps=3),
             "damaged learner": lambda: rlai.SoftQLearning("CartPole-v1", **SMALL).restore(damaged),
             "another run": lambda: rlai.agents.train(rlai.SoftQLearning("CartPole-v1", **SMALL), 9, f"{folder}/run"),
             "damaged run": lambda: rlai.agents.train(
@@ -414,6 +417,33 @@ def disagreements(folder: str) -> dict[str, str]:
             except ValueError as error:
                 told[name] = str(error)
     return told
+
+
+class Halves(nn.Module):
+    """A table of which two ranks ask each a part, with so many steps."""
+
+    batch_steps = row_by_row = True
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(steps, 4, 3))
+
+    def forward(self, state: Tensor, t: Any) -> Any:
+        if int(torch.as_tensor(t).max()) >= len(self.logits):
+            raise ValueError(f"there are {len(self.logits)} steps")
+        return dist.Categorical(logits=self.logits[t, state])
+
+
+def _fit_of_halves(steps: int = 5, *, spoiled: bool = False) -> None:
+    """Fits a policy that fails at the last steps, which rank 1 asks for: at once, or after the first gradient."""
+    policy = Halves(steps)
+
+    def spoil(step: int, _: float) -> None:
+        with torch.no_grad():
+            policy.logits[-1] = math.nan if spoiled else 0.0
+
+    options: dict[str, Any] = {"steps": 3, "estimator": "score", "num_trajectories": NUMBER, "callback": spoil}
+    rlai.fit(tabular(), policy, distributed=True, **options)
 
 
 def host() -> dict[str, Any]:
@@ -541,21 +571,38 @@ def gone_on(folder: str) -> dict[str, Any]:
 
 
 def stopped(folder: str) -> dict[str, Any]:
-    """Where two ranks stop when one is told to while it writes its checkpoint, and the other has written its own."""
+    """Where two ranks stop when one is told to between steps: while it writes, or while it waits for the other."""
+    found = {}
     with joined() as ranks:
 
-        class Told(rlai.SoftActorCritic):
+        def tell() -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        class WhileWriting(rlai.SoftActorCritic):
             def save(self, path: Any, **options: Any) -> None:
                 super().save(path, **options)
                 if not ranks.is_first:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    tell()
 
-        agent = Told("Pendulum-v1", **SMALL)
-        try:
-            train(agent, 90, folder=f"{folder}/told", evaluate_every=90, evaluate_episodes=1, checkpoint_every=30)
-        except KeyboardInterrupt as stop:
-            return {"by": type(stop).__name__, "steps": agent.num_steps, "notes": stop.__notes__}
-        return {"by": None, "steps": agent.num_steps, "notes": []}
+        class WhileWaiting(rlai.SoftActorCritic):
+            def save(self, path: Any, **options: Any) -> None:
+                super().save(path, **options)
+                if self.num_steps > 30:
+                    return
+                if ranks.is_first:
+                    threading.Timer(0.5, tell).start()
+                else:
+                    time.sleep(1.5)
+
+        for kind in (WhileWriting, WhileWaiting):
+            agent, by, notes = kind("Pendulum-v1", **SMALL), None, []
+            try:
+                out = f"{folder}/{kind.__name__}"
+                train(agent, 90, folder=out, evaluate_every=90, evaluate_episodes=1, checkpoint_every=30)
+            except KeyboardInterrupt as stop:
+                by, notes = type(stop).__name__, stop.__notes__
+            found[kind.__name__] = [by, agent.num_steps, *notes]
+    return found
 
 
 def kept(folder: str) -> dict[str, Any]:

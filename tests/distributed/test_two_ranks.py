@@ -59,9 +59,14 @@ def test_fits_are_those_of_one_process(both: Both) -> None:
 
 def test_ranks_ask_a_policy_for_a_part_of_its_table_each(both: Both) -> None:
     for rank, found in enumerate(both):
-        assert found["tables"]["alone"] == [[5, 4]] * 2
-        assert found["tables"]["shared"] == [[3 - rank, 4]] * 2
-        assert found["tables"]["normalised"] == [[5, 4]] * 2  # it depends on all that it is asked at once
+        whole, part = [5, 4], [3 - rank, 4]
+        assert found["tables"]["alone"] == [whole] * 3
+        assert found["tables"]["shared"] == [
+            whole,
+            part,
+            part,
+        ]  # at first all, and fail alike at what they cannot be asked
+        assert found["tables"]["normalised"] == [whole] * 3  # it depends on all that it is asked at once
 
 
 def test_policies_are_bit_for_bit_alike(both: Both) -> None:
@@ -112,6 +117,8 @@ def test_estimates_are_pooled(both: Both) -> None:
         ("outside", "site 'theta' stands in no plate that ranks share out"),
         ("damaged fit", "damaged.safetensors'"),
         ("damaged learner", "damaged.safetensors'"),
+        ("spoiled", "policy gives NaN as a log probability for all steps"),
+        ("short", "there are 3 steps"),
         ("another run", "has a checkpoint of an earlier run"),
         ("damaged run", "checkpoint.safetensors'"),
         ("planner", "distributed: model-based agents fit a model of the world on each rank"),
@@ -162,8 +169,8 @@ def test_learners_go_on_from_their_files(both: Both) -> None:
 
 def test_ranks_stop_together_when_one_is_told_to_between_steps(both: Both) -> None:
     for rank in both:
-        assert (rank["stopped"]["by"], rank["stopped"]["steps"]) == ("Terminated", 30)
-        assert rank["stopped"]["notes"] == ["at step 30, of which there is a checkpoint"]
+        for how in ("WhileWriting", "WhileWaiting"):
+            assert rank["stopped"][how] == ["Terminated", 30, "at step 30, of which there is a checkpoint"]
 
 
 def test_another_number_of_ranks_goes_on(both: Both) -> None:

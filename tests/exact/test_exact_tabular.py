@@ -873,6 +873,8 @@ def test_rewards_of_states_or_actions_are_told_how_they_become_tables():
             TabularMDP(table, reward[:2], initial, horizon=1)
         assert float(exact.expected_return(TabularMDP(table, acted, initial, horizon=1), None)) == pytest.approx(2.0)
         assert float(exact.expected_return(TabularMDP(table, arrived, initial, horizon=1), None)) == pytest.approx(2.5)
+    with pytest.raises(ValueError, match=r"if a state earns it, .*; if an action earns it in every state, give"):
+        TabularMDP(torch.full((2, 2, 2), 0.5), reward[:2], torch.ones(2) / 2, horizon=1)  # it may be either
     indices, certain = torch.tensor([[[1], [2]]] * 3), torch.ones(3, 2, 1)
     with pytest.raises(ValueError, match=r"and if arriving there does, reward\[indices\]$"):
         TabularMDP.from_successors(indices, certain, reward, initial, horizon=1)
