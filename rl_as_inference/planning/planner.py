@@ -15,6 +15,7 @@ from rl_as_inference.checks import check_at_least, holds, unvalidated
 from rl_as_inference.nouns import LearnedSoftValue, Policy, Problem, SoftV
 from rl_as_inference.processes import GymnasiumProcess, MarkovDecisionProcess, PartiallyObservedMDP
 from rl_as_inference.processes.kernels import drawn
+from rl_as_inference.processes.membership import check_states
 from rl_as_inference.spaces import is_unit_box
 
 __all__ = ["Answer", "Planner", "nothing_has_weight", "repeated"]
@@ -72,10 +73,12 @@ class Planner(ABC):
             t: the step, one for all.
 
         Raises:
-            ValueError: if ``state`` holds no numbers, no plan from a state has any weight, or the critic's answer has
+            ValueError: if ``state`` holds no numbers, or a state that there is none of, no plan from a state has any weight, or the critic's answer has
                 another shape or is NaN.
         """
         step, state = _one_step(t), state if isinstance(state, Tensor) else self._as_state(state)
+        if isinstance(space := self.process.state_space, gymnasium.spaces.Discrete):  # policies count from 0
+            check_states(state, gymnasium.spaces.Discrete(int(space.n)), f"what {type(self).__name__} is asked about")
         batch = self.process.batch_shape(state)
         states = state.reshape(-1, *state.shape[len(batch) :])
         with unvalidated():

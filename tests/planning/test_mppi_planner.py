@@ -145,6 +145,9 @@ def test_states_may_be_arrays():
                 torch.manual_seed(0)
                 answers.append(mode_of(planner(state, 0)))
             assert torch.equal(*answers)
+    for outside in (-1, torch.tensor([3, 16])):
+        with pytest.raises(ValueError, match=r"asked about is state (-1|16), and .* holds integers from 0 to 15"):
+            planner(outside, 0)
     with pytest.raises(ValueError, match=r"state must hold integers, .* got torch.float64"):
         planner(np.array([0.5]), 0)
     with pytest.raises(ValueError, match=r"with states of shape \(3,\), got .*2"):
