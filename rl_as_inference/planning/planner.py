@@ -73,8 +73,8 @@ class Planner(ABC):
             t: the step, one for all.
 
         Raises:
-            ValueError: if ``state`` holds no numbers, or a state that there is none of, no plan from a state has any weight, or the critic's answer has
-                another shape or is NaN.
+            ValueError: if ``state`` holds no numbers, or a state that there is none of; no plan from a state has any
+                weight; or the critic's answer has another shape or is NaN.
         """
         step, state = _one_step(t), state if isinstance(state, Tensor) else self._as_state(state)
         if isinstance(space := self.process.state_space, gymnasium.spaces.Discrete):  # policies count from 0
