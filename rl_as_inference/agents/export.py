@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import io
 import itertools
 import logging
 from collections.abc import Callable
@@ -256,7 +258,8 @@ def _written_onnx(program: Any, path: Path, *, timed: bool) -> Callable[..., Any
     level = exporter.level
     try:
         exporter.setLevel(logging.ERROR)
-        with silenced():  # of the exporter's own parts
+        # Of the exporter's own parts; before PyTorch 2.10 they also print what they have rewritten.
+        with silenced(), contextlib.redirect_stdout(io.StringIO()):
             torch.onnx.export(
                 program,
                 f=str(path),
