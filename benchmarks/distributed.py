@@ -181,7 +181,8 @@ def modelled(
         ranks: how many.
         number: trajectories of a gradient, of all ranks.
     """
-    step = compute[0] - compute[2] * (1 - 1 / ranks) + compute[1] * math.ceil(number / ranks)
+    share = 1 / ranks if ranks <= HORIZON else 1.0  # more ranks than steps each compute all of the table
+    step = compute[0] - compute[2] * (1 - share) + compute[1] * math.ceil(number / ranks)
     ring = sum(2 * (ranks - 1) * (latency + size / (ranks * bandwidth)) for size in sizes)
     halving = sum(2 * math.log2(ranks) * latency + 2 * size * (ranks - 1) / (ranks * bandwidth) for size in sizes)
     return {"ring": 1 / (step + ring), "halving_doubling": 1 / (step + halving)}
