@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -188,11 +189,11 @@ def test_measured_peaks_are_within_their_bounds() -> None:
 
 
 _FREES = """
-import sys, torch
+import os, sys, torch
 from rl_as_inference.memory import keep_freed_memory
 
 def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 before, blocks = held(), [torch.ones(2**18) for _ in range(100)]
@@ -202,7 +203,7 @@ print(kept, during - before, during - held())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, which alone is told")
 @pytest.mark.parametrize(("how", "environment"), [("keep", {}), ("leave", {}), ("keep", {"MALLOC_TOP_PAD_": "65536"})])
 def test_freed_memory_is_kept_unless_the_user_has_said_how(how: str, environment: dict[str, str]) -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
