@@ -23,6 +23,7 @@ def main() -> None:
         learning_starts=task.learning_starts,
         updates_per_step=1,
         num_envs=1,
+        precision=task.precision,
         # Left to itself it would judge by the warm-up alone, which is too short to repay compiling.
         compile="auto" if task.cold else True,
         **({} if task.algorithm == "sac" else {"architecture": "batch_norm"}),
@@ -35,7 +36,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "compiled": agent._update.compiled,
-            **{name: agent.options[name] for name in ("architecture", "actor_every", "adam_beta")},
+            **{name: agent.options[name] for name in ("architecture", "actor_every", "adam_beta", "precision")},
         },
     )
 

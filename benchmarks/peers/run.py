@@ -7,9 +7,11 @@ one at a time. What is timed is the whole loop: environment, replay and one upda
 or evaluation, on the CPU. A case "from a cold start" times all of it, from the start of a fresh process with empty
 caches on: imports, compiling, and the steps.
 
-Each contestant plays once for each number of threads (one, two, and all cores), and is judged by its
-fastest. Speeds are medians over rounds; a ratio is the median of the ratios within a round. Only ratios are required:
-they are of one machine and one hour. The run ends in PASS, or in FAIL with what does not hold.
+Each contestant plays once for each number of threads (one, two, and all cores), this project also with matrix products
+in bfloat16 where the processor has them (the peers have no such option), and is judged by its fastest. Speeds are
+medians over rounds; a ratio is the median of the ratios within a round. Only ratios are required: they are of one
+machine and one hour. A case's table is printed, and its result written in place of the last, as soon as it ends. The
+run ends in PASS, or in FAIL with what does not hold; half an hour on two cores.
 """
 
 import argparse
@@ -42,6 +44,7 @@ __all__ = ["Case", "Contestant", "Entry", "Result", "enter", "main", "match", "t
 _ROOT = Path(__file__).parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"
 _OURS, _SB3, _SBX = "rlai", "stable_baselines3", "sbx"
+_IN_BFLOAT16, _PACKAGE = "rlai_bfloat16", "rl-as-inference"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Case:
     critic_hidden_sizes: tuple[int, ...] | None = None
     cold_steps: int | None = None
     """Steps from a cold start, in place of turns."""
+    turn: float = 1.0
+    """How long a turn is, of others' steps; shorter where a step takes long."""
 
     @property
     def title(self) -> str:
@@ -84,7 +89,9 @@ CASES = {
     "cheetah": Case(*_CHEETAH, required_ratios={_SB3: 2.5, _SBX: 1.6}),
     "pendulum": Case("Pendulum-v1", (64, 64), 100, required_ratios={_SB3: 2.5, _SBX: 1.6}),
     # SBX's own widths, which are half of the paper's
-    "crossq": Case(*_CHEETAH, required_ratios={_SBX: 1.5}, algorithm="crossq", critic_hidden_sizes=(1024, 1024)),
+    "crossq": Case(
+        *_CHEETAH, required_ratios={_SBX: 1.5}, algorithm="crossq", critic_hidden_sizes=(1024, 1024), turn=0.2
+    ),
     "cold": Case(*_CHEETAH, required_ratios={_SBX: 1.0}, cold_steps=3000),
 }
 _COLD_ROUNDS = 3
@@ -93,25 +100,31 @@ _COLD_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Contestant:
-    """A library, the interpreter it is installed for, and its script."""
+    """A library, the interpreter it is installed for, its script, and the precision of its matrix products."""
 
     name: str
     title: str
     package: str
+    precision: str = "float32"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.package == _PACKAGE
 
     @property
     def interpreter(self) -> Path:
-        return Path(sys.executable) if self.name == _OURS else _ROOT / ".peers" / self.name / "bin" / "python"
+        return Path(sys.executable) if self.is_ours else _ROOT / ".peers" / self.name / "bin" / "python"
 
     @property
     def command(self) -> list[str]:
-        return [str(self.interpreter), "-m", f"benchmarks.peers.contestant_{self.name}"]
+        return [str(self.interpreter), "-m", f"benchmarks.peers.contestant_{_OURS if self.is_ours else self.name}"]
 
 
 CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
-        Contestant(_OURS, "this project", "rl-as-inference"),
+        Contestant(_OURS, "this project", _PACKAGE),
+        Contestant(_IN_BFLOAT16, "this project, bfloat16", _PACKAGE, "bfloat16"),
         Contestant(_SB3, "Stable-Baselines3", "stable-baselines3"),
         Contestant(_SBX, "SBX", "sbx-rl"),
     )
@@ -160,6 +173,7 @@ class Entry:
 @contextmanager
 def enter(contestant: Contestant, task: Task) -> Iterator[Entry]:
     """Yields a contestant that has started; its input ends with the context, and so does it."""
+    task = dataclasses.replace(task, precision=contestant.precision)
     # A folder of its own, because MuJoCo writes its log where it runs.
     with tempfile.TemporaryDirectory() as folder, open(f"{folder}/errors", "w+", errors="replace") as errors:
         environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
@@ -194,24 +208,25 @@ class Result:
     def median(self, key: tuple[str, int]) -> float:
         return self.steps / self.timings.seconds(key)
 
-    def best(self, name: str) -> tuple[str, int] | None:
-        """Returns the contestant's fastest entry; None if it did not play."""
-        return max((key for key in self.about if key[0] == name), key=self.median, default=None)
+    def best(self, package: str) -> tuple[str, int] | None:
+        """Returns a library's fastest entry; None if it did not play."""
+        entries = (key for key in self.about if CONTESTANTS[key[0]].package == package)
+        return max(entries, key=self.median, default=None)
 
     def ratio(self, key: tuple[str, int]) -> float | None:
         """Returns how many times as fast this project's best entry is; None if it did not play."""
-        ours = self.best(_OURS)
+        ours = self.best(_PACKAGE)
         return None if ours is None else self.timings.ratio(key, to=ours)
 
     def claims(self) -> dict[tuple[str, int], Claim]:
         """Returns the requirements, by the entry in whose row they stand."""
-        ours = self.best(_OURS)
+        ours = self.best(_PACKAGE)
         if ours is None:
             return {}
         required = {"at_most": False, "judged": self.judged}
         answer = {}
         for name, limit in self.case.required_ratios.items():
-            if (peer := self.best(name)) is not None:
+            if (peer := self.best(CONTESTANTS[name].package)) is not None:
                 text = f"{self.case.title}: times as fast as {CONTESTANTS[name].title}"
                 answer[peer] = Claim(text, self.timings.ratio(peer, to=ours), limit, **required)
         return answer
@@ -232,7 +247,8 @@ def match(
     Raises:
         RuntimeError: a contestant failed, or not all play the same version of the environment.
     """
-    contestants = [each for each in contestants if each.name == _OURS or each.name in case.required_ratios]
+    contestants = [each for each in contestants if each.is_ours or each.name in case.required_ratios]
+    steps = max(1, round(steps * case.turn))
     if case.cold_steps is not None:
         return _cold_match(case, contestants, threads, rounds=rounds, judged=judged, advance=advance)
     with ExitStack() as stack:
@@ -283,7 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the match from the command line; returns 1 if a requirement does not hold, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.run", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="default: all")
+    default = [name for name in CONTESTANTS if name != _IN_BFLOAT16 or _has_bfloat16()]
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=default, help="default: %(default)s")
     parser.add_argument("--threads", nargs="+", type=int, default=_threads(), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=1500, help="of a turn (default: %(default)s)")
@@ -293,23 +310,26 @@ def main(arguments: list[str] | None = None) -> int:
     steps, rounds = (200, 2) if options.quick else (options.steps, options.rounds)
     contestants = [CONTESTANTS[name] for name in options.contestants]
     console = Console(width=None if Console().is_terminal else 140)
-    machine = {"load_before": round(os.getloadavg()[0], 2), "cpu": cpu(), "cores": _cores(), "gflops": _gflops()}
+    path = options.out / ("peers-quick.json" if options.quick else "peers.json")
     total = 0
     for case in (CASES[name] for name in options.cases):
-        playing = len(options.threads) * sum(c.name in (_OURS, *case.required_ratios) for c in contestants)
+        playing = len(options.threads) * sum(c.is_ours or c.name in case.required_ratios for c in contestants)
         total += playing + rounds if case.cold_steps is None else playing * min(rounds, _COLD_ROUNDS)
+    claims: list[Claim] = []
     try:
         with progress_bar("peers", total) as bar:
             play = partial(match, steps=steps, rounds=rounds, judged=not options.quick, advance=bar.advance)
-            results = [play(CASES[name], contestants, options.threads) for name in options.cases]
+            for name in options.cases:
+                load = round(os.getloadavg()[0], 2)
+                machine = {"load_before": load, "cpu": cpu(), "cores": _cores(), "gflops": _gflops()}
+                result = play(CASES[name], contestants, options.threads)
+                console.print(table(result, machine))
+                write(name, result, machine, path)
+                claims += [claim for claim in result.claims().values() if claim.judged]
     except RuntimeError as error:
         console.print(str(error), style="bold red", markup=False, highlight=False)
         return 2
-    console.print(table(results, machine))
-    path = options.out / ("peers-quick.json" if options.quick else "peers.json")
-    write(results, machine, path)
     console.print(f"Written to {path}", highlight=False, soft_wrap=True)
-    claims = [claim for result in results for claim in result.claims().values() if claim.judged]
     failed = [claim for claim in claims if not claim.holds]
     for claim in failed:
         console.print(str(claim), style="bold red", markup=False, highlight=False, soft_wrap=True)
@@ -318,45 +338,41 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(failed))
 
 
-def table(results: list[Result], machine: dict[str, Any]) -> Table:
-    """Returns the table of all cases; a contestant's slower entries are dim."""
+def table(result: Result, machine: dict[str, Any]) -> Table:
+    """Returns the table of a case; a contestant's slower entries are dim."""
     caption = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['gflops']:.0f} GFLOP/s in fp32 matrix products; "
-        f"load before the match {machine['load_before']}"
+        f"median of {len(result.timings.rounds)} rounds; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['gflops']:.0f} GFLOP/s in fp32 matrix products; load before the match {machine['load_before']}"
     )
-    answer = Table(title="Soft actor-critic and CrossQ, whole loop, one update a step", caption=caption)
+    answer = Table(title=f"{result.case.title}, whole loop, one update a step", caption=caption)
     answer.add_column("contestant")
     for header in ("threads", "steps/s", "lowest - highest", "this project is", "required"):
         answer.add_column(header, justify="right")
     answer.add_column("verdict")
-    for result in results:
-        answer.add_section()
-        answer.add_row(f"[bold]{result.case.title}[/bold]", "", f"[dim]of {len(result.timings.rounds)}[/dim]")
-        claims = result.claims()
-        for key in sorted(result.about, key=lambda key: list(CONTESTANTS).index(key[0])):
-            name, threads = key
-            contestant, speeds, ratio = CONTESTANTS[name], result.speeds(key), result.ratio(key)
-            answer.add_row(
-                f"{contestant.title} {result.about[key]['versions'][contestant.package]}",
-                str(threads),
-                f"{result.median(key):,.0f}",
-                f"{min(speeds):,.0f} - {max(speeds):,.0f}",
-                "" if ratio is None or key == result.best(_OURS) else f"{ratio:.2f} ×",
-                *_verdict(claims.get(key)),
-                style=None if key == result.best(name) else "dim",
-            )
+    claims = result.claims()
+    for key in sorted(result.about, key=lambda key: list(CONTESTANTS).index(key[0])):
+        name, threads = key
+        contestant, speeds, ratio = CONTESTANTS[name], result.speeds(key), result.ratio(key)
+        answer.add_row(
+            f"{contestant.title} {result.about[key]['versions'][contestant.package]}",
+            str(threads),
+            f"{result.median(key):,.0f}",
+            f"{min(speeds):,.0f} - {max(speeds):,.0f}",
+            "" if ratio is None or key == result.best(_PACKAGE) else f"{ratio:.2f} ×",
+            *_verdict(claims.get(key)),
+            style=None if key == result.best(contestant.package) else "dim",
+        )
     return answer
 
 
-def write(results: list[Result], machine: dict[str, Any], path: Path) -> None:
-    """Writes results as JSON, whole or not at all."""
+def write(name: str, result: Result, machine: dict[str, Any], path: Path) -> None:
+    """Writes a case's result as JSON in place of its last; the file is written whole or not at all."""
+    cases = json.loads(path.read_text()) if path.exists() else {}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    text = json.dumps(
-        {"date": now, **machine, "cases": [_data(result) for result in results]}, indent=1, ensure_ascii=False
-    )
+    cases[name] = {"date": now, **machine, **_data(result)}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text(text + "\n")
+    draft.write_text(json.dumps(cases, indent=1, ensure_ascii=False) + "\n")
     draft.replace(path)
 
 
@@ -365,7 +381,7 @@ def _data(result: Result) -> dict[str, Any]:
         {
             "contestant": key[0],
             "threads": key[1],
-            "best": key == result.best(key[0]),
+            "best": key == result.best(CONTESTANTS[key[0]].package),
             "steps_per_second": result.median(key),
             "steps_per_second_by_round": result.speeds(key),
             "this_project_times_as_fast": result.ratio(key),
@@ -407,6 +423,12 @@ def _gflops() -> float:
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - start)
     return round(2 * size**3 / min(seconds) / 1e9, 1)
+
+
+def _has_bfloat16() -> bool:
+    """Returns whether this processor multiplies matrices of bfloat16 itself."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _cores() -> int:

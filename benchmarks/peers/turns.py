@@ -36,6 +36,8 @@ class Task:
     """``"sac"``, or ``"crossq"``: batch-normalised critics, and a policy that learns in every third update."""
     critic_hidden_sizes: tuple[int, ...] | None = None
     """The critics', where these are others."""
+    precision: str = "float32"
+    """Of matrix products, where a contestant has the choice."""
     cold: bool = False
     """Whether what a contestant does before its first step counts: it then decides itself whether to compile."""
     learning_starts: int = 100
