@@ -48,9 +48,9 @@ SIZES = [2, 2**8, 2**12, 2**16, 2**20, 2**23]
 def _worker(out: Path, quick: bool) -> None:
     """What each rank does; rank 0 writes."""
     import torch
-    import torch.distributed as dist
 
     import rl_as_inference as rlai
+    from rl_as_inference import distributed
     from rl_as_inference.distributed import joined
     from rl_as_inference.memory import keep_freed_memory
 
@@ -93,21 +93,20 @@ def _worker(out: Path, quick: bool) -> None:
         pairs, larger = [], []
         waiting: list[float] = []
         spent: list[float] = []
-        plain = dist.all_reduce
+        plain = distributed.add_up
 
-        def timed(*args: Any, **options: Any) -> Any:
+        def timed(tensor: torch.Tensor) -> None:
             began = time.perf_counter()
-            result = plain(*args, **options)
+            plain(tensor)
             spent.append(time.perf_counter() - began)
-            return result
 
         for _ in range(rounds):
             one = alone(NUMBER)
-            dist.all_reduce = timed
+            distributed.add_up = timed
             spent.clear()
             two = fitted(NUMBER, True)
             waiting.append(sum(spent) / steps)
-            dist.all_reduce = plain
+            distributed.add_up = plain
             pairs.append((one, (two[0], max(ranks.gather_objects(two[1])))))
         for _ in range(1 if quick else 5):
             larger.append((alone(LARGER), fitted(LARGER, True)))

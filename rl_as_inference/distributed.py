@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl_as_inference.arguments import checked
-from rl_as_inference.process_groups import JOB, is_started_by_torchrun, words_to_type
+from rl_as_inference.process_groups import JOB, add_up, is_started_by_torchrun, words_to_type
 from rl_as_inference.randomness import forked, seeded
 from rl_as_inference.stops import asked_to_stop, stoppable
 from rl_as_inference.whole_files import Owner
@@ -121,13 +121,13 @@ class Ranks:
         if self.size == 1:
             return tensor.detach()
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        self._together(lambda: dist.all_reduce(total))
+        self._together(lambda: add_up(total))
         return total
 
     def add_up(self, tensor: Tensor) -> None:
         """Sums all ranks' tensors of one shape in place."""
         if self.size > 1:
-            self._together(lambda: dist.all_reduce(tensor))
+            self._together(lambda: add_up(tensor))
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Returns the mean of all ranks' tensors of one shape, bit for bit the same on each; no gradient passes."""

@@ -7,19 +7,24 @@ import math
 import os
 import shlex
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["JOB", "PATIENCE", "is_started_by_torchrun", "words_to_type"]
+__all__ = ["JOB", "PATIENCE", "add_up", "is_started_by_torchrun", "words_to_type"]
 
 PATIENCE = "RLAI_RANK_SECONDS"
 """The environment's variable that says how long ranks wait for one that hangs; as long as PyTorch's, if unset."""
+
+_AWAKE = 0.005
+"""Seconds in which a rank that waits for a sum keeps its core awake."""
 
 
 class _Job:
@@ -79,6 +84,24 @@ class _Job:
 
 
 JOB = _Job()
+
+
+def add_up(tensor: Tensor) -> None:
+    """Sums all ranks' tensors of one shape in place.
+
+    A core that falls asleep wakes late, more than once in a sum between processors: of 200 kB one took 2 ms in a step
+    of 40, and takes 0.6 where the ranks stay awake.
+    """
+    work = dist.all_reduce(tensor, async_op=True)
+    if tensor.device.type == "cpu":
+        end = time.monotonic() + _AWAKE
+        while not work.is_completed() and time.monotonic() < end:
+            _let_others()
+    work.wait()
+
+
+_let_others = getattr(os, "sched_yield", lambda: time.sleep(0))
+"""Lets whoever has work have the core."""
 
 
 def _patience() -> timedelta:
