@@ -20,6 +20,7 @@ from rl_as_inference.distributed import ALONE, Ranks
 from rl_as_inference.histories import Histories, History
 from rl_as_inference.nouns import Policy, SoftV, takes_all_steps
 from rl_as_inference.objectives.action_steps import over_time
+from rl_as_inference.objectives.estimators import return_to_go
 from rl_as_inference.trajectories import Trajectories
 
 __all__ = [
@@ -104,7 +105,7 @@ def path_residuals(values_t: Tensor, terms_t: Tensor, n: int = 1) -> Tensor:
         )
     n = min(n, len(terms_t))
     behind = torch.zeros_like(terms_t[:n])
-    to_go = terms_t.flip(0).cumsum(0).flip(0)
+    to_go = return_to_go(terms_t)
     onward = torch.cat([values_t[n:].detach(), behind])
     return values_t - (to_go - torch.cat([to_go[n:], behind])) - onward
 
