@@ -30,7 +30,13 @@ CURVES = Path(__file__).parent / "results" / "curves"
 SMALL: dict[str, Any] = {"hidden_sizes": (64, 64), "learning_rate": 1e-3}
 DISCRETE: dict[str, Any] = {**SMALL, "batch_size": 128, "target_average": 0.05, "target_entropy": 0.2}
 # Twice the updates at half the rate: the actor of a discrete policy otherwise falls behind its critic now and then.
-SLOWER: dict[str, Any] = {"learning_rate": 5e-4, "updates_per_step": 2, "batch_size": 256, "target_average": 0.02}
+SLOWER: dict[str, Any] = {
+    "learning_rate": 5e-4,
+    "updates_per_step": 2,
+    "batch_size": 256,
+    "target_average": 0.02,
+    "learning_starts": 1_000,
+}
 # Random actions swing the acrobot up in one episode of forty. What finds the way is hope: values start at 0, far above
 # those of a reward of -1 a step, and one critic keeps that where the least of two would not; a low fixed temperature
 # follows it, where a tuned one sinks before the first success.
@@ -42,6 +48,7 @@ HOPEFUL: dict[str, Any] = {
     "temperature": 0.05,
     "n_step": 3,
     "num_critics": 1,
+    "learning_starts": 1_000,
 }
 
 
