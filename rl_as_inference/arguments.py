@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl_as_inference.checks import check_discount, check_horizon, check_temperature, is_deferred
 
-__all__ = ["checked", "checked_but", "standing_for", "still_wanted"]
+__all__ = ["checked", "checked_but", "standing_for", "still_wanted", "takes"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,13 +113,34 @@ def still_wanted(function: Callable[..., Any], num_given: int = 0, names: Iterab
         >>> still_wanted(lambda state, t, noise=0.0: None), still_wanted(lambda state, t: None, 1)
         (['state', 't'], ['t'])
     """
+    if (signature := _signature(function)) is None:
+        return []
+    by_place = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [p.name for p in by_place[num_given:] if p.default is p.empty and p.name not in names]
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Returns whether a call may have so many arguments in their places and no others, or it is not known.
+
+    Example:
+        >>> takes(lambda state, t: None, 2), takes(lambda: None, 2), takes(max, 2)
+        (True, False, True)
+    """
+    if (signature := _signature(function)) is None:
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     called = function.forward if isinstance(function, torch.nn.Module) else function  # whose own says *args
     try:
-        parameters = inspect.signature(called, follow_wrapped=False).parameters.values()  # a wrapper may give some
+        return inspect.signature(called, follow_wrapped=False)  # a wrapper may give some
     except (TypeError, ValueError):
-        return []
-    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return [p.name for p in by_place[num_given:] if p.default is p.empty and p.name not in names]
+        return None
 
 
 def _read(parameters: Sequence[inspect.Parameter], function: Any, without: set[str]) -> dict[str, Check]:

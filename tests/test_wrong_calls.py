@@ -348,7 +348,7 @@ CALLS: dict[str, Call] = {
         lambda: {"horizon": 2},
         {"horizon": ["a", -1, 2.5, True, NAN, None], "like": [3, "a"], "discount": ["a", -0.1, 1.1, NAN, 1j, None]},
     ),
-    "follow": Call(rlai.follow, lambda: {"program": models.corridor(), "policy": abs}),
+    "follow": Call(rlai.follow, lambda: {"program": models.corridor(), "policy": lambda state, t: None}),
     "simulate": Call(rlai.simulate, lambda: {"program": models.corridor()}),
     "survival": Call(rlai.survival, lambda: {"program": models.corridor()}),
     "given_return": Call(

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from rl_as_inference.arguments import checked
+from rl_as_inference.arguments import checked, takes
 from rl_as_inference.host import note_registered
 from rl_as_inference.nouns import Policy, Program
 from rl_as_inference.program.sites import ACTION, is_action, step_of
@@ -35,8 +35,8 @@ def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
         policy: a callable ``(state, t) -> Distribution``.
 
     Raises:
-        ValueError: if the policy is missing; and, when the guide runs, if the policy's answer is
-            not a distribution or its event shape is not the action prior's.
+        ValueError: if the policy is missing, or does not take two arguments; and, when the guide runs, if its answer
+            is not a distribution or its event shape is not the action prior's.
 
     Example:
         >>> from rl_as_inference.program import act
@@ -53,6 +53,11 @@ def follow(program: Program | None = None, policy: Policy | None = None) -> Any:
         raise ValueError("follow: policy is missing; call follow(program, policy), or follow(policy=policy)")
     if not callable(policy):
         raise ValueError(f"follow: policy must be a callable (state, t) -> Distribution, not {policy!r}")
+    if not takes(policy, 2):
+        raise ValueError(
+            f"follow: policy must take (state, t), which {policy!r} does not; the program comes first, as in "
+            f"follow(program, policy)"
+        )
     if program is None:
         return Follow(policy)
     if not callable(program):

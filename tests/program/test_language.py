@@ -870,6 +870,8 @@ def test_follow_without_a_policy():
 def test_follow_with_what_cannot_be_called():
     with pytest.raises(ValueError, match=r"follow: policy must be a callable \(state, t\) -> Distribution, not 3"):
         follow(corridor, 3)
+    with pytest.raises(ValueError, match=r"follow: policy must take \(state, t\), .*the program comes first"):
+        follow(lambda state, t: dist.Bernoulli(0.5), lambda: None)
     with pytest.raises(ValueError, match=r"follow: program must be a callable, not int"):
         follow(3, table_policy)
 
