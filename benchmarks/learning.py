@@ -196,6 +196,20 @@ CASES = {
         judged_by_mean=True,
         together=False,
     ),
+    # The same in bfloat16, beside it.
+    "half_cheetah_sac_bfloat16": Case(
+        "HalfCheetah-v5",
+        SoftActorCritic,
+        100_000,
+        10_000,
+        (0, 1, 2),
+        10,
+        5_418,
+        "mean return of 3 seeds at 100,000 steps, as half_cheetah_sac",
+        judged_by_mean=True,
+        together=False,
+        config={"precision": "bfloat16"},
+    ),
     # Bhatt et al. 2024, ten seeds: 8,112 ± 944, 2,764 ± 823, 3,914 ± 1,730 and 2,299 ± 1,347 at 100,000 steps.
     "half_cheetah_batch_norm": _crossq("HalfCheetah-v5", 8_100, "CrossQ's published mean"),
     "hopper_batch_norm": _crossq("Hopper-v5", 1_941, "CrossQ's less a standard deviation", **NARROW),
