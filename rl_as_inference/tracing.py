@@ -39,7 +39,8 @@ def traced(
     Args:
         function: of tensors; it returns tensors, nested in tuples, lists and dictionaries, or None.
         examples: its arguments, of the shapes that all later ones have. What it writes into them is written.
-        decompositions: operations to be replaced by functions of the same arguments.
+        decompositions: operations to be replaced by functions of the same arguments; one that returns NotImplemented
+            leaves the operation as it is.
 
     Example:
         >>> double = traced(lambda x: (2 * x, x.sum()), [torch.ones(2)])
@@ -101,7 +102,9 @@ class _Tape(TorchDispatchMode):
         named = kwargs or {}
         if func in self.decompositions:
             with self:
-                return self.decompositions[func](*args, **named)
+                result = self.decompositions[func](*args, **named)
+            if result is not NotImplemented:
+                return result
         arguments = tree_map(self._name, (args, named))
         if func._schema.is_mutable:
             self.written.update(_memory(leaf) for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor))

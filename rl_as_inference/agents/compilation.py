@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rl_as_inference.agents.rounded_products import rounding
 from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.tracing import in_direct_calls, traced
 
@@ -58,7 +59,9 @@ def accelerate(
     inputs = (*written, *read)
     examples: list[Any] = [*(tensor.clone() for tensor in written), *read]
     on_host = inputs[0].device.type == "cpu"
-    decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _biased_product} if on_host else {}
+    decompositions: dict[Any, Any] = {}
+    if on_host:
+        decompositions = {torch.ops.aten.addmm.default: _biased_product, **rounding()}
     graph: Any = traced(function, examples, decompositions)
     held = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
     if held := [name for name in held if isinstance(leaf := getattr(graph, name), nn.Parameter) and leaf.requires_grad]:
