@@ -11,7 +11,7 @@ import torch
 
 from rl_as_inference.turns import turn
 
-__all__ = ["Precision", "check_precision", "one_thread_if_small", "products_in"]
+__all__ = ["Precision", "check_precision", "multiplies_in_bfloat16", "one_thread_if_small", "products_in"]
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -77,6 +77,13 @@ class _Number:
 _NUMBER = _Number()
 
 
+def multiplies_in_bfloat16() -> bool:
+    """Returns whether this processor multiplies matrices of bfloat16 itself."""
+    if torch.cpu._is_avx512_supported():
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def check_precision(precision: Precision, device: torch.device, dtype: torch.dtype) -> None:
     """Raises ValueError if matrix products cannot be taken in this precision, or it would change nothing."""
     if precision == "float32":
@@ -85,9 +92,10 @@ def check_precision(precision: Precision, device: torch.device, dtype: torch.dty
         raise ValueError(
             f"precision={precision!r} rounds products of float32, and dtype is {dtype}; leave one of them out"
         )
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and not multiplies_in_bfloat16():
         raise ValueError(
-            f"precision={precision!r} needs a processor that multiplies so (AVX-512, AMX), and this one does not"
+            f"precision={precision!r} needs a processor that multiplies so (AMX, AVX-512's or Arm's bfloat16), and "
+            f"this one does not; leave it out"
         )
 
 
@@ -95,8 +103,9 @@ def check_precision(precision: Precision, device: torch.device, dtype: torch.dty
 def products_in(precision: Precision) -> Iterator[None]:
     """Takes matrix products of float32 with factors rounded to bfloat16, and sums in float32, if asked.
 
-    The processor's matrix units do so at several times the speed; a GPU rounds to TensorFloat-32 instead, whose
-    mantissa is three bits longer. It is the whole process's setting meanwhile.
+    The processor's matrix units do so at several times the speed; where they do not round by themselves, what is traced
+    meanwhile does (``agents/rounded_products.py``), and rounds the product too. A GPU rounds to TensorFloat-32 instead,
+    whose mantissa is three bits longer. It is the whole process's setting meanwhile.
 
     Example:
         >>> with products_in("bfloat16"):

@@ -38,6 +38,7 @@ from benchmarks.measure import Claim, Timings
 from benchmarks.peers.turns import Task
 from benchmarks.run import _cpu as cpu
 from rl_as_inference.progress import progress_bar
+from rl_as_inference.threads import multiplies_in_bfloat16
 
 __all__ = ["Case", "Contestant", "Entry", "Result", "enter", "main", "match", "table", "write"]
 
@@ -299,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the match from the command line; returns 1 if a requirement does not hold, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.run", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
-    default = [name for name in CONTESTANTS if name != _IN_BFLOAT16 or _has_bfloat16()]
+    default = [name for name in CONTESTANTS if name != _IN_BFLOAT16 or multiplies_in_bfloat16()]
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=default, help="default: %(default)s")
     parser.add_argument("--threads", nargs="+", type=int, default=_threads(), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
@@ -423,12 +424,6 @@ def _gflops() -> float:
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - start)
     return round(2 * size**3 / min(seconds) / 1e9, 1)
-
-
-def _has_bfloat16() -> bool:
-    """Returns whether this processor multiplies matrices of bfloat16 itself."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _cores() -> int:
