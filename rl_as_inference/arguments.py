@@ -136,7 +136,11 @@ def takes(function: Callable[..., Any], count: int) -> bool:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    called = function.forward if isinstance(function, torch.nn.Module) else function  # whose own says *args
+    called = function
+    if isinstance(function, torch.nn.Module) and type(function).__call__ is torch.nn.Module.__call__:
+        if function._forward_pre_hooks:  # which may give others
+            return None
+        called = function.forward  # the module's own says *args
     try:
         return inspect.signature(called, follow_wrapped=False)  # a wrapper may give some
     except (TypeError, ValueError):

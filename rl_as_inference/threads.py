@@ -11,7 +11,14 @@ import torch
 
 from rl_as_inference.turns import turn
 
-__all__ = ["Precision", "check_precision", "multiplies_in_bfloat16", "one_thread_if_small", "products_in"]
+__all__ = [
+    "Precision",
+    "check_precision",
+    "multiplies_in_bfloat16",
+    "one_thread_if_small",
+    "products_in",
+    "rounds_one_by_one",
+]
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -77,11 +84,32 @@ class _Number:
 _NUMBER = _Number()
 
 
+class _Asked(threading.local):
+    """The precision that :func:`products_in` was given; PyTorch's own setting may be the user's."""
+
+    precision: Precision = "float32"
+
+
+_ASKED = _Asked()
+
+
+def rounds_one_by_one() -> bool:
+    """Returns whether products in bfloat16 are asked for of a processor that multiplies so and does not round itself.
+
+    oneDNN rounds factors of float32 where there are AMX tiles, and leaves them as they are on other processors.
+    """
+    asked = _ASKED.precision == "bfloat16"
+    return asked and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+
+
 def multiplies_in_bfloat16() -> bool:
     """Returns whether this processor multiplies matrices of bfloat16 itself."""
     if torch.cpu._is_avx512_supported():
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # PyTorch was built without oneDNN
+        return False
 
 
 def check_precision(precision: Precision, device: torch.device, dtype: torch.dtype) -> None:
@@ -113,10 +141,12 @@ def products_in(precision: Precision) -> Iterator[None]:
         'medium'
     """
     with turn:
-        before = torch.get_float32_matmul_precision()
+        before, asked = torch.get_float32_matmul_precision(), _ASKED.precision
+        _ASKED.precision = precision
         if precision == "bfloat16":
             torch.set_float32_matmul_precision("medium")
         try:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+            _ASKED.precision = asked

@@ -228,7 +228,7 @@ class Result:
         answer = {}
         for name, limit in self.case.required_ratios.items():
             if (peer := self.best(CONTESTANTS[name].package)) is not None:
-                text = f"{self.case.title}: times as fast as {CONTESTANTS[name].title}"
+                text = f"{self.case.title}: {CONTESTANTS[ours[0]].title} times as fast as {CONTESTANTS[name].title}"
                 answer[peer] = Claim(text, self.timings.ratio(peer, to=ours), limit, **required)
         return answer
 
@@ -369,6 +369,7 @@ def table(result: Result, machine: dict[str, Any]) -> Table:
 def write(name: str, result: Result, machine: dict[str, Any], path: Path) -> None:
     """Writes a case's result as JSON in place of its last; the file is written whole or not at all."""
     cases = json.loads(path.read_text()) if path.exists() else {}
+    cases = {key: case for key, case in cases.items() if key in CASES}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     cases[name] = {"date": now, **machine, **_data(result)}
     path.parent.mkdir(parents=True, exist_ok=True)

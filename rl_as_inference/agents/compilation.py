@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rl_as_inference.agents.rounded_products import rounding
 from rl_as_inference.host import in_turn, levels_to_the_user
+from rl_as_inference.threads import rounds_one_by_one
 from rl_as_inference.tracing import in_direct_calls, traced
 
 __all__ = ["CompileCost", "accelerate", "compiled_if_possible", "draws_apart", "repays"]
@@ -37,7 +38,12 @@ _GAIN = 0.45
 
 
 def accelerate(
-    function: Callable[..., Any], written: Sequence[Tensor], read: Sequence[Tensor], *, compile: bool
+    function: Callable[..., Any],
+    written: Sequence[Tensor],
+    read: Sequence[Tensor],
+    *,
+    compile: bool,
+    may_round: bool = True,
 ) -> Callable[..., Any]:
     """Returns a function with the effect of ``function(*written, *read)``, without its Python.
 
@@ -52,6 +58,8 @@ def accelerate(
         written: the tensors that it writes into; they are left as they are until the first call.
         read: the tensors that it only reads, which may be large. On CUDA every call is on these very tensors.
         compile: whether to compile.
+        may_round: whether matrix products are taken in bfloat16, where :func:`~rl_as_inference.threads.products_in`
+            asks for it; large ones, on the host.
 
     Raises:
         ValueError: if the function reads a module's parameter that is not among its arguments.
@@ -59,9 +67,9 @@ def accelerate(
     inputs = (*written, *read)
     examples: list[Any] = [*(tensor.clone() for tensor in written), *read]
     on_host = inputs[0].device.type == "cpu"
-    decompositions: dict[Any, Any] = {}
-    if on_host:
-        decompositions = {torch.ops.aten.addmm.default: _biased_product, **rounding()}
+    decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _biased_product} if on_host else {}
+    if on_host and may_round and rounds_one_by_one():
+        decompositions |= rounding()
     graph: Any = traced(function, examples, decompositions)
     held = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
     if held := [name for name in held if isinstance(leaf := getattr(graph, name), nn.Parameter) and leaf.requires_grad]:

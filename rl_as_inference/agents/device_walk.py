@@ -176,7 +176,7 @@ class DeviceWalk:
             self.is_traced = not asked.of_values
             if not self.is_traced:
                 return self._write
-            traced = accelerate(self._write, written, read, compile=False)
+            traced = accelerate(self._write, written, read, compile=False, may_round=False)
             if device.type == "cpu":  # what looked at values past PyTorch gives itself away in other states
                 self.is_traced = self._agree(traced, written, read)
             return traced if self.is_traced else self._write

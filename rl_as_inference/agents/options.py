@@ -253,8 +253,8 @@ class LearnerOptions(TypedDict, total=False):
         Precision,
         Row(
             "float32",
-            "of matrix products: 'bfloat16' rounds what is multiplied (and without AMX the product), not the sums, at "
-            "up to twice the speed",
+            "of matrix products: 'bfloat16' rounds what is multiplied, not the sums, where a processor gains by it "
+            "(without AMX it is large products, which are rounded too)",
         ),
     ]
     compile: Annotated[bool | Literal["auto"], Row("auto", "compile the update, once; 'auto' where it repays", compile)]

@@ -288,6 +288,8 @@ class TabularMDP(MarkovDecisionProcess):
         all_actions = torch.sub(pairs, before, alpha=num_actions)
         if self.reward_table.dim() == 2:
             rewards = _looked_up(self.reward_table, pairs)
+        elif isinstance(kernel, DenseKernel) and self.reward_table.is_contiguous():
+            rewards = _looked_up(self.reward_table, torch.add(all_states[1:], pairs, alpha=self.num_states))
         else:
             rewards = self.reward(before, all_actions, all_states[1:])
         log_p = _looked_up(self.log_action_prior, pairs)

@@ -876,6 +876,20 @@ def test_follow_with_what_cannot_be_called():
         follow(3, table_policy)
 
 
+class AroundANetwork(torch.nn.Linear):
+    """Called with state and time, where its forward has one argument."""
+
+    def __call__(self, state, t):
+        return dist.Bernoulli(logits=super().__call__(state.reshape(-1, 1).float()).squeeze(-1))
+
+
+def test_follow_takes_modules_that_are_called_in_their_own_way():
+    follow(corridor, AroundANetwork(1, 1))
+    hooked = torch.nn.Identity()
+    hooked.register_forward_pre_hook(lambda module, given: given[:1])
+    follow(corridor, hooked)
+
+
 def test_a_policy_that_answers_with_no_distribution():
     with pytest.raises(ValueError, match=r"policy must return a distribution; at site 'action_0' it returned Tensor"):
         follow(corridor, lambda state, t: torch.ones(2))()
