@@ -103,6 +103,22 @@ CASES = {
         "return of the worst of 20 seeds at 5,000 steps",
         config={**SMALL, "batch_size": 256, "learning_starts": 200, "updates_per_step": 2, "target_average": 0.01},
     ),
+    "pendulum_batch_norm": Case(
+        "Pendulum-v1",
+        SoftActorCritic,
+        5_000,
+        500,
+        tuple(range(20)),
+        20,
+        -200,
+        "return of the worst of 20 seeds at 5,000 steps",
+        config={
+            "architecture": "batch_norm",
+            "hidden_sizes": (64, 64),
+            "critic_hidden_sizes": (128, 128),
+            "learning_starts": 500,
+        },
+    ),
     "cartpole_sac": Case(
         "CartPole-v1",
         SoftActorCritic,
