@@ -132,7 +132,7 @@ def products_in(precision: Precision) -> Iterator[None]:
     """Takes matrix products of float32 with factors rounded to bfloat16, and sums in float32, if asked.
 
     The processor's matrix units do so at several times the speed; where they do not round by themselves, what is traced
-    meanwhile does (``agents/rounded_products.py``), and rounds the product too. A GPU rounds to TensorFloat-32 instead,
+    meanwhile does (``agents/compilation.py``), and rounds the product too. A GPU rounds to TensorFloat-32 instead,
     whose mantissa is three bits longer. It is the whole process's setting meanwhile.
 
     Example:

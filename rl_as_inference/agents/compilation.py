@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rl_as_inference.agents.rounded_products import rounding
 from rl_as_inference.host import in_turn, levels_to_the_user
 from rl_as_inference.threads import rounds_one_by_one
 from rl_as_inference.tracing import in_direct_calls, traced
@@ -27,12 +26,16 @@ __all__ = ["CompileCost", "accelerate", "compiled_if_possible", "draws_apart", "
 
 Made = TypeVar("Made")
 
+aten = torch.ops.aten
+
 _COLD = 20.0
 """Seconds that compiling an update takes where nothing like it was compiled before."""
 _WARM = 0.3
 """What it takes of that once it is in TorchInductor's cache."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 """No room, read-only, not allowed, over quota."""
+_WORTH_ROUNDING = 2**23
+"""Multiplications of a product from which rounding repays itself: 256 rows and 128 × 128 gain nothing."""
 _GAIN = 0.45
 """Of an uncompiled update's time, what a compiled one saves at least: nine tenths at 64 units, half at 256."""
 
@@ -67,9 +70,9 @@ def accelerate(
     inputs = (*written, *read)
     examples: list[Any] = [*(tensor.clone() for tensor in written), *read]
     on_host = inputs[0].device.type == "cpu"
-    decompositions: dict[Any, Any] = {torch.ops.aten.addmm.default: _biased_product} if on_host else {}
-    if on_host and may_round and rounds_one_by_one():
-        decompositions |= rounding()
+    decompositions: dict[Any, Any] = {aten.addmm.default: _biased_product} if on_host else {}
+    if rounds := on_host and may_round and rounds_one_by_one():
+        decompositions |= {each.default: partial(_rounded_product, each.default) for each in (aten.mm, aten.bmm)}
     graph: Any = traced(function, examples, decompositions)
     held = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
     if held := [name for name in held if isinstance(leaf := getattr(graph, name), nn.Parameter) and leaf.requires_grad]:
@@ -80,14 +83,14 @@ def accelerate(
     if compile and (reason := _why_not(inputs[0].device)):
         _warn(reason)
         compile = False
-    fast = _compiled(graph, examples, on_host) if compile else in_direct_calls(graph)
+    fast = _compiled(graph, examples, on_host, rounds) if compile else in_direct_calls(graph)
     if inputs[0].device.type == "cuda":
         fast = _captured(fast, written, read)
     return fast
 
 
 @in_turn
-def _compiled(graph: Any, examples: list[Any], on_host: bool) -> Callable[..., Any]:
+def _compiled(graph: Any, examples: list[Any], on_host: bool, rounds: bool) -> Callable[..., Any]:
     """Returns the graph compiled by TorchInductor, whose import alone adds to filters of warnings and environment."""
     from torch import _inductor as inductor
 
@@ -103,8 +106,8 @@ def _compiled(graph: Any, examples: list[Any], on_host: bool) -> Callable[..., A
         # On the host the calls are in C++: at 64 units Python's own are two fifths of an update.
         "cpp_wrapper": on_host,
         # What is told of whole columns (a batch's statistics) is computed once, and not again for every element: a
-        # batch-normalised update takes four fifths of the time.
-        "realize_opcount_threshold": 6,
+        # batch-normalised update takes four fifths of the time. Roundings are operations too.
+        "realize_opcount_threshold": 12 if rounds else 6,
     }
     compiled: Any = inductor.compile(graph, examples, options)
     return compiled if on_host else lambda *tensors: compiled(*tensors, *draw())
@@ -118,6 +121,13 @@ def _biased_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 
     """
     product = torch.mm(left, right)
     return (alpha * product[None] + beta * bias)[0]
+
+
+def _rounded_product(product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Any:
+    """Returns a product of rounded factors, for processors that multiply bfloat16 but do not round by themselves."""
+    if left.dtype != torch.float32 or left.numel() * right.shape[-1] < _WORTH_ROUNDING:
+        return NotImplemented
+    return product(left.to(torch.bfloat16), right.to(torch.bfloat16)).to(torch.float32)  # whose sums are of float32
 
 
 def draws_apart(graph: Any) -> Callable[[], list[Tensor]]:

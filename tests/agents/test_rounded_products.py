@@ -1,7 +1,5 @@
 """Products of factors rounded to bfloat16, held to float64."""
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -81,15 +79,3 @@ def test_what_rounds_by_itself_or_not_at_all_is_left_alone(
     with products_in("bfloat16"):
         assert not rounds_one_by_one()
     assert not rounds_one_by_one()
-
-
-def test_rounding_does_not_load_the_compiler():
-    """Which takes two seconds, and adds to the filters of warnings."""
-    script = """if True:
-        import sys, warnings, torch
-        from rl_as_inference.agents import rounded_products
-        before = len(warnings.filters)
-        torch.ops.rl_as_inference.rounded_product(torch.ones(4, 4), torch.ones(4, 4))
-        assert "torch._dynamo" not in sys.modules and len(warnings.filters) == before
-    """
-    subprocess.run([sys.executable, "-c", script], check=True)
