@@ -16,8 +16,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import gymnasium
 
 from benchmarks.distractors import masked_cartpole
 from benchmarks.pixel_gridworld import most, pixel_gridworld
@@ -261,6 +264,20 @@ CASES["pendulum_batch_norm"] = replace(
         "learning_starts": 500,
     },
 )
+CASES["half_cheetah_batch_norm_two_updates"] = replace(
+    CASES["half_cheetah_batch_norm"], config={**BATCH_NORM, **NARROW, "updates_per_step": 2}
+)
+CASES["lunar_lander_continuous_batch_norm"] = Case(
+    partial(gymnasium.make, "LunarLander-v3", continuous=True),
+    SoftActorCritic,
+    60_000,
+    10_000,
+    (0, 1, 2),
+    20,
+    200,
+    "return of the worst of 3 seeds at 60,000 steps",
+    config={"architecture": "batch_norm", "hidden_sizes": (64, 64), "critic_hidden_sizes": (128, 128)},
+)
 CASES["half_cheetah_sac_bfloat16"] = replace(
     CASES["half_cheetah_sac"],
     seeds=(0, 1, 2),
@@ -279,6 +296,25 @@ def final_returns(name: str) -> list[float]:
         if rows and int(rows[-1]["step"]) >= CASES[name].steps:
             finals.append(float(rows[-1]["mean_return"]))
     return finals
+
+
+def seconds_to(wanted: float, path: Path) -> list[tuple[float, bool]]:
+    """Returns for each seed of a file the seconds of learning until it first earns what is wanted, and whether it did.
+
+    Between evaluations a curve is straight; one that stays below took all its seconds and more.
+    """
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for seed in dict.fromkeys(row.get("seed") for row in rows):
+        curve = [(float(row["seconds"]), float(row["mean_return"])) for row in rows if row.get("seed") == seed]
+        above = next((index for index, (_, earned) in enumerate(curve) if earned >= wanted), None)
+        if above is None or above == 0:
+            found.append((curve[-1 if above is None else 0][0], above == 0))
+            continue
+        (start, low), (end, high) = curve[above - 1 : above + 1]
+        found.append((start + (wanted - low) / (high - low) * (end - start), True))
+    return found
 
 
 def run(name: str, seeds: Sequence[int] | None = None, keep: Path | None = None, steps: int | None = None) -> None:
