@@ -60,7 +60,7 @@ def measure(quick: bool, advance: Advance) -> Section:
             rows.append(Row(case, "learning", note=note))
             value = statistics.mean(finals) if config.judged_by_mean else min(finals)
             claims.append(Claim(f"{case}: {config.wanted}", value, config.limit, at_most=False, judged=not quick))
-    found, told = until_it_earns(6_000)
+    found, told = until_it_earns(6_000, judged=not quick)
     rows, claims = rows + found, claims + told
     rows += multi_goal.rows()
     claims += multi_goal.claims(judged=not quick)
@@ -69,7 +69,7 @@ def measure(quick: bool, advance: Advance) -> Section:
     return Section("soft actor-critic on environments", "", settings, rows, claims)
 
 
-def until_it_earns(wanted: float) -> tuple[list[Row], list[Claim]]:
+def until_it_earns(wanted: float, *, judged: bool) -> tuple[list[Row], list[Claim]]:
     """Returns the seconds of learning, on one thread, until committed curves of HalfCheetah-v5 earn what is wanted.
 
     One that has not earned it counts with the seconds that it took, so that the ratios are at most what they say.
@@ -91,7 +91,7 @@ def until_it_earns(wanted: float) -> tuple[list[Row], list[Claim]]:
             return rows, []
     (_, first), *others = means.items()
     return rows, [
-        Claim(f"HalfCheetah-v5: seconds until it earns {wanted:,.0f}, over those of {name}", first / other, limit)
+        Claim(f"HalfCheetah-v5: seconds to {wanted:,.0f}, over those of {name}", first / other, limit, judged=judged)
         for (name, other), limit in zip(others, (1.0, 0.6, 0.6), strict=True)
     ]
 
