@@ -1,5 +1,6 @@
 """Soft actor-critic on environments: whole loop, update alone, and the committed learning curves."""
 
+import math
 import statistics
 import time
 from typing import Any
@@ -72,11 +73,12 @@ def measure(quick: bool, advance: Advance) -> Section:
 def until_it_earns(wanted: float, *, judged: bool) -> tuple[list[Row], list[Claim]]:
     """Returns the seconds of learning, on one thread, until committed curves of HalfCheetah-v5 earn what is wanted.
 
-    One that has not earned it counts with the seconds that it took, so that the ratios are at most what they say.
+    Another's that has not earned it counts with the seconds that it took, so that a ratio is at most what is said; a
+    batch-normalised one would have to take for ever.
     """
-    peers = CURVES.parent
+    peers, ours = CURVES.parent, "this project, batch-normalised"
     paths = {
-        "this project, batch-normalised": sorted(CURVES.glob("half_cheetah_batch_norm_two_updates_seed*.csv")),
+        ours: sorted(CURVES.glob("half_cheetah_batch_norm_two_updates_seed*.csv")),
         "this project, plain": sorted(CURVES.glob("half_cheetah_sac_bfloat16_seed*.csv")),
         "Stable-Baselines3's SAC": [peers / "half_cheetah_stable_baselines3.csv"],
         "SBX's CrossQ": [peers / "half_cheetah_sbx_crossq.csv"],
@@ -87,12 +89,12 @@ def until_it_earns(wanted: float, *, judged: bool) -> tuple[list[Row], list[Clai
         means[name] = statistics.mean(seconds for seconds, _ in found)
         shown = ", ".join(f"{'' if there else 'more than '}{seconds:,.0f} s" for seconds, there in found)
         rows.append(Row(name, f"until it earns {wanted:,.0f}", note=shown))
-        if name == "this project, batch-normalised" and not all(there for _, there in found):
-            return rows, []
-    (_, first), *others = means.items()
+        if name == ours and not all(there for _, there in found):
+            means[name] = math.inf
+    first = means.pop(ours)
     return rows, [
         Claim(f"HalfCheetah-v5: seconds to {wanted:,.0f}, over those of {name}", first / other, limit, judged=judged)
-        for (name, other), limit in zip(others, (1.0, 0.6, 0.6), strict=True)
+        for (name, other), limit in zip(means.items(), (1.0, 0.6, 0.6), strict=True)
     ]
 
 

@@ -74,6 +74,11 @@ class Case:
 
 FIVE = (0, 1, 2, 3, 4)
 NARROW: dict[str, Any] = {"critic_hidden_sizes": (256, 256)}
+SMALL_BATCH_NORM: dict[str, Any] = {
+    "architecture": "batch_norm",
+    "hidden_sizes": (64, 64),
+    "critic_hidden_sizes": (128, 128),
+}
 BATCH_NORM: dict[str, Any] = {"architecture": "batch_norm", "precision": "bfloat16"}
 
 
@@ -257,12 +262,7 @@ CASES = {
 # The same in other ways, beside them.
 CASES["pendulum_batch_norm"] = replace(
     CASES["pendulum_sac"],
-    config={
-        "architecture": "batch_norm",
-        "hidden_sizes": (64, 64),
-        "critic_hidden_sizes": (128, 128),
-        "learning_starts": 500,
-    },
+    config={**SMALL_BATCH_NORM, "learning_starts": 500},
 )
 CASES["half_cheetah_batch_norm_two_updates"] = replace(
     CASES["half_cheetah_batch_norm"], config={**BATCH_NORM, **NARROW, "updates_per_step": 2}
@@ -276,7 +276,7 @@ CASES["lunar_lander_continuous_batch_norm"] = Case(
     20,
     200,
     "return of the worst of 3 seeds at 60,000 steps",
-    config={"architecture": "batch_norm", "hidden_sizes": (64, 64), "critic_hidden_sizes": (128, 128)},
+    config=SMALL_BATCH_NORM,
 )
 CASES["half_cheetah_sac_bfloat16"] = replace(
     CASES["half_cheetah_sac"],

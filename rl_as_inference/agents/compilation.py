@@ -143,7 +143,7 @@ def draws_apart(graph: Any) -> Callable[[], list[Tensor]]:
         if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
             continue
         arguments = node.args
-        if node.target in (torch.ops.aten.rand_like.default, torch.ops.aten.randn_like.default):
+        if node.target in (aten.rand_like.default, aten.randn_like.default):
             of = node.meta["val"]  # tracing's note, of a tensor without values
             like = torch.empty_strided(of.size(), of.stride(), dtype=of.dtype, device=of.device)
             arguments = (like, *arguments[1:])
