@@ -83,7 +83,7 @@ docs: $(STAMP)   ## the site, in site/index.html; a broken link or an unnamed pa
 bench: $(STAMP)  ## the benchmarks, as one table
 	$(BIN)/python -m benchmarks.run
 
-curves: $(STAMP)  ## the learning curves of benchmarks/results/curves, but the long ones (half an hour)
+curves: $(STAMP)  ## the learning curves of benchmarks/results/curves, but the long ones (an hour and a quarter)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learning
 
 # A peer has its own environment, made like the one above; its folder's name has underscores.
