@@ -78,7 +78,7 @@ def until_it_earns(wanted: float, *, judged: bool) -> tuple[list[Row], list[Clai
     """
     peers, ours = CURVES.parent, "this project, batch-normalised"
     paths = {
-        ours: sorted(CURVES.glob("half_cheetah_batch_norm_two_updates_seed*.csv")),
+        ours: sorted(CURVES.glob("half_cheetah_batch_norm_seed*.csv")),
         "this project, plain": sorted(CURVES.glob("half_cheetah_sac_bfloat16_seed*.csv")),
         "Stable-Baselines3's SAC": [peers / "half_cheetah_stable_baselines3.csv"],
         "SBX's CrossQ": [peers / "half_cheetah_sbx_crossq.csv"],

@@ -60,9 +60,11 @@ Planner = Literal["mppi", "smc", "policy"]
 ARCHITECTURES: dict[Architecture, dict[str, Any]] = {
     # After 1,000 random steps one half cheetah of three learned to run on its back, and never turned over.
     "plain": {"learning_starts": 5_000},
-    # Bhatt et al. 2024, arXiv:1902.05605, and its code; critics a quarter as wide as there, for a sixteenth of the work
+    # Bhatt et al. 2024, arXiv:1902.05605, and its code; but critics an eighth as wide as there, which learn twice a
+    # step: for less work they earn more (docs/architectures.md)
     "batch_norm": {
-        "critic_hidden_sizes": (512, 512),
+        "critic_hidden_sizes": (256, 256),
+        "updates_per_step": 2,
         "learning_starts": 5_000,
         "adam_beta": 0.5,
         "actor_every": 3,

@@ -18,7 +18,7 @@ from rl_as_inference.critics import QEnsemble
 from rl_as_inference.threads import multiplies_in_bfloat16
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-CROSSQ = {"architecture": "batch_norm", "critic_hidden_sizes": (9, 6)}
+CROSSQ = {"architecture": "batch_norm", "critic_hidden_sizes": (9, 6), "updates_per_step": 1}
 
 
 class Norm(nn.BatchNorm1d):
@@ -293,11 +293,12 @@ def test_what_does_not_go_together_is_refused(options, message):
 def test_an_architecture_brings_defaults_that_what_is_given_replaces():
     agent = sac(architecture="batch_norm")
     options = agent.options
-    names = ("learning_rate", "critic_hidden_sizes", "adam_beta", "actor_every")
+    names = ("learning_rate", "critic_hidden_sizes", "updates_per_step", "adam_beta", "actor_every")
     found = {name: options[name] for name in names}
     assert found == {
         "learning_rate": 1e-3,
-        "critic_hidden_sizes": (512, 512),
+        "critic_hidden_sizes": (256, 256),
+        "updates_per_step": 2,
         "adam_beta": 0.5,
         "actor_every": 3,
     }
