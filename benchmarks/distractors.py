@@ -72,6 +72,7 @@ def first_steps(name: str, num_seeds: int, steps: int, every: int, wanted: float
                 for before, mean in zip(first, means, strict=True)
             ]
             bar.advance(f"{agent.num_steps:,} steps")
+    agent.close()
     return first
 
 

@@ -285,7 +285,7 @@ CASES["lunar_lander_continuous_batch_norm"] = Case(
     "return of the worst of 3 seeds at 60,000 steps",
     config=SMALL_BATCH_NORM,
 )
-# A policy of discrete actions that learns in every third update alone hovers until the time limit.
+# Where the policy learns in every third update alone, landers with discrete actions hover, or stay below 200.
 CASES["lunar_lander_batch_norm"] = Case(
     "LunarLander-v3",
     SoftActorCritic,
