@@ -26,7 +26,7 @@ def main() -> None:
         precision=task.precision,
         # Left to itself it would judge by the warm-up alone, which is too short to repay compiling.
         compile="auto" if task.cold else True,
-        **({} if task.algorithm == "sac" else {"architecture": "batch_norm", "updates_per_step": 1}),
+        **({} if task.algorithm == "sac" else {"architecture": "batch_norm"}),
         **({} if task.critic_hidden_sizes is None else {"critic_hidden_sizes": task.critic_hidden_sizes}),
     )
     turns.play(
