@@ -286,15 +286,9 @@ CASES["lunar_lander_continuous_batch_norm"] = Case(
     config=SMALL_BATCH_NORM,
 )
 # Where the policy learns in every third update alone, landers with discrete actions hover, or stay below 200.
-CASES["lunar_lander_batch_norm"] = Case(
-    "LunarLander-v3",
-    SoftActorCritic,
-    60_000,
-    10_000,
-    (0, 1, 2),
-    20,
-    200,
-    "return of the worst of 3 seeds at 60,000 steps",
+CASES["lunar_lander_batch_norm"] = replace(
+    CASES["lunar_lander_continuous_batch_norm"],
+    env_id="LunarLander-v3",
     config={**SMALL_BATCH_NORM, "target_entropy": 0.4, "actor_every": 1},
 )
 CASES["half_cheetah_sac_bfloat16"] = replace(
