@@ -12,15 +12,17 @@ shared out.
   and by processor time (the slower rank's), which is what an idle machine of as many cores comes to.
 - ``larger``: the same with 16,384 trajectories.
 - ``bound``: what the compute of ``model`` allows two ranks at most, if waiting took nothing.
-- ``communication``: the all-reduces of a step (gradient, table of log probabilities, gradient in the table) by
-  themselves, right after a barrier, as a share of the step; and the time spent in them in the fit, where a rank also
-  waits for the other.
-- ``all_reduce``: seconds by size on loopback; latency and bandwidth are fitted to them.
+- ``communication``: the sum of the gradient and the two exchanges of a step (the table of log probabilities, and the
+  gradient in it) by themselves, right after a barrier, as a share of the step; and the time spent in them in the fit,
+  where a rank also waits for the other.
+- ``all_reduce``: seconds by size on loopback; latency and bandwidth are fitted to them. Two ranks send each other all
+  at once, ``latency + bytes / bandwidth``.
 - ``model``: no measurement. Steps/s up to 1,024 ranks from ``a + b n`` seconds of compute for ``n`` trajectories
-  (measured at three numbers), of which the table's (measured by itself) are shared out, and all-reduces by a ring,
-  ``2 (R-1) (latency + bytes / (R bandwidth))``, or by halving and doubling,
-  ``2 log2(R) latency + 2 bytes (R-1) / (R bandwidth)`` (Thakur, Rabenseifner & Gropp 2005). All ranks are taken for
-  equally fast; with another network's latency and bandwidth say so.
+  (measured at three numbers), of which the table's (measured by itself) are shared out; two exchanges, in which each
+  rank sends the others its part of the table or theirs, ``latency + bytes (R-1) / (R bandwidth)``; and the gradient's
+  all-reduce by a ring, ``2 (R-1) (latency + bytes / (R bandwidth))``, or by halving and doubling,
+  ``2 log2(R) latency + 2 bytes (R-1) / (R bandwidth)`` (Thakur, Rabenseifner & Gropp 2005), of two ranks as above. All
+  ranks are taken for equally fast; with another network's latency and bandwidth say so.
 """
 
 import argparse
@@ -34,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,28 +96,38 @@ def _worker(out: Path, quick: bool) -> None:
         pairs, larger = [], []
         waiting: list[float] = []
         spent: list[float] = []
-        plain = distributed.add_up
+        plain = distributed.add_up, distributed.exchanged
 
-        def timed(tensor: torch.Tensor) -> None:
-            began = time.perf_counter()
-            plain(tensor)
-            spent.append(time.perf_counter() - began)
+        def timed(operation: Callable[..., Any], *args: Any) -> Any:
+            began, busy = time.perf_counter(), 0.0
+            *args, meanwhile = args if callable(args[-1]) else (*args, None)
+
+            def work() -> None:
+                nonlocal busy
+                began = time.perf_counter()
+                meanwhile()
+                busy = time.perf_counter() - began
+
+            found = operation(*args, *([work] if meanwhile is not None else []))
+            spent.append(time.perf_counter() - began - busy)
+            return found
 
         for _ in range(rounds):
             one = alone(NUMBER)
-            distributed.add_up = timed
+            distributed.add_up, distributed.exchanged = (partial(timed, each) for each in plain)
             spent.clear()
             two = fitted(NUMBER, True)
             waiting.append(sum(spent) / steps)
-            distributed.add_up = plain
+            distributed.add_up, distributed.exchanged = plain
             pairs.append((one, (two[0], max(ranks.gather_objects(two[1])))))
         for _ in range(1 if quick else 5):
             larger.append((alone(LARGER), fitted(LARGER, True)))
         parts = {n: min(alone(n)[1] for _ in range(1 if quick else 4)) for n in (NUMBER, NUMBER // 2, NUMBER // 4)}
         reduces = {size: _all_reduce_seconds(ranks, size, 20 if quick else 200) for size in SIZES}
         count = sum(p.numel() for p in policy.parameters()) + len(list(policy.parameters())) + 1
-        counts = [count, *[HORIZON * lake.num_states * lake.num_actions] * 2]
-        own = sum(_all_reduce_seconds(ranks, each, 50 if quick else 500) for each in counts)
+        shape, repeats = (HORIZON, lake.num_states * lake.num_actions), 50 if quick else 500
+        counts = [count, *[math.prod(shape)] * 2]
+        own = _all_reduce_seconds(ranks, count, repeats) + 2 * _exchange_seconds(ranks, shape, repeats)
         table = min(_table_seconds(lake, policy) for _ in range(3 if quick else 20))
         if ranks.is_first:
             found = {
@@ -145,13 +158,27 @@ def _all_reduce_seconds(ranks: Any, size: int, repeats: int) -> float:
     """Returns the median time of an all-reduce of so many float32, when both ranks come at once."""
     import torch
 
-    numbers, seconds = torch.ones(size), []
-    for _ in range(max(5, repeats // max(1, size // 2**18))):
+    numbers = torch.zeros(size)
+    return _median_seconds(ranks, lambda: ranks.add_up(numbers), max(5, repeats // max(1, size // 2**18)))
+
+
+def _exchange_seconds(ranks: Any, shape: tuple[int, int], repeats: int) -> float:
+    """Returns the median time in which each of two ranks sends the other half of a table."""
+    import torch
+
+    table, halves = torch.zeros(shape), [shape[0] // 2] * 2
+    return _median_seconds(ranks, lambda: ranks.exchange(table, halves, halves), repeats)
+
+
+def _median_seconds(ranks: Any, operation: Callable[[], Any], repeats: int) -> float:
+    import torch
+
+    seconds = []
+    for _ in range(repeats):
         ranks.sum(torch.ones(1))  # both are here
         began = time.perf_counter()
-        ranks.add_up(numbers)
+        operation()
         seconds.append(time.perf_counter() - began)
-        numbers.fill_(1.0)
     return statistics.median(seconds)
 
 
@@ -174,16 +201,21 @@ def modelled(
 
     Args:
         compute: ``a`` and ``b`` of the seconds that a gradient takes, and which part of ``a`` is shared out.
-        sizes: bytes of each all-reduce.
+        sizes: bytes of the gradient, of the table and of the gradient in it.
         latency: seconds of a message.
         bandwidth: bytes a second.
         ranks: how many.
         number: trajectories of a gradient, of all ranks.
     """
-    share = 1 / ranks if ranks <= HORIZON else 1.0  # more ranks than steps each compute all of the table
-    step = compute[0] - compute[2] * (1 - share) + compute[1] * math.ceil(number / ranks)
-    ring = sum(2 * (ranks - 1) * (latency + size / (ranks * bandwidth)) for size in sizes)
-    halving = sum(2 * math.log2(ranks) * latency + 2 * size * (ranks - 1) / (ranks * bandwidth) for size in sizes)
+    gradient, *tables = sizes
+    is_shared = 1 < ranks <= HORIZON  # more ranks than steps each compute all of the table
+    step = compute[0] - compute[2] * (1 - 1 / ranks) * is_shared + compute[1] * math.ceil(number / ranks)
+    if is_shared:
+        step += sum(latency + size * (ranks - 1) / (ranks * bandwidth) for size in tables)
+    ring = 2 * (ranks - 1) * (latency + gradient / (ranks * bandwidth))
+    halving = 2 * math.log2(ranks) * latency + 2 * gradient * (ranks - 1) / (ranks * bandwidth)
+    if ranks == 2:
+        ring = halving = latency + gradient / bandwidth
     return {"ring": 1 / (step + ring), "halving_doubling": 1 / (step + halving)}
 
 
@@ -216,8 +248,7 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
     two = [pair[1] for pair in found["pairs"]]
     reduces = {4.0 * int(size): seconds for size, seconds in found["reduces"].items()}
     intercept, slope = _line(reduces)
-    # Two ranks exchange two messages of half the bytes: t = 2 (latency + bytes / (2 bandwidth)).
-    fitted = {"latency": intercept / 2, "bandwidth": 1 / slope}
+    fitted = {"latency": intercept, "bandwidth": 1 / slope}
     used = {"latency": latency or fitted["latency"], "bandwidth": bandwidth or fitted["bandwidth"]}
     compute = (*_line({float(n): seconds for n, seconds in found["parts"].items()}), found["table"])
     seconds = {
@@ -296,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{rates['ratio']['median']:.2f} times by the clock, {rates['ratio_by_processor_time']['median']:.2f} by "
             f"processor time, {results['bound'][str(number)]:.2f} if waiting took nothing"
         )
-    print(f"all-reduces take {1e6 * spoken['seconds']:.0f} µs, {100 * spoken['share_of_step']:.2f} % of a step;")
+    print(f"what a step sends takes {1e6 * spoken['seconds']:.0f} µs, {100 * spoken['share_of_step']:.2f} % of a step;")
     print(f"with waiting for the other rank {100 * spoken['share_with_waiting']:.1f} %")
     for row in results["model"]["rows"]:
         shown = ", ".join(f"{how} {value:.1f}x" for how, value in row["speedup"].items())

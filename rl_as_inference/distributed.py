@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl_as_inference.arguments import checked
-from rl_as_inference.process_groups import JOB, add_up, is_started_by_torchrun, words_to_type
+from rl_as_inference.process_groups import JOB, add_up, exchanged, is_started_by_torchrun, words_to_type
 from rl_as_inference.randomness import forked, seeded
 from rl_as_inference.stops import asked_to_stop, stoppable
 from rl_as_inference.whole_files import Owner
@@ -138,13 +138,15 @@ class Ranks:
         if self.size == 1:
             return [tensor.detach()]
         own = tensor.detach().contiguous()
-        sizes = [torch.zeros((), dtype=torch.long, device=own.device) for _ in range(self.size)]
-        self._together(lambda: dist.all_gather(sizes, torch.tensor(len(own), device=own.device)))
-        most = max(int(size) for size in sizes)
-        padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
-        rows = [torch.empty_like(padded) for _ in range(self.size)]
-        self._together(lambda: dist.all_gather(rows, padded))
-        return [row[: int(size)] for row, size in zip(rows, sizes, strict=True)]
+        sizes = self.gather_objects(len(own))
+        of_all = self.exchange(own.repeat(self.size, *[1] * (own.dim() - 1)), [len(own)] * self.size, sizes)
+        return list(of_all.split(sizes))
+
+    def exchange(
+        self, rows: Tensor, sent: list[int], received: list[int], meanwhile: Callable[[], None] | None = None
+    ) -> Tensor:
+        """Returns the rows that all ranks have for this one, :func:`rl_as_inference.process_groups.exchanged`."""
+        return self._together(lambda: exchanged(rows, sent, received, meanwhile))
 
     def whole(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Returns all ranks' parts of a batch along ``dim``; a gradient passes to this rank's own part alone.
@@ -265,11 +267,11 @@ class Ranks:
 
     # Endings.
 
-    def _together(self, operation: Callable[[], Any]) -> None:
+    def _together(self, operation: Callable[[], T]) -> T:
         try:
             # A handler of the caller's, who may want to end a step first, stays.
             with stoppable() if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else contextlib.nullcontext():
-                operation()
+                return operation()
         except RuntimeError as error:  # what gloo and NCCL say names an address at most
             raise self._ended() from error
         except KeyboardInterrupt as stop:  # of torchrun, perhaps, which has seen it too

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["JOB", "PATIENCE", "add_up", "is_started_by_torchrun", "words_to_type"]
+__all__ = ["JOB", "PATIENCE", "add_up", "exchanged", "is_started_by_torchrun", "words_to_type"]
 
 PATIENCE = "RLAI_RANK_SECONDS"
 """The environment's variable that says how long ranks wait for one that hangs; as long as PyTorch's, if unset."""
@@ -88,18 +89,45 @@ JOB = _Job()
 
 
 def add_up(tensor: Tensor) -> None:
-    """Sums all ranks' tensors of one shape in place.
-
-    A core that falls asleep wakes late, more than once in a sum between processors: of 200 kB one took 2 ms in a step
-    of 40, and takes 0.6 where the ranks stay awake.
-    """
-    if tensor.device.type != "cpu" or not _has_core():
+    """Sums all ranks' tensors of one shape in place."""
+    if tensor.device.type != "cpu":
         dist.all_reduce(tensor)
-        return
-    work = dist.all_reduce(tensor, async_op=True)
+    elif dist.get_world_size() > 2:
+        _await(dist.all_reduce(tensor, async_op=True))
+    else:  # a ring of two sends each half there, and the sum of it back, where all of it could have gone at once
+        first, second = exchanged(tensor.detach().expand(2, *tensor.shape), [1, 1], [1, 1])
+        torch.add(first, second, out=tensor.detach())
+
+
+def exchanged(
+    rows: Tensor, sent: list[int], received: list[int], meanwhile: Callable[[], None] | None = None
+) -> Tensor:
+    """Returns the rows that all ranks have for this one, in their order.
+
+    Args:
+        rows: for all ranks, in their order.
+        sent: how many are for each.
+        received: how many each has for this one.
+        meanwhile: what to do while they are on their way.
+    """
+    of_all = rows.new_empty(sum(received), *rows.shape[1:])
+    work = dist.all_to_all_single(of_all, rows.contiguous(), received, sent, async_op=True)
+    try:
+        if meanwhile is not None:
+            meanwhile()
+    finally:
+        _await(work)
+    return of_all
+
+
+def _await(work: Any) -> None:
+    """Waits for what is on its way, and awake where that is between processors: a sleeping core wakes late.
+
+    A step of 4,096 trajectories takes 32 ms on two ranks that sleep and 28 on two that do not.
+    """
     try:
         end = time.monotonic() + _AWAKE
-        while not work.is_completed() and time.monotonic() < end:
+        while _has_core() and not work.is_completed() and time.monotonic() < end:
             os.sched_yield()
     finally:  # a signal's error waits until the numbers are no longer written on
         work.wait()
@@ -108,7 +136,7 @@ def add_up(tensor: Tensor) -> None:
 @cache
 def _has_core() -> bool:
     """Returns whether each rank of this machine can have a core to itself."""
-    if not hasattr(os, "sched_yield") or not hasattr(os, "sched_getaffinity"):
+    if dist.get_backend() == "nccl" or not hasattr(os, "sched_yield") or not hasattr(os, "sched_getaffinity"):
         return False
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())) <= len(os.sched_getaffinity(0))
 

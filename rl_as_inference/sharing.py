@@ -78,13 +78,14 @@ def held_alike(ranks: Ranks, policy: Any) -> Iterator[None]:
         ranks.alike = before
 
 
-def in_shares(policy: Any, number: int, ask: Callable[[slice], Tensor]) -> Tensor:
+def in_shares(policy: Any, number: int, ask: Callable[[slice], Tensor], meanwhile: Callable[[], None]) -> Tensor:
     """Returns what a policy answers to ``number`` questions; of one that is :func:`held_alike` each rank asks a part.
 
     Args:
         policy: who is asked.
         number: of questions.
         ask: returns the answers to a part of them, ``(size of the part, ...)``.
+        meanwhile: what is to be done after that and needs no answer; others' answers come while it is done.
 
     Returns:
         ``(number, ...)``, bit for bit the same on every rank. Its gradient is passed on by the rank that asked, so that
@@ -92,26 +93,29 @@ def in_shares(policy: Any, number: int, ask: Callable[[slice], Tensor]) -> Tenso
     """
     ranks = present()
     if ranks.size == 1 or ranks.alike is None or ranks.alike is not policy or number < ranks.size:
-        return ask(slice(number))
-    part = slice(*ranks.bounds(number))
-    answers: Tensor = _OfAllRanks.apply(ask(part), ranks, part, number)  # type: ignore[no-untyped-call]
-    return answers
+        answers = ask(slice(number))
+        meanwhile()
+        return answers
+    bounds = [Ranks(rank, ranks.size).bounds(number) for rank in range(ranks.size)]
+    rows = ask(slice(*bounds[ranks.rank]))
+    of_all: Tensor = _OfAllRanks.apply(rows, ranks, [end - begin for begin, end in bounds], meanwhile)  # type: ignore[no-untyped-call]
+    return of_all
 
 
 class _OfAllRanks(torch.autograd.Function):
-    """The rows of all ranks, of which each has computed some: by two sums, where gathering would need equal parts."""
+    """The rows of all ranks, of which each has computed some."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Ranks, part: slice, number: int) -> Tensor:
-        ctx.ranks, ctx.part = ranks, part
-        of_all = rows.new_zeros(number, *rows.shape[1:])
-        of_all[part] = rows
-        ranks.add_up(of_all)
-        return of_all
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks, sizes: list[int], meanwhile: Callable[[], None]) -> Tensor:
+        ctx.ranks, ctx.sizes = ranks, sizes
+        for_all = rows.expand(ranks.size, *rows.shape).flatten(0, 1)
+        return ranks.exchange(for_all, [len(rows)] * ranks.size, sizes, meanwhile)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
-        return ctx.ranks.sum(upstream[0])[ctx.part], None, None, None
+        ranks, own = ctx.ranks, ctx.sizes[ctx.ranks.rank]
+        parts = ranks.exchange(upstream[0], ctx.sizes, [own] * ranks.size)
+        return parts.unflatten(0, (ranks.size, own)).sum(0), None, None, None
 
 
 def parts_of(value: Any) -> dict[str, str]:

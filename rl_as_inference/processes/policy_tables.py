@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,13 +24,20 @@ def is_asked_at_once(process: TabularMDP, policy: Policy, num_trajectories: int)
 
 
 def table_for_rollouts(
-    process: TabularMDP, policy: Policy | None, num_trajectories: int, horizon: int
+    process: TabularMDP,
+    policy: Policy | None,
+    num_trajectories: int,
+    horizon: int,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Tensor | None:
-    """Returns ``log π`` in all states, ``(T or 1, S, A)``, in nats; None where a policy is better asked on the way."""
-    if policy is None:
-        return process.log_action_prior[None]
-    if not is_asked_at_once(process, policy, num_trajectories):
-        return None
+    """Returns ``log π`` in all states, ``(T or 1, S, A)``, in nats; None where a policy is better asked on the way.
+
+    Once the policy is asked, what is to be done ``meanwhile`` is done: of ranks that share the table each waits for the
+    others' parts.
+    """
+    if policy is None or not is_asked_at_once(process, policy, num_trajectories):
+        meanwhile()
+        return None if policy is not None else process.log_action_prior[None]
     states = torch.arange(process.num_states, device=process.terminal.device).expand(horizon, -1)
     times = torch.arange(horizon, device=process.terminal.device)[:, None].expand_as(states)
 
@@ -38,7 +46,7 @@ def table_for_rollouts(
         return process.log_probabilities(answer, states[part], "for all steps", checks_nan=False)
 
     # Looked at once all of it is there: the others would wait for a rank that fails at its part.
-    return check_no_nan(in_shares(policy, horizon, rows), "for all steps")
+    return check_no_nan(in_shares(policy, horizon, rows, meanwhile), "for all steps")
 
 
 def check_no_nan(logits: Tensor, where: str) -> Tensor:

@@ -30,6 +30,7 @@ from rl_as_inference.distributed import ALONE, RankError, Ranks, joined
 from rl_as_inference.guides import CategoricalPolicy, amortized_policy
 from rl_as_inference.objectives import Projection
 from rl_as_inference.processes.programs import ProgramProcess, as_process
+from rl_as_inference.sharing import held_alike, in_shares
 from rl_as_inference.whole_noise import whole_noise
 
 F64 = torch.float64
@@ -233,6 +234,31 @@ def tables() -> dict[str, list[int]]:
         policy.network.register_forward_hook(lambda _, __, out, rows=rows: rows.append(list(out.shape[:-1])))
         rlai.fit(tabular(), policy, steps=3, estimator="score", num_trajectories=NUMBER, distributed=distributed)
     return found
+
+
+def exchanges(number: int = 7) -> dict[str, Any]:
+    """Sums, rows of all ranks and their gradients, and whether what is done meanwhile is done once."""
+    leaf, done, asked = torch.arange(2.0 * number, dtype=F64).view(number, 2).requires_grad_(), [], []
+
+    def ask(part: slice) -> Tensor:
+        asked.append([part.start or 0, part.stop])
+        return leaf[part] * 3
+
+    with joined() as ranks:
+        own = ranks.rank + torch.arange(6.0).view(2, 3)
+        ranks.add_up(turned := own.clone().mT)
+        found = {
+            "sum": ranks.sum(own).tolist(),
+            "number": ranks.sum(torch.tensor(ranks.rank + 1)).item(),
+            "in place": turned.tolist(),
+            "gathered": [rows.tolist() for rows in ranks.gather(torch.full((ranks.rank + 1, 2), ranks.rank))],
+            "numbers": torch.stack(ranks.gather(torch.ones(1) * ranks.rank)).tolist(),
+        }
+        with held_alike(ranks, ask):
+            rows = in_shares(ask, number, ask, lambda: done.append(len(asked)))
+        (rows.square().sum() * (ranks.rank + 1)).backward()
+        assert leaf.grad is not None
+        return found | {"rows": rows.tolist(), "asked": asked, "done": done, "slope": ranks.sum(leaf.grad).tolist()}
 
 
 def particles() -> float:

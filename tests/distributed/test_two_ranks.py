@@ -69,6 +69,26 @@ def test_ranks_ask_a_policy_for_a_part_of_its_table_each(both: Both) -> None:
         assert found["tables"]["normalised"] == [whole] * 3  # it depends on all that it is asked at once
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_exchange_what_each_has(tmp_path: Path, size: int) -> None:
+    """Two ranks send each other all at once, more of them sums of parts; seven rows are two or three for each."""
+    found = results(start("rank_checks", ["exchanges"], tmp_path, size), tmp_path)
+    everywhere = [rank["exchanges"] for rank in found]
+    whole = 3 * torch.arange(14.0).view(7, 2)
+    bounds = [Ranks(rank, size).bounds(7) for rank in range(size)]
+    total = size * torch.arange(6.0).view(2, 3) + sum(range(size))
+    for rank, here in enumerate(everywhere):
+        assert here["sum"] == total.tolist()
+        assert here["number"] == sum(range(size + 1))
+        assert here["in place"] == total.mT.tolist()
+        assert here["gathered"] == [[[other, other]] * (other + 1) for other in range(size)]
+        assert here["numbers"] == [[float(other)] for other in range(size)]
+        assert (here["asked"], here["done"]) == ([list(bounds[rank])], [1])
+        assert here["rows"] == whole.tolist()
+        # The loss of rank r is r + 1 times the sum of squares of 3 x.
+        assert here["slope"] == (sum(range(size + 1)) * 6 * whole).tolist()
+
+
 def test_policies_are_bit_for_bit_alike(both: Both) -> None:
     for name in ("alike", "long_alike") if LONG else ("alike",):
         assert both[0][name] == both[1][name]
