@@ -69,12 +69,12 @@ def score_gradient_of_all_states(tables: Tables, num_trajectories: int) -> float
     everywhere = torch.arange(shape[1]).expand(shape)
     log_rule = tables.logits(everywhere, torch.arange(shape[0])[:, None].expand(shape)).log_softmax(-1)
     with torch.no_grad():
-        rules = _cumulative(log_rule.exp())
-        uniforms = torch.rand(2 * tables.horizon + 1, num_trajectories, 1, dtype=rules.dtype).unbind()
+        passed = _cumulative(log_rule.exp())[..., :-1].mT.contiguous()  # of few actions, comparing beats a search
+        uniforms = torch.rand(2 * tables.horizon + 1, num_trajectories, 1, dtype=passed.dtype).unbind()
         state = torch.searchsorted(tables.initial, uniforms[-1].squeeze(-1), right=True)
         drawn = []
-        for rule, first, second in zip(rules, uniforms[:-1:2], uniforms[1::2], strict=True):
-            action = torch.searchsorted(rule.index_select(0, state), first, right=True).squeeze(-1)
+        for rule, first, second in zip(passed, uniforms[:-1:2], uniforms[1::2], strict=True):
+            action = (rule.index_select(1, state) <= first.squeeze(-1)).sum(0)
             drawn.append(state * tables.num_actions + action)
             state = torch.searchsorted(tables.successor.index_select(0, drawn[-1]), second, right=True).squeeze(-1)
         pairs = torch.stack(drawn)

@@ -111,7 +111,8 @@ class Trajectories:
 
     def terms(self) -> Tensor:
         """Returns each step's term of the ELBO, ``γ^t (r_t/α + log p - log π)``, ``(T, N)`` in nats."""
-        return self.scales * (self.log_factors + self.log_prior - self.log_policy)
+        terms = self.log_factors + self.log_prior - self.log_policy
+        return terms if not isinstance(self.discount, Tensor) and self.discount == 1 else self.scales * terms
 
     def log_weight(self) -> Tensor:
         """Returns each trajectory's log weight, ``(N,)`` in nats.

@@ -22,6 +22,9 @@ __all__ = [
     "score_surrogate",
 ]
 
+_MANY = 2048
+"""Trajectories for which a sum that goes back step by step, without moving time to the end, takes less time."""
+
 
 def return_to_go(terms_t: Tensor) -> Tensor:
     """Returns ``Σ_{k ≥ t} c_k``, in nats, of the shape of ``terms_t``.
@@ -30,6 +33,11 @@ def return_to_go(terms_t: Tensor) -> Tensor:
         >>> return_to_go(torch.tensor([1.0, 2.0, 3.0]))
         tensor([6., 5., 3.])
     """
+    if terms_t[:1].numel() >= _MANY and not terms_t.requires_grad:  # in double precision, as ``cumsum`` does
+        to_go, running = torch.empty_like(terms_t), torch.zeros_like(terms_t[0], dtype=torch.float64)
+        for term, into in zip(reversed(terms_t.unbind()), reversed(to_go.unbind()), strict=True):
+            into.copy_(running.add_(term))
+        return to_go
     # Three times faster with time last, where one sum's numbers lie side by side.
     back = terms_t.flip(0).movedim(0, -1).contiguous()
     return back.cumsum(-1).movedim(-1, 0).flip(0)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 from weakref import WeakSet
@@ -380,9 +381,9 @@ class TrajectoryELBO(ELBO):
             return terms.sum(), terms.sum()
         surrogate = self._score_part(steps_of_rollout(mdp, policy, trajectories, terms.detach()), own)
         # All that is not the draws' own: what factors and prior depend on, and the discount.
-        direct = trajectories.log_factors + trajectories.log_prior - trajectories.log_policy.detach()
-        if (scaled := trajectories.scales * direct).requires_grad:
-            surrogate = surrogate + scaled.sum()
+        direct = replace(trajectories, log_policy=trajectories.log_policy.detach())
+        if any(of.requires_grad for of in (direct.log_factors, direct.log_prior, direct.scales)):
+            surrogate = surrogate + direct.terms().sum()
         return terms.detach().sum(), surrogate
 
     def _score_part(self, steps: ActionSteps, policy: Any) -> Tensor:

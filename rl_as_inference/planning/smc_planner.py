@@ -22,7 +22,8 @@ from rl_as_inference.planning.messages import (
     masses_of_states,
 )
 from rl_as_inference.planning.planner import Answer, Planner, nothing_has_weight, repeated
-from rl_as_inference.processes.kernels import cumulated, drawn, invert
+from rl_as_inference.processes.inversion import cumulated, invert
+from rl_as_inference.processes.kernels import drawn
 from rl_as_inference.processes.point_masses import is_point
 from rl_as_inference.sampling.importance import resample
 from rl_as_inference.trajectories import Decision, Transition

@@ -12,10 +12,10 @@ from torch import Tensor
 from rl_as_inference.arguments import checked
 from rl_as_inference.checks import holds, is_deferred
 from rl_as_inference.nouns import Policy
-from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, cumulated, invert, unclamped
+from rl_as_inference.processes.kernels import DenseKernel, Kernel, SparseKernel, unclamped
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.mdp import MarkovDecisionProcess
-from rl_as_inference.processes.policy_tables import check_no_nan, table_for_rollouts
+from rl_as_inference.processes.policy_tables import check_no_nan
 from rl_as_inference.processes.silent_rewards import warn_of_silent_rewards
 from rl_as_inference.processes.successor_tables import (
     as_floating,
@@ -29,6 +29,7 @@ from rl_as_inference.processes.successor_tables import (
     stay_where_terminal,
     successor_lists,
 )
+from rl_as_inference.processes.table_rollouts import rolled_out
 from rl_as_inference.processes.toy_text import read_toy_text
 from rl_as_inference.program.readings import check_answer
 from rl_as_inference.trajectories import Trajectories
@@ -253,68 +254,13 @@ class TabularMDP(MarkovDecisionProcess):
     def next_state(self, state: Tensor, action: Tensor, *, pathwise: bool = False) -> Tensor:
         if pathwise:  # to be told why not
             return super().next_state(state, action, pathwise=True)
-        uniform = torch.rand((*state.shape, 1), dtype=self._like_dtype, device=state.device)
+        uniform = torch.rand(state.shape, dtype=self._like_dtype, device=state.device)
         return self.kernel.draw(state * self.num_actions + action, uniform)
 
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         if pathwise:  # to be told why not
             return super()._rollout(policy, num_trajectories, horizon, pathwise)
-        table = table_for_rollouts(self, policy, num_trajectories, horizon)
-        kernel, num_actions = self.kernel, self.num_actions
-        shape = (horizon, 2, num_trajectories, 1)
-        uniform = torch.rand(shape, dtype=self._like_dtype, device=self.terminal.device)
-        first, second = (each.unbind() for each in uniform.unbind(1))
-        with torch.no_grad():
-            state = self.initial().sample((num_trajectories,))
-            cumulative = None if table is None else cumulated(table).expand(horizon, -1, -1).unbind()
-        # In one block each: many rows of a megabyte would leave the heap in pieces that are not given back. They are
-        # written in place, since for a few thousand trajectories the number of operations is what takes the time.
-        all_states, pairs = state.new_empty(horizon + 1, num_trajectories), state.new_empty(horizon, num_trajectories)
-        (into, *following), rows, log_q = all_states.unbind(), pairs.unbind(), []
-        state = into.copy_(state)
-        for t in range(horizon):
-            if cumulative is None:
-                assert policy is not None
-                seen = state.clone()  # which the policy's gradient may keep, while the block is written on
-                logits = self.log_probabilities(policy(seen, t), state, f"at step {t}")
-                action = invert(cumulated(logits.detach()), first[t])
-                log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
-            else:
-                action = invert(cumulative[t].index_select(0, state), first[t])
-            row = torch.add(action, state, alpha=num_actions, out=rows[t])
-            state = kernel.draw(row, second[t], out=following[t])
-        del uniform, first, second
-        before = all_states[:-1]
-        all_actions = torch.sub(pairs, before, alpha=num_actions)
-        if self.reward_table.dim() == 2:
-            rewards = _looked_up(self.reward_table, pairs)
-        elif isinstance(kernel, DenseKernel) and self.reward_table.is_contiguous():
-            rewards = _looked_up(self.reward_table, torch.add(all_states[1:], pairs, alpha=self.num_states))
-        else:
-            rewards = self.reward(before, all_actions, all_states[1:])
-        log_p = _looked_up(self.log_action_prior, pairs)
-        if policy is None:
-            log_policy = log_p
-        elif table is None:
-            log_policy = torch.stack(log_q)
-        else:
-            log_policy = table.flatten(1).expand(horizon, -1).gather(1, pairs)
-        # Terminal states are never left, so the state alone tells who has ended.
-        mask = ~_looked_up(self.terminal, before)
-        if self.has_terminal:
-            rewards, log_p = torch.where(mask, rewards, 0.0), torch.where(mask, log_p, 0.0)
-            log_policy = log_p if policy is None else torch.where(mask, log_policy, 0.0)
-        return Trajectories(
-            states=all_states,
-            actions=all_actions,
-            rewards=rewards,
-            mask=mask,
-            log_prior=log_p,
-            log_policy=log_policy,
-            log_factors=rewards / self.temperature,
-            temperature=self.temperature,
-            discount=self.discount,
-        )
+        return rolled_out(self, policy, num_trajectories, horizon)
 
     def log_probabilities(self, answer: Any, state: Tensor, where: str, *, checks_nan: bool = True) -> Tensor:
         """Returns the log probabilities of a policy's answer in ``state``, ``(*batch, A)``.
@@ -435,8 +381,3 @@ class TabularMDP(MarkovDecisionProcess):
             mdp = cls.from_successors(successors, *tensors, **options)
         mdp.name, mdp.layout = env_id, table.layout
         return mdp
-
-
-def _looked_up(table: Tensor, places: Tensor) -> Tensor:
-    """Returns a table's entries at places counted along it; four times faster than indexing with them."""
-    return table.flatten().index_select(0, places.flatten()).view(places.shape)

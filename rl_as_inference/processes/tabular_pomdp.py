@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_as_inference.checks import check_temperature
-from rl_as_inference.processes.kernels import invert
+from rl_as_inference.processes.inversion import invert
 from rl_as_inference.processes.log_sums import log_or_minus_inf
 from rl_as_inference.processes.partially_observed import PartiallyObservedMDP
 from rl_as_inference.processes.successor_tables import as_floating, checked_rows

@@ -792,10 +792,18 @@ def test_vectorized_particles_train_by_svi():
 # The pure functions.
 
 
-def test_return_to_go_is_the_sum_of_what_is_left():
-    terms = torch.randn(5, 3, dtype=F64)
-    expected = torch.stack([terms[t:].sum(0) for t in range(5)])
-    torch.testing.assert_close(return_to_go(terms), expected)
+@pytest.mark.parametrize("number", [3, 3000])
+@pytest.mark.parametrize("learns", [False, True])
+def test_return_to_go_is_the_sum_of_what_is_left(number, learns):
+    terms = torch.randn(5, number, dtype=F64, requires_grad=learns)
+    to_go = return_to_go(terms)
+    torch.testing.assert_close(to_go, torch.stack([terms[t:].sum(0) for t in range(5)]))
+    if learns:
+        (slope,) = torch.autograd.grad(to_go.sum(), terms)
+        torch.testing.assert_close(slope, torch.arange(1.0, 6.0, dtype=F64)[:, None].expand(5, number))
+    # In single precision sums are of double precision, and rounded once.
+    rough = torch.randn(5, number)
+    assert torch.equal(return_to_go(rough), return_to_go(rough.double()).float())
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.3, 0.9, 1.0])
