@@ -11,6 +11,8 @@ shared out.
 - ``steps_per_second``: of each way, and the ratio, whose median over rounds is told with the quartiles. By the clock,
   and by processor time (the slower rank's), which is what an idle machine of as many cores comes to.
 - ``larger``: the same with 16,384 trajectories.
+- ``cores_at_once``: how many times the work of one core the two do when each fits alone at the same time and nothing is
+  shared. Virtual cores are now and then halves of one: below 2 it says how little two ranks can gain here.
 - ``bound``: what the compute of ``model`` allows two ranks at most, if waiting took nothing.
 - ``communication``: the sum of the gradient and the two exchanges of a step (the table of log probabilities, and the
   gradient in it) by themselves, right after a barrier, as a share of the step; and the time spent in them in the fit,
@@ -36,7 +38,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _worker(out: Path, quick: bool) -> None:
     import torch
 
     import rl_as_inference as rlai
-    from rl_as_inference import distributed
+    from rl_as_inference import process_groups
     from rl_as_inference.distributed import joined
     from rl_as_inference.memory import keep_freed_memory
 
@@ -92,36 +93,31 @@ def _worker(out: Path, quick: bool) -> None:
             found = fitted(number, False) if ranks.is_first else (0.0, 0.0)
             return ranks.broadcast(found)
 
+        def slower(seconds: tuple[float, float]) -> list[float]:
+            return [max(each) for each in zip(*ranks.gather_objects(seconds), strict=True)]
+
         alone(NUMBER)
-        pairs, larger = [], []
+        pairs, apart, larger = [], [], []
         waiting: list[float] = []
         spent: list[float] = []
-        plain = distributed.add_up, distributed.exchanged
+        plain = process_groups._await
 
-        def timed(operation: Callable[..., Any], *args: Any) -> Any:
-            began, busy = time.perf_counter(), 0.0
-            *args, meanwhile = args if callable(args[-1]) else (*args, None)
-
-            def work() -> None:
-                nonlocal busy
-                began = time.perf_counter()
-                meanwhile()
-                busy = time.perf_counter() - began
-
-            found = operation(*args, *([work] if meanwhile is not None else []))
-            spent.append(time.perf_counter() - began - busy)
-            return found
+        def timed(work: Any) -> None:
+            began = time.perf_counter()
+            plain(work)
+            spent.append(time.perf_counter() - began)
 
         for _ in range(rounds):
             one = alone(NUMBER)
-            distributed.add_up, distributed.exchanged = (partial(timed, each) for each in plain)
+            process_groups._await = timed
             spent.clear()
             two = fitted(NUMBER, True)
             waiting.append(sum(spent) / steps)
-            distributed.add_up, distributed.exchanged = plain
-            pairs.append((one, (two[0], max(ranks.gather_objects(two[1])))))
+            process_groups._await = plain
+            pairs.append((one, slower(two)))
+            apart.append((one, slower(fitted(NUMBER, False))))
         for _ in range(1 if quick else 5):
-            larger.append((alone(LARGER), fitted(LARGER, True)))
+            larger.append((alone(LARGER), slower(fitted(LARGER, True))))
         parts = {n: min(alone(n)[1] for _ in range(1 if quick else 4)) for n in (NUMBER, NUMBER // 2, NUMBER // 4)}
         reduces = {size: _all_reduce_seconds(ranks, size, 20 if quick else 200) for size in SIZES}
         count = sum(p.numel() for p in policy.parameters()) + len(list(policy.parameters())) + 1
@@ -132,6 +128,7 @@ def _worker(out: Path, quick: bool) -> None:
         if ranks.is_first:
             found = {
                 "pairs": pairs,
+                "apart": apart,
                 "larger": larger,
                 "waiting": statistics.median(waiting),
                 "table": table,
@@ -265,6 +262,7 @@ def measure(quick: bool, latency: float | None = None, bandwidth: float | None =
         "what": f"FrozenLake-v1 8x8, horizon {HORIZON}, {NUMBER} trajectories a gradient, score, 64x64",
         "steps_per_second": _rates(found["pairs"]),
         "larger": {"trajectories": LARGER, **_rates(found["larger"])},
+        "cores_at_once": _spread([2 * one[0] / two[0] for one, two in found["apart"]]),
         "bound": {str(n): one / two for n, (one, two) in seconds.items()},
         "communication": {
             "numbers": found["numbers"],
@@ -327,6 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{rates['ratio']['median']:.2f} times by the clock, {rates['ratio_by_processor_time']['median']:.2f} by "
             f"processor time, {results['bound'][str(number)]:.2f} if waiting took nothing"
         )
+    print(f"the two cores at once do {results['cores_at_once']['median']:.2f} times the work of one")
     print(f"what a step sends takes {1e6 * spoken['seconds']:.0f} µs, {100 * spoken['share_of_step']:.2f} % of a step;")
     print(f"with waiting for the other rank {100 * spoken['share_with_waiting']:.1f} %")
     for row in results["model"]["rows"]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
-__all__ = ["Inversion", "cumulated", "invert"]
+__all__ = ["Inversion", "Sampler", "cumulated", "invert"]
 
 _FEW = 16
 """Outcomes that are compared with a uniform number one and all; of more, searching takes no longer."""
+
+_LOOKED_AT = 4096
+"""Rows that are looked at to see whether all may change at the same numbers."""
+
+_STEPS = 16
+"""Steps whose uniform numbers are compared at once: more would not stay near the processor."""
 
 
 def cumulated(log_probabilities: Tensor) -> Tensor:
@@ -51,11 +59,6 @@ class Inversion:
             found.append(one)
         return found
 
-    @classmethod
-    def of(cls, probabilities: Tensor) -> Inversion:
-        """Returns that of rows of probabilities, ``(R, K)``."""
-        return cls(_summed(probabilities))
-
     def __call__(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns the ``k`` of rows ``(N,)`` at uniform numbers ``(N,)``; written into ``out``, if it is given."""
         # index_select takes less than half the time of self._held[row].
@@ -63,6 +66,67 @@ class Inversion:
             return torch.sum(self._held.index_select(1, row) <= uniform, 0, out=out)
         k = invert(self._held.index_select(0, row), uniform[:, None])
         return k if out is None else out.copy_(k)
+
+
+class Sampler:
+    """Draws successors from rows of probabilities.
+
+    Where all rows change from one outcome to the next at the same few numbers, as in a world that slips alike
+    everywhere, which of these a uniform number has passed does not depend on the row, and is found for many steps at
+    once.
+
+    Args:
+        indices: which successors the outcomes are, ``(R, K)``; None where they are all states.
+        probabilities: ``(R, K)``.
+    """
+
+    def __init__(self, indices: Tensor | None, probabilities: Tensor) -> None:
+        cumulative = _summed(probabilities)
+        self._invert, self._num_cells = Inversion(cumulative), probabilities.shape[-1]
+        self._edges, self._successors = _common_edges(cumulative), indices
+        if self._edges is not None:
+            row = torch.arange(len(cumulative), device=cumulative.device)
+            starts = torch.cat([self._edges.new_zeros(1), self._edges])
+            outcomes = torch.stack([self._invert(row, start.expand(len(row))) for start in starts], -1)
+            self._successors = outcomes if indices is None else indices.gather(-1, outcomes)
+            self._num_cells = len(starts)
+        if self._successors is not None:
+            self._successors = self._successors.flatten()
+
+    def __call__(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
+        """Returns the successors in rows ``(N,)``, by uniform numbers ``(N,)``; written into ``out`` if it is given."""
+        if self._edges is not None:
+            return self._successor(self._cells(uniform), row, out)
+        if self._successors is None:
+            return self._invert(row, uniform, out)
+        return self._successor(self._invert(row, uniform), row, out)
+
+    def along(self, uniform: Tensor) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+        """Yields for each of ``T`` steps what :meth:`__call__` does with its uniform numbers, of ``(T, N)``."""
+        if self._edges is None:
+            for numbers in uniform.unbind():
+                yield lambda row, out, numbers=numbers: self(row, numbers, out)  # type: ignore[misc]
+            return
+        for block in uniform.split(_STEPS):
+            for cell in self._cells(block).unbind():
+                yield lambda row, out, cell=cell: self._successor(cell, row, out)  # type: ignore[misc]
+
+    def _cells(self, uniform: Tensor) -> Tensor:
+        assert self._edges is not None
+        return (self._edges.view(-1, *[1] * uniform.dim()) <= uniform).sum(0)
+
+    def _successor(self, cell: Tensor, row: Tensor, out: Tensor | None) -> Tensor:
+        assert self._successors is not None
+        place = row if self._num_cells == 1 else torch.add(cell, row, alpha=self._num_cells)
+        return torch.index_select(self._successors, 0, place, out=out)
+
+
+def _common_edges(cumulative: Tensor) -> Tensor | None:
+    """Returns where any row of ``(R, K)`` changes, in (0, 1); None where these are many."""
+    some = cumulative[:: len(cumulative) // _LOOKED_AT + 1].unique()
+    if len(some) > _FEW or not torch.isin(cumulative, some).all():
+        return None
+    return some[(some > 0) & (some < 1)]
 
 
 def _columns(cumulative: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from rl_as_inference.checks import is_deferred
-from rl_as_inference.processes.inversion import Inversion, cumulated, invert
+from rl_as_inference.processes.inversion import Sampler, cumulated, invert
 from rl_as_inference.processes.log_sums import (
     WORTH_LIMIT,
     change_of_sum,
@@ -85,14 +85,9 @@ class Kernel(Protocol):
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         """Returns ``p(s'|s,a)`` as a Pyro distribution of the batch shape of ``state``."""
 
-    def draw(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
-        """Returns the ``s'`` that uniform numbers stand for; several times faster than ``distribution``.
-
-        Args:
-            row: the state and action, as ``s · A + a``, ``(N,)``.
-            uniform: draws in [0, 1), ``(N,)``.
-            out: where they are written, ``(N,)``.
-        """
+    @property
+    def sampler(self) -> Sampler:
+        """Draws ``s'`` by uniform numbers, of rows ``s · A + a``; many times faster than ``distribution``."""
 
 
 def check_distribution(value: Any, what: str) -> Any:
@@ -139,22 +134,6 @@ def _is_plain_categorical(distribution: Any) -> bool:
     """Returns whether draws are those of torch's own Categorical; a subclass may shift them, say."""
     plain = torch.distributions.Categorical
     return isinstance(distribution, plain) and type(distribution).sample is plain.sample
-
-
-class _Sampler:
-    """Draws successors from rows that have few each, whose numbers ``indices`` tells; None where every state is one."""
-
-    def __init__(self, indices: Tensor | None, probabilities: Tensor) -> None:
-        self.indices = None if indices is None else indices.flatten()
-        self.most = probabilities.shape[-1]
-        self.invert = Inversion.of(probabilities)
-
-    def __call__(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
-        """Returns the successors in rows ``(N,)``, by draws ``(N,)``."""
-        if self.indices is None:
-            return self.invert(row, uniform, out)
-        place = row if self.most == 1 else self.invert(row, uniform).add_(row, alpha=self.most)
-        return torch.index_select(self.indices, 0, place, out=out)
 
 
 def _log_expect(kernel: Kernel, log_values: Tensor, out: Tensor | None) -> Tensor | None:
@@ -215,9 +194,6 @@ class DenseKernel:
     def distribution(self, state: Tensor, action: Tensor) -> Any:
         return dist.Categorical(logits=self._log_probabilities[state, action])
 
-    def draw(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
-        return self._sampler(row, uniform, out)
-
     @property
     def _everywhere(self) -> Tensor:
         return torch.arange(self.num_states, device=self.probabilities.device)
@@ -234,13 +210,13 @@ class DenseKernel:
         return log_or_minus_inf(self.probabilities)
 
     @cached_property
-    def _sampler(self) -> _Sampler:
+    def sampler(self) -> Sampler:
         rows = self.probabilities.detach().flatten(0, 1)
         most = int((rows > 0).sum(-1).max())
         if most == self.num_states:
-            return _Sampler(None, rows)
+            return Sampler(None, rows)
         largest = rows.topk(most, dim=-1)
-        return _Sampler(largest.indices, largest.values)
+        return Sampler(largest.indices, largest.values)
 
 
 class SparseKernel:
@@ -312,9 +288,6 @@ class SparseKernel:
         indices, probabilities = self.successors(state, action)
         return Successors(indices, probabilities, self.num_states)
 
-    def draw(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
-        return self._sampler(row, uniform, out)
-
     def _tracked(self, values: Tensor) -> bool:
         if is_deferred():  # nor may values be looked at, as the ways without gradient do
             return True
@@ -341,8 +314,8 @@ class SparseKernel:
             )
 
     @cached_property
-    def _sampler(self) -> _Sampler:
-        return _Sampler(self.indices.flatten(0, 1), self.probabilities.detach().flatten(0, 1))
+    def sampler(self) -> Sampler:
+        return Sampler(self.indices.flatten(0, 1), self.probabilities.detach().flatten(0, 1))
 
 
 def gathered(indices: Tensor, values: Tensor, num_states: int) -> Tensor:

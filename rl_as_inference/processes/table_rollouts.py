@@ -21,9 +21,9 @@ __all__ = ["rolled_out"]
 
 def rolled_out(process: TabularMDP, policy: Policy | None, num_trajectories: int, horizon: int) -> Trajectories:
     """Returns trajectories of a policy, of the prior where it is None."""
-    uniform = process.initial_probabilities.new_empty(2 * horizon, num_trajectories)
+    uniform = process.initial_probabilities.new_empty(horizon, 2, num_trajectories)
     table = table_for_rollouts(process, policy, num_trajectories, horizon, uniform.uniform_)
-    kernel, num_actions, draws = process.kernel, process.num_actions, uniform.unbind()
+    kernel, num_actions, (first, second) = process.kernel, process.num_actions, uniform.unbind(1)
     with torch.no_grad():
         state = process.initial().sample((num_trajectories,))
         rules = None if table is None else Inversion.of_steps(cumulated(table)) * (horizon // len(table))
@@ -32,18 +32,18 @@ def rolled_out(process: TabularMDP, policy: Policy | None, num_trajectories: int
     all_states, pairs = state.new_empty(horizon + 1, num_trajectories), state.new_empty(horizon, num_trajectories)
     (into, *following), rows, log_q = all_states.unbind(), pairs.unbind(), []
     state = into.copy_(state)
-    for t in range(horizon):
+    for t, (numbers, successor) in enumerate(zip(first.unbind(), kernel.sampler.along(second), strict=True)):
         if rules is None:
             assert policy is not None
             seen = state.clone()  # which the policy's gradient may keep, while the block is written on
             logits = process.log_probabilities(policy(seen, t), state, f"at step {t}")
-            action = invert(cumulated(logits.detach()), draws[2 * t][:, None])
+            action = invert(cumulated(logits.detach()), numbers[:, None])
             log_q.append(logits.gather(-1, action[:, None]).squeeze(-1))
         else:
-            action = rules[t](state, draws[2 * t])
+            action = rules[t](state, numbers)
         row = torch.add(action, state, alpha=num_actions, out=rows[t])
-        state = kernel.draw(row, draws[2 * t + 1], following[t])
-    del uniform, draws
+        state = successor(row, following[t])
+    del uniform, first, second, numbers, successor
     before = all_states[:-1]
     all_actions = torch.sub(pairs, before, alpha=num_actions)
     # Terminal states are never left, so the state alone tells who has ended.

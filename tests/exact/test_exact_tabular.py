@@ -758,7 +758,7 @@ def test_draws_of_the_next_state_have_the_tables_shares(kind):
             state, action = torch.full((n,), s), torch.full((n,), a)
             expected = mdp.kernel.probabilities[s, a]
             for drawn in (
-                process.kernel.draw(state * process.num_actions + action, torch.rand(len(state))),
+                process.kernel.sampler(state * process.num_actions + action, torch.rand(len(state))),
                 process.transition(state, action).sample(),
             ):
                 shares = torch.bincount(drawn, minlength=3) / n

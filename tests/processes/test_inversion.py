@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rl_as_inference as rlai
-from rl_as_inference.processes.inversion import Inversion, cumulated, invert
+from rl_as_inference.processes.inversion import Inversion, Sampler, cumulated, invert
 from tests.problems import random_mdp
 
 F32, F64 = torch.float32, torch.float64
@@ -96,6 +96,42 @@ def test_rollouts_are_zero_behind_the_end_and_learn_before_it(
     )
     for mine, plain in zip(own, torch.autograd.grad(terms.sum(), (reward, prior, policy.logits)), strict=True):
         torch.testing.assert_close(mine, plain)
+
+
+@pytest.mark.parametrize("kind", ["alike", "sure", "own", "many"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_samplers_find_what_a_search_of_each_row_finds(kind: str, dtype: torch.dtype) -> None:
+    """Rows that change at common numbers, also some that change at fewer, and rows that each have their own.
+
+    7,000 rows are more than are looked at first, and one row that is like no other may be behind them.
+    """
+    generator = torch.Generator().manual_seed(2)
+    probabilities = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=dtype).repeat(2334, 1)
+    if kind == "sure":
+        probabilities = torch.eye(3, dtype=dtype).repeat(2334, 1)
+    elif kind == "own":
+        probabilities[5001] = torch.tensor([0.1, 0.3, 0.6], dtype=dtype)
+    elif kind == "many":
+        probabilities = torch.rand(7002, 3, generator=generator, dtype=dtype)
+        probabilities /= probabilities.sum(-1, keepdim=True)
+    indices = torch.randint(50, probabilities.shape, generator=generator)
+    sampler = Sampler(indices, probabilities)
+    assert (sampler._edges is None) == (kind in ("own", "many"))
+    cumulative = cumulated(probabilities.log())
+    uniform = torch.rand(35, 2000, generator=generator, dtype=dtype)
+    edges = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=dtype)
+    uniform[0, :12] = torch.cat([edges, torch.nextafter(edges, edges + 1), torch.nextafter(edges, edges.new_zeros(4))])
+    row = torch.randint(7002, uniform.shape, generator=generator)
+    row[0, 100:200] = 5001
+    out = torch.empty_like(row)
+    for t, successor in enumerate(sampler.along(uniform)):
+        expected = indices[row[t], invert(cumulative[row[t]], uniform[t][:, None])]
+        assert torch.equal(successor(row[t], out[t]), expected)
+        assert torch.equal(out[t], expected)
+        assert torch.equal(sampler(row[t], uniform[t]), expected)
+    assert t == 34
+    every = Sampler(None, probabilities)  # whose outcomes are the states themselves
+    assert torch.equal(every(row[3], uniform[3]), invert(cumulative[row[3]], uniform[3][:, None]))
 
 
 def test_cumulated_ends_in_one() -> None:
