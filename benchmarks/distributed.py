@@ -102,9 +102,9 @@ def _worker(out: Path, quick: bool) -> None:
         spent: list[float] = []
         plain = process_groups._await
 
-        def timed(work: Any) -> None:
+        def timed(*args: Any) -> None:
             began = time.perf_counter()
-            plain(work)
+            plain(*args)
             spent.append(time.perf_counter() - began)
 
         for _ in range(rounds):

@@ -90,10 +90,8 @@ JOB = _Job()
 
 def add_up(tensor: Tensor) -> None:
     """Sums all ranks' tensors of one shape in place."""
-    if tensor.device.type != "cpu":
-        dist.all_reduce(tensor)
-    elif dist.get_world_size() > 2:
-        _await(dist.all_reduce(tensor, async_op=True))
+    if tensor.device.type != "cpu" or dist.get_world_size() > 2:
+        _await(dist.all_reduce(tensor, async_op=True), tensor)
     else:  # a ring of two sends each half there, and the sum of it back, where all of it could have gone at once
         first, second = exchanged(tensor.detach().expand(2, *tensor.shape), [1, 1], [1, 1])
         torch.add(first, second, out=tensor.detach())
@@ -116,18 +114,18 @@ def exchanged(
         if meanwhile is not None:
             meanwhile()
     finally:
-        _await(work)
+        _await(work, rows)
     return of_all
 
 
-def _await(work: Any) -> None:
+def _await(work: Any, sent: Tensor) -> None:
     """Waits for what is on its way, and awake where that is between processors: a sleeping core wakes late.
 
-    A step of 4,096 trajectories takes 32 ms on two ranks that sleep and 28 on two that do not.
+    A step of 4,096 trajectories took 32 ms on two ranks that slept and 28 on two that did not.
     """
     try:
-        end = time.monotonic() + _AWAKE
-        while _has_core() and not work.is_completed() and time.monotonic() < end:
+        end = time.monotonic() + (_AWAKE if sent.device.type == "cpu" and _has_core() else 0.0)
+        while time.monotonic() < end and not work.is_completed():
             os.sched_yield()
     finally:  # a signal's error waits until the numbers are no longer written on
         work.wait()
@@ -136,7 +134,7 @@ def _await(work: Any) -> None:
 @cache
 def _has_core() -> bool:
     """Returns whether each rank of this machine can have a core to itself."""
-    if dist.get_backend() == "nccl" or not hasattr(os, "sched_yield") or not hasattr(os, "sched_getaffinity"):
+    if not hasattr(os, "sched_yield") or not hasattr(os, "sched_getaffinity"):
         return False
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())) <= len(os.sched_getaffinity(0))
 

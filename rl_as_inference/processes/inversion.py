@@ -39,30 +39,27 @@ class Inversion:
 
     A search guesses at every draw how it goes on, and a processor that guesses wrong waits: of four outcomes a draw
     takes 18 ns. To count those that a uniform number has passed takes 5, and finds the same.
-
-    Args:
-        cumulative: ``(R, K)``, as of :func:`invert`.
     """
 
-    def __init__(self, cumulative: Tensor) -> None:
-        self._is_counted = cumulative.shape[-1] <= _FEW
-        self._held = _columns(cumulative) if self._is_counted else cumulative
+    def __init__(self, held: Tensor, counts: bool) -> None:
+        self._held, self._counts = held, counts
+
+    @classmethod
+    def of(cls, cumulative: Tensor) -> Inversion:
+        """Returns that of ``(R, K)``, as :func:`invert` takes them."""
+        return cls.of_steps(cumulative[None])[0]
 
     @classmethod
     def of_steps(cls, cumulative: Tensor) -> list[Inversion]:
         """Returns one for each step, of ``(T, R, K)``."""
-        counted = cumulative.shape[-1] <= _FEW
-        found = []
-        for held in (_columns(cumulative) if counted else cumulative).unbind():
-            one = cls.__new__(cls)
-            one._is_counted, one._held = counted, held
-            found.append(one)
-        return found
+        counts = cumulative.shape[-1] <= _FEW
+        held = cumulative[..., :-1].mT.contiguous() if counts else cumulative
+        return [cls(each, counts) for each in held.unbind()]
 
     def __call__(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns the ``k`` of rows ``(N,)`` at uniform numbers ``(N,)``; written into ``out``, if it is given."""
         # index_select takes less than half the time of self._held[row].
-        if self._is_counted:
+        if self._counts:
             return torch.sum(self._held.index_select(1, row) <= uniform, 0, out=out)
         k = invert(self._held.index_select(0, row), uniform[:, None])
         return k if out is None else out.copy_(k)
@@ -82,20 +79,19 @@ class Sampler:
 
     def __init__(self, indices: Tensor | None, probabilities: Tensor) -> None:
         cumulative = _summed(probabilities)
-        self._invert, self._num_cells = Inversion(cumulative), probabilities.shape[-1]
-        self._edges, self._successors = _common_edges(cumulative), indices
+        self._invert: Inversion | None = Inversion.of(cumulative)
+        self._num_cells, self._edges = probabilities.shape[-1], _common_edges(cumulative)
         if self._edges is not None:
             row = torch.arange(len(cumulative), device=cumulative.device)
             starts = torch.cat([self._edges.new_zeros(1), self._edges])
             outcomes = torch.stack([self._invert(row, start.expand(len(row))) for start in starts], -1)
-            self._successors = outcomes if indices is None else indices.gather(-1, outcomes)
-            self._num_cells = len(starts)
-        if self._successors is not None:
-            self._successors = self._successors.flatten()
+            indices = outcomes if indices is None else indices.gather(-1, outcomes)
+            self._invert, self._num_cells = None, len(starts)
+        self._successors = None if indices is None else indices.flatten()
 
     def __call__(self, row: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns the successors in rows ``(N,)``, by uniform numbers ``(N,)``; written into ``out`` if it is given."""
-        if self._edges is not None:
+        if self._invert is None:
             return self._successor(self._cells(uniform), row, out)
         if self._successors is None:
             return self._invert(row, uniform, out)
@@ -103,7 +99,7 @@ class Sampler:
 
     def along(self, uniform: Tensor) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
         """Yields for each of ``T`` steps what :meth:`__call__` does with its uniform numbers, of ``(T, N)``."""
-        if self._edges is None:
+        if self._invert is not None:
             for numbers in uniform.unbind():
                 yield lambda row, out, numbers=numbers: self(row, numbers, out)  # type: ignore[misc]
             return
@@ -122,16 +118,11 @@ class Sampler:
 
 
 def _common_edges(cumulative: Tensor) -> Tensor | None:
-    """Returns where any row of ``(R, K)`` changes, in (0, 1); None where these are many."""
+    """Returns where any row of ``(R, K)`` changes, in (0, 1); None where a table of them would be much larger."""
     some = cumulative[:: len(cumulative) // _LOOKED_AT + 1].unique()
-    if len(some) > _FEW or not torch.isin(cumulative, some).all():
-        return None
-    return some[(some > 0) & (some < 1)]
-
-
-def _columns(cumulative: Tensor) -> Tensor:
-    """Returns all but the last, ``(..., K - 1, R)``."""
-    return cumulative[..., :-1].mT.contiguous()
+    edges = some[(some > 0) & (some < 1)]
+    few = len(edges) < min(_FEW, 2 * cumulative.shape[-1]) and len(some) <= _FEW + 1
+    return edges if few and torch.isin(cumulative, some).all() else None
 
 
 def _summed(probabilities: Tensor) -> Tensor:

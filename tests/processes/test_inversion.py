@@ -36,7 +36,7 @@ def test_few_outcomes_are_counted_as_many_are_searched(num_outcomes: int, dtype:
     uniform = uniform[uniform < 1]
     row = torch.randint(7, uniform.shape, generator=generator)
     expected = invert(rows[row], uniform[:, None])
-    inversion, out = Inversion(rows), torch.empty_like(row)
+    inversion, out = Inversion.of(rows), torch.empty_like(row)
     assert torch.equal(inversion(row, uniform), expected)
     assert inversion(row, uniform, out) is out
     assert torch.equal(out, expected)
