@@ -12,8 +12,8 @@ __all__ = ["Inversion", "Sampler", "cumulated", "invert"]
 _FEW = 16
 """Outcomes that are compared with a uniform number one and all; of more, searching takes no longer."""
 
-_LOOKED_AT = 4096
-"""Rows that are looked at to see whether all may change at the same numbers."""
+_FEW_ROWS = 2**16
+"""Rows of which it is looked at whether all change at the same numbers; in more it takes as long to look one up."""
 
 _STEPS = 16
 """Steps whose uniform numbers are compared at once: more would not stay near the processor."""
@@ -118,11 +118,12 @@ class Sampler:
 
 
 def _common_edges(cumulative: Tensor) -> Tensor | None:
-    """Returns where any row of ``(R, K)`` changes, in (0, 1); None where a table of them would be much larger."""
-    some = cumulative[:: len(cumulative) // _LOOKED_AT + 1].unique()
-    edges = some[(some > 0) & (some < 1)]
-    few = len(edges) < min(_FEW, 2 * cumulative.shape[-1]) and len(some) <= _FEW + 1
-    return edges if few and torch.isin(cumulative, some).all() else None
+    """Returns where any row of ``(R, K)`` changes, in (0, 1); None where a table of them would be large."""
+    if len(cumulative) > _FEW_ROWS:
+        return None
+    edges = cumulative.unique()
+    edges = edges[(edges > 0) & (edges < 1)]
+    return edges if len(edges) < min(_FEW, 2 * cumulative.shape[-1]) else None
 
 
 def _summed(probabilities: Tensor) -> Tensor:

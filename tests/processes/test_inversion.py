@@ -98,25 +98,24 @@ def test_rollouts_are_zero_behind_the_end_and_learn_before_it(
         torch.testing.assert_close(mine, plain)
 
 
-@pytest.mark.parametrize("kind", ["alike", "sure", "own", "many"])
+@pytest.mark.parametrize("kind", ["alike", "sure", "own", "many", "large"])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_samplers_find_what_a_search_of_each_row_finds(kind: str, dtype: torch.dtype) -> None:
-    """Rows that change at common numbers, also some that change at fewer, and rows that each have their own.
-
-    7,000 rows are more than are looked at first, and one row that is like no other may be behind them.
-    """
+    """Rows that change at common numbers, also some that change at fewer, and rows that each have their own."""
     generator = torch.Generator().manual_seed(2)
     probabilities = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=dtype).repeat(2334, 1)
     if kind == "sure":
         probabilities = torch.eye(3, dtype=dtype).repeat(2334, 1)
-    elif kind == "own":
-        probabilities[5001] = torch.tensor([0.1, 0.3, 0.6], dtype=dtype)
+    elif kind == "own":  # one that is like no other
+        probabilities[5001] = torch.tensor([0.125, 0.375, 0.5], dtype=dtype)
     elif kind == "many":
         probabilities = torch.rand(7002, 3, generator=generator, dtype=dtype)
         probabilities /= probabilities.sum(-1, keepdim=True)
+    elif kind == "large":
+        probabilities = probabilities.repeat(10, 1)
     indices = torch.randint(50, probabilities.shape, generator=generator)
     sampler = Sampler(indices, probabilities)
-    assert (sampler._edges is None) == (kind in ("own", "many"))
+    assert (sampler._edges is None) == (kind in ("many", "large"))
     cumulative = cumulated(probabilities.log())
     uniform = torch.rand(35, 2000, generator=generator, dtype=dtype)
     edges = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=dtype)
