@@ -96,9 +96,9 @@ def in_shares(policy: Any, number: int, ask: Callable[[slice], Tensor], meanwhil
         answers = ask(slice(number))
         meanwhile()
         return answers
-    bounds = [Ranks(rank, ranks.size).bounds(number) for rank in range(ranks.size)]
-    rows = ask(slice(*bounds[ranks.rank]))
-    of_all: Tensor = _OfAllRanks.apply(rows, ranks, [end - begin for begin, end in bounds], meanwhile)  # type: ignore[no-untyped-call]
+    part = slice(*ranks.bounds(number))
+    sizes = [number // ranks.size + (rank < number % ranks.size) for rank in range(ranks.size)]
+    of_all: Tensor = _OfAllRanks.apply(ask(part), ranks, sizes, meanwhile)  # type: ignore[no-untyped-call]
     return of_all
 
 

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _MANY = 2048
-"""Trajectories for which a sum that goes back step by step, without moving time to the end, takes less time."""
+"""From so many trajectories on, summing step by step takes less time than moving time to the end and back."""
 
 
 def return_to_go(terms_t: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class Inversion:
 
     A search guesses at every draw how it goes on, and a processor that guesses wrong waits: of four outcomes a draw
     takes 18 ns. To count those that a uniform number has passed takes 5, and finds the same.
+
+    Args:
+        held: all columns but the last, ``(K - 1, R)``, where they are counted; else the rows.
+        counts: whether they are.
     """
 
     def __init__(self, held: Tensor, counts: bool) -> None:
@@ -121,9 +125,12 @@ def _common_edges(cumulative: Tensor) -> Tensor | None:
     """Returns where any row of ``(R, K)`` changes, in (0, 1); None where a table of them would be large."""
     if len(cumulative) > _FEW_ROWS:
         return None
-    edges = cumulative.unique()
-    edges = edges[(edges > 0) & (edges < 1)]
-    return edges if len(edges) < min(_FEW, 2 * cumulative.shape[-1]) else None
+    for rows in (cumulative[:_FEW], cumulative):  # of a world without such numbers the first rows tell
+        edges = rows.unique()
+        edges = edges[(edges > 0) & (edges < 1)]
+        if len(edges) >= min(_FEW, 2 * rows.shape[-1]):
+            return None
+    return edges
 
 
 def _summed(probabilities: Tensor) -> Tensor:
