@@ -539,7 +539,7 @@ def learners(steps: int = 40) -> dict[str, Any]:
                 "learned": digest(*(module for modules in agent.modules for module in modules.values())),
                 "moments": float(agent._update.tensors["second_moment"].sum()),
                 "replay": float(agent.replay.storage[:, :steps].double().sum()),
-                "updates": agent.num_updates,
+                "updates": agent.num_updates / agent.updates_per_step,
             }
             agent.close()
     return found
