@@ -22,7 +22,7 @@ __all__ = [
     "score_surrogate",
 ]
 
-_MANY = 2048
+_MANY = 4096
 """From so many trajectories on, summing step by step takes less time than moving time to the end and back."""
 
 
@@ -34,10 +34,11 @@ def return_to_go(terms_t: Tensor) -> Tensor:
         tensor([6., 5., 3.])
     """
     if terms_t[:1].numel() >= _MANY and not terms_t.requires_grad:  # in double precision, as ``cumsum`` does
-        to_go, running = torch.empty_like(terms_t), torch.zeros_like(terms_t[0], dtype=torch.float64)
-        for term, into in zip(reversed(terms_t.unbind()), reversed(to_go.unbind()), strict=True):
-            into.copy_(running.add_(term))
-        return to_go
+        running, to_go = torch.zeros_like(terms_t[0], dtype=torch.float64), []
+        for term in reversed(terms_t.unbind()):
+            running = running + term
+            to_go.append(running.to(terms_t.dtype))
+        return torch.stack(to_go[::-1])
     # Three times faster with time last, where one sum's numbers lie side by side.
     back = terms_t.flip(0).movedim(0, -1).contiguous()
     return back.cumsum(-1).movedim(-1, 0).flip(0)

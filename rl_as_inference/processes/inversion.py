@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from rl_as_inference.checks import is_deferred
+
 __all__ = ["Inversion", "Sampler", "cumulated", "invert"]
 
 _FEW = 16
@@ -123,7 +125,7 @@ class Sampler:
 
 def _common_edges(cumulative: Tensor) -> Tensor | None:
     """Returns where any row of ``(R, K)`` changes, in (0, 1); None where a table of them would be large."""
-    if len(cumulative) > _FEW_ROWS:
+    if len(cumulative) > _FEW_ROWS or is_deferred():  # nor may values be looked at
         return None
     for rows in (cumulative[:_FEW], cumulative):  # of a world without such numbers the first rows tell
         edges = rows.unique()

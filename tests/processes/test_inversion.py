@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import rl_as_inference as rlai
+from rl_as_inference.checks import deferred
 from rl_as_inference.processes.inversion import Inversion, Sampler, cumulated, invert
 from tests.problems import random_mdp
 
@@ -131,6 +132,22 @@ def test_samplers_find_what_a_search_of_each_row_finds(kind: str, dtype: torch.d
     assert t == 34
     every = Sampler(None, probabilities)  # whose outcomes are the states themselves
     assert torch.equal(every(row[3], uniform[3]), invert(cumulative[row[3]], uniform[3][:, None]))
+
+
+def test_many_tables_draw_at_once() -> None:
+    """Under ``vmap`` no value may be looked at: no common numbers are looked for."""
+    indices = torch.tensor([[[0, 1]], [[1, 2]], [[2, 0]]])
+    slips, state = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.arange(3)
+
+    def successors(probabilities: torch.Tensor) -> torch.Tensor:
+        with deferred():
+            mdp = rlai.TabularMDP.from_successors(
+                indices, probabilities.expand(3, 1, 2), torch.zeros(3, 1), torch.ones(3) / 3, horizon=2
+            )
+            return mdp.next_state(state, torch.zeros_like(state))
+
+    drawn = torch.func.vmap(successors, randomness="different")(slips)
+    assert drawn.tolist() == [[1, 2, 0], [0, 1, 2]]
 
 
 def test_cumulated_ends_in_one() -> None:
