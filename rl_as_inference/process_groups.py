@@ -92,9 +92,10 @@ def add_up(tensor: Tensor) -> None:
     """Sums all ranks' tensors of one shape in place."""
     if tensor.device.type != "cpu" or dist.get_world_size() > 2:
         _await(dist.all_reduce(tensor, async_op=True), tensor)
-    else:  # a ring of two sends each half there, and the sum of it back, where all of it could have gone at once
-        first, second = exchanged(tensor.detach().expand(2, *tensor.shape), [1, 1], [1, 1])
-        torch.add(first, second, out=tensor.detach())
+    else:  # a ring of two sends each half there, and the sum of it back, where all of it can go at once
+        to_other = [dist.get_rank(), 1 - dist.get_rank()]
+        (other,) = exchanged(tensor.detach()[None], to_other, to_other)
+        tensor.detach().add_(other)
 
 
 def exchanged(
