@@ -127,7 +127,8 @@ def _common_edges(cumulative: Tensor) -> Tensor | None:
     """Returns where any row of ``(R, K)`` changes, in (0, 1); None where a table of them would be large."""
     if len(cumulative) > _FEW_ROWS or is_deferred():  # nor may values be looked at
         return None
-    for rows in (cumulative[:_FEW], cumulative):  # of a world without such numbers the first rows tell
+    some = cumulative[:: -(-len(cumulative) // _FEW)]
+    for rows in (some, cumulative):  # of a world without such numbers a few rows tell
         edges = rows.unique()
         edges = edges[(edges > 0) & (edges < 1)]
         if len(edges) >= min(_FEW, 2 * rows.shape[-1]):
