@@ -91,7 +91,10 @@ JOB = _Job()
 def add_up(tensor: Tensor) -> None:
     """Sums all ranks' tensors of one shape in place."""
     if tensor.device.type != "cpu" or dist.get_world_size() > 2:
-        _await(dist.all_reduce(tensor, async_op=True), tensor)
+        held = tensor.detach().contiguous()
+        _await(dist.all_reduce(held, async_op=True), held)
+        if held.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(held)
     else:  # a ring of two sends each half there, and the sum of it back, where all of it can go at once
         to_other = [dist.get_rank(), 1 - dist.get_rank()]
         (other,) = exchanged(tensor.detach()[None], to_other, to_other)

@@ -33,7 +33,8 @@ def return_to_go(terms_t: Tensor) -> Tensor:
         >>> return_to_go(torch.tensor([1.0, 2.0, 3.0]))
         tensor([6., 5., 3.])
     """
-    if terms_t[:1].numel() >= _MANY and not terms_t.requires_grad:  # in double precision, as ``cumsum`` does
+    many = terms_t[:1].numel() >= _MANY and terms_t.device.type == "cpu"
+    if many and not terms_t.requires_grad:  # in double precision, as ``cumsum`` does
         running, to_go = torch.zeros_like(terms_t[0], dtype=torch.float64), []
         for term in reversed(terms_t.unbind()):
             running = running + term

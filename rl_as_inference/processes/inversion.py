@@ -80,13 +80,13 @@ class Sampler:
 
     Args:
         indices: which successors the outcomes are, ``(R, K)``; None where they are all states.
-        probabilities: ``(R, K)``.
+        probabilities: ``(R, K)``; of those that are learned no common numbers are looked for.
     """
 
     def __init__(self, indices: Tensor | None, probabilities: Tensor) -> None:
-        cumulative = _summed(probabilities)
+        cumulative, learns = _summed(probabilities.detach()), probabilities.requires_grad
         self._invert: Inversion | None = Inversion.of(cumulative)
-        self._num_cells, self._edges = probabilities.shape[-1], _common_edges(cumulative)
+        self._num_cells, self._edges = probabilities.shape[-1], None if learns else _common_edges(cumulative)
         if self._edges is not None:
             row = torch.arange(len(cumulative), device=cumulative.device)
             starts = torch.cat([self._edges.new_zeros(1), self._edges])

@@ -211,7 +211,7 @@ class DenseKernel:
 
     @cached_property
     def sampler(self) -> Sampler:
-        rows = self.probabilities.detach().flatten(0, 1)
+        rows = self.probabilities.flatten(0, 1)
         most = int((rows > 0).sum(-1).max())
         if most == self.num_states:
             return Sampler(None, rows)
@@ -315,7 +315,7 @@ class SparseKernel:
 
     @cached_property
     def sampler(self) -> Sampler:
-        return Sampler(self.indices.flatten(0, 1), self.probabilities.detach().flatten(0, 1))
+        return Sampler(self.indices.flatten(0, 1), self.probabilities.flatten(0, 1))
 
 
 def gathered(indices: Tensor, values: Tensor, num_states: int) -> Tensor:

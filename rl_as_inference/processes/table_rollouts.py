@@ -62,7 +62,7 @@ def rolled_out(process: TabularMDP, policy: Policy | None, num_trajectories: int
     elif table is None:
         log_policy = torch.where(mask, torch.stack(log_q), 0.0)
     else:
-        table = torch.where(process.terminal[:, None], 0.0, table)
+        table = torch.where(process.terminal[:, None], 0.0, table) if process.has_terminal else table
         log_policy = table.flatten(1).expand(horizon, -1).gather(1, pairs)
     return Trajectories(
         states=all_states,
