@@ -17,8 +17,8 @@ shared out.
 - ``communication``: the sum of the gradient and the two exchanges of a step (the table of log probabilities, and the
   gradient in it) by themselves, right after a barrier, as a share of the step; and the time spent in them in the fit,
   where a rank also waits for the other.
-- ``all_reduce``: seconds by size on loopback; latency and bandwidth are fitted to them. Two ranks send each other all
-  at once, ``latency + bytes / bandwidth``.
+- ``all_reduce``: seconds by size on loopback; latency and bandwidth are fitted to them. Two ranks send each other up
+  to 2 MiB at once, ``latency + bytes / bandwidth``, and more in a ring.
 - ``model``: no measurement. Steps/s up to 1,024 ranks from ``a + b n`` seconds of compute for ``n`` trajectories
   (measured at three numbers), of which the table's (measured by itself) are shared out; two exchanges, in which each
   rank sends the others its part of the table or theirs, ``latency + bytes (R-1) / (R bandwidth)``; and the gradient's

@@ -26,7 +26,10 @@ PATIENCE = "RLAI_RANK_SECONDS"
 """The environment's variable that says how long ranks wait for one that hangs; as long as PyTorch's, if unset."""
 
 _AWAKE = 0.005
-"""Seconds in which a rank that waits for a sum keeps its core awake."""
+"""Seconds in which a rank that waits for another keeps its core awake."""
+
+_AT_ONCE = 2**21
+"""Bytes that two ranks send each other at once; of more, a ring takes half of the time, and adds up in parts."""
 
 
 class _Job:
@@ -90,12 +93,12 @@ JOB = _Job()
 
 def add_up(tensor: Tensor) -> None:
     """Sums all ranks' tensors of one shape in place."""
-    if tensor.device.type != "cpu" or dist.get_world_size() > 2:
+    if tensor.device.type != "cpu" or dist.get_world_size() > 2 or tensor.nbytes > _AT_ONCE:
         held = tensor.detach().contiguous()
         _await(dist.all_reduce(held, async_op=True), held)
         if held.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(held)
-    else:  # a ring of two sends each half there, and the sum of it back, where all of it can go at once
+    else:  # the ring of two would send each half there, and the sum of it back
         to_other = [dist.get_rank(), 1 - dist.get_rank()]
         (other,) = exchanged(tensor.detach()[None], to_other, to_other)
         tensor.detach().add_(other)

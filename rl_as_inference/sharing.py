@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rl_as_inference.distributed import Ranks, joined, present
 
@@ -112,6 +113,7 @@ class _OfAllRanks(torch.autograd.Function):
         return ranks.exchange(for_all, [len(rows)] * ranks.size, sizes, meanwhile)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Any) -> Any:
         ranks, own = ctx.ranks, ctx.sizes[ctx.ranks.rank]
         parts = ranks.exchange(upstream[0], ctx.sizes, [own] * ranks.size)

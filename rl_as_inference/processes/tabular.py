@@ -255,7 +255,8 @@ class TabularMDP(MarkovDecisionProcess):
         if pathwise:  # to be told why not
             return super().next_state(state, action, pathwise=True)
         uniform = torch.rand(state.shape, dtype=self._like_dtype, device=state.device)
-        return self.kernel.sampler(state * self.num_actions + action, uniform)
+        row = state * self.num_actions + action
+        return self.kernel.sampler(row.flatten(), uniform.flatten()).view(row.shape)
 
     def _rollout(self, policy: Policy | None, num_trajectories: int, horizon: int, pathwise: bool) -> Trajectories:
         if pathwise:  # to be told why not

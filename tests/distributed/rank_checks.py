@@ -247,17 +247,28 @@ def exchanges(number: int = 7) -> dict[str, Any]:
     with joined() as ranks:
         own = ranks.rank + torch.arange(6.0).view(2, 3)
         ranks.add_up(turned := own.clone().mT)
+        ranks.add_up((strided := torch.arange(8.0))[::2])
+        ranks.add_up(large := torch.ones(2**20))  # goes another way than small ones
         found = {
             "sum": ranks.sum(own).tolist(),
             "number": ranks.sum(torch.tensor(ranks.rank + 1)).item(),
             "in place": turned.tolist(),
+            "strided": strided.tolist(),
+            "large": float(large.sum()),
             "gathered": [rows.tolist() for rows in ranks.gather(torch.full((ranks.rank + 1, 2), ranks.rank))],
             "numbers": torch.stack(ranks.gather(torch.ones(1) * ranks.rank)).tolist(),
         }
         with held_alike(ranks, ask):
             rows = in_shares(ask, number, ask, lambda: done.append(len(asked)))
-        (rows.square().sum() * (ranks.rank + 1)).backward()
+        loss = rows.square().sum() * (ranks.rank + 1)
+        loss.backward(retain_graph=True)
         assert leaf.grad is not None
+        (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        try:  # of the second order there is none, rather than a wrong one
+            slope.sum().backward()
+            found["second order"] = "there is one"
+        except RuntimeError as error:
+            found["second order"] = str(error)
         return found | {"rows": rows.tolist(), "asked": asked, "done": done, "slope": ranks.sum(leaf.grad).tolist()}
 
 

@@ -81,6 +81,9 @@ def test_ranks_exchange_what_each_has(tmp_path: Path, size: int) -> None:
         assert here["sum"] == total.tolist()
         assert here["number"] == sum(range(size + 1))
         assert here["in place"] == total.mT.tolist()
+        assert here["strided"] == [number * (1 if number % 2 else size) for number in range(8)]
+        assert here["large"] == size * 2**20
+        assert "once_differentiable" in here["second order"]
         assert here["gathered"] == [[[other, other]] * (other + 1) for other in range(size)]
         assert here["numbers"] == [[float(other)] for other in range(size)]
         assert (here["asked"], here["done"]) == ([list(bounds[rank])], [1])

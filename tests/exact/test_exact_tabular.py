@@ -767,6 +767,16 @@ def test_draws_of_the_next_state_have_the_tables_shares(kind):
                 assert ((shares - expected) / error).abs().max() < 4.5
 
 
+@both_kinds
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (2, 3)])
+def test_next_states_have_the_shape_of_states(kind, shape):
+    process = of_kind(random_mdp(40, terminal=True), kind)
+    state, action = torch.randint(3, shape), torch.randint(2, shape)
+    after = process.next_state(state, action)
+    assert after.shape == shape
+    assert (process.kernel.dense()[state, action].gather(-1, after[..., None]) > 0).all()
+
+
 @pytest.mark.parametrize("width", [0.0, 1.0, 30.0, 75.0, 85.0, 100.0, 500.0, 1e4])
 def test_float32_log_expectations_keep_their_digits_at_any_width(width):
     """The fast path scales by one constant; where that would underflow the slow path must take over."""
